@@ -1,0 +1,78 @@
+"""A user's words: the campaign file, the site, one run's specification, quantities."""
+
+from llem.campaign.architecture import (
+    Architecture,
+    CustomModel,
+    Decoder,
+    architecture_from_dict,
+)
+from llem.campaign.quantities import (
+    BUDGET_HELP,
+    MONEY,
+    Budget,
+    format_duration,
+    format_si,
+    parse_budget,
+    parse_bytes,
+    parse_count,
+    parse_duration,
+    slurm_time,
+)
+from llem.campaign.run import Layout, Predicted, Recipe, Run, TokenData
+
+__all__ = [
+    "BUDGET_HELP",
+    "MONEY",
+    "Architecture",
+    "Budget",
+    "Campaign",
+    "CustomModel",
+    "Decoder",
+    "Layout",
+    "Predicted",
+    "Recipe",
+    "Run",
+    "Site",
+    "TokenData",
+    "architecture_from_dict",
+    "campaign_from",
+    "campaign_to_dict",
+    "default_campaign",
+    "format_duration",
+    "format_si",
+    "load_campaign",
+    "load_site",
+    "parse_budget",
+    "parse_bytes",
+    "parse_count",
+    "parse_duration",
+    "site_names",
+    "site_of",
+    "slurm_time",
+]
+
+_LAZY = {
+    "Campaign": "llem.campaign.campaign",
+    "Site": "llem.campaign.site",
+    **dict.fromkeys(
+        (
+            "campaign_from",
+            "campaign_to_dict",
+            "default_campaign",
+            "load_campaign",
+            "load_site",
+            "site_names",
+            "site_of",
+        ),
+        "llem.campaign.load",
+    ),
+}
+
+
+def __getattr__(name: str) -> object:
+    # A rank reads runs, not campaign files: pydantic and YAML are imported only when asked for.
+    if name in _LAZY:
+        from importlib import import_module
+
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,103 @@
+"""The shape of a model, and what follows from it by arithmetic alone: parameters and FLOPs.
+
+The reference family is a Llama-style decoder: RMSNorm, rotary embedding, SwiGLU, no biases.
+Nothing here needs torch, so that a login node can count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoder:
+    """A decoder-only transformer of the `llama` family.
+
+    `width` is the size of the residual stream, `mlp_width` that of the SwiGLU hidden layer,
+    `context` the sequence length in tokens.
+    """
+
+    layers: int
+    width: int
+    heads: int
+    mlp_width: int
+    vocabulary: int
+    context: int
+    tied_embeddings: bool = True
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-5
+    family: str = "llama"
+
+    @property
+    def head_size(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def params_nonembedding(self) -> int:
+        """Parameters of the blocks and the last norm: neither embedding nor output layer."""
+        attention = 4 * self.width * self.width
+        mlp = 3 * self.width * self.mlp_width
+        norms = 2 * self.width
+        return self.layers * (attention + mlp + norms) + self.width
+
+    @property
+    def params(self) -> int:
+        """All parameters; tied embeddings are counted once."""
+        tables = 1 if self.tied_embeddings else 2
+        return self.params_nonembedding + tables * self.vocabulary * self.width
+
+    @property
+    def flops_per_token(self) -> int:
+        """Training FLOPs per token: 3 x forward, a multiply-add counted as two.
+
+        Matrix products of the blocks, attention over the whole context (as torch's counter
+        counts it: the causal mask saves nothing), and the output layer; embedding look-ups are
+        free. The convention of arXiv 2203.15556, appendix F, without its embedding term.
+        """
+        block = 2 * (4 * self.width * self.width + 3 * self.width * self.mlp_width)
+        attention = 2 * 2 * self.context * self.width
+        output = 2 * self.width * self.vocabulary
+        return 3 * (self.layers * (block + attention) + output)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CustomModel:
+    """A user's own model class, named by import path and built as `cls(**{size: value}, ...)`.
+
+    Called with token ids of shape (batch, context) it returns logits of shape
+    (batch, context, vocabulary). `params` is counted when the run is planned; FLOPs are 6 per
+    parameter and token, since only the author knows better.
+    """
+
+    class_path: str
+    size: str
+    value: int
+    params: int
+    vocabulary: int
+    context: int
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    family: str = "custom"
+
+    @property
+    def params_nonembedding(self) -> int:
+        return self.params
+
+    @property
+    def flops_per_token(self) -> int:
+        return 6 * self.params
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+Architecture = Decoder | CustomModel
+
+
+def architecture_from_dict(values: Mapping[str, Any]) -> Architecture:
+    """Inverse of `to_dict`."""
+    return CustomModel(**values) if values["family"] == "custom" else Decoder(**values)

@@ -1,0 +1,82 @@
+"""What may stand in a script: the guards that keep users' values out of the shell.
+
+A *directive* is a value that is rendered into a job script. It is refused unless every character
+is on a short list; no quoting is relied on. Everything else that a user types travels in the
+manifest, which is data.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+_DIRECTIVE = re.compile(r"[A-Za-z0-9_.,:=+@%/\[\]*-]+")
+_CONSTRAINT = re.compile(r"[A-Za-z0-9_.,:=+@%/\[\]*&|()!-]+")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+# `:` and `,` separate Apptainer's bind specifications; `%` is expanded by SLURM in file names.
+_PATH_FORBIDDEN = re.compile(r"[\x00-\x1f\x7f'\"`$\\!;&|<>*?(){}\[\],:%\u0085\u2028\u2029]")
+
+
+def shown(text: str) -> str:
+    """The offending characters of a refused value, named so that a reader can see them."""
+    return ascii(text if len(text) <= 60 else text[:57] + "...")
+
+
+def check_directive(value: str) -> str:
+    """A value for an `#SBATCH` line. Raises ValueError."""
+    if not _DIRECTIVE.fullmatch(value):
+        raise ValueError(
+            f"{shown(value)} cannot stand in a job script: letters, digits and _.,:=+@%/[]*- only"
+        )
+    return value
+
+
+def check_constraint(value: str) -> str:
+    """A node constraint, where SLURM's operators `&|()!` are allowed too. Raises ValueError."""
+    if not _CONSTRAINT.fullmatch(value):
+        raise ValueError(f"{shown(value)} is not a SLURM constraint")
+    return value
+
+
+def check_variable(value: str) -> str:
+    """The name of an environment variable. Raises ValueError."""
+    if not _VARIABLE.fullmatch(value):
+        raise ValueError(f"{shown(value)} is not the name of an environment variable")
+    return value
+
+
+def check_name(value: str) -> str:
+    """A campaign's or site's name, which becomes job and file names. Raises ValueError."""
+    if not _NAME.fullmatch(value):
+        raise ValueError(
+            f"{shown(value)} is not a name: letters, digits and ._- only, at most 64, "
+            "starting with a letter or digit"
+        )
+    return value
+
+
+def check_script_path(value: str) -> str:
+    """A path that is rendered (quoted) into a job script. Raises ValueError."""
+    if not value or value != value.strip() or value.startswith("-"):
+        raise ValueError(f"{shown(value)} is not a path")
+    if found := _PATH_FORBIDDEN.search(value):
+        raise ValueError(f"{shown(value)}: {ascii(found[0])} cannot stand in a job script's path")
+    return value
+
+
+def check_data_text(value: str) -> str:
+    """Text that travels as data: anything but the null character. Raises ValueError."""
+    if "\x00" in value:
+        raise ValueError("holds a null character")
+    return value
+
+
+Directive = Annotated[str, AfterValidator(check_directive)]
+Constraint = Annotated[str, AfterValidator(check_constraint)]
+Variable = Annotated[str, AfterValidator(check_variable)]
+Name = Annotated[str, AfterValidator(check_name)]
+ScriptPath = Annotated[str, AfterValidator(check_script_path)]
+DataText = Annotated[str, AfterValidator(check_data_text)]

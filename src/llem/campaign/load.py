@@ -1,0 +1,188 @@
+"""Reading a campaign or a site from YAML: every fault at once, with the path to the key."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from llem.campaign.campaign import Campaign
+from llem.campaign.quantities import Budget
+from llem.campaign.site import Site
+from llem.errors import Fault, InputError, did_you_mean
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def load_campaign(path: str | Path) -> Campaign:
+    """Read `campaign.yaml`. Raises InputError with every fault."""
+    return campaign_from(read_yaml(path), source=str(path))
+
+
+def campaign_from(values: Any, *, source: str = "campaign") -> Campaign:
+    """Validate a mapping as a campaign. Raises InputError with every fault."""
+    return _validate(Campaign, values, source)
+
+
+def default_campaign() -> Campaign:
+    """The built-in campaign that `llem quickstart` runs and `llem plan` falls back to."""
+    return campaign_from(builtin_yaml("defaults", "quickstart"), source="the built-in campaign")
+
+
+def site_of(campaign: Campaign) -> Site:
+    """The campaign's site: given in place, the user's own profile, or one that llem ships."""
+    return campaign.site if isinstance(campaign.site, Site) else load_site(campaign.site)
+
+
+def load_site(name: str) -> Site:
+    """A site by name: `$XDG_CONFIG_HOME/llem/sites/NAME.yaml`, then the shipped profiles."""
+    own = user_sites() / f"{name}.yaml"
+    if own.is_file():
+        return _validate(Site, read_yaml(own), str(own))
+    known = site_names()
+    if name not in known:
+        hint = did_you_mean(name, known) or f"known sites: {', '.join(known)}"
+        raise InputError("site", [Fault("site", f"no site profile {name!r}", hint)])
+    return _validate(Site, builtin_yaml("sites", name), f"the shipped site {name}")
+
+
+def user_sites() -> Path:
+    """The folder of the user's own site profiles."""
+    config = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
+    return Path(config) / "llem" / "sites"
+
+
+def site_names() -> list[str]:
+    """Every site profile that `load_site` finds, by name."""
+    shipped = {f.name for f in (files("llem.campaign") / "sites").iterdir()}
+    own = {f.name for f in user_sites().glob("*.yaml")} if user_sites().is_dir() else set()
+    return sorted(name.removesuffix(".yaml") for name in shipped | own if name.endswith(".yaml"))
+
+
+def builtin_yaml(folder: str, name: str) -> Any:
+    """A YAML file that ships inside the package."""
+    return _parse((files("llem.campaign") / folder / f"{name}.yaml").read_text(), f"{name}.yaml")
+
+
+def read_yaml(path: str | Path) -> Any:
+    """The content of a YAML file. Raises InputError naming the file and the line."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(str(path), ["there is no such file"]) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(str(path), [f"cannot be read: {error}"]) from None
+    return _parse(text, str(path))
+
+
+def _parse(text: str, source: str) -> Any:
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """SafeLoader that refuses a key given twice, where YAML keeps the last in silence."""
+
+    def mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = loader.construct_object(key_node, deep=True)
+            if key in seen:
+                line = key_node.start_mark.line + 1
+                raise InputError(source, [Fault(str(key), f"given twice (line {line})")])
+            seen.add(key)
+        return loader.construct_mapping(node, deep=True)
+
+    Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
+    try:
+        return yaml.load(text, Loader=Loader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise InputError(source, [Fault(where, f"not YAML: {problem}")]) from None
+
+
+def _validate(model: type[M], values: Any, source: str) -> M:
+    if not isinstance(values, Mapping):
+        raise InputError(source, ["expected a mapping of keys to values"])
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        faults = [_fault(model, item) for item in error.errors(include_url=False)]
+        raise InputError(source, list(dict.fromkeys(faults))) from None
+
+
+def _fault(model: type[BaseModel], error: Any) -> Fault:
+    # pydantic names the branch of a union in the path (`site.Site.nodes`): no key of the user's.
+    path = [part for i, part in enumerate(error["loc"]) if i == 0 or not _is_branch(part)]
+    shown = ".".join(str(part) for part in path)
+    match error["type"]:
+        case "extra_forbidden":
+            known = _keys(_model_at(model, path[:-1]))
+            near = did_you_mean(str(path[-1]), known) or f"known keys: {', '.join(known)}"
+            return Fault(shown, "unknown key", near)
+        case "missing":
+            return Fault(shown, "is required")
+        case "literal_error":
+            expected = error["ctx"]["expected"]
+            near = did_you_mean(str(error["input"]), [w.strip(" '") for w in expected.split(",")])
+            return Fault(shown, f"{error['input']!r} is not one of {expected}", near)
+        case "value_error":
+            return Fault(shown, str(error["ctx"]["error"]))
+        case _:
+            return Fault(shown, error["msg"].lower())
+
+
+def _is_branch(part: Any) -> bool:
+    return isinstance(part, str) and (part in ("Site", "[key]"))
+
+
+def _keys(model: type[BaseModel] | None) -> list[str]:
+    if model is None:
+        return []
+    return sorted(field.alias or name for name, field in model.model_fields.items())
+
+
+def _model_at(model: type[BaseModel], path: list[Any]) -> type[BaseModel] | None:
+    """The model that a path of keys leads to, through optional and union types."""
+    here: type[BaseModel] | None = model
+    for part in path:
+        fields = {f.alias or n: f for n, f in here.model_fields.items()} if here else {}
+        here = _model_in(fields[part].annotation) if part in fields else None
+    return here
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if get_origin(annotation) in (Union, UnionType, Annotated):
+        return next((m for a in get_args(annotation) if (m := _model_in(a))), None)
+    return None
+
+
+def campaign_to_dict(campaign: Campaign) -> dict[str, Any]:
+    """The campaign as plain data that `campaign_from` reads back: budgets as text."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, BaseModel):
+            fields = type(value).model_fields
+            return {
+                fields[name].alias or name: plain(getattr(value, name))
+                for name in fields
+                if getattr(value, name) is not None
+            }
+        if isinstance(value, Budget):
+            return f"{value.value!r} {value.unit}"
+        if isinstance(value, Mapping):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(item) for item in value]
+        return value
+
+    result = plain(campaign)
+    assert isinstance(result, dict)
+    return result

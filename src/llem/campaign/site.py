@@ -1,0 +1,83 @@
+"""The site: what a cluster (or a laptop) offers, in the user's words."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt
+
+from llem.campaign.guards import Constraint, DataText, Directive, Name, ScriptPath, Variable
+from llem.campaign.quantities import parse_bytes, parse_duration
+
+Seconds = Annotated[int, BeforeValidator(parse_duration)]
+Bytes = Annotated[int, BeforeValidator(parse_bytes)]
+
+
+class Strict(BaseModel):
+    """Unknown keys are faults; values are frozen once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class Gpu(Strict):
+    """One accelerator. Values left out are looked up by name in the planner's table."""
+
+    name: DataText = "cpu"
+    peak_flops: PositiveFloat | None = Field(None, description="dense FLOP/s at the run's precision")
+    memory: Bytes | None = None
+    power_w: PositiveFloat | None = Field(None, description="board power under load, watts")
+
+
+class Limits(Strict):
+    """What the scheduler allows one user."""
+
+    time: Seconds = 24 * 3600
+    array_size: PositiveInt = Field(1001, description="SLURM's MaxArraySize: caps the INDEX")
+    throttle: PositiveInt | None = Field(None, description="elements of an array at one time")
+
+
+class Container(Strict):
+    """The image that ranks and samplers run in, and how it is entered."""
+
+    image: ScriptPath
+    runtime: Literal["apptainer", "singularity"] = "apptainer"
+    gpu: Literal["none", "nv", "rocm"] = "nv"
+    binds: tuple[ScriptPath, ...] = ()
+
+
+class Prices(Strict):
+    """Applied late, and changed without running anything again."""
+
+    currency: Literal["EUR", "USD", "GBP", "CHF"] = "EUR"
+    per_gpu_hour: PositiveFloat | None = None
+    per_kwh: PositiveFloat | None = None
+
+
+class Site(Strict):
+    """Where a campaign runs. `gpus_per_node` is also the number of ranks on a node; a site
+    without GPUs counts CPU ranks instead."""
+
+    name: Name = "here"
+    executor: Literal["slurm", "local"] = "slurm"
+    partition: Directive | None = None
+    account: Directive | None = None
+    qos: Directive | None = None
+    reservation: Directive | None = None
+    constraint: Constraint | None = None
+    nodes: PositiveInt = Field(1, description="most nodes that one job may take")
+    gpus_per_node: PositiveInt = 1
+    cpus_per_rank: PositiveInt = 1
+    gpu: Gpu = Gpu()
+    gpu_request: Literal["gres", "gpus-per-node", "none"] = "gpus-per-node"
+    memory_per_node: Directive | None = None
+    overlap: bool = Field(True, description="the sampler runs in a step of its own (--overlap)")
+    limits: Limits = Limits()
+    concurrency: PositiveInt = Field(1, description="elements at one time on the local executor")
+    modules: tuple[Directive, ...] = ()
+    container: Container | None = None
+    environment: dict[Variable, DataText] = Field(default_factory=dict)
+    utilisation: PositiveFloat | None = Field(None, le=1, description="model FLOPs utilisation")
+    startup_s: float = Field(30.0, ge=0, description="fixed cost of starting an element, seconds")
+    pue: float = Field(1.0, ge=1)
+    carbon_g_per_kwh: float | None = Field(None, ge=0)
+    prices: Prices = Prices()

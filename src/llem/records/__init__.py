@@ -1,0 +1,36 @@
+"""The measurements: the HDF5 schema, its writer and its reader.
+
+Public: `rank_writer`, `node_writer`, `RecordWriter` (writer), `read_rank`, `read_node`,
+`RankRecord`, `NodeRecord`, `DeviceSeries`, `RecordError` (reader), `Phase` and the table layouts
+(schema).
+"""
+
+from llem.records.reader import (
+    DeviceSeries,
+    NodeRecord,
+    RankRecord,
+    RecordError,
+    read_node,
+    read_rank,
+)
+from llem.records.schema import DOMAINS, QUALITIES, SAMPLES, SCHEMA, STEPS, Phase
+from llem.records.writer import RecordWriter, node_writer, rank_writer, samples_table
+
+__all__ = [
+    "DOMAINS",
+    "QUALITIES",
+    "SAMPLES",
+    "SCHEMA",
+    "STEPS",
+    "DeviceSeries",
+    "NodeRecord",
+    "Phase",
+    "RankRecord",
+    "RecordError",
+    "RecordWriter",
+    "node_writer",
+    "rank_writer",
+    "read_node",
+    "read_rank",
+    "samples_table",
+]

@@ -1,0 +1,88 @@
+"""The HDF5 schema of records: table layouts and codes, in one place.
+
+Times are int64 nanoseconds: `t*_ns` of CLOCK_MONOTONIC on the host that wrote the file, which
+`/clock` ties to the wall clock. A value that was not measured is NaN, and an event says why.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+
+SCHEMA = "llem-record-1"
+
+# One row per optimiser step of one rank. `tokens_rank` are the tokens that this rank read,
+# `tokens_unique` those of them that no other rank and no earlier step has read.
+# `loss` is this rank's mean training loss in nats per token; e*_mj are the device counter's
+# readings at the step's ends where they are cheap to take.
+STEPS = np.dtype(
+    [
+        ("step", "<i8"),
+        ("t0_ns", "<i8"),
+        ("t1_ns", "<i8"),
+        ("tokens_rank", "<i8"),
+        ("tokens_unique", "<i8"),
+        ("loss", "<f8"),
+        ("grad_norm", "<f8"),
+        ("lr", "<f8"),
+        ("e0_mj", "<f8"),
+        ("e1_mj", "<f8"),
+        ("phase", "<u1"),
+    ]
+)
+
+# One row per evaluation (rank 0 only): mean loss over the held-out tokens and its standard error.
+EVALS = np.dtype(
+    [
+        ("step", "<i8"),
+        ("t0_ns", "<i8"),
+        ("t1_ns", "<i8"),
+        ("loss", "<f8"),
+        ("loss_se", "<f8"),
+        ("tokens", "<i8"),
+    ]
+)
+
+# One row per device and sample; `read_ns` is how long the reading took.
+SAMPLES = np.dtype(
+    [
+        ("t_ns", "<i8"),
+        ("read_ns", "<i8"),
+        ("energy_mj", "<f8"),
+        ("power_mw", "<f8"),
+        ("temperature_c", "<f4"),
+        ("utilization", "<f4"),
+        ("clock_mhz", "<f4"),
+        ("throttle", "<u8"),
+        ("flags", "<u2"),
+    ]
+)
+
+CLOCK = np.dtype(
+    [("t_mono_ns", "<i8"), ("t_wall_ns", "<i8"), ("peer_offset_ns", "<f8"), ("rtt_ns", "<f8")]
+)
+
+# Fixed-length text: HDF5's single-writer mode cannot grow variable-length strings.
+EVENTS = np.dtype([("t_ns", "<i8"), ("code", "S32"), ("text", "S256")])
+
+BASELINE = np.dtype([("uuid", "S64"), ("power_idle_mw", "<f8"), ("samples", "<i8"), ("sd", "<f8")])
+
+CHUNK_ROWS = 4096
+
+
+class Phase(IntEnum):
+    """What a step's time was spent on."""
+
+    WARMUP = 0
+    TRAIN = 1
+    DECAY = 2
+    EVALUATION = 3
+    CHECKPOINT = 4
+
+
+# Where a device's energy lies; `contains` in its attributes names domains that must not be added.
+DOMAINS = ("gpu", "module", "package", "dram", "node")
+
+# How a device's energy was found, best first.
+QUALITIES = ("counter", "integral", "model", "none")
