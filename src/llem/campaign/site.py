@@ -78,6 +78,7 @@ class Site(Strict):
     environment: dict[Variable, DataText] = Field(default_factory=dict)
     utilisation: PositiveFloat | None = Field(None, le=1, description="model FLOPs utilisation")
     startup_s: float = Field(30.0, ge=0, description="fixed cost of starting an element, seconds")
+    pack_s: float | None = Field(None, ge=0, description="short runs are packed into elements this long; 0: one run each")
     pue: float = Field(1.0, ge=1)
     carbon_g_per_kwh: float | None = Field(None, ge=0)
     prices: Prices = Prices()

@@ -1,10 +1,11 @@
 """The measurements: the HDF5 schema, its writer and its reader.
 
 Public: `rank_writer`, `node_writer`, `RecordWriter` (writer), `read_rank`, `read_node`,
-`RankRecord`, `NodeRecord`, `DeviceSeries`, `RecordError` (reader), `Phase` and the table layouts
-(schema).
+`RankRecord`, `NodeRecord`, `DeviceSeries`, `RecordError` (reader), `host_meta` (host), `Phase`,
+`SampleFlag` and the table layouts (schema).
 """
 
+from llem.records.host import host_meta
 from llem.records.reader import (
     DeviceSeries,
     NodeRecord,
@@ -13,7 +14,7 @@ from llem.records.reader import (
     read_node,
     read_rank,
 )
-from llem.records.schema import DOMAINS, QUALITIES, SAMPLES, SCHEMA, STEPS, Phase
+from llem.records.schema import DOMAINS, QUALITIES, SAMPLES, SCHEMA, STEPS, Phase, SampleFlag
 from llem.records.writer import RecordWriter, node_writer, rank_writer, samples_table
 
 __all__ = [
@@ -28,6 +29,8 @@ __all__ = [
     "RankRecord",
     "RecordError",
     "RecordWriter",
+    "SampleFlag",
+    "host_meta",
     "node_writer",
     "rank_writer",
     "read_node",

@@ -81,13 +81,15 @@ def read_node(path: str | Path) -> NodeRecord:
             meta=file.meta,
             closed=file.closed,
             devices=tuple(
-                DeviceSeries(uuid, file.attrs(f"devices/{uuid}"), file.table(f"devices/{uuid}/samples"))
+                DeviceSeries(
+                    uuid, file.attrs(f"devices/{uuid}"), file.table(f"devices/{uuid}/samples")
+                )
                 for uuid in file.children("devices")
             ),
             clock=file.table("clock"),
             events=file.table("events"),
             baseline=file.table("baseline"),
-        )  # fmt: skip
+        )
 
 
 class _Opened:

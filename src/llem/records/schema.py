@@ -6,7 +6,7 @@ Times are int64 nanoseconds: `t*_ns` of CLOCK_MONOTONIC on the host that wrote t
 
 from __future__ import annotations
 
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 
 import numpy as np
 
@@ -79,6 +79,13 @@ class Phase(IntEnum):
     DECAY = 2
     EVALUATION = 3
     CHECKPOINT = 4
+
+
+class SampleFlag(IntFlag):
+    """What is to be known about one sample."""
+
+    READ_FAILED = 1  # the meter could not be read; its values are NaN
+    LATE = 2  # taken more than one interval after its time on the grid
 
 
 # Where a device's energy lies; `contains` in its attributes names domains that must not be added.

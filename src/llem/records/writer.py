@@ -7,6 +7,7 @@ A file is never opened again for writing: the next attempt has files of its own.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
@@ -124,6 +125,17 @@ class RecordWriter:
             self._flush()
             self._file["meta"].attrs.modify("closed", 1)
             self._file.close()
+
+    def abandon(self) -> None:
+        """Let go of a file that cannot be written any more, without marking it as closed.
+
+        What was flushed stays readable. Never raises: HDF5 itself may refuse to close such a file.
+        """
+        with self._lock:
+            for rows in self._buffers.values():
+                rows.clear()
+            with contextlib.suppress(OSError, RuntimeError, ValueError):
+                self._file.close()
 
     def __enter__(self) -> RecordWriter:
         return self

@@ -1,0 +1,74 @@
+"""The command line: one thin module per command, imported when it is called.
+
+Exit status: 0 done, 1 the work failed, 2 the call or a file was wrong, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+# command -> what it does, in the order of a campaign. Each is a module of this package.
+COMMANDS = {
+    "quickstart": "the whole path on this machine: a law, an optimum, its energy, in minutes",
+    "init": "write a campaign.yaml to start from",
+    "plan": "turn a budget into runs and array jobs",
+    "submit": "submit a planned campaign (SLURM), or run it here (local)",
+    "status": "where every run of a campaign stands",
+    "wait": "wait until nothing of a campaign is queued or running",
+    "cancel": "stop a campaign; what has finished stays",
+    "logs": "show the log of a run",
+    "run": "plan, run, aggregate, fit and report in one call",
+    "aggregate": "raw records -> observations.csv",
+    "fit": "observations -> the law, its intervals and the optimum",
+    "report": "one page with the answer and its plots",
+    "finish": "aggregate, fit and report in one call",
+    "measure": "measure the energy of any command",
+    "energy": "the energy in a record, by device",
+    "image": "build or verify the Apptainer image",
+    "doctor": "check this machine for what a campaign needs",
+}
+
+_USAGE = """\
+llem: how big should the model be, on how many tokens, and what will it cost?
+
+usage: llem COMMAND [options]        llem COMMAND --help tells more, with examples
+
+{commands}
+
+examples:
+  llem quickstart
+  llem plan campaign.yaml --budget "500 GPUh" --out runs/first
+  llem submit runs/first
+  llem fit observations.csv --target 1e24
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of the `llem` command; returns the exit status."""
+    try:
+        return _main(sys.argv[1:] if argv is None else argv)
+    except BrokenPipeError:
+        # A reader such as `head` left: what it took was enough. Python would complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _main(args: list[str]) -> int:
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(_USAGE.format(commands="\n".join(f"  {n:<12}{s}" for n, s in COMMANDS.items())))
+        return 0 if args else 2
+    if args[0] in ("-V", "--version", "version"):
+        from llem._version import __version__
+
+        print(f"llem {__version__}")
+        return 0
+    if args[0] not in COMMANDS:
+        from llem.errors import did_you_mean
+
+        hint = did_you_mean(args[0], list(COMMANDS)) or "see `llem --help`"
+        print(f"llem: no command {args[0]!r}: {hint}", file=sys.stderr)
+        return 2
+    from llem.cli._command import call
+
+    return call(args[0], args[1:])

@@ -1,0 +1,119 @@
+"""What all commands share: parsing, errors as lines and exit statuses, interruption."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NoReturn, Protocol
+
+from llem.errors import Fault, InputError, LlemError, did_you_mean
+
+INTERRUPTED = 130
+
+
+class Command(Protocol):
+    """A command's module: `EXAMPLE`, `add_arguments`, `run`."""
+
+    EXAMPLE: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with llem's way of saying what is wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        hint = ""
+        if message.startswith("unrecognized arguments:"):
+            word = message.split(":", 1)[1].split()[0]
+            known = [o for action in self._actions for o in action.option_strings]
+            hint = f" ({near})" if (near := did_you_mean(word, known)) else ""
+        print(f"{self.prog}: {message}{hint}; see `{self.prog} --help`", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def call(name: str, argv: list[str]) -> int:
+    """Parse and run one command; every error of llem's becomes lines and a status."""
+    from llem.cli import COMMANDS
+
+    command: Command = import_module(f"llem.cli.{name}")  # type: ignore[assignment]
+    parser = _Parser(
+        prog=f"llem {name}",
+        description=COMMANDS[name][0].upper() + COMMANDS[name][1:] + ".",
+        epilog=f"example:\n{command.EXAMPLE}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    command.add_arguments(parser)
+    try:
+        return command.run(parser.parse_args(argv))
+    except SystemExit as leave:
+        return leave.code if isinstance(leave.code, int) else 1
+    except LlemError as error:
+        for line in error.lines():
+            print(f"llem: {line}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        print("llem: interrupted; nothing that was finished is lost", file=sys.stderr)
+        return INTERRUPTED
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """The `--json` of every command that prints results."""
+    parser.add_argument("--json", action="store_true", help="print JSON alone on standard output")
+
+
+def add_folder(parser: argparse.ArgumentParser) -> None:
+    """The campaign folder that most commands take."""
+    parser.add_argument("dir", type=Path, metavar="DIR", help="the campaign folder of `llem plan`")
+
+
+def add_late_options(parser: argparse.ArgumentParser) -> None:
+    """What is applied when records are aggregated; left out, the site's values hold."""
+    group = parser.add_argument_group("applied late (default: the site's values)")
+    group.add_argument("--pue", type=float, metavar="X", help="power usage effectiveness, 1.0 or more")
+    group.add_argument("--carbon", type=float, metavar="G", help="carbon intensity, g CO2 per kWh")
+    group.add_argument("--price-per-kwh", type=float, metavar="P")
+    group.add_argument("--price-per-gpu-hour", type=float, metavar="P")
+
+
+def late_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The late options as keywords of `aggregate_campaign`. Raises InputError."""
+    faults = []
+    if args.pue is not None and args.pue < 1:
+        faults.append(Fault("--pue", f"{args.pue:g} is below 1"))
+    for name in ("carbon", "price_per_kwh", "price_per_gpu_hour"):
+        if getattr(args, name) is not None and getattr(args, name) < 0:
+            faults.append(Fault(f"--{name.replace('_', '-')}", "is negative"))
+    if faults:
+        raise InputError("the call", faults)
+    return {
+        "pue": args.pue,
+        "carbon_g_per_kwh": args.carbon,
+        "price_per_kwh": args.price_per_kwh,
+        "price_per_gpu_hour": args.price_per_gpu_hour,
+    }
+
+
+def print_json(value: Any) -> None:
+    """JSON on standard output, NaN as null."""
+    from llem.cluster.files import finite_or_none
+
+    print(json.dumps(finite_or_none(value), indent=1, allow_nan=False))
+
+
+def note(text: str) -> None:
+    """A line for people, on standard error, so that standard output stays for results."""
+    print(text, file=sys.stderr)
+
+
+def option(name: str, read: Callable[[str], Any], text: str) -> Any:
+    """Read an option's text with a function that raises ValueError. Raises InputError."""
+    try:
+        return read(text)
+    except ValueError as error:
+        raise InputError("the call", [Fault(name, str(error))]) from None

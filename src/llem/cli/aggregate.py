@@ -1,0 +1,37 @@
+"""`llem aggregate`."""
+
+from __future__ import annotations
+
+import argparse
+
+from llem.cli._command import add_folder, add_json, add_late_options, late_options, note, print_json
+
+EXAMPLE = """  llem aggregate runs/first
+  llem aggregate runs/first --pue 1.2 --price-per-kwh 0.25 --json"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_folder(parser)
+    add_late_options(parser)
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from collections import Counter
+    from dataclasses import asdict
+
+    from llem.cluster import CampaignFolder
+    from llem.pipeline import OBSERVATIONS_FILE, aggregate_campaign
+
+    folder = CampaignFolder(args.dir)
+    aggregation = aggregate_campaign(folder, **late_options(args))
+    for problem in aggregation.problems:
+        note(f"problem: {problem}")
+    rows = [asdict(row) for row in aggregation.observations]
+    if args.json:
+        print_json({"observations": rows, "problems": list(aggregation.problems)})
+    else:
+        counts = Counter(row["status"] for row in rows)
+        print(f"{len(rows)} runs: " + ", ".join(f"{n} {s}" for s, n in sorted(counts.items())))
+    note(f"written: {folder.results / OBSERVATIONS_FILE}")
+    return 0

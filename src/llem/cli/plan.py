@@ -1,0 +1,65 @@
+"""`llem plan`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from llem.campaign import Campaign, default_campaign, load_campaign, parse_budget
+from llem.cli._command import add_json, note, option, print_json
+from llem.errors import Fault, InputError
+
+EXAMPLE = """  llem plan campaign.yaml --budget "500 GPUh" --out runs/first
+  llem plan --budget 1e12FLOP --out /tmp/try      # campaign.yaml here, or the built-in one
+  llem plan campaign.yaml --dry-run --json"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("campaign", nargs="?", type=Path, metavar="CAMPAIGN.yaml")
+    parser.add_argument("--budget", help="overrides the campaign's: 1e20, 3 EFLOP, 500 GPUh, 2 kWh")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: the campaign's name")
+    parser.add_argument("--dry-run", action="store_true", help="write nothing but built-in data")
+    parser.add_argument("--replace", action="store_true", help="put this plan in another's place")
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from llem.pipeline import plan_campaign
+
+    campaign, base = find_campaign(args.campaign)
+    budget = option("--budget", parse_budget, args.budget) if args.budget else None
+    planned = plan_campaign(
+        campaign, out=args.out or Path(campaign.name), base=base, budget=budget,
+        replace_old=args.replace, write=not args.dry_run,
+    )  # fmt: skip
+    if args.json:
+        print_json({**planned.plan.to_dict(), "folder": str(planned.folder.root)})
+    else:
+        from llem.cli._show import plan_tables
+
+        plan_tables(planned.plan)
+    where = planned.folder.root
+    if args.dry_run:
+        note(f"dry run: {where} was not written")
+    elif planned.changed:
+        note(f"written: {where}; next: llem submit {where}")
+    else:
+        note(f"{where} holds this plan already; nothing was changed")
+    return 0
+
+
+def find_campaign(path: Path | None) -> tuple[Campaign, Path]:
+    """The named campaign, `campaign.yaml` here, or the built-in one; and its folder."""
+    if path is not None:
+        return load_campaign(path), path.resolve().parent
+    here = Path("campaign.yaml")
+    if here.is_file():
+        return load_campaign(here), Path.cwd()
+    note("no campaign.yaml here: the built-in campaign (see `llem init`)")
+    return default_campaign(), Path.cwd()
+
+
+def require_folder(path: Path) -> None:
+    """Raise InputError early where DIR is no folder at all."""
+    if not path.is_dir():
+        raise InputError(str(path), [Fault("", "no such folder", "make one with `llem plan`")])

@@ -1,0 +1,78 @@
+"""`llem submit`."""
+
+from __future__ import annotations
+
+import argparse
+
+from llem.cli._command import INTERRUPTED, add_folder, add_json, note, print_json
+
+EXAMPLE = """  llem submit runs/first
+  llem submit runs/first --dry-run     # print the scripts; SLURM is not asked"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_folder(parser)
+    parser.add_argument("--dry-run", action="store_true", help="print what would be submitted")
+    parser.add_argument("--no-finish", action="store_true", help="no job that fits at the end")
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from llem.cluster import CampaignFolder, submit
+
+    folder = CampaignFolder(args.dir)
+    plan = folder.load_plan()
+    if args.dry_run:
+        return _dry_run(folder, plan, as_json=args.json)
+    if plan.site.executor == "local":
+        return _run_here(folder, plan, as_json=args.json)
+    done = submit(folder, plan, finish=not args.no_finish)
+    if args.json:
+        print_json({"new": done.new, "before": done.before})
+    else:
+        for name, job in done.new.items():
+            print(f"{name}: job {job}")
+        for name, job in done.before.items():
+            print(f"{name}: job {job}, submitted before")
+        note(f"next: llem status {args.dir}")
+    return 0
+
+
+def _dry_run(folder, plan, *, as_json: bool) -> int:  # type: ignore[no-untyped-def]
+    scripts = [folder.script(array.name) for array in plan.arrays] + [folder.script("finish")]
+    if plan.site.executor == "local":
+        scripts = [folder.manifest(array.name) for array in plan.arrays]
+    if as_json:
+        print_json({"scripts": {p.name: p.read_text() for p in scripts}})
+        return 0
+    for path in scripts:
+        print(f"# --- {path}")
+        print(path.read_text())
+    return 0
+
+
+def _run_here(folder, plan, *, as_json: bool) -> int:  # type: ignore[no-untyped-def]
+    from llem.cli._show import watching
+    from llem.cluster import campaign_state, run_locally
+
+    with watching(plan) as watch:
+        outcome = run_locally(folder, plan, watch=watch)
+    state = campaign_state(folder, plan)
+    if as_json:
+        print_json(state.to_dict())
+    else:
+        note(", ".join(f"{n} {status}" for status, n in state.counts.items()))
+    return local_status(outcome, folder)
+
+
+def local_status(outcome, folder) -> int:  # type: ignore[no-untyped-def]
+    """Say what failed or was interrupted on the local executor; the exit status."""
+    for name, log in outcome.failed:
+        note(f"element {name} failed; the end of {log}:")
+        tail = log.read_text(errors="replace").splitlines()[-5:] if log.is_file() else []
+        for line in tail:
+            note(f"  {line}")
+    if outcome.interrupted:
+        note(f"interrupted; finished runs are kept: `llem submit {folder.root}` goes on")
+        return INTERRUPTED
+    return 1 if outcome.failed else 0

@@ -1,0 +1,26 @@
+"""What acts on a cluster: rendering, submitting, watching; SLURM and the local executor."""
+
+from llem.cluster.files import finite_or_none, write_json, write_text
+from llem.cluster.folder import CampaignFolder
+from llem.cluster.local import LocalOutcome, run_locally
+from llem.cluster.render import render_files
+from llem.cluster.state import CampaignState, RunState, campaign_state, submitted_jobs
+from llem.cluster.submit import Submission, cancel, submit, wait
+
+__all__ = [
+    "CampaignFolder",
+    "CampaignState",
+    "LocalOutcome",
+    "RunState",
+    "Submission",
+    "campaign_state",
+    "cancel",
+    "finite_or_none",
+    "render_files",
+    "run_locally",
+    "submit",
+    "submitted_jobs",
+    "wait",
+    "write_json",
+    "write_text",
+]

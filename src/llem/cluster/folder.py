@@ -1,0 +1,149 @@
+"""The campaign folder: where each file of a campaign lies, and how a plan is written into it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llem.cluster.files import finite_or_none, write_json, write_text
+from llem.errors import Fault, InputError, LlemError
+from llem.planning import Plan
+
+END_SCHEMA = "llem-end-1"
+# Statuses after which a run is not tried again by itself.
+FINAL = frozenset({"completed", "diverged"})
+
+
+@dataclass(frozen=True)
+class CampaignFolder:
+    """Paths of one campaign; `root` is what the commands call DIR."""
+
+    root: Path
+
+    @property
+    def plan_file(self) -> Path:
+        return self.root / "plan.json"
+
+    @property
+    def jobs(self) -> Path:
+        return self.root / "jobs"
+
+    @property
+    def logs(self) -> Path:
+        return self.jobs / "logs"
+
+    @property
+    def submitted_file(self) -> Path:
+        return self.jobs / "submitted.json"
+
+    @property
+    def stop_file(self) -> Path:
+        return self.jobs / "stop"
+
+    @property
+    def results(self) -> Path:
+        return self.root / "results"
+
+    def run(self, run_id: str) -> Path:
+        return self.root / "runs" / run_id
+
+    def checkpoints(self, run_id: str) -> Path:
+        return self.run(run_id) / "checkpoints"
+
+    def manifest(self, array: str) -> Path:
+        return self.jobs / f"{array}.jsonl"
+
+    def script(self, array: str) -> Path:
+        return self.jobs / f"{array}.sbatch"
+
+    def attempts(self, run_id: str) -> list[Path]:
+        """The attempts of a run, oldest first."""
+        found = [p for p in self.run(run_id).glob("attempt-*") if p.name[8:].isdigit()]
+        return sorted(found, key=lambda path: int(path.name[8:]))
+
+    def new_attempt(self, run_id: str) -> Path:
+        """Make the folder of the next attempt; two makers never get the same one."""
+        number = int(self.attempts(run_id)[-1].name[8:]) + 1 if self.attempts(run_id) else 0
+        while True:
+            path = self.run(run_id) / f"attempt-{number}"
+            try:
+                path.mkdir(parents=True)
+            except FileExistsError:
+                number += 1
+            else:
+                return path
+
+    def ends(self, run_id: str) -> list[dict[str, Any]]:
+        """The end records of a run, oldest first; an attempt that was killed has none."""
+        records = []
+        for attempt in self.attempts(run_id):
+            try:
+                records.append(json.loads((attempt / "end.json").read_text()))
+            except (OSError, ValueError):
+                continue
+        return records
+
+    def final_end(self, run_id: str) -> dict[str, Any] | None:
+        """The end record that settles the run, if there is one."""
+        return next((end for end in self.ends(run_id) if end.get("status") in FINAL), None)
+
+    def load_plan(self) -> Plan:
+        """Read plan.json. Raises InputError where DIR is not a campaign folder."""
+        return Plan.from_dict(self.plan_values())
+
+    def plan_values(self) -> dict[str, Any]:
+        """plan.json as plain data. Raises InputError."""
+        try:
+            values = json.loads(self.plan_file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            fault = Fault("", "no plan.json: not a campaign folder", "make one with `llem plan`")
+            raise InputError(str(self.root), [fault]) from None
+        except (OSError, ValueError) as error:
+            raise InputError(str(self.plan_file), [f"cannot be read: {error}"]) from None
+        if not isinstance(values, dict):
+            raise InputError(str(self.plan_file), ["not a plan"])
+        return values
+
+    def write_plan(self, plan: Plan, files: Mapping[Path, str], *, replace: bool = False) -> bool:
+        """Write plan.json and the files of its arrays; False where all stood so already.
+
+        Refuses to put a plan in the place of another one, whose records would lose their plan.
+        """
+        values = finite_or_none(plan.to_dict())
+        if self.plan_file.is_file() and not replace:
+            old = self.plan_values()
+            if old.get("digest") != values["digest"]:
+                raise InputError(
+                    str(self.root),
+                    [Fault("plan.json", f"holds another plan ({old.get('digest')})",
+                           "choose another --out, or --replace it")],
+                )  # fmt: skip
+        changed = write_json(self.plan_file, values)
+        for path, text in files.items():
+            changed = write_text(path, text) or changed
+        self.logs.mkdir(parents=True, exist_ok=True)
+        return changed
+
+    @contextmanager
+    def locked(self, what: str) -> Iterator[None]:
+        """Hold the campaign for `what`; the kernel lets go of it when the process dies."""
+        self.jobs.mkdir(parents=True, exist_ok=True)
+        with open(self.jobs / ".lock", "a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+                raise LlemError(
+                    f"{self.root} is in use by {holder}",
+                    remedy="wait for it to end; a dead process holds nothing",
+                ) from None
+            file.truncate(0)
+            file.write(what)
+            file.flush()
+            yield

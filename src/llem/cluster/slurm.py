@@ -1,0 +1,123 @@
+"""SLURM's own commands: submit, ask, cancel. Texts are read by pure functions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from llem.cluster.gate import run_program
+from llem.errors import ClusterError, UnavailableError
+
+# SLURM state -> meaning. What is not listed is unknown, never failed.
+STATES = {
+    "PENDING": "queued",
+    "CONFIGURING": "queued",
+    "REQUEUED": "queued",
+    "REQUEUE_HOLD": "queued",
+    "REQUEUE_FED": "queued",
+    "SPECIAL_EXIT": "queued",
+    "RESV_DEL_HOLD": "queued",
+    "SUSPENDED": "queued",
+    "RUNNING": "running",
+    "COMPLETING": "running",
+    "STAGE_OUT": "running",
+    "SIGNALING": "running",
+    "RESIZING": "running",
+    "STOPPED": "running",
+    "COMPLETED": "ended",
+    "FAILED": "ended",
+    "CANCELLED": "ended",
+    "TIMEOUT": "ended",
+    "OUT_OF_MEMORY": "ended",
+    "NODE_FAIL": "ended",
+    "BOOT_FAIL": "ended",
+    "DEADLINE": "ended",
+    "PREEMPTED": "ended",
+    "REVOKED": "ended",
+}
+ACTIVE = frozenset({"queued", "running"})
+
+
+@dataclass(frozen=True)
+class ElementState:
+    """What the scheduler says of one array element."""
+
+    job_id: str
+    index: int | None
+    state: str
+    reason: str = ""
+
+    @property
+    def meaning(self) -> str:
+        return STATES.get(self.state, "unknown")
+
+
+def submit_script(script: Path, *, cwd: Path, dependency: str | None = None) -> str:
+    """sbatch from the campaign folder; returns the job id. Raises ClusterError."""
+    args = ["sbatch", "--parsable"]
+    if dependency:
+        args.append(f"--dependency={dependency}")
+    return parse_job_id(run_program([*args, str(script)], cwd=cwd))
+
+
+def test_script(script: Path, *, cwd: Path) -> None:
+    """`sbatch --test-only`: raises ClusterError where the cluster would not take the script."""
+    run_program(["sbatch", "--test-only", str(script)], cwd=cwd)
+
+
+def query(job_ids: Sequence[str]) -> list[ElementState]:
+    """The elements of these jobs that the scheduler still holds, in one call.
+
+    A job that ended some minutes ago is not in its answer: absent is not failed.
+    """
+    if not job_ids:
+        return []
+    ids = ",".join(job_ids)
+    try:
+        text = run_program(
+            ["squeue", f"--jobs={ids}", "--array", "--noheader", "--format=%F|%K|%T|%r", "--states=all"]
+        )
+    except ClusterError as error:
+        if "Invalid job id" in str(error):
+            return []
+        raise
+    return parse_squeue(text)
+
+
+def cancel(job_ids: Sequence[str]) -> None:
+    """scancel; jobs that ended already are none of its business."""
+    if job_ids:
+        run_program(["scancel", *job_ids])
+
+
+def has_accounting() -> bool:
+    """Whether sacct answers here; many clusters have no accounting database."""
+    try:
+        run_program(["sacct", "--noheader", "--starttime=now-1minutes", "--format=JobID"])
+    except (ClusterError, UnavailableError):
+        return False
+    return True
+
+
+def parse_job_id(text: str) -> str:
+    """`123` or `123;cluster` of `sbatch --parsable`; sites' banners before it are skipped."""
+    for line in reversed(text.strip().splitlines()):
+        if match := re.fullmatch(r"(\d+)(?:;\S+)?", line.strip()):
+            return match[1]
+    raise ClusterError(f"sbatch gave no job id: {text.strip()!r}")
+
+
+def parse_squeue(text: str) -> list[ElementState]:
+    """Lines `job|index|STATE|reason` of squeue; index is `N/A` for a job without an array."""
+    states = []
+    for line in text.splitlines():
+        parts = line.strip().split("|", 3)
+        if len(parts) < 3:
+            continue
+        index = int(parts[1]) if parts[1].isdigit() else None
+        states.append(
+            ElementState(parts[0], index, parts[2], parts[3] if len(parts) > 3 else "")
+        )
+    return states

@@ -1,0 +1,134 @@
+"""The state of a campaign, computed from its files and at most one query of the scheduler."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from llem.campaign import Run
+from llem.cluster import slurm
+from llem.cluster.folder import CampaignFolder
+from llem.planning import Plan
+
+
+@dataclass(frozen=True)
+class RunState:
+    """One run: `waiting`, `queued`, `running`, `lost`, or the status of its last end record.
+
+    `lost` is a run with an attempt that neither ended nor is known to the scheduler any more.
+    """
+
+    run_id: str
+    array: str
+    element: int
+    status: str
+    attempts: int
+    progress: float
+    loss: float | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class CampaignState:
+    """All runs of a campaign, and whether anything still works on them."""
+
+    runs: tuple[RunState, ...]
+    submitted: bool
+    active: bool
+
+    @property
+    def counts(self) -> dict[str, int]:
+        return dict(sorted(Counter(r.status for r in self.runs).items()))
+
+    @property
+    def settled(self) -> bool:
+        """Every run came to an end that needs no further attempt."""
+        return all(r.status in ("completed", "diverged") for r in self.runs)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "submitted": self.submitted,
+            "active": self.active,
+            "settled": self.settled,
+            "counts": self.counts,
+            "runs": [asdict(r) for r in self.runs],
+        }
+
+
+def submitted_jobs(folder: CampaignFolder) -> dict[str, Any]:
+    """`jobs/submitted.json`: array name -> {job_id, submitted_ns}; empty before the first submit."""
+    try:
+        values: dict[str, Any] = json.loads(folder.submitted_file.read_text())
+    except FileNotFoundError:
+        return {}
+    return values
+
+
+def campaign_state(folder: CampaignFolder, plan: Plan, *, ask_scheduler: bool = True) -> CampaignState:
+    """Read the state of every run; asks squeue once where the site has SLURM."""
+    jobs = submitted_jobs(folder)
+    known: Sequence[slurm.ElementState] = ()
+    if ask_scheduler and jobs and plan.site.executor == "slurm":
+        known = slurm.query([job["job_id"] for job in jobs.values()])
+    by_element = {(s.job_id, s.index): s for s in known}
+    runs = {run.run_id: run for run in plan.runs}
+    states = []
+    for array in plan.arrays:
+        job_id = jobs.get(array.name, {}).get("job_id")
+        for index, names in enumerate(array.elements):
+            scheduler = by_element.get((job_id, index))
+            states.extend(
+                _run_state(folder, runs[name], array.name, index, scheduler) for name in names
+            )
+    active = any(s.meaning in slurm.ACTIVE for s in known)
+    return CampaignState(tuple(states), submitted=bool(jobs), active=active)
+
+
+def _run_state(
+    folder: CampaignFolder,
+    run: Run,
+    array: str,
+    index: int,
+    scheduler: slurm.ElementState | None,
+) -> RunState:
+    attempts = folder.attempts(run.run_id)
+    ends = folder.ends(run.run_id)
+    end = folder.final_end(run.run_id) or (ends[-1] if ends else None)
+    progress: dict[str, Any] = {}
+    reason = (end or {}).get("reason") or ""
+    if end and end["status"] in ("completed", "diverged"):
+        status = end["status"]
+    elif scheduler is not None and scheduler.meaning in slurm.ACTIVE:
+        open_attempt = len(attempts) > len(ends) and scheduler.meaning == "running"
+        status = "running" if open_attempt else "queued"
+        reason = "" if open_attempt else scheduler.reason
+    elif len(attempts) > len(ends):
+        status = "running" if folder_is_held(folder) else "lost"
+        reason = "" if status == "running" else "the last attempt neither ended nor is known"
+    else:
+        status = end["status"] if end else "waiting"
+    if attempts and status in ("running", "lost"):
+        try:
+            progress = json.loads((attempts[-1] / "progress.json").read_text())
+        except (OSError, ValueError):
+            progress = {}
+    done = 1.0 if status == "completed" else progress.get("step", 0) / max(1, run.steps)
+    loss = (end or {}).get("loss") if status == "completed" else progress.get("loss")
+    return RunState(run.run_id, array, index, status, len(attempts), done, loss, reason)
+
+
+def folder_is_held(folder: CampaignFolder) -> bool:
+    """Whether a local executor is at work on this campaign now."""
+    import fcntl
+
+    try:
+        with open(folder.jobs / ".lock") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False

@@ -1,0 +1,32 @@
+"""Energy: meters, and one sampling process for each node.
+
+Public: `SamplerLink`, `Answer`, `start_sampler`, `SamplerProcess` (link), `measure`,
+`Measurement` (measure), `Meter`, `MeterError`, `Device`, `Probe`, `Reading` (meter), `choose`,
+`Chosen` (choose), `NvmlMeter` (nvml), `CpuModel` (cpu_model). The process is
+`python -m llem.energy.sampler`.
+"""
+
+from llem.energy.choose import Chosen, choose
+from llem.energy.cpu_model import CpuModel
+from llem.energy.link import Answer, SamplerLink, SamplerProcess, start_sampler
+from llem.energy.measure import Measurement, measure
+from llem.energy.meter import Device, Meter, MeterError, Probe, Reading
+from llem.energy.nvml import NvmlMeter
+
+__all__ = [
+    "Answer",
+    "Chosen",
+    "CpuModel",
+    "Device",
+    "Measurement",
+    "Meter",
+    "MeterError",
+    "NvmlMeter",
+    "Probe",
+    "Reading",
+    "SamplerLink",
+    "SamplerProcess",
+    "choose",
+    "measure",
+    "start_sampler",
+]

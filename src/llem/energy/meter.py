@@ -1,0 +1,85 @@
+"""What a meter is: it says which devices it can measure, and reads them one at a time.
+
+Joules that are not known are NaN with a reason, never 0.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True, kw_only=True)
+class Device:
+    """One thing whose energy is measured.
+
+    `domain` is where the energy lies (`llem.records.DOMAINS`); `contains` names the domains
+    inside it, which must not be added to it. `counter`: `energy_mj` is a running counter.
+    `quality` (`llem.records.QUALITIES`) is how its energy will be found; `reason` says why that
+    is less than `counter`. `share` is the part of the device that the job holds (MIG), NaN where
+    that cannot be known. `power` says what `power_mw` is: instant, average, model or none.
+    """
+
+    uuid: str
+    name: str
+    domain: str
+    source: str
+    contains: tuple[str, ...] = ()
+    counter: bool = True
+    quality: str = "counter"
+    reason: str = ""
+    share: float = 1.0
+    power: str = "none"
+
+    def attrs(self) -> dict[str, Any]:
+        """The device as the attributes of its group in a node's record."""
+        attrs = asdict(self)
+        del attrs["uuid"]
+        return {**attrs, "contains": list(self.contains)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """What a meter found: its devices, and the reasons for what it cannot measure.
+
+    `accelerators` is how many GPUs the environment says this job holds on this node (None: it
+    does not say), so that one which no meter sees is missed and not forgotten.
+    """
+
+    devices: tuple[Device, ...] = ()
+    reasons: tuple[str, ...] = ()
+    accelerators: int | None = None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One sample of one device; NaN for what was not measured. `energy_mj` is read first."""
+
+    energy_mj: float = math.nan
+    power_mw: float = math.nan
+    temperature_c: float = math.nan
+    utilization: float = math.nan
+    clock_mhz: float = math.nan
+    throttle: int = 0
+
+
+class MeterError(Exception):
+    """A device could not be read this time."""
+
+
+class Meter(Protocol):
+    """A way to measure: a driver library, a kernel interface, a model."""
+
+    @property
+    def name(self) -> str:
+        """Short name of the meter, for records and messages."""
+
+    def probe(self) -> Probe:
+        """Find the devices that this job holds. Never raises for what is not there."""
+
+    def read(self, device: Device) -> Reading:
+        """Read one device. Raises MeterError where nothing at all could be read."""
+
+    def close(self) -> None:
+        """Let go of the library or files. Safe to call twice."""

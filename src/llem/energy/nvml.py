@@ -1,0 +1,193 @@
+"""NVIDIA GPUs through NVML: the total-energy counter is the reference, power is kept beside it.
+
+The counter (nvmlDeviceGetTotalEnergyConsumption, Volta and later) moves every 20 to 100 ms, so a
+window's error is at most the peak power times that period. Where a GPU has no counter the power
+samples can be integrated late (quality `integral`), which aliases with loads that swing faster
+than the sensor. Board power is read as NVML_FI_DEV_POWER_INSTANT where there is one, because
+GetPowerUsage is a one-second average on most GPUs since Ampere.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from llem.energy.held import Shown, expected_gpus, held_gpus
+from llem.energy.meter import Device, MeterError, Probe, Reading
+
+# On these the counter covers the whole module: GPU, Grace CPU and its memory (zeus#172).
+MODULES = ("GH200", "GB200", "GB300")
+MODULE_CONTAINS = ("gpu", "package", "dram")
+
+
+class NvmlMeter:
+    """The NVIDIA GPUs that this job holds on this node."""
+
+    name = "nvml"
+
+    def __init__(self, *, environ: Mapping[str, str] = os.environ) -> None:
+        self._environ = environ
+        self._nvml: Any = None
+        self._handles: dict[str, Any] = {}
+        self._reads: dict[str, dict[str, Callable[[], float]]] = {}
+        self.versions: dict[str, str] = {}
+
+    def probe(self) -> Probe:
+        expected = expected_gpus(self._environ)
+        try:
+            import pynvml
+        except ImportError:
+            return Probe(reasons=("nvml: nvidia-ml-py is not installed",), accelerators=expected)
+        try:
+            pynvml.nvmlInit()
+        except pynvml.NVMLError as error:
+            return Probe(reasons=(f"nvml: {error}",), accelerators=expected)
+        self._nvml = pynvml
+        try:
+            return self._probe(expected)
+        except pynvml.NVMLError as error:
+            return Probe(reasons=(f"nvml: {error}",), accelerators=expected)
+
+    def _probe(self, expected: int | None) -> Probe:
+        nvml = self._nvml
+        self.versions = {
+            "driver": self._text(nvml.nvmlSystemGetDriverVersion),
+            "nvml": self._text(nvml.nvmlSystemGetNVMLVersion),
+        }
+        reasons: list[str] = []
+        shown: list[Shown] = []
+        handles: dict[str, Any] = {}
+        for index in range(nvml.nvmlDeviceGetCount()):
+            try:
+                handle = nvml.nvmlDeviceGetHandleByIndex(index)
+                gpu = self._shown(handle)
+            except nvml.NVMLError as error:
+                reasons.append(f"nvml: GPU {index}: {error}")
+                continue
+            shown.append(gpu)
+            handles[gpu.uuid] = handle
+        if not shown:
+            reasons.append("nvml: the driver shows no GPU")
+        held = held_gpus(shown, self._environ)
+        reasons += [f"nvml: {reason}" for reason in held.reasons]
+        if shown and not held.shares and not held.reasons:
+            reasons.append(f"nvml: {len(shown)} GPUs here, but this job holds none")
+        self._handles = {uuid: handles[uuid] for uuid in held.shares}
+        devices = tuple(self._device(uuid, share) for uuid, share in held.shares.items())
+        reasons += [f"nvml: {d.uuid}: {d.reason}" for d in devices if d.quality != "counter"]
+        return Probe(devices=devices, reasons=tuple(reasons), accelerators=expected)
+
+    def _shown(self, handle: Any) -> Shown:
+        nvml = self._nvml
+        uuid = _decode(nvml.nvmlDeviceGetUUID(handle))
+        try:
+            mig = bool(nvml.nvmlDeviceGetMigMode(handle)[0])
+        except nvml.NVMLError:
+            mig = False  # older GPUs do not know the question
+        instances: dict[str, float] = {}
+        if mig:
+            slices = nvml.nvmlDeviceGetMaxMigDeviceCount(handle)
+            for index in range(slices):
+                try:
+                    instance = nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index)
+                except nvml.NVMLError:
+                    continue  # the places are sparse
+                try:
+                    share = nvml.nvmlDeviceGetAttributes(instance).gpuInstanceSliceCount / slices
+                except nvml.NVMLError:
+                    share = math.nan
+                instances[_decode(nvml.nvmlDeviceGetUUID(instance))] = share
+        return Shown(uuid=uuid, instances=instances, mig=mig)
+
+    def _device(self, uuid: str, share: float) -> Device:
+        """Try each reading once; what does not work now is left out of every sample."""
+        nvml, handle = self._nvml, self._handles[uuid]
+        name = self._text(lambda: nvml.nvmlDeviceGetName(handle))
+        candidates: dict[str, Callable[[], float]] = {
+            "energy_mj": lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(handle),
+            "instant": lambda: self._power_field(handle),
+            "average": lambda: nvml.nvmlDeviceGetPowerUsage(handle),
+            "temperature_c": lambda: nvml.nvmlDeviceGetTemperature(
+                handle, nvml.NVML_TEMPERATURE_GPU
+            ),
+            "utilization": lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu,
+            "clock_mhz": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
+            "throttle": lambda: nvml.nvmlDeviceGetCurrentClocksEventReasons(handle),
+        }
+        works: dict[str, Callable[[], float]] = {}
+        refused: dict[str, str] = {}
+        for key, read in candidates.items():
+            if key == "average" and "instant" in works:
+                continue
+            try:
+                read()
+            except (nvml.NVMLError, MeterError) as error:
+                refused[key] = str(error)
+            else:
+                works[key] = read
+        power = next((kind for kind in ("instant", "average") if kind in works), "none")
+        if power != "none":
+            works["power_mw"] = works.pop(power)
+        self._reads[uuid] = works
+        counter = "energy_mj" in works
+        quality = "counter" if counter else "integral" if power != "none" else "none"
+        reason = ""
+        if not counter:
+            reason = f"no energy counter ({refused['energy_mj']})"
+            reason += (
+                f", {power} power is integrated instead"
+                if power != "none"
+                else f" and no power ({refused['average']})"
+            )
+        module = any(mark in name for mark in MODULES)
+        return Device(
+            uuid=uuid,
+            name=name,
+            domain="module" if module else "gpu",
+            contains=MODULE_CONTAINS if module else (),
+            source=self.name,
+            counter=counter,
+            quality=quality,
+            reason=reason,
+            share=share,
+            power=power,
+        )
+
+    def _power_field(self, handle: Any) -> float:
+        nvml = self._nvml
+        [value] = nvml.nvmlDeviceGetFieldValues(handle, [nvml.NVML_FI_DEV_POWER_INSTANT])
+        if value.nvmlReturn != nvml.NVML_SUCCESS:
+            raise MeterError(f"power field: NVML error {value.nvmlReturn}")
+        return float(value.value.uiVal)
+
+    def read(self, device: Device) -> Reading:
+        values: dict[str, Any] = {}
+        error: Exception | None = None
+        for key, read in self._reads[device.uuid].items():
+            try:
+                values[key] = read()
+            except (self._nvml.NVMLError, MeterError) as refusal:
+                error = refusal
+        if error is not None and not values:
+            raise MeterError(f"{device.uuid}: {error}")
+        return Reading(**values)
+
+    def close(self) -> None:
+        if self._nvml is not None:
+            nvml, self._nvml = self._nvml, None
+            try:
+                nvml.nvmlShutdown()
+            except nvml.NVMLError:
+                return  # the driver went away first; there is nothing left to let go of
+
+    def _text(self, read: Callable[[], Any]) -> str:
+        try:
+            return _decode(read())
+        except self._nvml.NVMLError:
+            return "unknown"
+
+
+def _decode(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

@@ -1,0 +1,167 @@
+"""The record that a sampler writes: opened for one attempt, sampled, closed.
+
+A file that cannot be written any more (a full disk, a quota) ends the measuring of this attempt
+with one line on stderr. It never ends the sampler, and never a training.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from llem.energy.choose import Chosen
+from llem.energy.meter import Device, Meter, MeterError, Reading
+from llem.records import RecordWriter, SampleFlag, host_meta, node_writer, samples_table
+
+CLOCK_INTERVAL_S = 60.0
+
+# What h5py raises where a write fails: OSError for a write, RuntimeError where HDF5 finds its own
+# state spoilt by one before, ValueError for a file that it has given up.
+WRITE_ERRORS = (OSError, RuntimeError, ValueError)
+
+
+class Recorder:
+    """Writes samples of the chosen devices into one record at a time."""
+
+    def __init__(
+        self,
+        chosen: Chosen,
+        *,
+        interval_s: float,
+        versions: Mapping[str, str] | None = None,
+        stderr: TextIO | None = None,
+        monotonic_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self._chosen = chosen
+        self._interval_s = interval_s
+        self._versions = dict(versions or {})
+        self._stderr = stderr
+        self._monotonic_ns = monotonic_ns
+        self._writer: RecordWriter | None = None
+        self._path: Path | None = None
+        self._failing: set[str] = set()
+        self._clock_due_ns = 0
+        self.given_up = ""
+
+    @property
+    def path(self) -> Path | None:
+        """The record that is open, if one is."""
+        return self._path
+
+    @property
+    def recording(self) -> bool:
+        """Whether samples are being written (false also after a write failed)."""
+        return self._writer is not None
+
+    def devices(self) -> list[dict[str, Any]]:
+        """The chosen devices as a client is told of them."""
+        return [{"uuid": d.uuid, **d.attrs()} for _, d in self._chosen.devices]
+
+    def begin(self, path: str, meta: Mapping[str, Any]) -> None:
+        """Open a new record and take the first sample. Raises one of WRITE_ERRORS."""
+        chosen = self._chosen
+        self.given_up = ""
+        self._failing.clear()
+        self._writer = node_writer(
+            path,
+            meta={
+                **meta,
+                **host_meta(),
+                **self._versions,
+                "interval_s": self._interval_s,
+                "meters": list(chosen.meters),
+                "meter_reasons": "; ".join(chosen.reasons),
+                "gpus_held": chosen.gpus_held,
+                "gpus_measured": chosen.gpus_measured,
+            },
+            devices={device.uuid: device.attrs() for _, device in chosen.devices},
+        )
+        self._path = Path(path)
+        self._clock_due_ns = self._monotonic_ns() + int(CLOCK_INTERVAL_S * 1e9)
+        try:
+            for code, text in chosen.events:
+                self._writer.event(code, text)
+            self.sample()
+            if self._writer is not None:
+                self._writer.flush()
+        except WRITE_ERRORS as error:
+            self._give_up(error)
+        if self.given_up:
+            # Only `end` and `close` tell of a failure later on; here the caller still listens.
+            self._path = None
+            raise OSError(self.given_up)
+
+    def sample(self, *, late: bool = False) -> None:
+        """Read every device once."""
+        if self._writer is None:
+            return
+        try:
+            for meter, device in self._chosen.devices:
+                self._sample(self._writer, meter, device, late)
+            now = self._monotonic_ns()
+            if now >= self._clock_due_ns:
+                self._writer.stamp_clock()
+                self._clock_due_ns = now + int(CLOCK_INTERVAL_S * 1e9)
+        except WRITE_ERRORS as error:
+            self._give_up(error)
+
+    def end(self, *, event: tuple[str, str] | None = None) -> str:
+        """Take the last sample and close. Returns why measuring had ended early, else ''."""
+        self.sample()
+        if self._writer is not None:
+            writer = self._writer
+            try:
+                if event is not None:
+                    writer.event(*event)
+                writer.stamp_clock()
+                writer.close()
+                self._writer = None
+            except WRITE_ERRORS as error:
+                self._give_up(error)
+        self._path = None
+        return self.given_up
+
+    def _sample(self, writer: RecordWriter, meter: Meter, device: Device, late: bool) -> None:
+        flags = SampleFlag.LATE if late else SampleFlag(0)
+        start_ns = self._monotonic_ns()
+        try:
+            reading = meter.read(device)
+            read_ns = self._monotonic_ns() - start_ns
+            if device.uuid in self._failing:
+                self._failing.discard(device.uuid)
+                writer.event("meter-recovered", device.uuid)
+        except MeterError as error:
+            reading = Reading()
+            read_ns = self._monotonic_ns() - start_ns
+            flags |= SampleFlag.READ_FAILED
+            if device.uuid not in self._failing:
+                self._failing.add(device.uuid)
+                writer.event("meter-failed", str(error))
+        if device.counter and math.isnan(reading.energy_mj):
+            flags |= SampleFlag.READ_FAILED
+        writer.append(
+            samples_table(device.uuid),
+            (
+                start_ns,
+                read_ns,
+                reading.energy_mj,
+                reading.power_mw,
+                reading.temperature_c,
+                reading.utilization,
+                reading.clock_mhz,
+                reading.throttle,
+                int(flags),
+            ),
+        )
+
+    def _give_up(self, error: Exception) -> None:
+        text = (str(error).splitlines() or [type(error).__name__])[0]
+        self.given_up = f"{self._path}: measuring ended: {text}"
+        print(f"llem sampler: {self.given_up}", file=self._stderr or sys.stderr, flush=True)
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.abandon()

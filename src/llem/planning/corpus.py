@@ -1,0 +1,41 @@
+"""Real text that is on every machine: the Python standard library's own sources, as bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sysconfig
+from pathlib import Path
+
+from llem.errors import UnavailableError
+
+# Installed packages and the test suite are not part of every installation.
+_LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "__pycache__", "idlelib", "lib2to3"}
+
+
+def write_python_sources(path: Path) -> Path:
+    """Write the standard library's sources to `path`, one file after the other, as bytes.
+
+    The order is that of a hash of each file's name, so that the held-out end of the file is
+    drawn from the whole library and not from the modules whose names begin with z. Leaves an
+    existing file of the same content alone. Raises UnavailableError where there are no sources.
+    """
+    root = Path(sysconfig.get_path("stdlib"))
+    names = [
+        name.relative_to(root)
+        for name in root.rglob("*.py")
+        if not _LEFT_OUT.intersection(name.relative_to(root).parts)
+    ]
+    if not names:
+        raise UnavailableError(
+            f"no Python sources in {root}",
+            remedy="give a text or token file of your own: data: {path: ...}",
+        )
+    names.sort(key=lambda name: (hashlib.blake2b(str(name).encode()).digest(), str(name)))
+    content = b"".join((root / name).read_bytes() for name in names)
+    if not path.is_file() or path.read_bytes() != content:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    return path

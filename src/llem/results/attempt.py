@@ -1,0 +1,195 @@
+"""One attempt at a run, read from its folder and reduced; the files are the only source."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llem.records import NodeRecord, RecordError, read_node
+from llem.results.claims import Claim, claim_devices, countable
+from llem.results.clock import HostClock, translate
+from llem.results.endrecord import EndRecord, read_end
+from llem.results.ranks import RANK_FILE, Ranks, read_ranks, skew_ns
+
+ATTEMPT_FOLDER = re.compile(r"attempt-(\d+)")
+NODE_FILE = re.compile(r"node-(.+)\.h5")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """What is left of one attempt. `energy_reasons` say why its energy is not known."""
+
+    number: int
+    folder: Path
+    end: EndRecord | None
+    ranks: Ranks
+    expected_ranks: int
+    nodes_seen: int
+    expected_nodes: int
+    claims: tuple[Claim, ...]
+    energy_reasons: tuple[str, ...]
+    duration_s: float
+    expected_devices: int
+    problems: tuple[str, ...]
+
+    @property
+    def began(self) -> bool:
+        """Whether it left any measurement or end record: one that did not used nothing we know."""
+        return self.end is not None or bool(self.ranks.seen) or self.nodes_seen > 0
+
+    @property
+    def status(self) -> str:
+        return self.end.status if self.end is not None else "unfinished"
+
+
+def attempt_folders(run_folder: Path) -> list[tuple[int, Path]]:
+    """The attempts of a run, oldest first."""
+    found = []
+    if run_folder.is_dir():
+        for path in run_folder.iterdir():
+            match = ATTEMPT_FOLDER.fullmatch(path.name)
+            if match and path.is_dir():
+                found.append((int(match.group(1)), path))
+    return sorted(found)
+
+
+def read_attempt(number: int, folder: Path, *, run: Mapping[str, Any]) -> Attempt:
+    """Read all files of an attempt. Nothing in them is fatal: what is wrong becomes a problem."""
+    run_id = str(run["run_id"])
+    problems: list[str] = []
+    end = read_end(folder / "end.json", run_id=run_id)
+    if isinstance(end, str):
+        problems.append(end)
+        end = None
+    rank_paths, node_paths = _files(folder, problems)
+    ranks = read_ranks(rank_paths, run_id=run_id)
+    problems += ranks.problems
+    layout = run.get("layout") or {}
+    per_node = int(layout.get("gpus_per_node", 1))
+    expected_ranks = (
+        (end.ranks if end else None) or ranks.world or int(layout.get("nodes", 1)) * per_node
+    )
+    hosts = (end.hosts if end else ()) or ranks.hosts
+    expected_nodes = len(set(hosts)) or int(layout.get("nodes", 1))
+
+    claims: list[Claim] = []
+    reasons: list[str] = []
+    nodes_seen = unmeasured_gpus = 0
+    owner = f"{run_id}/attempt-{number}"
+    # One node's samples are in memory at a time; the claims that are kept are a few numbers.
+    for path in node_paths:
+        record = _read_node(path, run_id, problems)
+        if record is None:
+            continue
+        nodes_seen += 1
+        window, note = _window(record, end, ranks)
+        if note:
+            problems.append(f"{path}: {note}")
+        claims += claim_devices(record, owner=owner, window=window)
+        if short := _unmeasured(record):
+            unmeasured_gpus += short
+            held = record.meta["gpus_held"]
+            reasons.append(f"{path.name}: {short} of the job's {held} GPUs here are not measured")
+        if end is not None and end.window_ns is not None and window is None:
+            reasons.append(f"{path.name}: its clock cannot be tied to rank 0's")
+    if nodes_seen < expected_nodes:
+        found = {m.group(1) for p in node_paths if (m := NODE_FILE.fullmatch(p.name))}
+        names = sorted(set(hosts) - found) or ["unnamed"]
+        reasons.append(
+            f"{expected_nodes - nodes_seen} of {expected_nodes} node records missing or unreadable "
+            f"({', '.join(names)})"
+        )
+    counted = countable(claims)
+    if nodes_seen and not counted:
+        reasons.append("no device was measured")
+    return Attempt(
+        number=number,
+        folder=folder,
+        end=end,
+        ranks=ranks,
+        expected_ranks=expected_ranks,
+        nodes_seen=nodes_seen,
+        expected_nodes=expected_nodes,
+        claims=tuple(counted),
+        energy_reasons=tuple(reasons),
+        duration_s=_duration_s(end, ranks, counted),
+        expected_devices=_expected_devices(counted, nodes_seen, expected_nodes, per_node)
+        + unmeasured_gpus,
+        problems=tuple(problems),
+    )
+
+
+def _files(folder: Path, problems: list[str]) -> tuple[list[Path], list[Path]]:
+    ranks, nodes = [], []
+    for path in sorted(folder.glob("*.h5")):
+        if RANK_FILE.fullmatch(path.name):
+            ranks.append(path)
+        elif NODE_FILE.fullmatch(path.name):
+            nodes.append(path)
+        else:
+            problems.append(f"{path}: neither rank-*.h5 nor node-*.h5, left out")
+    return ranks, nodes
+
+
+def _read_node(path: Path, run_id: str, problems: list[str]) -> NodeRecord | None:
+    try:
+        record = read_node(path)
+    except RecordError as error:
+        problems.append(error.message)
+        return None
+    if record.meta.get("run_id", run_id) != run_id:
+        problems.append(f"{path}: of another run, {record.meta['run_id']!r}")
+        return None
+    return record
+
+
+def _window(
+    record: NodeRecord, end: EndRecord | None, ranks: Ranks
+) -> tuple[tuple[int, int] | None, str]:
+    """The attempt's window on this node's monotonic clock; None: all that was sampled."""
+    if end is None or end.window_ns is None:
+        return None, ""
+    boot_id = str(record.meta.get("boot_id") or record.meta.get("host") or record.path.stem)
+    reference = ranks.reference if 0 in ranks.seen else None
+    same_host = end.boot_id == boot_id if end.boot_id else end.host == record.meta.get("host")
+    if reference is None or not len(record.clock):
+        return (end.window_ns if same_host else None), ""
+    there = HostClock.of(boot_id, record.clock)
+    t0_ns, t1_ns = (translate(t, reference, there) for t in end.window_ns)
+    skew = skew_ns(reference, there, ranks.times)
+    if skew is None:
+        return (t0_ns, t1_ns), ""
+    return (
+        (t0_ns + skew, t1_ns + skew),
+        f"its wall clock is {skew / 1e9:+.2f} s off rank 0's: aligned by the steps instead",
+    )
+
+
+def _unmeasured(record: NodeRecord) -> int:
+    """How many GPUs the job held on that node without their energy's being measured."""
+    held = int(record.meta.get("gpus_held", -1))
+    measured = int(record.meta.get("gpus_measured", 0))
+    said = any(event["code"] == b"gpu-unmeasured" for event in record.events)
+    return held - measured if said or (held > 0 and measured == 0) else 0
+
+
+def _duration_s(end: EndRecord | None, ranks: Ranks, claims: list[Claim]) -> float:
+    if end is not None and end.window_ns is not None:
+        return (end.window_ns[1] - end.window_ns[0]) / 1e9
+    known = [claim.duration_s for claim in claims]
+    if ranks.span_s == ranks.span_s:
+        known.append(ranks.span_s)
+    return max(known, default=math.nan)
+
+
+def _expected_devices(
+    claims: list[Claim], nodes_seen: int, expected_nodes: int, per_node: int
+) -> int:
+    if not nodes_seen or not claims:
+        return expected_nodes * per_node
+    missing = max(0, expected_nodes - nodes_seen)
+    return len(claims) + missing * round(len(claims) / nodes_seen)

@@ -1,0 +1,50 @@
+"""Ties the monotonic clocks of several hosts together, by the clock stamps in their records."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class HostClock:
+    """One host's monotonic clock against its wall clock; int64 nanoseconds.
+
+    `boot_id` names the monotonic clock: two records with one boot id can be compared directly.
+    """
+
+    boot_id: str
+    mono_ns: NDArray[np.int64]
+    wall_ns: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, boot_id: str, table: NDArray[Any]) -> HostClock:
+        """From a record's `/clock`."""
+        order = np.argsort(table["t_mono_ns"], kind="stable")
+        return cls(boot_id, table["t_mono_ns"][order], table["t_wall_ns"][order])
+
+    def wall_of(self, mono_ns: int) -> int:
+        return mono_ns + self._offset(mono_ns)
+
+    def mono_of(self, wall_ns: int) -> int:
+        # The offset moves by parts per million: at the first guess it is as good as exact.
+        return wall_ns - self._offset(wall_ns - self._offset(int(self.mono_ns[0])))
+
+    def _offset(self, mono_ns: int) -> int:
+        """Wall minus monotonic, interpolated; integers first, since a float has no room for ns."""
+        first = int(self.mono_ns[0])
+        base = int(self.wall_ns[0]) - first
+        offsets = (self.wall_ns - self.mono_ns - base).astype(float)
+        return base + round(
+            float(np.interp(mono_ns - first, (self.mono_ns - first).astype(float), offsets))
+        )
+
+
+def translate(mono_ns: int, here: HostClock, there: HostClock) -> int:
+    """A moment of one host's monotonic clock on another's."""
+    if here.boot_id == there.boot_id:
+        return mono_ns
+    return there.mono_of(here.wall_of(mono_ns))

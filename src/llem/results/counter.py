@@ -1,0 +1,135 @@
+"""Energy of one device in a window, from its raw samples.
+
+    E = I(t1) - I(t0),  I = linear interpolation of the unwrapped counter over the sample times
+
+Without a counter, I is the trapezoid sum of the power samples (quality `integral`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llem.records import DeviceSeries, SampleFlag
+
+# A window may reach beyond the samples by so much before its energy is unknown: three samples,
+# or this share of the window.
+EDGE_SAMPLES = 3
+EDGE_SHARE = 0.002
+
+# Power alone is blind in a gap; a counter bridges it.
+GAP_SAMPLES = 5
+
+# Counter and integrated power differ by more than this factor: one of them is broken. Less is
+# common where power swings faster than its sensor.
+DISAGREEMENT = 2.0
+DISAGREEMENT_MIN_S = 5.0
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class EnergySeries:
+    """A device's running energy: joules since its first sample, at seconds since `start_ns`."""
+
+    start_ns: int
+    at_s: Floats
+    joules: Floats
+    interval_s: float
+    notes: tuple[str, ...]
+
+    @property
+    def end_ns(self) -> int:
+        return self.start_ns + round(float(self.at_s[-1]) * 1e9)
+
+    def between(self, t0_ns: int, t1_ns: int) -> float:
+        """Joules between two moments of the samples' clock; nothing is added outside them."""
+        at = [(t0_ns - self.start_ns) / 1e9, (t1_ns - self.start_ns) / 1e9]
+        first, last = np.interp(at, self.at_s, self.joules)
+        return float(last - first)
+
+    def covered_s(self, t0_ns: int, t1_ns: int) -> float:
+        """How much of a window the samples span, seconds."""
+        return max(0.0, (min(t1_ns, self.end_ns) - max(t0_ns, self.start_ns)) / 1e9)
+
+    def tolerance_s(self, t0_ns: int, t1_ns: int) -> float:
+        """How much of the window may be uncovered before its energy is unknown."""
+        return max(EDGE_SAMPLES * self.interval_s, EDGE_SHARE * (t1_ns - t0_ns) / 1e9)
+
+
+def energy_series(device: DeviceSeries) -> EnergySeries | str:
+    """The running energy of a device, or why there is none."""
+    quality = str(device.attrs.get("quality", "none"))
+    if quality == "none":
+        return str(device.attrs.get("reason") or "the meter reads no energy")
+    counter = bool(device.attrs.get("counter", False))
+    samples = device.samples
+    column = "energy_mj" if counter else "power_mw"
+    good = np.isfinite(samples[column])
+    kept = samples[good]
+    if len(kept) < 2:
+        return f"{len(kept)} readable samples of {len(samples)}"
+    order = np.argsort(kept["t_ns"], kind="stable")
+    kept = kept[order]
+    start_ns = int(kept["t_ns"][0])
+    at_s: Floats = (kept["t_ns"] - start_ns) / 1e9
+    interval_s = float(np.median(np.diff(at_s)))
+    power_w: Floats = kept["power_mw"] / 1e3
+    notes: list[str] = []
+    if counter:
+        steps_j, resets = _counter_steps(kept, at_s, power_w, device.attrs)
+        if resets:
+            notes.append(f"counter reset {resets} times, bridged by power")
+    else:
+        steps_j = _trapezoids(at_s, power_w)
+        gap_s = float(np.diff(at_s).max())
+        if gap_s > GAP_SAMPLES * interval_s:
+            notes.append(f"power integrated over a gap of {gap_s:.1f} s")
+    joules = np.concatenate([[0.0], np.cumsum(steps_j)])
+    if counter:
+        notes += _disagreement(at_s, power_w, float(joules[-1]), quality)
+    failed = int(np.count_nonzero(samples["flags"] & SampleFlag.READ_FAILED))
+    if failed:
+        notes.append(f"{failed} of {len(samples)} samples failed")
+    return EnergySeries(start_ns, at_s, joules, interval_s, tuple(notes))
+
+
+def _trapezoids(at_s: Floats, power_w: Floats) -> Floats:
+    return (power_w[1:] + power_w[:-1]) / 2 * np.diff(at_s)
+
+
+def _counter_steps(
+    samples: NDArray[Any], at_s: Floats, power_w: Floats, attrs: Any
+) -> tuple[Floats, int]:
+    """Joules between neighbouring samples; a counter's wrap is undone, a reset is bridged."""
+    steps_j: Floats = np.diff(samples["energy_mj"]) / 1e3
+    backwards = np.flatnonzero(steps_j < 0)
+    range_j = float(attrs.get("counter_range_mj", 0) or 0) / 1e3
+    if range_j > 0:
+        steps_j[backwards] += range_j
+        return steps_j, 0
+    for i in backwards:
+        # What was counted before the reset is lost: the power samples around it say how much.
+        around = power_w[i : i + 2]
+        around = around[np.isfinite(around)]
+        if around.size:
+            steps_j[i] = around.mean() * (at_s[i + 1] - at_s[i])
+        else:
+            rates = steps_j / np.diff(at_s)
+            steps_j[i] = float(np.median(rates[rates >= 0])) * (at_s[i + 1] - at_s[i])
+    return steps_j, len(backwards)
+
+
+def _disagreement(at_s: Floats, power_w: Floats, counted_j: float, quality: str) -> list[str]:
+    good = np.isfinite(power_w)
+    if quality == "model" or good.sum() < 2 or at_s[-1] < DISAGREEMENT_MIN_S:
+        return []
+    integral_j = float(_trapezoids(at_s[good], power_w[good]).sum())
+    ratio = counted_j / integral_j if integral_j > 0 else math.inf
+    if 1 / DISAGREEMENT < ratio < DISAGREEMENT:
+        return []
+    return [f"counter ({counted_j:.0f} J) and power ({integral_j:.0f} J) disagree"]

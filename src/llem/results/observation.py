@@ -1,0 +1,156 @@
+"""One row for each planned run, and its table on disk."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from llem.errors import Fault, InputError
+
+NAN = math.nan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """What one planned run gave. Unknown numbers are NaN, and a reason says why.
+
+    status            completed, diverged, interrupted, failed (the end record's word),
+                      unfinished (killed, or still running), missing (never started)
+    tokens            unique tokens trained on, each step number counted once
+    flops             tokens x the plan's FLOPs per token
+    loss, loss_se     evaluation at the last step of the attempt that completed, nats per token
+    energy_j          gross energy of all attempts; energy_seen_j is the part that was measured
+    energy_net_j      less idle power x time
+    energy_facility_j energy_j x PUE; cost and carbon_g follow from it
+    duration_s        sum of the attempts' windows; gpu_seconds is that x ranks
+    tokens_per_s      tokens / time from each attempt's first step to its last, redone steps' time
+                      included; mfu is flops / (that time x ranks x peak)
+    coverage          least of: ranks, steps and device-seconds seen / expected
+    """
+
+    run_id: str
+    attempt: int | None = None
+    status: str = "missing"
+    reason: str = ""
+    seed: int | None = None
+    level: int | None = None
+    params: int | None = None
+    params_nonembedding: int | None = None
+    tokens: float = NAN
+    flops: float = NAN
+    loss: float = NAN
+    loss_se: float = NAN
+    energy_j: float = NAN
+    energy_net_j: float = NAN
+    energy_facility_j: float = NAN
+    energy_quality: str = "none"
+    energy_reason: str = ""
+    energy_seen_j: float = NAN
+    joules_per_token: float = NAN
+    cost: float = NAN
+    carbon_g: float = NAN
+    duration_s: float = NAN
+    gpu_seconds: float = NAN
+    mfu: float = NAN
+    tokens_per_s: float = NAN
+    nodes: int = 0
+    ranks: int = 0
+    coverage: float = 0.0
+    expected_nodes: int = 0
+    expected_ranks: int = 0
+    steps_seen: int = 0
+    expected_steps: int = 0
+    devices: int = 0
+    device_seconds: float = 0.0
+    expected_device_seconds: float = NAN
+    attempts: int = 0
+    tokens_planned: float = NAN
+    tokens_seen: float = NAN
+    flops_planned: float = NAN
+    workload: str = "training"
+
+
+COLUMNS: tuple[str, ...] = tuple(f.name for f in fields(Observation))
+
+
+def _optional_int(text: str) -> int | None:
+    return int(text) if text else None
+
+
+def _float(text: str) -> float:
+    return float(text) if text else NAN
+
+
+# How a column's text is read, by the annotation of its field.
+_READERS: Mapping[str, Callable[[str], Any]] = {
+    "str": str,
+    "int": int,
+    "int | None": _optional_int,
+    "float": _float,
+}
+
+
+def write_observations(observations: Iterable[Observation], path: str | Path) -> None:
+    """Write the rows as CSV: whole or not at all, even where the machine stops in the middle."""
+    path = Path(path)
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for row in observations:
+        writer.writerow([_text(getattr(row, name)) for name in COLUMNS])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with unfinished.open("w", encoding="utf-8", newline="") as file:
+            file.write(text.getvalue())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def read_observations(path: str | Path) -> tuple[Observation, ...]:
+    """Inverse of `write_observations`; columns of other tools are passed over.
+
+    Raises InputError naming every line and column that cannot be read.
+    """
+    readers = {f.name: _READERS[str(f.type)] for f in fields(Observation)}
+    faults: list[Fault] = []
+    rows: list[Observation] = []
+    try:
+        with Path(path).open(encoding="utf-8", newline="") as file:
+            table = csv.DictReader(file)
+            if "run_id" not in (table.fieldnames or ()):
+                raise InputError(str(path), [Fault("", "no column run_id")])
+            for line in table:
+                values: dict[str, Any] = {}
+                for name, read in readers.items():
+                    if line.get(name) is None:
+                        continue
+                    try:
+                        values[name] = read(line[name])
+                    except ValueError:
+                        where = f"line {table.line_num}, {name}"
+                        faults.append(Fault(where, f"{line[name]!r} is no number"))
+                rows.append(Observation(**values))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(str(path), [str(error)]) from None
+    if faults:
+        raise InputError(str(path), faults)
+    return tuple(rows)
+
+
+def _text(value: Any) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, float):
+        return repr(float(value))
+    # one row, one line: the file stays readable to grep
+    return " ".join(str(value).split()) if isinstance(value, str) else str(value)

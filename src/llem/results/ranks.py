@@ -1,0 +1,167 @@
+"""The ranks of one attempt, reduced file by file: tokens, steps, time span, evaluation."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llem.records import RankRecord, RecordError, read_rank
+from llem.results.clock import HostClock, translate
+
+RANK_FILE = re.compile(r"rank-(\d+)\.h5")
+
+# Steps end together on all ranks, so they tell two hosts' clocks apart better than their wall
+# clocks do, once these differ by more than a step's ends may.
+SKEW_S = 0.5
+SKEW_MIN_STEPS = 3
+
+Integers = NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepTimes:
+    """When one rank of a host ended which step, on that host's monotonic clock."""
+
+    steps: Integers
+    t1_ns: Integers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranks:
+    """All readable ranks of an attempt.
+
+    `steps` are distinct and sorted, `tokens` the unique tokens of all ranks in each. `span_s` is
+    from the first start of a step to the last end, over all ranks. `clocks` and `times` are by
+    boot id. `loss` is rank 0's evaluation at `loss_step`, its last one.
+    """
+
+    seen: tuple[int, ...]
+    world: int | None
+    hosts: tuple[str, ...]
+    steps: Integers
+    tokens: Integers
+    span_s: float
+    loss: float
+    loss_se: float
+    loss_step: int | None
+    clocks: dict[str, HostClock]
+    times: dict[str, StepTimes]
+    reference: HostClock | None
+    problems: tuple[str, ...]
+
+
+def read_ranks(paths: Sequence[Path], *, run_id: str) -> Ranks:
+    """Reduce an attempt's rank files, one in memory at a time. What cannot be read is a problem."""
+    seen: list[int] = []
+    worlds: set[int] = set()
+    hosts: dict[str, None] = {}
+    tokens: dict[int, int] = {}
+    spans: list[tuple[HostClock, int, int]] = []
+    clocks: dict[str, HostClock] = {}
+    times: dict[str, StepTimes] = {}
+    reference: HostClock | None = None
+    loss = loss_se = math.nan
+    loss_step: int | None = None
+    problems: list[str] = []
+    for path in sorted(paths):
+        record = _read(path, run_id, problems)
+        if record is None:
+            continue
+        rank = int(record.meta.get("rank", _number_in(path)))
+        if rank in seen:
+            problems.append(f"{path}: a second record of rank {rank}, left out")
+            continue
+        seen.append(rank)
+        hosts[str(record.meta.get("host", ""))] = None
+        if isinstance(record.meta.get("world"), int):
+            worlds.add(record.meta["world"])
+        steps = _last_of_each_step(record.steps)
+        for step, count in zip(
+            steps["step"].tolist(), steps["tokens_unique"].tolist(), strict=True
+        ):
+            tokens[step] = tokens.get(step, 0) + count
+        if len(record.clock):
+            boot_id = str(record.meta.get("boot_id") or record.meta.get("host") or path.stem)
+            clock = clocks.setdefault(boot_id, HostClock.of(boot_id, record.clock))
+            times.setdefault(boot_id, StepTimes(steps=steps["step"], t1_ns=steps["t1_ns"]))
+            if reference is None or rank == 0:
+                reference = clock
+            if len(steps):
+                spans.append((clock, int(record.steps["t0_ns"].min()), int(steps["t1_ns"].max())))
+        if rank == 0 and len(record.evals):
+            last = record.evals[np.argmax(record.evals["step"])]
+            loss, loss_se = float(last["loss"]), float(last["loss_se"])
+            loss_step = int(last["step"])
+    if len(worlds) > 1:
+        problems.append(f"{paths[0].parent}: ranks disagree on their number: {sorted(worlds)}")
+    order = sorted(tokens)
+    return Ranks(
+        seen=tuple(sorted(seen)),
+        world=max(worlds, default=None),
+        hosts=tuple(host for host in hosts if host),
+        steps=np.array(order, dtype=np.int64),
+        tokens=np.array([tokens[step] for step in order], dtype=np.int64),
+        span_s=_span_s(spans, reference),
+        loss=loss,
+        loss_se=loss_se,
+        loss_step=loss_step,
+        clocks=clocks,
+        times=times,
+        reference=reference,
+        problems=tuple(problems),
+    )
+
+
+def skew_ns(reference: HostClock, there: HostClock, times: dict[str, StepTimes]) -> int | None:
+    """How far `translate` to another host is off by its steps' ends; None where that is little."""
+    a, b = times.get(reference.boot_id), times.get(there.boot_id)
+    if a is None or b is None or reference.boot_id == there.boot_id:
+        return None
+    common, left, right = np.intersect1d(a.steps, b.steps, return_indices=True)
+    if len(common) < SKEW_MIN_STEPS:
+        return None
+    first = int(a.t1_ns[left[0]])
+    base = translate(first, reference, there)
+    off = (b.t1_ns[right] - base) - (a.t1_ns[left] - first)
+    median = int(np.median(off))
+    return median if abs(median) > SKEW_S * 1e9 else None
+
+
+def _read(path: Path, run_id: str, problems: list[str]) -> RankRecord | None:
+    try:
+        record = read_rank(path)
+    except RecordError as error:
+        problems.append(error.message)
+        return None
+    if record.meta.get("run_id", run_id) != run_id:
+        problems.append(f"{path}: of another run, {record.meta['run_id']!r}")
+        return None
+    return record
+
+
+def _last_of_each_step(table: NDArray[Any]) -> NDArray[Any]:
+    """One row for each step number: the last that was written."""
+    reverse = table[::-1]
+    _, index = np.unique(reverse["step"], return_index=True)
+    rows: NDArray[Any] = reverse[index]
+    return rows
+
+
+def _span_s(spans: list[tuple[HostClock, int, int]], reference: HostClock | None) -> float:
+    if reference is None or not spans:
+        return math.nan
+    first = min(translate(t0, clock, reference) for clock, t0, _ in spans)
+    last = max(translate(t1, clock, reference) for clock, _, t1 in spans)
+    return (last - first) / 1e9
+
+
+def _number_in(path: Path) -> int:
+    match = RANK_FILE.fullmatch(path.name)
+    return int(match.group(1)) if match else -1

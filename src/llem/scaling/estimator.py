@@ -1,0 +1,80 @@
+"""What is minimised: a loss function of the residual log L - log Lhat, summed over observations."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llem.scaling.errors import OptionError
+
+FloatArray = NDArray[np.float64]
+
+LOSSES = ("huber", "squares")
+# Where delta is far below the scatter of the residuals, the Huber function is close to its kink at
+# zero, and Newton needs a ladder of larger deltas to walk down.
+KINKED_SCATTER = 5.0
+LADDER_TOP = 1e-2
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """How residuals of log loss (natural log, dimensionless) are judged.
+
+    `loss` is "huber" (quadratic within `delta`, linear beyond) or "squares" (`delta` is ignored).
+    The objective is always the weighted SUM over observations: with the mean, stop rules of
+    common minimisers end early (arXiv 2404.10102).
+    """
+
+    loss: str = "huber"
+    delta: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if self.loss not in LOSSES:
+            raise OptionError("estimator.loss", self.loss, f"one of {', '.join(LOSSES)}")
+        if not (self.delta > 0):
+            raise OptionError("estimator.delta", self.delta, "a number above 0")
+
+    @property
+    def threshold(self) -> float:
+        """Largest |residual| judged quadratically; infinite for least squares."""
+        return math.inf if self.loss == "squares" else self.delta
+
+    def ladder(self, scatter: float) -> tuple[float, ...]:
+        """Deltas to solve one after another, the last being the wanted one.
+
+        `scatter` is the typical absolute residual. Rungs are half a decade apart.
+        """
+        wanted = self.threshold
+        if scatter <= KINKED_SCATTER * wanted:
+            return (wanted,)
+        top = max(LADDER_TOP, scatter)
+        rungs = max(2, math.ceil(2 * math.log10(top / wanted)) + 1)
+        return (*(float(v) for v in np.geomspace(top, wanted, rungs)[:-1]), wanted)
+
+    def rho(self, residual: FloatArray) -> FloatArray:
+        """Huber function of each residual: r^2/2 within delta, delta(|r| - delta/2) beyond."""
+        psi = self.psi(residual)
+        return psi * (residual - 0.5 * psi)
+
+    def psi(self, residual: FloatArray) -> FloatArray:
+        """Derivative of `rho`: the residual clipped to [-delta, delta]."""
+        return np.clip(residual, -self.threshold, self.threshold)
+
+    def objective(self, residual: FloatArray, weight: FloatArray) -> float:
+        """Weighted sum of `rho` over observations."""
+        return float(np.sum(weight * self.rho(residual)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The `estimator` entry of fit.json."""
+        delta = self.delta if self.loss == "huber" else None
+        return {"loss": self.loss, "delta": delta, "space": "log", "reduction": "sum"}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Estimator:
+        """The inverse of `to_dict`."""
+        delta = data.get("delta")
+        return cls(loss=data["loss"], delta=1e-3 if delta is None else float(delta))

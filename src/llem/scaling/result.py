@@ -1,0 +1,169 @@
+"""The result of a fit, and its form on disk (fit.json)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from llem.scaling.cost import CostLaw
+from llem.scaling.errors import OptionError
+from llem.scaling.estimator import Estimator
+from llem.scaling.flops import FlopsModel
+from llem.scaling.laws import get_law
+from llem.scaling.optimum import Ensemble, Optimum, Target
+
+FloatArray = NDArray[np.float64]
+Interval = tuple[float, float]
+
+SCHEMA = "llem.fit/1"
+# Plain entries of fit.json, in the order of the file.
+PLAIN = (
+    "starts",
+    "identified",
+    "identification",
+    "ci",
+    "exponents",
+    "range",
+    "excluded",
+    "held_out",
+    "sensitivity",
+    "isoflop",
+    "residuals",
+    "provenance",
+)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted law with its intervals, optima and judgement; see `to_dict` for the file.
+
+    params: {E, A, B, alpha, beta} with loss in nats per token, N and D as counts. objective: the
+    weighted sum of the estimator over all rows. gradient_norm and smallest_eigenvalue: at the
+    optimum, in coordinates (log A, log B, log E, alpha, beta) of centred log N and log D.
+    optima: one per target. frontier: optima over the observed range of compute and beyond to the
+    targets (for plots). costs: the laws of energy_j and gpu_seconds. warnings: plain sentences.
+    The bootstrap samples live in `ensemble`, which a Fit read back from a file lacks intervals
+    of: `optimum` then answers without them.
+    """
+
+    law: str
+    formula: str
+    source: str
+    estimator: Estimator
+    n_observations: int
+    n_runs: int
+    params: dict[str, float]
+    objective: float
+    gradient_norm: float
+    smallest_eigenvalue: float
+    flops_model: FlopsModel
+    costs: dict[str, CostLaw]
+    optima: tuple[Optimum, ...]
+    frontier: tuple[Optimum, ...]
+    warnings: tuple[str, ...]
+    starts: dict[str, int]
+    identified: dict[str, bool]
+    identification: dict[str, str]
+    ci: dict[str, Any]
+    exponents: dict[str, float]
+    range: dict[str, list[float]]
+    excluded: list[dict[str, Any]]
+    held_out: dict[str, Any]
+    sensitivity: list[dict[str, Any]]
+    isoflop: dict[str, Any]
+    residuals: dict[str, Any]
+    provenance: dict[str, Any]
+    ensemble: Ensemble = field(repr=False, compare=False)
+
+    def predict(self, params: ArrayLike, tokens: ArrayLike) -> FloatArray:
+        """Loss in nats per token at sizes `params` and `tokens` (broadcast together)."""
+        n, d = np.asarray(params, dtype=np.float64), np.asarray(tokens, dtype=np.float64)
+        return get_law(self.law).predict(self.params, n, d)
+
+    def optimum(self, target: Target | float) -> Optimum:
+        """The compute-optimal training at a target (a plain number is FLOP)."""
+        return self.ensemble.at(target)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of fit.json: plain JSON types, NaN and infinity as null."""
+        out: dict[str, Any] = {
+            "schema": SCHEMA,
+            "law": self.law,
+            "formula": self.formula,
+            "source": self.source,
+            "estimator": self.estimator.to_dict(),
+            "n_observations": self.n_observations,
+            "n_runs": self.n_runs,
+            "params": self.params,
+            "objective": self.objective,
+            "gradient_norm": self.gradient_norm,
+            "smallest_eigenvalue": self.smallest_eigenvalue,
+            "flops_model": self.flops_model.to_dict(),
+            "costs": {name: law.to_dict() for name, law in self.costs.items()},
+            "optima": [o.to_dict() for o in self.optima],
+            "frontier": [o.to_dict() for o in self.frontier],
+            "warnings": list(self.warnings),
+        }
+        out.update({name: getattr(self, name) for name in PLAIN})
+        plain = _plain(out)
+        assert isinstance(plain, dict)
+        return plain
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Fit:
+        """Read what `to_dict` wrote; OptionError for another schema."""
+        if data.get("schema") != SCHEMA:
+            raise OptionError("schema", data.get("schema"), SCHEMA)
+        law = get_law(data["law"])
+        params = {n: _number(data["params"][n]) for n in law.parameter_names}
+        flops_model = FlopsModel.from_dict(data["flops_model"])
+        costs = {name: CostLaw.from_dict(v) for name, v in data["costs"].items()}
+        return cls(
+            law=law.name,
+            formula=data["formula"],
+            source=data["source"],
+            estimator=Estimator.from_dict(data["estimator"]),
+            n_observations=int(data["n_observations"]),
+            n_runs=int(data["n_runs"]),
+            params=params,
+            objective=_number(data["objective"]),
+            gradient_norm=_number(data["gradient_norm"]),
+            smallest_eigenvalue=_number(data["smallest_eigenvalue"]),
+            flops_model=flops_model,
+            costs=costs,
+            optima=tuple(Optimum.from_dict(o) for o in data["optima"]),
+            frontier=tuple(Optimum.from_dict(o) for o in data["frontier"]),
+            warnings=tuple(data["warnings"]),
+            ensemble=Ensemble(
+                law=law,
+                natural=law.natural(params),
+                flops_model=flops_model,
+                costs=costs,
+                largest_flops=float(data["range"]["flops"][1]),
+                level=float(data["ci"]["level"]),
+            ),
+            **{name: data[name] for name in PLAIN},
+        )
+
+
+def _number(value: Any) -> float:
+    return float("nan") if value is None else float(value)
+
+
+def _plain(value: Any) -> Any:
+    """Plain JSON types; numbers that JSON does not know become null."""
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, np.ndarray):
+        return [_plain(v) for v in value.tolist()]
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,45 @@
+"""What a rank does: build the model, read its share of the data, train, evaluate, record.
+
+Public: `start_world`, `World` (world), `train` (loop), `Outcome`, `Progress` (outcome),
+`build_model`, `count_params`, `load_class` (model), `find_checkpoint` (checkpoint),
+`learning_rate` (schedule), `WindowOrder` (order). Only what is asked for is imported: torch comes
+with the first name that needs it.
+"""
+
+from llem.training.outcome import OnProgress, Outcome, Progress, ShouldStop
+
+__all__ = [
+    "OnProgress",
+    "Outcome",
+    "Progress",
+    "ShouldStop",
+    "WindowOrder",
+    "World",
+    "build_model",
+    "count_params",
+    "find_checkpoint",
+    "learning_rate",
+    "load_class",
+    "start_world",
+    "train",
+]
+
+_LAZY = {
+    "WindowOrder": "order",
+    "World": "world",
+    "build_model": "model",
+    "count_params": "model",
+    "find_checkpoint": "checkpoint",
+    "learning_rate": "schedule",
+    "load_class": "model",
+    "start_world": "world",
+    "train": "loop",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name in _LAZY:
+        from importlib import import_module
+
+        return getattr(import_module(f"llem.training.{_LAZY[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,162 @@
+"""An engine turns a batch into one optimiser step: alone, or over ranks with DDP.
+
+`llem.training.deepspeed` has the other engine. Both are built for one run and closed after it.
+"""
+
+from __future__ import annotations
+
+import gc
+import pickle
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llem.campaign import Recipe, Run
+from llem.errors import LlemError
+from llem.training.data import Batch, Tokens
+from llem.training.model import build_model
+from llem.training.world import World
+
+
+class Engine(Protocol):
+    """What the loop needs of a model under training. Every method is called by all ranks."""
+
+    # How checkpoints are laid out, and whether a different number of ranks can read them.
+    layout: str
+    portable: bool
+
+    def step(self, batch: Batch, lr: float) -> tuple[Tensor, Tensor]:
+        """One optimiser step: this rank's mean loss (nats per token), the global gradient norm.
+
+        Both are scalars on the device, the norm taken before clipping.
+        """
+
+    def logits(self, inputs: Tensor) -> Tensor:
+        """Forward without gradients, (batch, time) to (batch, time, vocabulary)."""
+
+    def save(self, folder: Path) -> None:
+        """Write weights and optimiser into `folder`, which exists."""
+
+    def load(self, folder: Path) -> None:
+        """Read back what `save` wrote."""
+
+    def close(self) -> None:
+        """Free the memory; the engine is of no use afterwards."""
+
+
+class TorchEngine:
+    """Plain torch: one process, or DDP over gloo or NCCL."""
+
+    layout = "torch"
+    portable = True
+
+    def __init__(self, run: Run, world: World) -> None:
+        self._world = world
+        self._clip_norm = run.recipe.clip_norm
+        self._model = build_model(run.model, seed=run.seed).to(world.device)
+        self._module: nn.Module = self._model
+        if world.grouped:
+            self._module = nn.parallel.DistributedDataParallel(
+                self._model,
+                device_ids=[world.device] if world.device.type == "cuda" else None,
+                gradient_as_bucket_view=True,
+            )
+        self._optimizer = adamw(self._model, run.recipe)
+        self._parameters = [p for p in self._model.parameters() if p.requires_grad]
+
+    def step(self, batch: Batch, lr: float) -> tuple[Tensor, Tensor]:
+        last = len(batch.inputs) - 1
+        total: Tensor | None = None
+        for i, (inputs, targets) in enumerate(zip(batch.inputs, batch.targets, strict=True)):
+            # Gradients travel once, with the last micro-batch.
+            quiet = self._module.no_sync() if i < last and self._world.grouped else nullcontext()
+            with quiet:
+                loss = self._loss(inputs, targets)
+                if last:
+                    loss = loss / len(batch.inputs)
+                loss.backward()
+            total = loss.detach() if total is None else total + loss.detach()
+        assert total is not None
+        norm = nn.utils.clip_grad_norm_(self._parameters, self._clip_norm)
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return total, norm
+
+    def _loss(self, inputs: Tokens, targets: Tokens) -> Tensor:
+        device = self._world.device
+        with self._world.autocast():
+            logits = self._module(to_device(inputs, device))
+        return token_loss(logits, to_device(targets, device))
+
+    def logits(self, inputs: Tensor) -> Tensor:
+        # Without the DDP wrapper: its collectives would have to match, and nothing is learned.
+        self._model.eval()
+        with torch.no_grad(), self._world.autocast():
+            logits: Tensor = self._model(inputs)
+        self._model.train()
+        return logits
+
+    def save(self, folder: Path) -> None:
+        if self._world.main:
+            state = {"model": self._model.state_dict(), "optimizer": self._optimizer.state_dict()}
+            torch.save(state, folder / "state.pt")
+
+    def load(self, folder: Path) -> None:
+        try:
+            state = torch.load(
+                folder / "state.pt", map_location=self._world.device, weights_only=True
+            )
+            self._model.load_state_dict(state["model"])
+            self._optimizer.load_state_dict(state["optimizer"])
+        except (OSError, RuntimeError, KeyError, ValueError, pickle.UnpicklingError) as error:
+            said = (str(error).splitlines() or [type(error).__name__])[0]
+            raise LlemError(
+                f"{folder}: this checkpoint cannot be read: {said}",
+                remedy="delete the folder to start the run again",
+            ) from error
+
+    def close(self) -> None:
+        del self._module, self._model, self._optimizer, self._parameters
+        free_memory(self._world)
+
+
+def adamw(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
+    """AdamW whose decoupled decay is on matrices only, vectors (norms) being scale-free."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    # Fused is one call for all parameters, on the CPU too: 0.4 ms a step against 0.9 (foreach).
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=recipe.learning_rate,
+        betas=(recipe.beta1, recipe.beta2),
+        eps=recipe.eps,
+        fused=True,
+    )
+
+
+def token_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy in nats per token, computed in fp32."""
+    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+
+
+def to_device(tokens: Tokens, device: torch.device) -> Tensor:
+    found = torch.from_numpy(tokens)
+    if device.type == "cuda":
+        return found.pin_memory().to(device, non_blocking=True)
+    return found
+
+
+def free_memory(world: World) -> None:
+    """Collect what wrappers and their hooks hold in cycles, before the next run is built."""
+    gc.collect()
+    if world.device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -1,0 +1,314 @@
+"""One run on one rank: read, step, record, watch, checkpoint, evaluate."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llem.campaign import CustomModel, Run
+from llem.errors import Fault, InputError
+from llem.records import RecordWriter, host_meta, rank_writer
+from llem.training.checkpoint import (
+    Checkpoint,
+    delete_checkpoints,
+    find_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
+from llem.training.data import Share, Windows, share_of, verify_content
+from llem.training.divergence import DivergenceWatch
+from llem.training.engine import Engine, TorchEngine
+from llem.training.evaluation import evaluate
+from llem.training.outcome import OnProgress, Outcome, Progress, ShouldStop, Status
+from llem.training.pulse import Beat, Pulse
+from llem.training.schedule import learning_rate, phase
+from llem.training.world import World, versions
+
+PROGRESS_INTERVAL_S = 1.0
+
+
+def train(
+    run: Run,
+    *,
+    attempt_dir: str | Path,
+    checkpoints_dir: str | Path,
+    world: World,
+    meta: Mapping[str, Any],
+    progress: OnProgress | None = None,
+    should_stop: ShouldStop | None = None,
+    keep_checkpoints: bool = False,
+) -> Outcome:
+    """Train `run` from its newest checkpoint to its end; called by every rank of `world`.
+
+    Writes `attempt_dir/rank-*.h5`, with `meta` among its attributes. `should_stop` is asked after
+    each step on every rank; where one has a reason, all write a checkpoint and return. Checkpoints
+    of a run that ended (completed or diverged) are deleted unless `keep_checkpoints`.
+
+    Raises InputError, on every rank, where data, model, layout or checkpoint do not fit the run.
+    """
+    began_ns, wall_ns = time.monotonic_ns(), time.time_ns()
+    attempt, checkpoints = Path(attempt_dir), Path(checkpoints_dir)
+    share = _check(run, world)
+    world.first(lambda: verify_content(run))
+    windows = Windows(run)
+    world.first(lambda: attempt.mkdir(parents=True, exist_ok=True))
+    engine = _build(run, world, attempt)
+    try:
+        path = attempt / f"rank-{world.rank:05d}.h5"
+        with rank_writer(path, meta={**_own_meta(run, world), **meta}) as record:
+            record.event("energy", "e0_mj and e1_mj are NaN: the node's sampler reads the counters")
+            trainer = _Trainer(
+                run=run,
+                world=world,
+                engine=engine,
+                windows=windows,
+                share=share,
+                record=record,
+                checkpoints=checkpoints,
+                keep_checkpoints=keep_checkpoints,
+                progress=progress if world.main else None,
+                should_stop=should_stop,
+            )
+            return trainer.run_to_end(began_ns=began_ns, wall_ns=wall_ns)
+    finally:
+        engine.close()
+
+
+def _check(run: Run, world: World) -> Share:
+    faults = [
+        Fault(name, f"the run asks for {asked!r}, its ranks were started with {have!r}")
+        for name, asked, have in (
+            ("layout.zero_stage", run.layout.zero_stage, world.zero_stage),
+            ("recipe.precision", run.recipe.precision, world.precision),
+        )
+        if asked != have
+    ]
+    if faults:
+        raise InputError(f"run {run.run_id}", faults)
+    return share_of(run, rank=world.rank, ranks=world.world_size)
+
+
+def _build(run: Run, world: World, attempt: Path) -> Engine:
+    if not run.layout.zero_stage:
+        return TorchEngine(run, world)
+    from llem.training.deepspeed import DeepSpeedEngine, write_config
+
+    world.first(lambda: write_config(run, attempt))
+    return DeepSpeedEngine(run, world)
+
+
+def _own_meta(run: Run, world: World) -> dict[str, Any]:
+    return {
+        **host_meta(),
+        "run_id": run.run_id,
+        "rank": world.rank,
+        "local_rank": world.local_rank,
+        "world_size": world.world_size,
+        "device": torch.cuda.get_device_name() if world.device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+        "image_digest": os.environ.get("LLEM_IMAGE_DIGEST", ""),
+        "steps_planned": run.steps,
+    }
+
+
+@dataclass(kw_only=True)
+class _Trainer:
+    """The state of one attempt; `step` counts finished steps."""
+
+    run: Run
+    world: World
+    engine: Engine
+    windows: Windows
+    share: Share
+    record: RecordWriter
+    checkpoints: Path
+    keep_checkpoints: bool
+    progress: OnProgress | None
+    should_stop: ShouldStop | None
+
+    def __post_init__(self) -> None:
+        self.watch = DivergenceWatch(self.run.recipe)
+        self.pulse = Pulse(self.world)
+        self.step = 0
+        self.start_step = 0
+        self.diverged: str | None = None
+        self.stopping = False
+        self.stop_reason: str | None = None
+        self.first_loss = self.last_loss = math.nan
+        self.steps_t0_ns = self.steps_t1_ns = 0
+        self.next_progress_ns = 0
+        self.saved: Path | None = None
+        # Of each step under way: rate, tokens, unique tokens.
+        self.under_way: dict[int, tuple[float, int, int]] = {}
+
+    def run_to_end(self, *, began_ns: int, wall_ns: int) -> Outcome:
+        resumed = self._resume()
+        self._steps()
+        status, reason, loss, loss_se = self._end()
+        self.record.event(status, reason)
+        self.record.stamp_clock()
+        self.world.barrier()
+        return Outcome(
+            status=status,
+            reason=reason,
+            step=self.step,
+            steps=self.run.steps,
+            start_step=self.start_step,
+            tokens=self.step * self.run.recipe.batch_tokens,
+            loss=loss,
+            loss_se=loss_se,
+            train_loss_first=self.first_loss,
+            train_loss_last=self.last_loss,
+            resumed_from=str(resumed.path) if resumed else None,
+            checkpoint=str(self.saved) if self.saved else None,
+            t0_ns=began_ns,
+            t1_ns=time.monotonic_ns(),
+            wall0_ns=wall_ns,
+            wall1_ns=time.time_ns(),
+            tokens_per_s=self._tokens_per_s(),
+        )
+
+    def _resume(self) -> Checkpoint | None:
+        found = self.world.first(lambda: find_checkpoint(self.checkpoints, run_id=self.run.run_id))
+        for skipped in found.skipped:
+            self.record.event("checkpoint-skipped", skipped)
+        checkpoint = found.checkpoint
+        if checkpoint is None:
+            return None
+        load_checkpoint(checkpoint, engine=self.engine, world=self.world)
+        self.step = self.start_step = checkpoint.step
+        self.watch.restore(checkpoint.loop["watch"])
+        self.first_loss = checkpoint.loop["first_loss"]
+        self.last_loss = checkpoint.loop["last_loss"]
+        self.saved = checkpoint.path
+        self.record.event("resume", f"after step {checkpoint.step}, from {checkpoint.path.name}")
+        return checkpoint
+
+    def _steps(self) -> None:
+        run, recipe = self.run, self.run.recipe
+        # The reference model draws no random numbers; a user's model may (dropout).
+        draws = isinstance(run.model, CustomModel)
+        while self.step < run.steps:
+            step = self.step
+            t0_ns = time.monotonic_ns()
+            if draws:
+                torch.manual_seed(hash((run.seed, step, self.world.rank)) % 2**63)
+            batch = self.windows.batch(step, self.share)
+            rate = learning_rate(recipe, step=step, steps=run.steps)
+            loss, norm = self.engine.step(batch, rate)
+            if self.should_stop is not None and self.stop_reason is None:
+                self.stop_reason = self.should_stop()
+            self.under_way[step] = (rate, batch.tokens, batch.tokens_unique)
+            self.pulse.send(
+                step,
+                t0_ns=t0_ns,
+                loss=loss,
+                grad_norm=norm,
+                stop=self.stop_reason is not None,
+            )
+            self.step += 1
+            self._take(self.pulse.receive())
+            due = run.checkpoint_steps > 0 and self.step % run.checkpoint_steps == 0
+            if due or self.stopping or self.diverged or self.step == run.steps:
+                self._take(self.pulse.receive(all_steps=True))
+                if self.diverged:
+                    return
+                if (due or self.stopping) and self.step < run.steps:
+                    self._save()
+                if self.stopping:
+                    return
+
+    def _take(self, beats: list[Beat]) -> None:
+        """Record steps that are known to be finished; every rank concludes the same from them."""
+        for beat in beats:
+            rate, tokens, unique = self.under_way.pop(beat.step)
+            kind = phase(self.run.recipe, step=beat.step, steps=self.run.steps)
+            self.record.append(
+                "steps",
+                (beat.step, beat.t0_ns, beat.t1_ns, tokens, unique, beat.loss, beat.grad_norm,
+                 rate, math.nan, math.nan, int(kind)),
+            )  # fmt: skip
+            self.steps_t0_ns = self.steps_t0_ns or beat.t0_ns
+            self.steps_t1_ns = beat.t1_ns
+            if math.isnan(self.first_loss):
+                self.first_loss = beat.loss_all
+            self.last_loss = beat.loss_all
+            self.stopping = self.stopping or beat.stopping > 0
+            self.diverged = self.diverged or self.watch.check(beat.step, beat.loss_all)
+            if self.progress is not None and beat.t1_ns >= self.next_progress_ns:
+                self.next_progress_ns = beat.t1_ns + round(PROGRESS_INTERVAL_S * 1e9)
+                self.progress(
+                    Progress(
+                        step=beat.step + 1,
+                        steps=self.run.steps,
+                        loss=beat.loss_all,
+                        tokens_per_s=self._tokens_per_s(beat.step + 1),
+                    )
+                )
+
+    def _tokens_per_s(self, step: int | None = None) -> float:
+        steps = (self.step if step is None else step) - self.start_step
+        elapsed_ns = self.steps_t1_ns - self.steps_t0_ns
+        if not steps or not elapsed_ns:
+            return math.nan
+        return steps * self.run.recipe.batch_tokens / (elapsed_ns / 1e9)
+
+    def _save(self) -> None:
+        loop = {
+            "watch": self.watch.state(),
+            "first_loss": self.first_loss,
+            "last_loss": self.last_loss,
+        }
+        t0_ns = time.monotonic_ns()
+        self.saved = save_checkpoint(
+            self.checkpoints,
+            engine=self.engine,
+            world=self.world,
+            run_id=self.run.run_id,
+            step=self.step,
+            loop=loop,
+        )
+        took_s = (time.monotonic_ns() - t0_ns) / 1e9
+        self.record.event("checkpoint", f"after step {self.step}, in {took_s:.3f} s")
+
+    def _end(self) -> tuple[Status, str, float, float]:
+        if self.diverged:
+            self._forget_checkpoints()
+            return "diverged", self.diverged, math.nan, math.nan
+        if self.step < self.run.steps:
+            reasons = self.world.gather_text(self.stop_reason)
+            first = next((reason for reason in reasons if reason), "a rank was asked to stop")
+            return "interrupted", first, math.nan, math.nan
+        t0_ns = time.monotonic_ns()
+        found = evaluate(self.engine, self.windows, self.world)
+        t1_ns = time.monotonic_ns()
+        if self.world.main:
+            self.record.append(
+                "evals", (self.step, t0_ns, t1_ns, found.loss, found.loss_se, found.tokens)
+            )
+        if not math.isfinite(found.loss):
+            self._forget_checkpoints()
+            return "diverged", f"the evaluation loss is {found.loss}", math.nan, math.nan
+        if self.keep_checkpoints:
+            self._save()
+        else:
+            self._forget_checkpoints()
+        return "completed", "", found.loss, found.loss_se
+
+    def _forget_checkpoints(self) -> None:
+        if self.keep_checkpoints:
+            return
+        self.saved = None
+        # Only when every rank has its result: a rank killed before could not resume.
+        self.record.flush()
+        self.world.barrier()
+        if self.world.main:
+            delete_checkpoints(self.checkpoints)

@@ -1,0 +1,192 @@
+"""The reference model: a Llama-style decoder (Touvron et al. 2023, arXiv 2302.13971).
+
+RMSNorm before each sublayer, rotary embedding, causal attention, SwiGLU, no biases; the output
+layer is the token embedding again unless the architecture unties them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import os
+import sys
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llem import campaign
+from llem.errors import Fault, InputError
+
+
+class Attention(nn.Module):  # type: ignore[misc]
+    """Causal self-attention over (batch, time, width); queries, keys and values in one product."""
+
+    def __init__(self, shape: campaign.Decoder) -> None:
+        super().__init__()
+        self.heads = shape.heads
+        self.qkv = nn.Linear(shape.width, 3 * shape.width, bias=False)
+        self.out = nn.Linear(shape.width, shape.width, bias=False)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        batch, time, width = x.shape
+        qkv = self.qkv(x).view(batch, time, 3, self.heads, width // self.heads)
+        qk, v = qkv[:, :, :2], qkv[:, :, 2]
+        q, k = _rotate(qk, cos, sin).unbind(2)
+        mixed = F.scaled_dot_product_attention(
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True
+        )
+        return self.out(mixed.transpose(1, 2).reshape(batch, time, width))
+
+
+class SwiGLU(nn.Module):  # type: ignore[misc]
+    """down(silu(gate(x)) * up(x)) (Shazeer 2020, arXiv 2002.05202); gate and up in one product."""
+
+    def __init__(self, shape: campaign.Decoder) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(shape.width, 2 * shape.mlp_width, bias=False)
+        self.down = nn.Linear(shape.mlp_width, shape.width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
+
+
+class Block(nn.Module):  # type: ignore[misc]
+    def __init__(self, shape: campaign.Decoder) -> None:
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(shape.width, eps=shape.norm_eps)
+        self.attention = Attention(shape)
+        self.mlp_norm = nn.RMSNorm(shape.width, eps=shape.norm_eps)
+        self.mlp = SwiGLU(shape)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), cos, sin)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class Decoder(nn.Module):  # type: ignore[misc]
+    """Token ids of shape (batch, time <= context) to logits of shape (batch, time, vocabulary)."""
+
+    def __init__(self, shape: campaign.Decoder) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(shape.vocabulary, shape.width)
+        self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.layers))
+        self.norm = nn.RMSNorm(shape.width, eps=shape.norm_eps)
+        self.output = nn.Linear(shape.width, shape.vocabulary, bias=False)
+        if shape.tied_embeddings:
+            self.output.weight = self.embedding.weight
+        cos, sin = _rotary(shape)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+        self._initialise(shape)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        time = tokens.shape[1]
+        cos, sin = self.cos[:time], self.sin[:time]
+        x = self.embedding(tokens)
+        for block in self.blocks:
+            x = block(x, cos, sin)
+        return self.output(self.norm(x))
+
+    def _initialise(self, shape: campaign.Decoder) -> None:
+        """Normal, standard deviation sqrt(2 / (5 width)); what writes to the residual stream less.
+
+        The width rule is SmallInit (Nguyen & Salazar 2019, arXiv 1910.05895), .02 at width 1000;
+        the factor 1 / sqrt(2 layers) for the two residual projections of each block is GPT-2's
+        (Radford et al. 2019, section 2.3).
+        """
+        deviation = math.sqrt(2 / (5 * shape.width))
+        for name, parameter in self.named_parameters():
+            if parameter.ndim < 2:
+                continue
+            residual = name.endswith(("attention.out.weight", "mlp.down.weight"))
+            scale = 1 / math.sqrt(2 * shape.layers) if residual else 1.0
+            nn.init.normal_(parameter, std=deviation * scale)
+
+
+def _rotary(shape: campaign.Decoder) -> tuple[Tensor, Tensor]:
+    """cos and sin of (time, 1, 1, head_size / 2) (Su et al. 2021, arXiv 2104.09864)."""
+    half = torch.arange(shape.head_size // 2, dtype=torch.float64)
+    frequencies = shape.rope_theta ** (-half / (shape.head_size // 2))
+    angles = torch.outer(torch.arange(shape.context, dtype=torch.float64), frequencies)
+    angles = angles[:, None, None, :]
+    return angles.cos().float(), angles.sin().float()
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the pairs (i, i + head_size / 2) of x: (batch, time, any, heads, head_size)."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1).to(x.dtype)
+
+
+def build_model(architecture: campaign.Architecture, *, seed: int) -> nn.Module:
+    """The model on the CPU in fp32, its weights drawn by `seed` alone.
+
+    Raises InputError where the architecture cannot be built, or has not the planned parameters.
+    """
+    torch.manual_seed(seed)
+    if isinstance(architecture, campaign.Decoder):
+        model: nn.Module = Decoder(_checked(architecture))
+    else:
+        model = _custom(architecture)
+    found = count_params(model)
+    if found != architecture.params:
+        raise InputError(
+            "model", [Fault("params", f"{found} parameters built, {architecture.params} planned")]
+        )
+    return model
+
+
+def count_params(model: nn.Module) -> int:
+    """Trainable parameters; shared ones count once."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def _checked(shape: campaign.Decoder) -> campaign.Decoder:
+    if shape.width % shape.heads:
+        raise InputError("model", [f"width {shape.width} is no multiple of {shape.heads} heads"])
+    if shape.head_size % 2:
+        raise InputError("model", [f"head size {shape.head_size} is odd: rotary needs pairs"])
+    return shape
+
+
+def load_class(class_path: str) -> type[nn.Module]:
+    """The class named 'package.module:Class'; the current folder is searched first.
+
+    Raises InputError that says which part of the name does not exist.
+    """
+    module_name, _, class_name = class_path.partition(":")
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        raise InputError(
+            "model",
+            [
+                Fault(
+                    "class", f"{module_name!r} cannot be imported: {type(error).__name__}: {error}"
+                )
+            ],
+        ) from error
+    found = getattr(module, class_name, None)
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        what = "has no" if found is None else "has something other than a torch.nn.Module as"
+        raise InputError("model", [Fault("class", f"module {module_name!r} {what} {class_name!r}")])
+    return found
+
+
+def _custom(architecture: campaign.CustomModel) -> nn.Module:
+    cls = load_class(architecture.class_path)
+    arguments: dict[str, Any] = {architecture.size: architecture.value, **architecture.arguments}
+    try:
+        return cls(**arguments)
+    except Exception as error:
+        said = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+        raise InputError(
+            "model",
+            [Fault("class", f"{architecture.class_path}({said}): {type(error).__name__}: {error}")],
+        ) from error

@@ -1,0 +1,57 @@
+"""How a run ended, as its end record tells it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Status = Literal["completed", "diverged", "interrupted"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """The end of one attempt at a run; the same on every rank but for the two train losses' rank.
+
+    `step` is the number of finished optimiser steps of `steps`, `start_step` where this attempt
+    began (more than 0 after a resume, from the folder `resumed_from`). Losses are nats per token
+    over all ranks; `loss` and its standard error `loss_se` are of the held-out windows and NaN
+    unless completed. `t*_ns` are CLOCK_MONOTONIC, `wall*_ns` the wall clock, at the attempt's
+    two ends; `tokens` are those of all steps so far, `tokens_per_s` the rate of this attempt's
+    steps from the start of its first to the end of its last.
+    """
+
+    status: Status
+    reason: str
+    step: int
+    steps: int
+    start_step: int
+    tokens: int
+    loss: float
+    loss_se: float
+    train_loss_first: float
+    train_loss_last: float
+    resumed_from: str | None
+    checkpoint: str | None
+    t0_ns: int
+    t1_ns: int
+    wall0_ns: int
+    wall1_ns: int
+    tokens_per_s: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """What `train` tells its caller about once a second: `loss` is the last step's, all ranks'."""
+
+    step: int
+    steps: int
+    loss: float
+    tokens_per_s: float
+
+
+OnProgress = Callable[[Progress], None]
+ShouldStop = Callable[[], str | None]
