@@ -88,13 +88,13 @@ class Grid(Strict):
 class Training(Strict):
     """Hyperparameters that the user fixes; what is left out follows from a named rule."""
 
-    rule: Literal["steplaw"] = "steplaw"
+    rule: Literal["steplaw", "small"] = "steplaw"
     batch_tokens: Count | None = None
     learning_rate: PositiveFloat | None = None
     max_learning_rate: PositiveFloat = 0.02
-    warmup_fraction: float = Field(0.1, ge=0, lt=1)
+    warmup_fraction: float = Field(0.05, ge=0, lt=1)
     schedule: Literal["wsd", "cosine", "constant"] = "wsd"
-    decay_fraction: float = Field(0.2, ge=0, le=1)
+    decay_fraction: float = Field(0.3, ge=0, le=1)
     weight_decay: float = Field(0.1, ge=0)
     beta2: float = Field(0.95, gt=0, lt=1)
     clip_norm: PositiveFloat = 1.0

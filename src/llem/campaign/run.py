@@ -26,7 +26,7 @@ class Recipe:
     learning_rate: float
     warmup_steps: int
     schedule: str = "wsd"
-    decay_fraction: float = 0.2
+    decay_fraction: float = 0.3
     beta1: float = 0.9
     beta2: float = 0.95
     eps: float = 1e-8

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from llem.campaign import load_site
 from llem.cli._command import add_json, print_json
+
+if TYPE_CHECKING:
+    from llem.cluster.doctor import Check
 
 EXAMPLE = """  llem doctor                     # for runs on this machine
   llem doctor --site juwels-booster --json"""
@@ -19,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from llem.campaign import load_site
     from dataclasses import asdict
 
     from llem.cluster.doctor import FAIL, examine
@@ -28,9 +32,14 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"ok": not failed, "checks": [asdict(check) for check in checks]})
     else:
-        width = max(len(check.name) for check in checks)
-        for check in checks:
-            print(f"[{check.state:>4}] {check.name:<{width}}  {check.seen}")
-            if check.remedy:
-                print(f"       {'':<{width}}  -> {check.remedy}")
+        show_checks(checks)
     return 1 if failed else 0
+
+
+def show_checks(checks: list[Check]) -> None:
+    """Print checks as lines `[ok] name  seen`, each remedy below."""
+    width = max(len(check.name) for check in checks)
+    for check in checks:
+        print(f"[{check.state:>4}] {check.name:<{width}}  {check.seen}")
+        if check.remedy:
+            print(f"       {'':<{width}}  -> {check.remedy}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from llem.campaign import parse_budget
 from llem.cli._command import add_json, note, option
 from llem.errors import Fault, InputError, did_you_mean
 
@@ -63,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _target(text: str):  # type: ignore[no-untyped-def]
+    from llem.campaign import parse_budget
     from llem.scaling import Target
 
     budget = option("--target", parse_budget, text)

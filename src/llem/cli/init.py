@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from llem.campaign import site_names
 from llem.cli._command import note
 from llem.errors import Fault, InputError, did_you_mean
 
@@ -30,6 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from llem.campaign import site_names
+
     known = site_names()
     if args.site not in known:
         hint = did_you_mean(args.site, known) or f"known: {', '.join(known)}"

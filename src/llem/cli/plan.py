@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from llem.campaign import Campaign, default_campaign, load_campaign, parse_budget
 from llem.cli._command import add_json, note, option, print_json
-from llem.errors import Fault, InputError
+
+if TYPE_CHECKING:
+    from llem.campaign import Campaign
 
 EXAMPLE = """  llem plan campaign.yaml --budget "500 GPUh" --out runs/first
   llem plan --budget 1e12FLOP --out /tmp/try      # campaign.yaml here, or the built-in one
@@ -24,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from llem.campaign import parse_budget
     from llem.pipeline import plan_campaign
 
     campaign, base = find_campaign(args.campaign)
@@ -50,6 +53,8 @@ def run(args: argparse.Namespace) -> int:
 
 def find_campaign(path: Path | None) -> tuple[Campaign, Path]:
     """The named campaign, `campaign.yaml` here, or the built-in one; and its folder."""
+    from llem.campaign import default_campaign, load_campaign
+
     if path is not None:
         return load_campaign(path), path.resolve().parent
     here = Path("campaign.yaml")
@@ -58,8 +63,3 @@ def find_campaign(path: Path | None) -> tuple[Campaign, Path]:
     note("no campaign.yaml here: the built-in campaign (see `llem init`)")
     return default_campaign(), Path.cwd()
 
-
-def require_folder(path: Path) -> None:
-    """Raise InputError early where DIR is no folder at all."""
-    if not path.is_dir():
-        raise InputError(str(path), [Fault("", "no such folder", "make one with `llem plan`")])

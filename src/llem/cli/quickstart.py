@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from llem.campaign import default_campaign, parse_budget
 from llem.cli._command import add_json, option
 from llem.errors import UnavailableError
 
@@ -22,6 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from importlib.util import find_spec
+
+    from llem.campaign import default_campaign, parse_budget
 
     from llem.cli.run import run_all
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from llem.campaign import parse_budget
 from llem.cli._command import add_json, note, option
 from llem.cli.plan import find_campaign
 
@@ -21,6 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from llem.campaign import parse_budget
+
     campaign, base = find_campaign(args.campaign)
     budget = option("--budget", parse_budget, args.budget) if args.budget else None
     return run_all(campaign, base=base, out=args.out or Path(campaign.name), budget=budget,

@@ -26,14 +26,12 @@ from typing import TYPE_CHECKING, Any
 
 from llem.campaign import Run
 from llem.cluster.files import finite_or_none, write_json
-from llem.cluster.folder import END_SCHEMA, CampaignFolder
+from llem.cluster.folder import END_SCHEMA, INTERRUPTED, CampaignFolder
 
 if TYPE_CHECKING:
     from llem.energy import SamplerLink
     from llem.training import Outcome, Progress, World
 
-# An element whose ranks left because they were asked to, with a checkpoint, to be run again.
-INTERRUPTED = 75  # EX_TEMPFAIL
 PROGRESS_S = 1.0
 
 
@@ -153,14 +151,12 @@ class Rank:
     def _run(self, run: Run) -> str:
         """Train one run, unless it is settled already; returns its status."""
         world = self.world
-        settled = self.folder.final_end(run.run_id) if world.rank == 0 else None
-        settled = self._from_rank_0(settled)
+        settled = world.first(lambda: self.folder.final_end(run.run_id))
         if settled is not None:
             if world.rank == 0:
                 print(f"run {run.run_id}: {settled['status']} before; not run again", flush=True)
             return str(settled["status"])
-        made = self.folder.new_attempt(run.run_id) if world.rank == 0 else None
-        attempt: Path = self._from_rank_0(made)
+        attempt = world.first(lambda: self.folder.new_attempt(run.run_id))
         meta = {
             "run_id": run.run_id,
             "attempt": int(attempt.name.removeprefix("attempt-")),
@@ -268,16 +264,6 @@ class Rank:
                 }
             ),
         )
-
-    def _from_rank_0(self, value: Any) -> Any:
-        """Rank 0's value, on every rank."""
-        if self.world.world_size == 1:
-            return value
-        import torch.distributed
-
-        box = [value]
-        torch.distributed.broadcast_object_list(box, src=0)
-        return box[0]
 
     def _ask_to_stop(self, number: int, _frame: object) -> None:
         self.stop_reason = f"signal {signal.Signals(number).name}"

@@ -17,6 +17,8 @@ from llem.planning import Plan
 END_SCHEMA = "llem-end-1"
 # Statuses after which a run is not tried again by itself.
 FINAL = frozenset({"completed", "diverged"})
+# Exit status of ranks that left because they were asked to, with a checkpoint: EX_TEMPFAIL.
+INTERRUPTED = 75
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from llem.cluster.element import INTERRUPTED
-from llem.cluster.folder import CampaignFolder
+from llem.cluster.folder import INTERRUPTED, CampaignFolder
 from llem.cluster.state import CampaignState, campaign_state
 from llem.planning import ArrayJob, Plan
 

@@ -22,6 +22,7 @@ class Dropped:
     level: int
     params: float
     reason: str
+    too_small: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,8 @@ def isoflop_wave(
         level_flops = largest_flops / grid.ratio ** (grid.levels - 1 - level)
         for model in _models(campaign, level, level_flops, dropped, count_params):
             made = _run(campaign, level, level_flops, model, site, device, data)
-            if isinstance(made, str):
-                dropped.append(Dropped(level, model.params, made))
+            if isinstance(made, Dropped):
+                dropped.append(made)
                 continue
             for seed in range(campaign.seeds):
                 run = made(seed)
@@ -90,7 +91,7 @@ def _models(
         model = nearest_decoder(params, head_size=choice.head_size, **shape)  # type: ignore[arg-type]
         if model is None:
             reason = f"no shape within 5 % of {format_si(params)} parameters"
-            dropped.append(Dropped(level, params, reason))
+            dropped.append(Dropped(level, params, reason, too_small=params < 1e6))
         elif model not in seen:
             seen.add(model)
             yield model
@@ -104,7 +105,7 @@ def grid_sizes(campaign: Campaign, flops: float) -> list[float]:
     """
     choice, grid = campaign.model, campaign.grid
     centre = math.sqrt(flops / (6 * grid.tokens_per_param))
-    floor = 1.2 * smallest_params(
+    floor = 1.1 * smallest_params(
         vocabulary=choice.vocabulary,
         context=choice.context,
         tied_embeddings=choice.tied_embeddings,
@@ -125,19 +126,20 @@ def _run(
     site: Site,
     device: Accelerator,
     data: TokenData,
-) -> Callable[[int], Run] | str:
-    """A maker of the cell's run for each seed, or the reason why there is none."""
+) -> Callable[[int], Run] | Dropped:
+    """A maker of the cell's run for each seed, or why there is none."""
     tokens = flops / model.flops_per_token
     recipe = recipe_for(model, tokens, campaign.training)
     steps = int(tokens // recipe.batch_tokens)
     if steps < MIN_STEPS // 2:
-        return f"only {steps} steps of {recipe.batch_tokens} tokens"
+        reason = f"only {steps} steps of {recipe.batch_tokens} tokens"
+        return Dropped(level, model.params, reason, too_small=True)
     tokens = steps * recipe.batch_tokens
     layout = choose_layout(
         model, recipe, tokens, site=site, device=device, fixed=campaign.layout
     )  # fmt: skip
     if isinstance(layout, str):
-        return layout
+        return Dropped(level, model.params, layout)
     total = float(model.flops_per_token) * tokens
     seconds = duration_s(total, steps, layout, device)
     predicted = Predicted(

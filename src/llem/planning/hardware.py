@@ -42,7 +42,7 @@ ACCELERATORS: dict[str, Accelerator] = {
         Accelerator("B200", 2250e12, 180e9, 1000),
         Accelerator("MI250X", 191.5e12, 64e9, 280),
         Accelerator("MI300X", 1307e12, 192e9, 750),
-        Accelerator("cpu", 64e9, 4e9, 10, utilisation=0.3, step_overhead_s=0.006),
+        Accelerator("cpu", 100e9, 4e9, 10, utilisation=0.35, step_overhead_s=0.004),
     )
 }
 

@@ -225,6 +225,7 @@ def _fill(
     best: Wave | None = None
     best_spent = 0.0
     least = math.inf
+    below, above = 0.0, math.inf
     for _ in range(24):
         candidate = wave(flops)
         spent = spend(candidate.runs, budget.unit, site)
@@ -234,9 +235,19 @@ def _fill(
             best, best_spent = candidate, spent
         if best is not None and best_spent >= 0.98 * budget.value:
             break
-        # Aim a little below the budget: landing above it is of no use.
-        factor = 0.995 * budget.value / spent if spent > 0 else 4.0
+        # Aim a little below the budget: landing above it is of no use. Where shapes of models
+        # come and go between two levels, proportion misleads, and halving takes over.
+        if spent > 0:
+            factor = 0.995 * budget.value / spent
+        else:
+            factor = 4.0 if all(d.too_small for d in candidate.dropped) else 0.1
+        if spent > budget.value or (spent == 0 and factor < 1):
+            above = min(above, flops)
+        else:
+            below = max(below, flops)
         flops *= min(max(factor, 0.1), 10.0)
+        if not below < flops < above:
+            flops = math.sqrt(below * above)
     if best is None:
         reasons = sorted({d.reason for d in candidate.dropped})
         text = f"no grid of {grid.levels} levels x {grid.sizes} sizes fits {budget}"

@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llem.errors import LlemError
 from llem.records.schema import SCHEMA
+from llem.records.unclosed import Unclosed, is_unclosed
 
 os.environ.setdefault("HDF5_USE_FILE_LOCKING", "FALSE")
 
 Table = NDArray[Any]
 
+# How often, and for how long, a record is looked at again that was written to a moment ago.
+LIVE_RETRIES, LIVE_PAUSE_S, LIVE_S = 3, 0.05, 30.0
+
 
 class RecordError(LlemError):
     """A file is not a record that can be read; says which and why."""
+
+
+Record = TypeVar("Record")
 
 
 @dataclass(frozen=True)
@@ -61,9 +69,37 @@ class NodeRecord:
 
 def read_rank(path: str | Path) -> RankRecord:
     """Read `rank-*.h5`. Raises RecordError naming the file and the cause."""
+    return _patiently(_rank, Path(path))
+
+
+def read_node(path: str | Path) -> NodeRecord:
+    """Read `node-*.h5`. Raises RecordError naming the file and the cause."""
+    return _patiently(_node, Path(path))
+
+
+def _patiently(read: Callable[[Path], Record], path: Path) -> Record:
+    """A writer that still runs may be in the middle of a block: look again a moment later."""
+    for _ in range(LIVE_RETRIES):
+        try:
+            return read(path)
+        except RecordError:
+            if not _written_now(path):
+                raise
+            time.sleep(LIVE_PAUSE_S)
+    return read(path)
+
+
+def _written_now(path: Path) -> bool:
+    try:
+        return is_unclosed(path) and time.time() - path.stat().st_mtime < LIVE_S
+    except OSError:
+        return False
+
+
+def _rank(path: Path) -> RankRecord:
     with _Opened(path, "rank") as file:
         return RankRecord(
-            path=Path(path),
+            path=path,
             meta=file.meta,
             closed=file.closed,
             steps=file.table("steps"),
@@ -73,11 +109,10 @@ def read_rank(path: str | Path) -> RankRecord:
         )
 
 
-def read_node(path: str | Path) -> NodeRecord:
-    """Read `node-*.h5`. Raises RecordError naming the file and the cause."""
+def _node(path: Path) -> NodeRecord:
     with _Opened(path, "node") as file:
         return NodeRecord(
-            path=Path(path),
+            path=path,
             meta=file.meta,
             closed=file.closed,
             devices=tuple(
@@ -93,7 +128,7 @@ def read_node(path: str | Path) -> NodeRecord:
 
 
 class _Opened:
-    """An open record: first as a closed file, then as one whose writer was killed or still runs."""
+    """An open record, also one whose writer was killed or still runs."""
 
     def __init__(self, path: str | Path, kind: str) -> None:
         self.path = Path(path)
@@ -103,10 +138,10 @@ class _Opened:
         import h5py
 
         try:
-            try:
+            if is_unclosed(self.path):
+                self._file = h5py.File(Unclosed(self.path), "r")
+            else:
                 self._file = h5py.File(self.path, "r", locking=False)
-            except OSError:
-                self._file = h5py.File(self.path, "r", libver="latest", swmr=True, locking=False)
         except (OSError, RuntimeError, ValueError) as error:
             raise RecordError(f"{self.path}: not readable as HDF5: {_first_line(error)}") from None
         try:

@@ -29,7 +29,8 @@ MISSED_BY = 1e-2
 MISSED_SHARE = 0.05
 MAX_STARTS = 6
 RESCUERS = 2
-TOLERANCE = 1e-9
+# Share of the objective: far below what a resample differs from the next by.
+TOLERANCE = 1e-7
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Resamples:
 
     theta: (k, 5) centred. weight: (k, n) row weights. redrawn: draws thrown away because they held
     too few distinct points. checked and missed: resamples solved again from all starts, and those
-    of them where another start was better; rescued: whether all were then solved from the two starts
+    of them where another start was better; rescued: whether all were then solved from the starts
     that helped most.
     """
 
@@ -121,7 +122,7 @@ def refit(
     weight: (k, n). ends: (m, 5) distinct minima of the full data, best first.
     """
     k = weight.shape[0]
-    ladder = estimator.ladder(scatter(problem, ends[0]))
+    ladder = estimator.ladder(scatter(problem, ends[0]), problem.rows)
     theta, value = _from(problem, weight, ladder, ends[0])
     starts = ends[1:MAX_STARTS]
     starts = np.concatenate([starts, _away(ends[0])])[: MAX_STARTS - 1]

@@ -14,9 +14,9 @@ from llem.scaling.errors import OptionError
 FloatArray = NDArray[np.float64]
 
 LOSSES = ("huber", "squares")
-# Where delta is far below the scatter of the residuals, the Huber function is close to its kink at
-# zero, and Newton needs a ladder of larger deltas to walk down.
-KINKED_SCATTER = 5.0
+# With fewer residuals within delta than this, the sum of Huber functions is close to one of kinks,
+# and Newton needs a ladder of larger deltas to walk down.
+SMOOTH_COUNT = 30
 LADDER_TOP = 1e-2
 
 
@@ -43,13 +43,14 @@ class Estimator:
         """Largest |residual| judged quadratically; infinite for least squares."""
         return math.inf if self.loss == "squares" else self.delta
 
-    def ladder(self, scatter: float) -> tuple[float, ...]:
+    def ladder(self, scatter: float, rows: int) -> tuple[float, ...]:
         """Deltas to solve one after another, the last being the wanted one.
 
-        `scatter` is the typical absolute residual. Rungs are half a decade apart.
+        `scatter` is the typical absolute residual of the `rows` observations. Rungs are half a
+        decade apart.
         """
         wanted = self.threshold
-        if scatter <= KINKED_SCATTER * wanted:
+        if rows * wanted >= SMOOTH_COUNT * scatter:
             return (wanted,)
         top = max(LADDER_TOP, scatter)
         rungs = max(2, math.ceil(2 * math.log10(top / wanted)) + 1)

@@ -71,7 +71,7 @@ def identify(
     for i, (_, axis, shift, _) in enumerate(moves):
         start[i, axis] += shift
         fixed[i, axis] = 1.0
-    ladder = estimator.ladder(scatter(problem, theta))
+    ladder = estimator.ladder(scatter(problem, theta), problem.rows)
     ends = descend(
         problem, start, weight[None, :], ladder, tolerance=1e-6, max_steps=60, fixed=fixed
     )

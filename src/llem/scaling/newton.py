@@ -9,7 +9,8 @@ In raw coordinates the condition number of the problem is near 1e11; in these it
 
 The step solves (H + lambda G) s = -g with H the exact Hessian and G the reweighted Gauss-Newton
 matrix sum c psi(r)/r J J'. Damping in the metric G rather than in a diagonal makes the path
-independent of units and of the centring.
+independent of units and of the centring. Where H is not positive definite, the step is that of
+|H|, its eigenvalues taken absolute.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ WALL = 200.0
 
 STEP_CAP = 0.75
 MAX_STEPS = 200
+# So many steps in a row, refused or without gain, end a fit: it crawls along a flat valley.
+QUIET_STEPS = 6
 # Elements of one (problems x observations) block: about 128 kB, so that the dozen work arrays of
 # a block stay in the processor's cache.
 BLOCK_ELEMENTS = 16384
@@ -343,9 +346,9 @@ def _minimise_block(
     # Noise-free data end at rounding error, where a relative rule would never be met.
     dust = 1e-28 * np.broadcast_to(weight.sum(axis=1), (k,))
     for step in range(max_steps):
-        move, promised, damping, solved = _newton_step(here, damping, fixed)
+        move, promised, solved = _newton_step(here, damping, fixed)
         done = (promised <= tolerance * here.total) & (damping < 1.0)
-        done |= (quiet >= 3) | (damping > 1e12) | ~solved | (here.total <= dust)
+        done |= (quiet >= QUIET_STEPS) | (damping > 1e12) | ~solved | (here.total <= dust)
         if step == max_steps - 1:
             done[:] = True
         if done.any():
@@ -367,11 +370,11 @@ def _minimise_block(
         with np.errstate(invalid="ignore", divide="ignore"):
             ratio = np.where(promised > 0, gain / promised, 0.0)
         accept = (gain > 0) & np.isfinite(there.total)
-        small = np.abs(gain) <= 10 * tolerance * here.total
+        small = gain <= 10 * tolerance * here.total
         quiet = np.where(small, quiet + 1, 0)
-        damping = np.where(accept & (ratio > 0.7), damping * 0.1, damping)
+        damping = np.where(accept & (ratio > 0.7), damping * 0.15, damping)
         damping = np.where(accept & (ratio < 0.3), damping * 3.0, damping)
-        damping = np.where(~accept, np.maximum(damping * 8.0, 1e-3), damping)
+        damping = np.where(~accept, np.maximum(damping * 10.0, 1e-2), damping)
         damping = np.maximum(damping, 1e-12)
         theta = np.where(accept[:, None], trial, theta)
         here.replace(accept, there)
@@ -380,8 +383,8 @@ def _minimise_block(
 
 def _newton_step(
     here: _Local, damping: FloatArray, fixed: FloatArray | None
-) -> tuple[FloatArray, FloatArray, FloatArray, NDArray[np.bool_]]:
-    """The damped step, the decrease promised by the model, the damping that made it solvable."""
+) -> tuple[FloatArray, FloatArray, NDArray[np.bool_]]:
+    """The damped step, the decrease promised by the model, and whether there is a step."""
     gradient, hessian = here.gradient, here.hessian
     axis = np.arange(DIMENSION)
     metric = here.metric.copy()
@@ -396,24 +399,34 @@ def _newton_step(
         hessian[:, axis, axis] += fixed
         metric = metric * mask
         metric[:, axis, axis] += fixed
-    damping = damping.copy()
     move, solved = solve_spd(hessian + damping[:, None, None] * metric, -gradient)
-    for _ in range(12):
-        if solved.all():
-            break
+    if not solved.all():
         bad = ~solved
-        damping[bad] = np.maximum(damping[bad] * 10.0, 1e-2)
-        again, good = solve_spd(
-            hessian[bad] + damping[bad, None, None] * metric[bad], -gradient[bad]
-        )
-        move[bad] = again
-        solved[bad] = good
+        move[bad] = _saddle_free(hessian[bad], gradient[bad], diagonal[bad], damping[bad])
+        solved = np.all(np.isfinite(move), axis=1)
     move = np.where(solved[:, None], move, 0.0)
     longest = np.max(np.abs(move), axis=1)
     move = move * np.minimum(1.0, STEP_CAP / np.maximum(longest, 1e-300))[:, None]
     curve = np.einsum("ki,kij,kj->k", move, hessian, move)
     promised = -(np.sum(gradient * move, axis=1) + 0.5 * curve)
-    return move, promised, damping, solved
+    return move, promised, solved
+
+
+def _saddle_free(
+    hessian: FloatArray, gradient: FloatArray, diagonal: FloatArray, damping: FloatArray
+) -> FloatArray:
+    """Step of |H|: down along directions of negative curvature as well, at their own scale.
+
+    More damping would make H positive too, but a valley that is flat in the metric needs so much
+    of it that the steps become endless.
+    """
+    size = np.sqrt(diagonal + 1e-14 * diagonal.max(axis=1, keepdims=True) + 1e-300)
+    scaled = hessian / (size[:, :, None] * size[:, None, :])
+    values, vectors = np.linalg.eigh(scaled)
+    bend = np.abs(values)
+    bend = np.maximum(bend, 1e-4 * bend.max(axis=1, keepdims=True)) + damping[:, None]
+    along = np.einsum("kji,kj->ki", vectors, gradient / size)
+    return np.asarray(-np.einsum("kij,kj->ki", vectors, along / bend) / size)
 
 
 def refine(problem: Problem, ends: Minima, weight: FloatArray, *, delta: float) -> Minima:
@@ -422,7 +435,7 @@ def refine(problem: Problem, ends: Minima, weight: FloatArray, *, delta: float) 
     theta = ends.theta
     here = kernel(theta, weight)
     for _ in range(4):
-        move, _, _, solved = _newton_step(here, np.full(theta.shape[0], 1e-12), None)
+        move, _, solved = _newton_step(here, np.full(theta.shape[0], 1e-12), None)
         there = kernel(theta + move, weight)
         better = solved & (
             np.linalg.norm(there.gradient, axis=1) < np.linalg.norm(here.gradient, axis=1)

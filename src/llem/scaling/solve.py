@@ -79,7 +79,7 @@ def solve(
     if extra is not None:
         seeds = np.concatenate([seeds, extra])
     shared = weight[None, :]
-    ladder = estimator.ladder(scatter(problem, seeds[0]))
+    ladder = estimator.ladder(scatter(problem, seeds[0]), problem.rows)
     ends = descend(problem, seeds, shared, ladder, tolerance=1e-12, max_steps=START_STEPS)
     order = np.argsort(ends.objective, kind="stable")
     best = minimise(

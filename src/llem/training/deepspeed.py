@@ -9,6 +9,7 @@ import importlib.util
 import json
 import logging
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,8 @@ class DeepSpeedEngine:
 
     def __init__(self, run: Run, world: World) -> None:
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+        # DeepSpeed calls torch's older names thousands of times, and each call warns.
+        warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState
         from accelerate.utils import DeepSpeedPlugin

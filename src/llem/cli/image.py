@@ -1,0 +1,51 @@
+"""`llem image`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from llem.cli._command import note, print_json
+
+EXAMPLE = """  llem image build --kind cuda --out llem-cuda.sif
+  llem image build --kind cpu --wheelhouse wheels/ --base base.sif --out llem-cpu.sif  # offline
+  llem image verify llem-cpu.sif"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="build|verify")
+    build = actions.add_parser("build", help="build an image as an ordinary user")
+    build.add_argument("--out", type=Path, required=True, metavar="IMAGE.sif")
+    build.add_argument("--kind", choices=("cpu", "cuda"), default="cuda", help="default: cuda")
+    build.add_argument("--wheelhouse", type=Path, metavar="DIR", help="wheels; nothing is fetched")
+    build.add_argument("--base", metavar="IMAGE", help="a SIF, or a name in a registry")
+    verify = actions.add_parser("verify", help="look into an image")
+    verify.add_argument("image", type=Path, metavar="IMAGE.sif")
+    for action in (build, verify):
+        action.add_argument("--runtime", choices=("apptainer", "singularity"), default="apptainer")
+        action.add_argument("--json", action="store_true", help="print JSON alone on standard output")
+
+
+def run(args: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from llem.cli.doctor import show_checks
+    from llem.cluster.doctor import FAIL
+    from llem.cluster.image import build_image, verify_image
+
+    if args.action == "build":
+        build_image(
+            args.out, kind=args.kind, wheelhouse=args.wheelhouse, base=args.base,
+            runtime=args.runtime, say=note,
+        )  # fmt: skip
+        note(f"written: {args.out}; next: llem image verify {args.out}")
+        if args.json:
+            print_json({"image": str(args.out)})
+        return 0
+    checks = verify_image(args.image, runtime=args.runtime)
+    failed = any(check.state == FAIL for check in checks)
+    if args.json:
+        print_json({"ok": not failed, "checks": [asdict(check) for check in checks]})
+    else:
+        show_checks(checks)
+    return 1 if failed else 0

@@ -1,0 +1,41 @@
+"""Reports: one self-contained page, its plots, and plain text for the terminal.
+
+Names load on first use: matplotlib and jinja2 are imported only when a report is written.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llem.report.page import write_report
+    from llem.report.tables import answer, format_si, law_rows, optimum_rows, summary_lines
+
+_HOME = {
+    "answer": "tables",
+    "format_si": "tables",
+    "law_rows": "tables",
+    "optimum_rows": "tables",
+    "summary_lines": "tables",
+    "write_report": "page",
+}
+
+__all__ = [
+    "answer",
+    "format_si",
+    "law_rows",
+    "optimum_rows",
+    "summary_lines",
+    "write_report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

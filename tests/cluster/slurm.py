@@ -1,0 +1,152 @@
+"""The text of SLURM's configuration: a farm of four two-GPU nodes on one host. Pure functions.
+
+Four slurmd share the host under the names n1..n4. Each claims more cores than the machine has
+(`config_overrides`), and its GPUs are stand-in files: SLURM counts them, hands them out and sets
+CUDA_VISIBLE_DEVICES as on a real cluster.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+MARK = "# written by llem tests/cluster; `cluster.py up` writes it again\n"
+HOSTS_BEGIN = "# llem test cluster: begin\n"
+HOSTS_END = "# llem test cluster: end\n"
+
+
+@dataclass(frozen=True)
+class Farm:
+    """What the farm looks like; one place for every number that tests rely on."""
+
+    host: str
+    state: Path
+    cluster: str = "farm"
+    nodes: int = 4
+    cpus_per_node: int = 4
+    memory_per_node_mb: int = 8000
+    gpus_per_node: int = 2
+    first_port: int = 17001
+    # As on many sites: the cap is on the array INDEX, so 1001 allows 0..1000.
+    max_array_size: int = 1001
+
+    @property
+    def node_names(self) -> list[str]:
+        return [f"n{number}" for number in range(1, self.nodes + 1)]
+
+    @property
+    def gpu_files(self) -> list[Path]:
+        """Named as the driver names them: SLURM takes the index from the trailing number."""
+        return [self.state / "dev" / f"nvidia{index}" for index in range(self.gpus_per_node)]
+
+
+def slurm_conf(farm: Farm) -> str:
+    """slurm.conf. Timeouts are long because eight ranks may share two real cores."""
+    nodes = f"n[1-{farm.nodes}]"
+    ports = f"[{farm.first_port}-{farm.first_port + farm.nodes - 1}]"
+    return (
+        MARK
+        + f"""\
+ClusterName={farm.cluster}
+SlurmctldHost={farm.host}(127.0.0.1)
+SlurmUser=slurm
+AuthType=auth/munge
+# Every daemon and every srun listens on loopback only.
+CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
+StateSaveLocation={farm.state}/slurmctld
+SlurmdSpoolDir={farm.state}/slurmd.%n
+SlurmctldPidFile={farm.state}/run/slurmctld.own.pid
+SlurmdPidFile={farm.state}/run/slurmd.%n.own.pid
+SlurmctldLogFile={farm.state}/log/slurmctld.log
+SlurmdLogFile={farm.state}/log/slurmd.%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+MpiDefault=none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+GresTypes=gpu
+ReturnToService=2
+SlurmdParameters=config_overrides
+SchedulerParameters=sched_interval=1,bf_interval=2,batch_sched_delay=0,sched_min_interval=0
+MaxArraySize={farm.max_array_size}
+MaxJobCount=50000
+MessageTimeout=60
+BatchStartTimeout=60
+KillWait=5
+JobAcctGatherType=jobacct_gather/linux
+JobAcctGatherFrequency=task=1
+AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageHost=localhost
+AccountingStorageTRES=gres/gpu
+NodeName={nodes} NodeHostname={farm.host} NodeAddr=127.0.0.1 Port={ports} \
+CPUs={farm.cpus_per_node} RealMemory={farm.memory_per_node_mb} Gres=gpu:{farm.gpus_per_node} \
+State=UNKNOWN
+PartitionName=gpu Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
+"""
+    )
+
+
+def gres_conf(farm: Farm) -> str:
+    files = f"{farm.state}/dev/nvidia[0-{farm.gpus_per_node - 1}]"
+    return MARK + (f"NodeName=n[1-{farm.nodes}] Name=gpu Count={farm.gpus_per_node} File={files}\n")
+
+
+def slurmdbd_conf(farm: Farm) -> str:
+    """slurmdbd.conf. No password: MariaDB knows the slurm user by its socket."""
+    return (
+        MARK
+        + f"""\
+AuthType=auth/munge
+DbdHost=localhost
+SlurmUser=slurm
+LogFile={farm.state}/log/slurmdbd.log
+PidFile={farm.state}/run/slurmdbd.own.pid
+CommunicationParameters=NoInAddrAny
+StorageType=accounting_storage/mysql
+StorageHost=localhost
+StorageUser=slurm
+StorageLoc=slurm_acct_db
+"""
+    )
+
+
+def hosts_with_nodes(text: str, farm: Farm) -> str:
+    """/etc/hosts with one block of ours, on top, so that a second call changes nothing.
+
+    Each node has its own loopback address, so that node names resolve as on a real cluster. The
+    machine's own name must be 127.0.0.1, for SLURM's daemons bind to what it resolves to.
+    """
+    rest = hosts_without_nodes(text)
+    lines = [f"127.0.1.{number} {name}" for number, name in enumerate(farm.node_names, 1)]
+    if first_address(rest, farm.host) != "127.0.0.1":
+        lines.insert(0, f"127.0.0.1 {farm.host}")
+    return HOSTS_BEGIN + "".join(f"{line}\n" for line in lines) + HOSTS_END + rest
+
+
+def first_address(hosts: str, name: str) -> str | None:
+    """What /etc/hosts makes of a name."""
+    for line in hosts.splitlines():
+        address, *names = line.partition("#")[0].split() or [""]
+        if name in names:
+            return address
+    return None
+
+
+def hosts_without_nodes(text: str) -> str:
+    before, begin, after = text.partition(HOSTS_BEGIN)
+    if not begin:
+        return text
+    return before + after.partition(HOSTS_END)[2]
+
+
+def node_states(sinfo: str) -> dict[str, str]:
+    """`sinfo --noheader --Node --format '%N %T'` as {node: state}."""
+    return dict(line.split()[:2] for line in sinfo.splitlines() if line.strip())
+
+
+def is_usable(state: str) -> bool:
+    """Whether jobs can start on a node now or once its present jobs end.
+
+    A suffix is a complaint: `*` not answering, `~`/`#`/`%` powered down or starting, `$` reserved.
+    """
+    return state in {"idle", "allocated", "mixed", "completing"}

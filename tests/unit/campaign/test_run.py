@@ -1,0 +1,71 @@
+"""A run's name is a hash of all that changes its result, and of nothing else."""
+
+from dataclasses import replace
+
+import pytest
+
+from llem.campaign import CustomModel, Decoder, Layout, Predicted, Recipe, Run, TokenData
+
+RUN = Run(
+    model=Decoder(layers=2, width=32, heads=2, mlp_width=88, vocabulary=256, context=64),
+    tokens=64 * 1024,
+    steps=64,
+    seed=0,
+    recipe=Recipe(batch_tokens=1024, learning_rate=0.01, warmup_steps=6),
+    data=TokenData(path="a.bin", dtype="uint8", tokens=10**6, evaluation_tokens=4096,
+                   fingerprint="ab"),
+    layout=Layout(micro_batch=16),
+    predicted=Predicted(duration_s=1, gpu_hours=1, energy_j=1, memory_bytes=1),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        replace(RUN, seed=1),
+        replace(RUN, tokens=RUN.tokens + 1024, steps=65),
+        replace(RUN, recipe=replace(RUN.recipe, learning_rate=0.02)),
+        replace(RUN, recipe=replace(RUN.recipe, precision="bf16")),
+        replace(RUN, data=replace(RUN.data, fingerprint="ac")),
+        replace(RUN, data=replace(RUN.data, evaluation_tokens=8192)),
+        replace(RUN, model=replace(RUN.model, layers=3)),
+    ],
+)
+def test_what_changes_the_result_changes_the_name(other):
+    assert other.run_id != RUN.run_id
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        RUN.with_layout(Layout(nodes=2, gpus_per_node=2, zero_stage=1, micro_batch=4)),
+        replace(RUN, data=replace(RUN.data, path="/elsewhere/a.bin")),
+        replace(RUN, recipe=replace(RUN.recipe, rule="steplaw")),
+        replace(RUN, checkpoint_steps=10, level=3),
+    ],
+)
+def test_what_does_not_change_the_result_keeps_the_name(same):
+    assert same.run_id == RUN.run_id
+
+
+def test_a_run_reads_back_from_what_it_is_written_as():
+    assert Run.from_dict(RUN.to_dict()) == RUN
+
+
+def test_an_edited_run_is_refused():
+    with pytest.raises(ValueError, match="was edited"):
+        Run.from_dict({**RUN.to_dict(), "seed": 5})
+
+
+def test_parameters_and_flops_of_a_known_shape():
+    # GPT-2-like numbers by hand: 2 layers of 4 w^2 + 3 w m + 2 w, a last norm, one table.
+    model = RUN.model
+    assert model.params_nonembedding == 2 * (4 * 32 * 32 + 3 * 32 * 88 + 2 * 32) + 32
+    assert model.params == model.params_nonembedding + 256 * 32
+    forward = 2 * (2 * (4 * 32 * 32 + 3 * 32 * 88) + 4 * 64 * 32) + 2 * 32 * 256
+    assert model.flops_per_token == 3 * forward
+
+
+def test_a_custom_model_counts_six_flops_per_parameter():
+    model = CustomModel(class_path="m:N", size="w", value=8, params=100, vocabulary=256, context=8)
+    assert model.flops_per_token == 600

@@ -1,0 +1,125 @@
+"""Rendering is a pure function of the plan; one golden script per template."""
+
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from llem.campaign import Run
+from llem.cluster.render import render_array, render_files, render_finish
+from llem.errors import InputError
+
+from .conftest import CLUSTER
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def normal(script, plan):
+    """A script without what changes from one version of llem or machine to the next."""
+    script = re.sub(r"llem \d+\.\d+\.\S+ from", "llem VERSION from", script)
+    return script.replace(plan.digest, "DIGEST").replace(shlex.quote(sys.executable), "PYTHON")
+
+
+@pytest.mark.parametrize("kind", ["array", "finish", "array_bare"])
+def test_scripts_are_those_that_were_reviewed(make, kind, request):
+    changes = {}
+    if kind == "array_bare":
+        bare = {k: v for k, v in CLUSTER.items() if k not in ("container", "modules", "account")}
+        changes = {"site": {**bare, "overlap": False, "gpu_request": "none"}}
+    plan = make(**changes)
+    script = render_finish(plan) if kind == "finish" else render_array(plan, plan.arrays[0])
+    path = GOLDEN / f"{kind}.sbatch"
+    assert normal(script, plan) == path.read_text()
+
+
+def test_a_manifest_holds_every_run_whole(make):
+    plan = make()
+    files = render_files(plan)
+    runs = [
+        Run.from_dict(values)
+        for array in plan.arrays
+        for line in files[f"{array.name}.jsonl"].splitlines()
+        for values in json.loads(line)["runs"]
+    ]
+    assert sorted(r.run_id for r in runs) == sorted(r.run_id for r in plan.runs)
+
+
+def test_rendering_twice_gives_the_same_files(make):
+    assert render_files(make()) == render_files(make())
+
+
+WILD = st.text(st.sampled_from("ab1 .,:/-_%@\n\r\t'\"`$(){}[];&|<>\\!#*?~=\x00é\u2028"), min_size=1)
+
+# Every place of the site and the campaign where a user may type text.
+DIRECTIVES = ["partition", "account", "qos", "reservation", "constraint", "memory_per_node"]
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.sampled_from([*DIRECTIVES, "modules", "image", "bind", "variable", "value", "name"]), WILD)
+def test_no_value_of_a_user_becomes_shell_code(make, place, text):
+    site = {k: v for k, v in CLUSTER.items()}
+    changes = {}
+    if place in DIRECTIVES:
+        site[place] = text
+    elif place == "modules":
+        site["modules"] = [text]
+    elif place == "image":
+        site["container"] = {"image": text}
+    elif place == "bind":
+        site["container"] = {"image": "/i.sif", "binds": [text]}
+    elif place == "variable":
+        site["environment"] = {text: "1"}
+    elif place == "value":
+        site["environment"] = {"A": text}
+    else:
+        changes = {"name": text}
+    try:
+        plan = make(site=site, grid={"levels": 1, "sizes": 1}, **changes)
+        files = render_files(plan)
+    except InputError as error:
+        # refused, with the path to the key
+        assert any(f.path for f in error.faults)
+        return
+    plain = render_files(make(grid={"levels": 1, "sizes": 1}))
+    for name, script in files.items():
+        if not name.endswith(".sbatch"):
+            continue
+        skeleton = shell_skeleton(script)
+        # What the shell would execute has the same commands as without the user's text.
+        expected = [shell_skeleton(s) for n, s in plain.items() if n.endswith(".sbatch")]
+        assert skeleton in expected or place in ("modules", "image", "bind"), script
+        assert len(script.splitlines()) == len(script.split("\n")) - 1
+    if place == "value":
+        for name, text_of in files.items():
+            if name.endswith(".jsonl"):
+                assert json.loads(text_of.splitlines()[0])["environment"] == {"A": text}
+            elif len(text) > 3:
+                assert text not in text_of
+
+
+def shell_skeleton(script):
+    """The lines that bash executes: no comments, names of arrays left out."""
+    lines = [line for line in script.splitlines() if not line.startswith("#")]
+    return [re.sub(r"jobs/\S+jsonl", "MANIFEST", line) for line in lines]
+
+
+@pytest.mark.parametrize("key", DIRECTIVES)
+@pytest.mark.parametrize("text", ["a\nb", "a'b", 'a"b', "$(id)", "`id`", "a\\b", "a;b"])
+def test_dangerous_directives_are_refused_by_name(make, key, text):
+    with pytest.raises(InputError) as caught:
+        make(site={**CLUSTER, key: text})
+    assert [f.path for f in caught.value.faults] == [f"site.{key}"]
+
+
+def test_a_data_folder_that_no_script_can_name_is_refused(make):
+    from dataclasses import replace
+
+    plan = make()
+    runs = tuple(replace(r, data=replace(r.data, path="/a$(id)/x.bin")) for r in plan.runs)
+    with pytest.raises(InputError, match=r"data\.path"):
+        render_files(replace(plan, runs=runs))

@@ -1,0 +1,355 @@
+"""The sampler process and its link, as a rank sees them."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import llem.energy
+from llem.energy import SamplerLink
+from llem.errors import UnavailableError
+from llem.records import SampleFlag, read_node
+
+META = {"run_id": "aaaa", "attempt": 0}
+
+
+def wait_for(condition, seconds=10.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def samples_of(path):
+    [device] = read_node(path).devices
+    return device.samples
+
+
+def codes(path):
+    return [event["code"].decode() for event in read_node(path).events]
+
+
+def test_a_record_begins_and_ends_with_a_sample_and_says_what_it_is(sampler, tmp_path):
+    path = tmp_path / "node-a.h5"
+    with sampler().link() as link:
+        before = time.monotonic_ns()
+        answer = link.begin(path, META)
+        begun = time.monotonic_ns()
+        time.sleep(0.55)
+        ending = time.monotonic_ns()
+        assert link.end().ok
+    assert answer.ok and answer.devices[0]["quality"] == "model"
+    assert answer.reasons == ("nvml: NVML Shared Library Not Found",)
+    record = read_node(path)
+    t = record.devices[0].samples["t_ns"]
+    assert before < t[0] < begun and t[-1] >= ending
+    assert record.closed and len(record.clock) == 2
+    assert record.meta["run_id"] == "aaaa" and record.meta["meters"] == ["cpu-model"]
+    assert record.meta["interval_s"] == 0.1 and record.meta["boot_id"]
+    assert codes(path) == ["meter-reason", "estimate"]
+
+
+def test_samples_stay_on_the_grid_and_do_not_drift(sampler, tmp_path):
+    path = tmp_path / "node-a.h5"
+    with sampler(interval_s=0.05).link() as link:
+        link.begin(path, META)
+        time.sleep(1.5)
+        link.end()
+    t = (samples_of(path)["t_ns"][1:-1] - samples_of(path)["t_ns"][1]) / 1e9
+    phase = t / 0.05 - np.round(t / 0.05)
+    assert len(t) >= 27 and np.median(np.abs(phase)) * 0.05 < 0.01
+
+
+def test_one_sampler_serves_run_after_run_over_one_connection(sampler, tmp_path):
+    with sampler().link() as link:
+        for i in range(3):
+            assert link.begin(tmp_path / f"node-{i}.h5", META).ok
+            assert link.end().ok
+    assert [read_node(tmp_path / f"node-{i}.h5").closed for i in range(3)] == [True] * 3
+
+
+def test_what_cannot_be_done_is_refused_with_a_reason_and_nothing_breaks(sampler, tmp_path):
+    process = sampler()
+    path = tmp_path / "node-a.h5"
+    with process.link() as link:
+        assert link.end().reason == "sampler: not connected"
+        assert "unable to" in link.begin(tmp_path / "gone" / "node-a.h5", META).reason.lower()
+        assert link.end().reason == "no record is open"
+        assert link.begin(path, META).ok
+        assert "end it first" in link.begin(tmp_path / "node-b.h5", META).reason
+        with process.link() as other:
+            assert "end it first" in other.begin(tmp_path / "node-c.h5", META).reason
+            assert "another connection" in other.end().reason
+        assert link.end().ok
+        assert "exists" in link.begin(path, META).reason
+        assert not link.begin(tmp_path / "node-d.h5", {"a": object()}).ok
+
+
+@pytest.mark.parametrize(
+    "line", [b"hello\n", b"[]\n", b'{"op": "dance"}\n', b'{"op": "begin"}\n', b"\xff\xfe\n",
+             b'{"op": "begin", "path": "relative.h5"}\n']
+)  # fmt: skip
+def test_a_line_that_is_no_request_is_answered_with_a_reason(shared, line):
+    with socket.socket(socket.AF_UNIX) as raw:
+        raw.connect(str(shared))
+        raw.sendall(line)
+        answer = json.loads(raw.makefile("rb").readline())
+    assert answer["ok"] is False and answer["reason"]
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory, plain_environ):
+    """One sampler for tests that open no record."""
+    folder = tmp_path_factory.mktemp("shared") / "s"
+    process = llem.energy.start_sampler(folder / "x.sock", environ=plain_environ, linger_s=60)
+    wait_for(process.socket_path.exists)
+    yield process.socket_path
+    process.stop()
+
+
+def test_the_socket_is_for_its_user_alone(shared):
+    assert stat.S_IMODE(shared.stat().st_mode) == 0o600
+    assert stat.S_IMODE(shared.parent.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_closes_the_record_in_order(sampler, tmp_path, number):
+    process = sampler()
+    path = tmp_path / "node-a.h5"
+    with process.link() as link:
+        assert link.begin(path, META).ok
+        asked = time.monotonic_ns()
+        process.process.send_signal(number)
+        assert process.process.wait(5) == 0
+    assert read_node(path).closed and samples_of(path)["t_ns"][-1] >= asked
+    assert not process.socket_path.exists()
+
+
+def test_with_term_grace_it_goes_on_until_rank_0_has_ended(sampler, tmp_path):
+    process = sampler(options=("--term-grace", "30"))
+    path = tmp_path / "node-a.h5"
+    with process.link() as link:
+        assert link.begin(path, META).ok
+        process.process.terminate()
+        time.sleep(0.5)
+        written = time.monotonic_ns()
+        assert link.end().ok
+        assert process.process.wait(5) == 0
+    assert samples_of(path)["t_ns"][-1] >= written
+
+
+def test_slurms_warning_signals_do_not_end_it(sampler, tmp_path):
+    process = sampler()
+    with process.link() as link:
+        assert link.begin(tmp_path / "node-a.h5", META).ok
+        for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
+            process.process.send_signal(number)
+        time.sleep(0.2)
+        assert link.end().ok
+
+
+def test_a_lost_rank_ends_its_record_after_the_grace(sampler, tmp_path):
+    path = tmp_path / "node-a.h5"
+    process = sampler()
+    link = process.link()
+    link.begin(path, META)
+    link.close()
+    gone = time.monotonic_ns()
+    time.sleep(1.0)
+    assert not read_node(path).closed
+    wait_for(lambda: read_node(path).closed)
+    assert codes(path)[-1] == "rank-lost"
+    assert 4.5e9 < samples_of(path)["t_ns"][-1] - gone < 7e9
+
+
+def test_a_rank_that_comes_back_may_end_or_begin_anew(sampler, tmp_path):
+    process = sampler()
+    for name in ("a", "b"):
+        link = process.link()
+        assert link.begin(tmp_path / f"node-{name}.h5", META).ok
+        link.close()
+    with process.link() as link:
+        assert link.begin(tmp_path / "node-c.h5", META).ok
+        assert link.end().ok
+    assert [codes(tmp_path / f"node-{n}.h5")[-1] for n in "abc"] == [
+        "rank-lost", "rank-lost", "estimate"
+    ]  # fmt: skip
+
+
+def test_nobody_there_is_a_reason_and_no_error(tmp_path):
+    with SamplerLink(tmp_path / "none.sock", timeout_s=0.2) as link:
+        answer = link.begin(tmp_path / "node-a.h5", META)
+    assert not answer.ok and "No such file" in answer.reason and "waited 0.2 s" in answer.reason
+
+
+def test_a_path_too_long_for_a_socket_is_a_reason(sampler, tmp_path):
+    link = SamplerLink(tmp_path / ("x" * 120), timeout_s=30)
+    assert "longer than 107 bytes" in link.begin(tmp_path / "node-a.h5", META).reason
+
+
+def test_a_sampler_that_died_at_its_start_is_noticed_at_once(
+    sampler, tmp_path, plain_environ, monkeypatch
+):
+    open_to_all = tmp_path / "s"
+    open_to_all.mkdir()
+    open_to_all.chmod(0o755)
+    began = time.monotonic()
+    answer = sampler().link().begin(tmp_path / "node-a.h5", META)
+    assert "ended with status 1" in answer.reason and time.monotonic() - began < 10
+    assert "open to others (mode 755" in (tmp_path / "sampler.err").read_text()
+
+
+def test_a_killed_sampler_is_a_reason_at_the_end(sampler, tmp_path):
+    process = sampler()
+    with process.link() as link:
+        assert link.begin(tmp_path / "node-a.h5", META).ok
+        process.process.kill()
+        process.process.wait()
+        assert "sampler at" in link.end().reason
+
+
+def test_a_second_sampler_leaves_the_first_its_socket(sampler, shared, plain_environ):
+    done = subprocess.run(
+        [sys.executable, "-m", "llem.energy.sampler", "--socket", str(shared)],
+        env=plain_environ, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1 and "listens there already" in done.stderr
+    assert shared.exists()
+
+
+def test_a_socket_left_by_a_killed_sampler_is_taken_over(sampler, tmp_path):
+    first = sampler()
+    wait_for(first.socket_path.exists)
+    first.process.kill()
+    first.process.wait()
+    first.socket_path.rename(first.socket_path.with_name("1.sock"))
+    with sampler().link() as link:
+        assert link.begin(tmp_path / "node-a.h5", META).ok
+
+
+def test_a_child_sampler_goes_when_its_rank_has_gone(sampler):
+    process = sampler(linger_s=0.3)
+    assert process.process.wait(10) == 0
+    assert not process.socket_path.exists()
+
+
+def test_a_full_disk_ends_measuring_with_one_line_and_nothing_else(sampler, tmp_path):
+    """A limit on file size stands in for the disk: the next write fails just so."""
+    process = sampler(interval_s=0.002)
+    full, after = tmp_path / "node-full.h5", tmp_path / "node-after.h5"
+    with process.link() as link:
+        assert link.begin(full, META).ok
+        limit = full.stat().st_size + 1000
+        pid = process.process.pid
+        old = resource.prlimit(pid, resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+        errors = tmp_path / "sampler.err"
+        wait_for(lambda: "measuring ended" in errors.read_text())
+        answer = link.end()
+        assert not answer.ok and "measuring ended" in answer.reason
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, old)
+        assert link.begin(after, META).ok
+        assert link.end().ok
+    assert process.stop() == 0
+    assert errors.read_text().count("measuring ended") == 1
+    assert "Traceback" not in errors.read_text()
+    assert read_node(after).closed
+    assert len(samples_of(full)) >= 1 and not read_node(full).closed
+
+
+def test_it_costs_less_than_a_hundredth_of_a_core_and_imports_nothing_heavy(sampler, tmp_path):
+    process = sampler()
+    with process.link() as link:
+        link.begin(tmp_path / "node-a.h5", META)
+        proc = Path(f"/proc/{process.process.pid}")
+        assert os.getpriority(os.PRIO_PROCESS, process.process.pid) >= 5
+        before_s, began = cpu_s(proc), time.monotonic()
+        time.sleep(4.0)
+        share = (cpu_s(proc) - before_s) / (time.monotonic() - began)
+        maps = (proc / "maps").read_text()
+        link.end()
+    print(f"{share:.2%} of a core")
+    # the measured share is 0.5 %; a busy machine's caches may double it
+    assert share < 0.015
+    assert "/torch/" not in maps and "/scipy/" not in maps
+
+
+def cpu_s(proc):
+    fields = (proc / "stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+MANY = """
+import os, sys
+from llem.energy.sampler import main
+import h5py  # imported once for all
+for i in range(int(sys.argv[2])):
+    if os.fork() == 0:
+        os._exit(main(["--socket", f"{sys.argv[1]}/{i}.sock", "--interval", "0.01"]))
+    print(i, flush=True)
+for _ in range(int(sys.argv[2])):
+    os.wait()
+"""
+
+
+def test_fifty_samplers_killed_at_random_lose_no_acknowledged_row(tmp_path, plain_environ):
+    """Acknowledged are the first sample (by the answer to begin) and all older than a flush."""
+    kills, flush_s, slack_s = 50, 2.0, 1.5
+    folder = tmp_path / "s"
+    folder.mkdir(mode=0o700)
+    parent = subprocess.Popen([sys.executable, "-c", MANY, str(folder), str(kills)],
+                              env=plain_environ, stdout=subprocess.DEVNULL,
+                              stderr=subprocess.DEVNULL)  # fmt: skip
+    chance = random.Random(7)
+    links, due = [], []
+    for i in range(kills):
+        link = SamplerLink(folder / f"{i}.sock", timeout_s=20)
+        answer = link.begin(tmp_path / f"node-{i}.h5", META)
+        assert answer.ok, answer.reason
+        links.append(link)
+    pids = [read_node(tmp_path / f"node-{i}.h5").meta["pid"] for i in range(kills)]
+    start = time.monotonic()
+    due = sorted((start + chance.uniform(0, 5.0), i) for i in range(kills))
+    killed_ns = {}
+    for at, i in due:
+        time.sleep(max(0.0, at - time.monotonic()))
+        killed_ns[i] = time.monotonic_ns()
+        os.kill(pids[i], signal.SIGKILL)
+    assert parent.wait(20) == 0
+    for link in links:
+        link.close()
+    rows = 0
+    for i in range(kills):
+        record = read_node(tmp_path / f"node-{i}.h5")
+        assert not record.closed
+        samples = record.devices[0].samples
+        rows += len(samples)
+        assert len(samples) >= 1
+        assert killed_ns[i] - samples["t_ns"][-1] < (flush_s + slack_s) * 1e9
+        assert np.all(np.diff(samples["t_ns"]) > 0)
+        assert np.all(np.diff(samples["energy_mj"]) >= 0)
+        assert not np.any(samples["flags"] & SampleFlag.READ_FAILED)
+    assert rows > 20 * kills
+
+
+def test_measure_records_a_block_and_does_not_swallow_its_error(tmp_path, plain_environ,
+                                                                monkeypatch):  # fmt: skip
+    monkeypatch.setenv("PYTHONPATH", plain_environ["PYTHONPATH"])
+    path = tmp_path / "run.h5"
+    with pytest.raises(ZeroDivisionError), llem.energy.measure(path) as measurement:
+        assert measurement.devices
+        raise ZeroDivisionError
+    assert read_node(path).closed and len(samples_of(path)) >= 2
+    with pytest.raises(UnavailableError, match="exists"), llem.energy.measure(path):
+        pass

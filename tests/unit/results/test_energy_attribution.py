@@ -1,0 +1,187 @@
+"""No joule twice: shared devices, domains inside domains, clocks of several hosts, odd counters."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from llem.results import aggregate, device_energies
+
+MODEL = {"domain": "package", "source": "cpu-model", "quality": "model"}
+
+
+def rows(planted: Any) -> Any:
+    return aggregate(planted.folder).observations
+
+
+def test_two_nodes_on_one_machine_count_its_processor_once(planted, host):
+    planted.run(nodes=2)
+    for rank, name in enumerate(["n0", "n1"]):
+        planted.rank(rank=rank, world=2, tokens=500, host=host(name))
+        planted.node(host=host(name), devices=["cpu-model-boot-a"], attrs=MODEL)
+    planted.end(ranks=2, hosts=["n0", "n1"])
+    [row] = rows(planted)
+    assert row.energy_j == pytest.approx(1000.0)
+    assert (row.devices, row.energy_quality, row.coverage) == (1, "model", 1.0)
+
+
+def test_two_ranks_on_one_gpu_count_it_once(planted):
+    planted.run(per_node=2)
+    for rank in range(2):
+        planted.rank(rank=rank, world=2, tokens=500)
+        planted.node(name=f"n0-rank{rank}")
+    planted.end(ranks=2)
+    [row] = rows(planted)
+    assert row.energy_j == pytest.approx(1000.0) and row.devices == 1
+
+
+def test_one_uuid_on_two_machines_is_two_devices(planted, host):
+    """cpu-model ids and badly configured stand-ins repeat from machine to machine."""
+    planted.run(nodes=2)
+    for rank, there in enumerate([host("n0"), host("n1", "boot-b", 5_000_000)]):
+        planted.rank(rank=rank, world=2, tokens=500, host=there)
+        planted.node(host=there)
+    planted.end(ranks=2, hosts=["n0", "n1"])
+    [row] = rows(planted)
+    assert row.energy_j == pytest.approx(2000.0) and row.devices == 2
+
+
+def test_runs_at_one_time_on_one_device_share_its_energy_without_rest(planted):
+    """Windows 1 to 11 s and 6 to 16 s at 100 W: 7.5 s each, 1500 J together."""
+    for run_id, start in (("aaaa", 1.0), ("bbbb", 6.0)):
+        planted.run(run_id)
+        planted.rank(run_id, start_s=start)
+        planted.node(run_id, from_s=start - 1, to_s=start + 11)
+        planted.end(run_id, window_s=(start, start + 10))
+    first, second = rows(planted)
+    assert first.energy_j == pytest.approx(750.0) and second.energy_j == pytest.approx(750.0)
+    assert "shared with 1 other run(s) for 5.0 s" in first.energy_reason
+
+
+def test_runs_one_after_the_other_share_nothing(planted):
+    planted.complete("aaaa")
+    planted.run("bbbb")
+    planted.rank("bbbb", start_s=11.0)
+    planted.node("bbbb", from_s=10.9, to_s=22.0)
+    planted.end("bbbb", window_s=(11.0, 21.0))
+    assert [(r.energy_j, r.energy_reason) for r in rows(planted)] == [
+        (pytest.approx(1000.0), ""), (pytest.approx(1000.0), "")
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("outer", "contains"), [("module", ["gpu", "package", "dram"]),
+                                                 ("node", [])])  # fmt: skip
+def test_a_domain_inside_another_is_not_added_to_it(planted, outer, contains):
+    planted.run()
+    planted.rank()
+    planted.node(devices=["outer"], attrs={"domain": outer, "contains": contains})
+    planted.node(name="n0-inner", devices=["GPU-0"])
+    planted.end()
+    [row] = rows(planted)
+    assert row.energy_j == pytest.approx(1000.0) and row.devices == 1
+
+
+def test_another_hosts_window_is_found_by_its_clock(planted, host):
+    """The second node's monotonic clock began elsewhere; its power rises within the window."""
+    there = host("n1", "boot-b", 42 * 10**9)
+    planted.run(nodes=2)
+    planted.rank(rank=0, world=2, tokens=500)
+    planted.rank(rank=1, world=2, tokens=500, host=there)
+    planted.node()
+    planted.node(host=there, power_w=lambda _u, s: 100.0 if s < 6 else 200.0)
+    planted.end(ranks=2, hosts=["n0", "n1"])
+    result = aggregate(planted.folder)
+    assert result.observations[0].energy_j == pytest.approx(1000 + 500 + 1000)
+    assert result.problems == ()
+
+
+def test_a_wall_clock_five_seconds_off_is_noticed_and_aligned_by_the_steps(planted, host):
+    there = host("n1", "boot-b", 42 * 10**9, wall_error_ns=5 * 10**9)
+    planted.run(nodes=2)
+    planted.rank(rank=0, world=2, tokens=500)
+    planted.rank(rank=1, world=2, tokens=500, host=there)
+    planted.node()
+    planted.node(host=there, power_w=lambda _u, s: 100.0 if s < 6 else 200.0)
+    planted.end(ranks=2, hosts=["n0", "n1"])
+    result = aggregate(planted.folder)
+    assert result.observations[0].energy_j == pytest.approx(2500.0)
+    assert "wall clock is +5.00 s off rank 0's" in result.problems[0]
+
+
+def test_gpus_that_nobody_measured_make_the_energy_unknown(planted):
+    """The processors' estimate is there, and must not stand in for the GPUs."""
+    planted.run()
+    planted.rank()
+    planted.node(attrs=MODEL, gpus_held=4, gpus_measured=0)
+    planted.end()
+    [row] = rows(planted)
+    assert math.isnan(row.energy_j) and row.energy_quality == "none"
+    assert "4 of the job's 4 GPUs here are not measured" in row.energy_reason
+    assert row.coverage == pytest.approx(0.2)
+
+
+def test_a_part_of_a_gpu_has_no_energy_of_its_own(planted):
+    planted.run()
+    planted.rank()
+    planted.node(attrs={"share": 3 / 7})
+    planted.end()
+    [row] = rows(planted)
+    assert math.isnan(row.energy_j) and "MIG: the job holds 43% of it" in row.energy_reason
+    assert row.energy_seen_j == pytest.approx(1000.0)
+
+
+def test_without_a_counter_power_is_integrated_and_called_so(planted):
+    planted.run()
+    planted.rank()
+    planted.node(attrs={"counter": False, "quality": "integral"},
+                 power_w=lambda _u, s: 20.0 * s)  # fmt: skip
+    planted.end()
+    [row] = rows(planted)
+    assert row.energy_j == pytest.approx(20 * (11**2 - 1) / 2, rel=1e-6)
+    assert row.energy_quality == "integral"
+
+
+def test_a_counter_reset_is_bridged_by_power_and_told(planted):
+    planted.run()
+    planted.rank()
+    planted.node(energy_at=lambda s: 100.0 * s if s < 5.05 else 100.0 * (s - 5.05))
+    planted.end()
+    [row] = rows(planted)
+    assert row.energy_j == pytest.approx(1000.0, rel=1e-6)
+    assert "counter reset 1 times" in row.energy_reason
+
+
+def test_a_counter_with_a_known_range_is_unwrapped(planted):
+    planted.run()
+    planted.rank()
+    planted.node(attrs={"counter_range_mj": 400_000.0}, energy_at=lambda s: 100.0 * s % 400.0)
+    planted.end()
+    [row] = rows(planted)
+    assert row.energy_j == pytest.approx(1000.0, rel=1e-9) and row.energy_reason == ""
+
+
+def test_a_counter_that_stands_still_under_power_is_told(planted):
+    planted.run()
+    planted.rank()
+    planted.node(energy_at=lambda _s: 7.0)
+    planted.end()
+    [row] = rows(planted)
+    assert "counter (0 J) and power (1200 J) disagree" in row.energy_reason
+
+
+def test_the_energy_of_a_single_record_needs_no_campaign(planted):
+    planted.run()
+    path = planted.node(devices=["GPU-0", "GPU-1"])
+    found = device_energies(path)
+    assert found.energy_j == pytest.approx(2400.0) and found.duration_s == pytest.approx(12.0)
+    assert [d.coverage for d in found.devices] == [1.0, 1.0]
+    assert found.to_dict()["devices"][0]["source"] == "nvml"
+
+
+def test_the_energy_of_a_folder_counts_overlapping_records_once(planted):
+    planted.run()
+    planted.node(name="a")
+    planted.node(name="b", from_s=6.0, to_s=18.0)
+    assert device_energies(planted.folder).energy_j == pytest.approx(1800.0)

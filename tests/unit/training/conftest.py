@@ -1,0 +1,182 @@
+"""Tiny runs on the sources of Python's standard library, and ranks in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llem.campaign import Architecture, Decoder, Layout, Predicted, Recipe, Run, TokenData
+from llem.campaign.tokenfile import token_file, write_tokens
+
+CONTEXT = 32
+BATCH_WINDOWS = 16
+MODEL = Decoder(layers=2, width=16, heads=2, mlp_width=32, vocabulary=256, context=CONTEXT)
+MakeRun = Callable[..., Run]
+
+
+@pytest.fixture(scope="session")
+def token_data(tmp_path_factory: pytest.TempPathFactory) -> TokenData:
+    """Some 400 kB of Python sources as bytes, 8,193 of them held out: 256 windows and one byte."""
+    folder = Path(sysconfig.get_path("stdlib"))
+    names = ("argparse", "inspect", "typing", "subprocess", "tarfile", "threading", "zipfile")
+    files = [f for f in (folder / f"{name}.py" for name in names) if f.exists()]
+    path = tmp_path_factory.mktemp("data") / "sources.bin"
+    write_tokens(path, (file.read_bytes() for file in files))
+    return token_file(path, evaluation_tokens=256 * CONTEXT + 1)
+
+
+@pytest.fixture(scope="session")
+def make_run(token_data: TokenData) -> MakeRun:
+    """A run of the tiny model; keywords change the recipe, `layout` and the rest by name."""
+
+    def make(
+        *,
+        ranks: int = 1,
+        grad_accum: int = 1,
+        steps: int = 30,
+        model: Architecture = MODEL,
+        data: TokenData = token_data,
+        checkpoint_steps: int = 0,
+        seed: int = 0,
+        zero_stage: int = 0,
+        **recipe: Any,
+    ) -> Run:
+        batch_tokens = BATCH_WINDOWS * CONTEXT
+        chosen = Recipe(batch_tokens=batch_tokens, learning_rate=1e-2, warmup_steps=5)
+        return Run(
+            model=model,
+            tokens=steps * batch_tokens,
+            steps=steps,
+            seed=seed,
+            recipe=replace(chosen, **recipe),
+            data=data,
+            layout=Layout(
+                gpus_per_node=ranks,
+                zero_stage=zero_stage,
+                micro_batch=BATCH_WINDOWS // (ranks * grad_accum),
+                grad_accum=grad_accum,
+            ),
+            predicted=Predicted(duration_s=1.0, gpu_hours=1.0, energy_j=1.0, memory_bytes=1.0),
+            checkpoint_steps=checkpoint_steps,
+        )
+
+    return make
+
+
+Tasks = list[dict[str, Any]]
+# By task name, the outcomes of all ranks in order.
+Results = dict[str, list[dict[str, Any]]]
+
+
+def start_ranks(
+    tasks: Tasks, *, ranks: int, folder: Path, zero_stage: int = 0, precision: str = "fp32"
+) -> list[subprocess.Popen[bytes]]:
+    """Start one process a rank, each executing `tasks` one after another (see worker.py)."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    folder.mkdir(parents=True, exist_ok=True)
+    job = {
+        "world": {
+            "world_size": ranks,
+            "master_port": port,
+            "zero_stage": zero_stage,
+            "precision": precision,
+            "timeout_s": 60,
+        },
+        "tasks": tasks,
+        "folder": str(folder),
+    }
+    (folder / "job.json").write_text(json.dumps(job))
+    worker = Path(__file__).with_name("worker.py")
+    source = Path(sys.modules["llem"].__file__ or "").parents[1]
+    processes = []
+    for rank in range(ranks):
+        # Files and not pipes: a rank that waits for its full pipe to be read stops all others.
+        with open(folder / f"rank-{rank}.log", "w") as log:
+            processes.append(
+                subprocess.Popen(
+                    [sys.executable, str(worker), str(folder / "job.json"), str(rank)],
+                    env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(source)},
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                )
+            )
+    return processes
+
+
+def finish_ranks(processes: list[subprocess.Popen[bytes]], folder: Path) -> Results:
+    try:
+        for rank, process in enumerate(processes):
+            status = process.wait(timeout=120)
+            assert status == 0, (folder / f"rank-{rank}.log").read_text()
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    results: Results = {}
+    for rank in range(len(processes)):
+        for name, outcome in json.loads((folder / f"out-{rank}.json").read_text()).items():
+            results.setdefault(name, []).append(outcome)
+    return results
+
+
+RunRanks = Callable[..., Results]
+
+
+@pytest.fixture(scope="session")
+def run_ranks() -> RunRanks:
+    """Execute tasks on gloo ranks in processes of their own, and wait for their outcomes."""
+
+    def run(tasks: Tasks, *, ranks: int, folder: Path, **world: Any) -> Results:
+        return finish_ranks(start_ranks(tasks, ranks=ranks, folder=folder, **world), folder)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def spawn_ranks() -> Callable[..., list[subprocess.Popen[bytes]]]:
+    return start_ranks
+
+
+@pytest.fixture
+def alone() -> Iterator[Any]:
+    """A world of this process alone, on one thread so that sums have one order."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("accelerate")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    from llem.training import start_world
+
+    with start_world() as world:
+        yield world
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def train_alone(alone: Any, tmp_path: Path) -> Callable[..., Any]:
+    """`train` in this process; folders are named by attempt, checkpoints shared."""
+    from llem.training import train
+
+    def run(run: Run, attempt: str = "attempt-0", **options: Any) -> Any:
+        meta: Mapping[str, Any] = {"attempt": 0}
+        return train(
+            run,
+            attempt_dir=tmp_path / attempt,
+            checkpoints_dir=tmp_path / "checkpoints",
+            world=alone,
+            meta=meta,
+            **options,
+        )
+
+    return run

@@ -1,0 +1,82 @@
+"""ZeRO on the CPU, through accelerate: the same training as without it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llem.campaign import Run
+
+pytest.importorskip("torch")
+pytest.importorskip("deepspeed")
+
+pytestmark = pytest.mark.train
+
+Results = dict[str, list[dict[str, Any]]]
+
+
+def task(name: str, run: Run, folder: Path, **options: Any) -> dict[str, Any]:
+    return {
+        "name": name,
+        "run": run.to_dict(),
+        "attempt": str(folder / name),
+        "checkpoints": str(folder / options.pop("checkpoints", f"{name}-checkpoints")),
+        **options,
+    }
+
+
+@pytest.fixture(scope="module", params=[1, 2, 3])
+def sharded(
+    request: pytest.FixtureRequest,
+    make_run: Callable[..., Run],
+    run_ranks: Callable[..., Results],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Results, Path]:
+    stage = request.param
+    folder = tmp_path_factory.mktemp(f"zero-{stage}")
+    run = make_run(ranks=2, zero_stage=stage)
+    tasks = [
+        task("whole", run, folder),
+        task("accum", make_run(ranks=2, zero_stage=stage, grad_accum=2), folder),
+        task("cut", run, folder, checkpoints="shared", stop={"step": 11, "rank": 1}),
+        task("rest", run, folder, checkpoints="shared"),
+        task("wild", make_run(ranks=2, zero_stage=stage, steps=200, learning_rate=30.0), folder),
+        task("again", run, folder),
+    ]
+    return run_ranks(tasks, ranks=2, folder=folder, zero_stage=stage), folder
+
+
+def test_it_trains_to_the_loss_of_one_process(
+    sharded: tuple[Results, Path], make_run: Callable[..., Run], train_alone: Callable[..., Any]
+) -> None:
+    results, _ = sharded
+    one = train_alone(make_run())
+    for name in ("whole", "accum"):
+        assert results[name][0]["loss"] == pytest.approx(one.loss, abs=1e-3)
+        assert results[name][0]["train_loss_first"] == pytest.approx(one.train_loss_first, abs=1e-5)
+
+
+def test_it_resumes_where_it_was_stopped(sharded: tuple[Results, Path]) -> None:
+    results, _ = sharded
+    assert results["cut"][0]["status"] == "interrupted"
+    assert results["rest"][0]["start_step"] == 11
+    assert results["rest"][0]["loss"] == results["whole"][0]["loss"]
+
+
+def test_divergence_stops_all_ranks_and_the_next_run_starts_afresh(
+    sharded: tuple[Results, Path],
+) -> None:
+    results, _ = sharded
+    assert [outcome["status"] for outcome in results["wild"]] == ["diverged"] * 2
+    assert results["again"][0]["loss"] == results["whole"][0]["loss"]
+
+
+def test_its_configuration_lies_beside_the_records(sharded: tuple[Results, Path]) -> None:
+    _, folder = sharded
+    config = json.loads((folder / "accum" / "deepspeed.json").read_text())
+    assert config["gradient_accumulation_steps"] == 2
+    assert config["train_micro_batch_size_per_gpu"] == 4
