@@ -189,7 +189,7 @@ def aggregate_campaign(
         price_per_gpu_hour=late(price_per_gpu_hour, prices.get("per_gpu_hour")),
         peak_flops_per_gpu=site["device"]["peak_flops"],
     )
-    write_observations(aggregation, folder.results / OBSERVATIONS_FILE)
+    write_observations(aggregation.observations, folder.results / OBSERVATIONS_FILE)
     return aggregation
 
 

@@ -46,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     status = commands.add_parser("status", help="what runs and what is missing")
     status.add_argument("--json", action="store_true", help="JSON on stdout")
     commands.add_parser("wheelhouse", help="build the CPU wheelhouse; prints its folder")
+    commands.add_parser("login", help="install llem alone, as on a login node; prints the program")
     image = commands.add_parser("image", help="build the CPU image; prints its path")
     image.add_argument("--deps", action="store_true", help="stop at the image without llem")
     chosen = parser.parse_args(arguments)
@@ -112,7 +113,20 @@ def image(chosen: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS = {"up": up, "down": down, "status": status, "wheelhouse": wheelhouse, "image": image}
+def login(_: argparse.Namespace) -> int:
+    require_possible()
+    print(images.login_environment())
+    return 0
+
+
+COMMANDS = {
+    "up": up,
+    "down": down,
+    "status": status,
+    "wheelhouse": wheelhouse,
+    "image": image,
+    "login": login,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

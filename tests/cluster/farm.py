@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
-import stat
 import time
 from pathlib import Path
 
@@ -108,18 +106,15 @@ def make_folders(farm: Farm) -> None:
 
 
 def make_gpus(farm: Farm) -> None:
-    """Stand-ins for /dev/nvidia*: SLURM only wants the paths to exist.
+    """Stand-ins for /dev/nvidia*: SLURM stats them, and names no GPU to a job for a plain file.
 
-    Character devices like /dev/null where the kernel allows it, else plain files.
+    Links to a character device that every machine and container has, so no mknod is needed.
     """
     for path in farm.gpu_files:
         folder(path.parent)
-        if path.exists():
-            continue
-        try:
-            os.mknod(path, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
-        except PermissionError:
-            path.touch(mode=0o666)
+        if not path.is_symlink():
+            path.unlink(missing_ok=True)
+            path.symlink_to("/dev/null")
 
 
 def name_nodes(farm: Farm) -> None:

@@ -25,6 +25,7 @@ from host import (
     Argv,
     ClusterError,
     cached,
+    drop_stale,
     folder,
     key,
     run,
@@ -240,9 +241,46 @@ def llem_wheel() -> Path:
     return cached("wheel", source_key(), build)
 
 
+def login_environment() -> Path:
+    """What a login node has: llem's wheel alone, without torch; the path of its `llem`."""
+    # Programs of an environment name its place: it is built where it will stay.
+    place = CACHE / f"login-{key(wheelhouse_key(), source_key())}"
+    program = place / "bin" / "llem"
+    if not (place / "complete").exists():
+        shutil.rmtree(place, ignore_errors=True)
+        log = folder(CACHE / "log") / "login.log"
+        with timed("login environment"):
+            python = venv(place, log)
+            wheel = next(llem_wheel().glob("llem-*.whl"))
+            offline: Argv = ["--no-index", "--find-links", wheelhouse()]
+            pip: Argv = [python, "-m", "pip", "install", *PIP, *offline, wheel]
+            run(pip, step="login environment", log=log, timeout_s=300)
+        (place / "complete").touch()
+        drop_stale("login", keep=place)
+    return program
+
+
 def llem_image() -> Path:
+    """The image of this checkout, built by the user's own command, `llem image build`."""
+
     def build(scratch: Path, log: Path) -> Path:
-        return build_definition(scratch, log, base=deps_image(), house=llem_wheel())
+        place = folder(scratch / "user", owner=USER)
+        (place / "wheels").mkdir()
+        image = place / "image.sif"
+        apptainer.ensure()
+        what: Argv = ["--kind", "cpu", "--base", deps_image(), "--wheelhouse", place / "wheels"]
+        run(
+            [login_environment(), "image", "build", *what, "--squash-args", SQUASH, "--out", image],
+            step="llem image build",
+            user=USER,
+            env={"APPTAINER_TMPDIR": str(place), "APPTAINER_CACHEDIR": str(place / "cache"),
+                 "TMPDIR": str(place)},
+            cwd=place,
+            log=log,
+            timeout_s=1800,
+            remedy="look for the first error in the log",
+        )  # fmt: skip
+        return image
 
     kind, _, name = llem_name().partition("-")
     return cached(kind, name, build)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from host import LOGS, ClusterError, run, timed
@@ -100,7 +99,7 @@ def download_from(suite: str, names: tuple[str, ...], *, into: Path, log: Path) 
         run(
             command,
             step=f"packages of {suite}",
-            env={**UNATTENDED, "HOME": os.environ.get("HOME", "/root")},
+            env=UNATTENDED,
             cwd=into / "debs",
             log=log,
             timeout_s=300,

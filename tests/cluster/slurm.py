@@ -1,7 +1,7 @@
 """The text of SLURM's configuration: a farm of four two-GPU nodes on one host. Pure functions.
 
 Four slurmd share the host under the names n1..n4. Each claims more cores than the machine has
-(`config_overrides`), and its GPUs are stand-in files: SLURM counts them, hands them out and sets
+(`config_overrides`), and its GPUs are stand-ins: SLURM counts them, hands them out and sets
 CUDA_VISIBLE_DEVICES as on a real cluster.
 """
 
@@ -51,6 +51,8 @@ ClusterName={farm.cluster}
 SlurmctldHost={farm.host}(127.0.0.1)
 SlurmUser=slurm
 AuthType=auth/munge
+# A requeued job waits this long before it starts again; the default is 120 s.
+AuthInfo=cred_expire=15
 # Every daemon and every srun listens on loopback only.
 CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
 StateSaveLocation={farm.state}/slurmctld
@@ -63,7 +65,10 @@ ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 MpiDefault=none
 SelectType=select/cons_tres
-SelectTypeParameters=CR_Core
+# Memory counts too, as at most sites: only so is a job that outgrows its --mem killed. It ends
+# FAILED with a line on stderr; the state OUT_OF_MEMORY is set by cgroups only.
+SelectTypeParameters=CR_Core_Memory
+DefMemPerCPU={farm.memory_per_node_mb // farm.cpus_per_node}
 GresTypes=gpu
 ReturnToService=2
 SlurmdParameters=config_overrides
@@ -75,6 +80,7 @@ BatchStartTimeout=60
 KillWait=5
 JobAcctGatherType=jobacct_gather/linux
 JobAcctGatherFrequency=task=1
+JobAcctGatherParams=OverMemoryKill,UsePss
 AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=localhost
 AccountingStorageTRES=gres/gpu

@@ -67,6 +67,16 @@ def check_script_path(value: str) -> str:
     return value
 
 
+def check_bind(value: str) -> str:
+    """A bind of Apptainer's, `SOURCE[:TARGET[:ro|rw]]`. Raises ValueError."""
+    parts = value.split(":")
+    if len(parts) > 3 or (len(parts) == 3 and parts[2] not in ("ro", "rw")):
+        raise ValueError(f"{shown(value)} is not SOURCE[:TARGET[:ro|rw]]")
+    for part in parts[:2]:
+        check_script_path(part)
+    return value
+
+
 def check_data_text(value: str) -> str:
     """Text that travels as data: anything but the null character. Raises ValueError."""
     if "\x00" in value:
@@ -79,4 +89,5 @@ Constraint = Annotated[str, AfterValidator(check_constraint)]
 Variable = Annotated[str, AfterValidator(check_variable)]
 Name = Annotated[str, AfterValidator(check_name)]
 ScriptPath = Annotated[str, AfterValidator(check_script_path)]
+Bind = Annotated[str, AfterValidator(check_bind)]
 DataText = Annotated[str, AfterValidator(check_data_text)]

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt
 
-from llem.campaign.guards import Constraint, DataText, Directive, Name, ScriptPath, Variable
+from llem.campaign.guards import Bind, Constraint, DataText, Directive, Name, ScriptPath, Variable
 from llem.campaign.quantities import parse_bytes, parse_duration
 
 Seconds = Annotated[int, BeforeValidator(parse_duration)]
@@ -42,7 +42,7 @@ class Container(Strict):
     image: ScriptPath
     runtime: Literal["apptainer", "singularity"] = "apptainer"
     gpu: Literal["none", "nv", "rocm"] = "nv"
-    binds: tuple[ScriptPath, ...] = ()
+    binds: tuple[Bind, ...] = ()
 
 
 class Prices(Strict):

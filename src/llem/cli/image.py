@@ -19,6 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     build.add_argument("--kind", choices=("cpu", "cuda"), default="cuda", help="default: cuda")
     build.add_argument("--wheelhouse", type=Path, metavar="DIR", help="wheels; nothing is fetched")
     build.add_argument("--base", metavar="IMAGE", help="a SIF, or a name in a registry")
+    build.add_argument("--squash-args", metavar="ARGS",
+                       help="for mksquashfs, such as '-comp zstd -Xcompression-level 3'")  # fmt: skip
     verify = actions.add_parser("verify", help="look into an image")
     verify.add_argument("image", type=Path, metavar="IMAGE.sif")
     for action in (build, verify):
@@ -36,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "build":
         build_image(
             args.out, kind=args.kind, wheelhouse=args.wheelhouse, base=args.base,
-            runtime=args.runtime, say=note,
+            runtime=args.runtime, squash_args=args.squash_args, say=note,
         )  # fmt: skip
         note(f"written: {args.out}; next: llem image verify {args.out}")
         if args.json:

@@ -59,13 +59,15 @@ def build_image(
     wheelhouse: Path | None = None,
     base: str | None = None,
     runtime: str = "apptainer",
+    squash_args: str | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Path:
     """Build the image `out` (a SIF) as an ordinary user, with this very llem inside.
 
     With a `wheelhouse` (a folder of wheels, with torch and DeepSpeed among them) and a `base`
-    SIF nothing is fetched; without, pip and the base image's registry are asked. `say` is
-    called with each line that the builder prints. Raises InputError, ClusterError.
+    SIF nothing is fetched; without, pip and the base image's registry are asked. `squash_args`
+    goes to mksquashfs. `say` is called with each line that the builder prints. Raises
+    InputError, ClusterError.
     """
     faults = []
     if kind not in KINDS:
@@ -92,6 +94,8 @@ def build_image(
         text = f"{requirements.rstrip()}\nllem @ file:///opt/wheelhouse/{own.name}\n"
         (wheels / "requirements.txt").write_text(text)
         args = [runtime, "build", "--build-arg", f"wheelhouse={wheels}"]
+        if squash_args:
+            args += ["--mksquashfs-args", squash_args]
         if base is not None:
             args += ["--build-arg", f"base={base}"]
             if base.endswith(".sif"):

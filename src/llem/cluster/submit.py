@@ -6,11 +6,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from llem.campaign.guards import check_script_path
 from llem.cluster import slurm
 from llem.cluster.files import write_json
 from llem.cluster.folder import CampaignFolder
 from llem.cluster.render import FINISH
 from llem.cluster.state import CampaignState, campaign_state, submitted_jobs
+from llem.errors import Fault, InputError
 from llem.planning import Plan
 
 
@@ -27,6 +29,7 @@ def submit(folder: CampaignFolder, plan: Plan, *, finish: bool = True) -> Submis
 
     Each job id is on disk before the next sbatch. Raises ClusterError where sbatch refuses.
     """
+    _check_place(folder, plan)
     with folder.locked("`llem submit`"):
         jobs = submitted_jobs(folder)
         before = {name: job["job_id"] for name, job in jobs.items()}
@@ -45,6 +48,16 @@ def submit(folder: CampaignFolder, plan: Plan, *, finish: bool = True) -> Submis
             jobs[name] = {"job_id": job_id, "submitted_ns": time.time_ns(), "plan": plan.digest}
             write_json(folder.submitted_file, jobs)
     return Submission(new, before)
+
+
+def _check_place(folder: CampaignFolder, plan: Plan) -> None:
+    """Apptainer reads `:` and `,` in the path of a bind, and the folder is bound into the image."""
+    place = str(folder.root.resolve())
+    if plan.site.container is not None:
+        try:
+            check_script_path(place)
+        except ValueError as error:
+            raise InputError(place, [Fault("DIR", str(error), "move the campaign")]) from None
 
 
 def cancel(folder: CampaignFolder, plan: Plan) -> list[str]:

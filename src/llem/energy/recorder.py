@@ -15,13 +15,19 @@ from typing import Any, TextIO
 
 from llem.energy.choose import Chosen
 from llem.energy.meter import Device, Meter, MeterError, Reading
-from llem.records import RecordWriter, SampleFlag, host_meta, node_writer, samples_table
+from llem.records import (
+    RecordWriteError,
+    RecordWriter,
+    SampleFlag,
+    host_meta,
+    node_writer,
+    samples_table,
+)
 
 CLOCK_INTERVAL_S = 60.0
 
-# What h5py raises where a write fails: OSError for a write, RuntimeError where HDF5 finds its own
-# state spoilt by one before, ValueError for a file that it has given up.
-WRITE_ERRORS = (OSError, RuntimeError, ValueError)
+# The file is there already, cannot be made, or cannot be written any more.
+WRITE_ERRORS = (OSError, RecordWriteError)
 
 
 class Recorder:
@@ -159,9 +165,6 @@ class Recorder:
         )
 
     def _give_up(self, error: Exception) -> None:
-        text = (str(error).splitlines() or [type(error).__name__])[0]
-        self.given_up = f"{self._path}: measuring ended: {text}"
+        self.given_up = f"measuring ended: {error}"
         print(f"llem sampler: {self.given_up}", file=self._stderr or sys.stderr, flush=True)
-        writer, self._writer = self._writer, None
-        if writer is not None:
-            writer.abandon()
+        self._writer = None

@@ -221,7 +221,7 @@ class Sampler:
         try:
             self._recorder.begin(path, meta)
         except WRITE_ERRORS as error:
-            return _refusal(f"{path}: {error}")
+            return _refusal(str(error) if path in str(error) else f"{path}: {error}")
         self._owner = fd
         self._lost_ns = None
         self._next_ns = time.monotonic_ns() + self._interval_ns

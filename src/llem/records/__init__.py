@@ -1,8 +1,8 @@
 """The measurements: the HDF5 schema, its writer and its reader.
 
-Public: `rank_writer`, `node_writer`, `RecordWriter` (writer), `read_rank`, `read_node`,
-`RankRecord`, `NodeRecord`, `DeviceSeries`, `RecordError` (reader), `host_meta` (host), `Phase`,
-`SampleFlag` and the table layouts (schema).
+Public: `rank_writer`, `node_writer`, `RecordWriter`, `RecordWriteError` (writer), `read_rank`,
+`read_node`, `RankRecord`, `NodeRecord`, `DeviceSeries`, `RecordError` (reader), `host_meta`
+(host), `Phase`, `SampleFlag` and the table layouts (schema).
 """
 
 from llem.records.host import host_meta
@@ -15,7 +15,13 @@ from llem.records.reader import (
     read_rank,
 )
 from llem.records.schema import DOMAINS, QUALITIES, SAMPLES, SCHEMA, STEPS, Phase, SampleFlag
-from llem.records.writer import RecordWriter, node_writer, rank_writer, samples_table
+from llem.records.writer import (
+    RecordWriteError,
+    RecordWriter,
+    node_writer,
+    rank_writer,
+    samples_table,
+)
 
 __all__ = [
     "DOMAINS",
@@ -28,6 +34,7 @@ __all__ = [
     "Phase",
     "RankRecord",
     "RecordError",
+    "RecordWriteError",
     "RecordWriter",
     "SampleFlag",
     "host_meta",

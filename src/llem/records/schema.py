@@ -68,7 +68,11 @@ EVENTS = np.dtype([("t_ns", "<i8"), ("code", "S32"), ("text", "S256")])
 
 BASELINE = np.dtype([("uuid", "S64"), ("power_idle_mw", "<f8"), ("samples", "<i8"), ("sd", "<f8")])
 
-CHUNK_ROWS = 4096
+# Rows of one chunk. A flush writes the whole chunk that is being filled, and a table with one row
+# takes the space of a chunk: tables that stay short have short ones.
+CHUNK_ROWS = 1024
+SHORT_CHUNK_ROWS = 64
+LONG_TABLES = ("steps", "samples")
 
 
 class Phase(IntEnum):

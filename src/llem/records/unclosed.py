@@ -50,13 +50,16 @@ class Unclosed(io.RawIOBase):
         """Fill the whole buffer where the file is that long; the first bytes are the new head."""
         view = memoryview(buffer).cast("B")
         wanted = min(len(view), max(0, self._size - self._at))
-        self._file.seek(self._at)
         done = 0
+        if wanted:  # an address that a spoilt block made up may be more than a file can have
+            self._file.seek(self._at)
         while done < wanted:
             count = self._file.readinto(view[done:wanted])
             if not count:
                 break
             done += count
+        # h5py does not look at the count: what is not there must at least be the same each time
+        view[done:] = bytes(len(view) - done)
         if self._at < SIZE:
             head = self._head[self._at : self._at + done]
             view[: len(head)] = head

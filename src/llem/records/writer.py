@@ -12,21 +12,24 @@ import json
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
+from llem.errors import LlemError
 from llem.records.schema import (
     BASELINE,
     CHUNK_ROWS,
     CLOCK,
     EVALS,
     EVENTS,
+    LONG_TABLES,
     SAMPLES,
     SCHEMA,
+    SHORT_CHUNK_ROWS,
     STEPS,
 )
 
@@ -35,12 +38,26 @@ os.environ.setdefault("HDF5_USE_FILE_LOCKING", "FALSE")
 
 Row = tuple[Any, ...]
 
+# What h5py raises where a write fails: OSError for a write, RuntimeError where HDF5 finds its own
+# state spoilt by one before, ValueError for a file that it has given up.
+HDF5_ERRORS = (OSError, RuntimeError, ValueError)
+
+
+class RecordWriteError(LlemError):
+    """A record cannot be written any more: a full disk, a quota, a file system that went away.
+
+    What was flushed before stays readable. Every later append to that record raises this again;
+    closing it does not.
+    """
+
 
 class RecordWriter:
     """One HDF5 file of raw measurements: named tables that rows are appended to.
 
     Rows stay in memory until `flush_s` have passed since the last flush or `flush` is called;
     after `flush` returns they survive SIGKILL. Safe to call from several threads of one process.
+    Raises FileExistsError where the file is there, RecordWriteError where it cannot be made or
+    written.
     """
 
     def __init__(
@@ -58,30 +75,42 @@ class RecordWriter:
         self._flush_s = flush_s
         self._lock = threading.Lock()
         self._last_flush = time.monotonic()
+        self._failed = ""
         # mode "x": a record is never overwritten, not even by an attempt that got its number wrong
-        self._file = h5py.File(self.path, "x", libver="latest", locking=False)
-        group = self._file.create_group("meta")
-        for key, value in {"schema": SCHEMA, "closed": 0, **meta}.items():
-            group.attrs[key] = _attribute(value)
+        try:
+            self._file = h5py.File(self.path, "x", libver="latest", locking=False)
+        except FileExistsError:
+            raise FileExistsError(f"{self.path} exists") from None
+        except HDF5_ERRORS as error:
+            raise RecordWriteError(f"{self.path}: cannot be made: {_cause(error)}") from None
+        self._fd: int = self._file.id.get_vfd_handle()
         self._tables: dict[str, Any] = {}
         every = {"clock": CLOCK, "events": EVENTS, **tables}
-        for name, dtype in every.items():
-            dataset = self._file.create_dataset(
-                name, shape=(0,), maxshape=(None,), chunks=(CHUNK_ROWS,), dtype=dtype
-            )
-            attrs = (table_attrs or {}).get(name, {})
-            holder = dataset.parent if name.endswith("/samples") else dataset
-            for key, value in attrs.items():
-                holder.attrs[key] = _attribute(value)
-            self._tables[name] = dataset
         self._buffers: dict[str, list[Row]] = {name: [] for name in every}
-        self._file.swmr_mode = True
+        with self._lock, self._guarded():
+            group = self._file.create_group("meta")
+            for key, value in {"schema": SCHEMA, "closed": 0, **meta}.items():
+                group.attrs[key] = _attribute(value)
+            for name, dtype in every.items():
+                self._create(name, dtype, (table_attrs or {}).get(name, {}))
+            self._file.swmr_mode = True
         self.stamp_clock()
         self.flush()
+
+    def _create(self, name: str, dtype: np.dtype[Any], attrs: Mapping[str, Any]) -> None:
+        rows = CHUNK_ROWS if name.endswith(LONG_TABLES) else SHORT_CHUNK_ROWS
+        dataset = self._file.create_dataset(
+            name, shape=(0,), maxshape=(None,), chunks=(rows,), dtype=dtype
+        )
+        holder = dataset.parent if name.endswith("/samples") else dataset
+        for key, value in attrs.items():
+            holder.attrs[key] = _attribute(value)
+        self._tables[name] = dataset
 
     def append(self, table: str, row: Row) -> None:
         """Add one row; flushes when the last flush is `flush_s` ago."""
         with self._lock:
+            self._check()
             self._buffers[table].append(row)
             if time.monotonic() - self._last_flush >= self._flush_s:
                 self._flush()
@@ -90,6 +119,7 @@ class RecordWriter:
         """Record that something happened now; flushed at once, since a crash may follow."""
         row = (time.monotonic_ns(), code.encode()[:32], text.encode("utf-8", "replace")[:256])
         with self._lock:
+            self._check()
             self._buffers["events"].append(row)
             self._flush()
 
@@ -103,9 +133,14 @@ class RecordWriter:
     def flush(self) -> None:
         """Write all buffered rows; when it returns they survive a kill of this process."""
         with self._lock:
+            self._check()
             self._flush()
 
     def _flush(self) -> None:
+        with self._guarded():
+            self._write()
+
+    def _write(self) -> None:
         for name, rows in self._buffers.items():
             if not rows:
                 continue
@@ -120,22 +155,42 @@ class RecordWriter:
     def close(self) -> None:
         """Flush, mark the file as closed in good order, and close it. Safe to call twice."""
         with self._lock:
-            if not self._file:
+            if self._failed or not self._file:
                 return
-            self._flush()
-            self._file["meta"].attrs.modify("closed", 1)
-            self._file.close()
-
-    def abandon(self) -> None:
-        """Let go of a file that cannot be written any more, without marking it as closed.
-
-        What was flushed stays readable. Never raises: HDF5 itself may refuse to close such a file.
-        """
-        with self._lock:
-            for rows in self._buffers.values():
-                rows.clear()
-            with contextlib.suppress(OSError, RuntimeError, ValueError):
+            with self._guarded():
+                self._write()
+                self._file["meta"].attrs.modify("closed", 1)
+                # all that can fail, before the point from which HDF5 cannot go back
+                self._file.flush()
                 self._file.close()
+
+    def _check(self) -> None:
+        if self._failed:
+            raise RecordWriteError(self._failed)
+
+    @contextlib.contextmanager
+    def _guarded(self) -> Iterator[None]:
+        try:
+            yield
+        except HDF5_ERRORS as error:
+            self._failed = f"{self.path}: writing failed: {_cause(error)}"
+            self._abandon()
+            raise RecordWriteError(self._failed) from None
+
+    def _abandon(self) -> None:
+        """Let go of a file that cannot be written, without marking it as closed.
+
+        HDF5 keeps what it could not write, tries again when the file is closed, and brings the
+        process down (segmentation fault at exit, 2.0.0) where that fails too. So its descriptor
+        is led into memory first, where all that is left can be written and is forgotten.
+        """
+        self._buffers = {name: [] for name in self._buffers}
+        with contextlib.suppress(*HDF5_ERRORS):
+            sink = os.memfd_create("llem-abandoned-record")
+            os.dup2(sink, self._fd)
+            os.close(sink)
+        with contextlib.suppress(*HDF5_ERRORS):
+            self._file.close()
 
     def __enter__(self) -> RecordWriter:
         return self
@@ -182,6 +237,13 @@ def node_writer(
 def samples_table(uuid: str) -> str:
     """The name of a device's table."""
     return f"devices/{uuid}/samples"
+
+
+def _cause(error: Exception) -> str:
+    """The system's own words in HDF5's report of several lines, or that report's first line."""
+    text = str(error)
+    _, found, rest = text.partition("error message = '")
+    return rest.partition("'")[0] if found else (text.splitlines() or [type(error).__name__])[0]
 
 
 def _attribute(value: Any) -> Any:

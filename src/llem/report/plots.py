@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llem.report.runs import Runs
-from llem.report.tables import format_flops, format_target, known, number
+from llem.report.tables import format_flops, format_target, known, number, percent
 from llem.scaling import FlopsModel, get_law
 
 FloatArray = NDArray[np.float64]
@@ -41,7 +41,7 @@ class Theme:
 LIGHT = Theme(
     "light", "#ffffff", "#1c2127", "#5f6b76", "#e3e7eb", "#0b63b0", "#b84a00", (0.0, 0.82)
 )
-DARK = Theme("dark", "#15191e", "#e8ebee", "#9aa5b0", "#2c343c", "#6db3f2", "#ff9d57", (0.3, 1.0))
+DARK = Theme("dark", "#15191e", "#e8ebee", "#9aa5b0", "#2c343c", "#6db3f2", "#ff9d57", (0.42, 1.0))
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,8 @@ def make_plots(runs: Runs, fit: Mapping[str, Any] | None) -> list[Plot]:
                 "optimum",
                 "Best size and tokens against compute",
                 "Line: the optimum of the law, dashed beyond the measured compute. Band: its "
-                f"{number(fit['ci']['level']):.0%} interval. ".replace("%", " %")
-                + "Ringed: the targets. Diamonds: isoFLOP minima, a cross-check that uses no law "
+                f"{percent(fit['ci']['level'])} interval. "
+                "Ringed: the targets. Diamonds: isoFLOP minima, a cross-check that uses no law "
                 "and is biased.",
                 "Two plots with logarithmic axes: best model size and best number of tokens "
                 "against compute, with an uncertainty band.",
@@ -135,8 +135,8 @@ def _energy_caption(fit: Mapping[str, Any] | None) -> str:
     if law is None:
         return "Energy of each run as measured; too few measurements for a cost law."
     return (
-        "Dots: energy of each run as measured. Circles: the cost law at the same run "
-        f"(mean error {100 * number(law['mean_error']):.2g} %). Line: the cost law along the optimum."
+        "Left: energy of each run as measured. Right: what the cost law leaves, given each run's "
+        f"tokens and FLOPs (mean error {percent(law['mean_error'])})."
     )
 
 
@@ -145,7 +145,9 @@ def _cost(fit: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     return law if law and not law["reason"] else None
 
 
-def _figure(theme: Theme, columns: int = 1, *, width: float = 7.2, height: float = 4.2) -> Any:
+def _figure(
+    theme: Theme, columns: int = 1, *, width: float = 7.2, height: float = 4.2
+) -> tuple[Any, Any]:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -172,9 +174,8 @@ def _figure(theme: Theme, columns: int = 1, *, width: float = 7.2, height: float
             ax.spines[["top", "right"]].set_visible(False)
             ax.grid(True, which="major")
             ax.set_axisbelow(True)
-    # Text made later must carry the colours as well, outside the context.
-    figure.llem_style = style
-    return figure
+    # What is drawn later needs the style again, outside this context.
+    return figure, style
 
 
 def _installed_fonts() -> list[str]:
@@ -192,8 +193,8 @@ def _styled(draw: Callable[..., Any]) -> Callable[..., Any]:
         import matplotlib as mpl
 
         layout = LAYOUTS[draw.__name__]
-        figure = _figure(theme, **layout)
-        with mpl.rc_context(figure.llem_style):
+        figure, style = _figure(theme, **layout)
+        with mpl.rc_context(style):
             draw(runs, fit, theme, figure)
         return figure
 
@@ -203,14 +204,14 @@ def _styled(draw: Callable[..., Any]) -> Callable[..., Any]:
 LAYOUTS: dict[str, dict[str, Any]] = {
     "_draw_loss": {"columns": 1, "height": 4.5},
     "_draw_optimum": {"columns": 2, "height": 3.7, "width": 7.6},
-    "_draw_energy": {"columns": 1, "height": 3.9},
+    "_draw_energy": {"columns": 2, "height": 3.6, "width": 7.6},
     "_draw_residuals": {"columns": 3, "height": 3.1, "width": 7.8},
 }
 
 
 def _log_axis(ax: Any, axis: str, form: Callable[[float], str]) -> None:
-    """A logarithmic axis whose labels are words a person says; minor labels where it is short."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    """A logarithmic axis whose labels are as a person says them, denser where it is short."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     which = ax.xaxis if axis == "x" else ax.yaxis
     (ax.set_xscale if axis == "x" else ax.set_yscale)("log")
@@ -219,7 +220,8 @@ def _log_axis(ax: Any, axis: str, form: Callable[[float], str]) -> None:
     subs = (1.0, 2.0, 5.0) if decades < 2.2 else (1.0, 3.0) if decades < 3 else (1.0,)
     which.set_major_locator(LogLocator(base=10, subs=subs, numticks=7 if len(subs) == 1 else 15))
     which.set_major_formatter(FuncFormatter(lambda v, _: form(v)))
-    which.set_minor_formatter(NullFormatter())
+    # Hundreds of unlabelled ticks would take most of the time of drawing.
+    which.set_minor_locator(NullLocator())
 
 
 def _count(value: float) -> str:
@@ -276,7 +278,7 @@ def _draw_loss(runs: Runs, fit: Mapping[str, Any] | None, theme: Theme, figure: 
         if above:
             words = f"{above} run{'s' if above > 1 else ''} left out above this range"
             ax.annotate(
-                f"↑ {words}", (0.5, 0.985), xycoords="axes fraction", ha="center", va="top",
+                f"↑ {words}", (0.985, 0.985), xycoords="axes fraction", ha="right", va="top",
                 color=theme.quiet, fontsize=8.5,
             )  # fmt: skip
     if fit is not None:
@@ -341,6 +343,9 @@ def _draw_optimum(runs: Runs, fit: Mapping[str, Any], theme: Theme, figure: Any)
         _draw_targets(ax, fit, name, colour, theme)
         ax.set_xlim(_span(c, 1.6))
         ax.set_yscale("log")
+        bottom, top = ax.get_ylim()
+        # Room above the line for the name of the target.
+        ax.set_ylim(bottom, top * (top / bottom) ** 0.12)
         _log_axis(ax, "x", _compute)
         _log_axis(ax, "y", _count)
         ax.set_xlabel("compute C, FLOP")
@@ -348,6 +353,9 @@ def _draw_optimum(runs: Runs, fit: Mapping[str, Any], theme: Theme, figure: Any)
 
 
 def _draw_targets(ax: Any, fit: Mapping[str, Any], name: str, colour: str, theme: Theme) -> None:
+    ends = [number(o["flops"]) for o in fit["frontier"]]
+    apart = 0.3 * np.log(max(ends) / min(ends))
+    named: list[float] = []
     for optimum in fit["optima"]:
         if not known(optimum[name]):
             continue
@@ -356,6 +364,9 @@ def _draw_targets(ax: Any, fit: Mapping[str, Any], name: str, colour: str, theme
         if np.isfinite([low, high]).all():
             ax.plot([x, x], [low, high], color=theme.ink, lw=1.2, zorder=4)
         ax.scatter([x], [y], s=44, facecolor=colour, edgecolor=theme.ink, lw=1.3, zorder=5)
+        if any(abs(np.log(x / other)) < apart for other in named):
+            continue
+        named.append(x)
         ax.annotate(
             f"{format_target(optimum['target'])}\n{_count_fine(y)}", (x, y), xytext=(-9, 6),
             textcoords="offset points", ha="right", va="bottom", fontsize=8.5, color=theme.ink,
@@ -376,37 +387,44 @@ def _energy_label(joules: float) -> str:
 
 @_styled
 def _draw_energy(runs: Runs, fit: Mapping[str, Any] | None, theme: Theme, figure: Any) -> None:
-    (ax,) = figure.axes
+    ax, below = figure.axes
     shown = np.isfinite(runs.energy_j) & (runs.energy_j > 0) & (runs.flops > 0)
     kinds = sorted({q for q, ok in zip(runs.quality, shown, strict=True) if ok})
     law = _cost(fit)
+    predicted = np.full(runs.flops.shape, np.nan)
+    if law is not None:
+        predicted = law["constant"] + law["per_token"] * runs.tokens + law["per_flop"] * runs.flops
+    error = 100 * (runs.energy_j / predicted - 1)
     for marker, colour, kind in zip("os^vP", (theme.blue, theme.orange) * 3, kinds, strict=False):
         rows = shown & np.array([q == kind for q in runs.quality])
-        ax.scatter(
-            runs.flops[rows], runs.energy_j[rows], s=26, color=colour, marker=marker, lw=0,
-            zorder=3, label=kind if kind != "none" else "energy of a run",
-        )  # fmt: skip
+        style = {"s": 24, "color": colour, "marker": marker, "lw": 0, "zorder": 3, "alpha": 0.85}
+        label = kind if kind != "none" else "energy of a run"
+        ax.scatter(runs.flops[rows], runs.energy_j[rows], label=label, **style)
+        below.scatter(runs.flops[rows], error[rows], **style)
     if law is not None and fit is not None:
-        rows = shown & np.isfinite(runs.tokens)
-        predicted = law["constant"] + law["per_token"] * runs.tokens + law["per_flop"] * runs.flops
-        ax.scatter(
-            runs.flops[rows], predicted[rows], s=52, facecolor="none", edgecolor=theme.quiet,
-            lw=1.0, zorder=2, label="cost law at the run",
-        )  # fmt: skip
         high = float(runs.flops[shown].max()) * 3
         near = [o for o in fit["frontier"] if number(o["flops"]) <= high and known(o["energy_j"])]
         if len(near) > 1:
             ax.plot(
                 [o["flops"] for o in near], [o["energy_j"] for o in near], color=theme.ink, lw=1.1,
-                ls=(0, (4, 3)), label="cost law along the optimum",
+                ls=(0, (4, 3)), label="cost law, at the optimum",
             )  # fmt: skip
-    ax.set_xlim(_span(runs.flops[shown], 2.0))
+    for each in (ax, below):
+        each.set_xlim(_span(runs.flops[shown], 2.0))
+        _log_axis(each, "x", _compute)
+        each.set_xlabel("compute C, FLOP")
     ax.set_ylim(_span(runs.energy_j[shown], 2.0))
-    _log_axis(ax, "x", _compute)
     _log_axis(ax, "y", _energy_label)
-    ax.set_xlabel("compute C, FLOP")
     ax.set_ylabel("energy of the run")
     ax.legend(loc="upper left", fontsize=8.5)
+    below.axhline(0, color=theme.quiet, lw=1.0)
+    below.set_ylabel("measured above the cost law, %")
+    finite = np.abs(error[shown & np.isfinite(error)])
+    if finite.size:
+        limit = 1.25 * max(float(finite.max()), 1e-6)
+        below.set_ylim(-limit, limit)
+    else:
+        below.set_visible(False)
 
 
 @_styled

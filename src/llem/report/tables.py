@@ -117,12 +117,23 @@ def _grouped(value: float) -> str:
     return f"{float(text):,.0f}".replace(",", "\u202f") if value >= 1000 else text
 
 
+def percent(share: Any) -> str:
+    """`95 %` from .95."""
+    text = significant(100 * number(share))
+    return f"{text.rstrip('0').rstrip('.') if '.' in text else text} %"
+
+
 def format_interval(interval: Sequence[Any] | None, form: Any = None) -> str:
-    """`1.2 B to 3.4 B`; a dash where an end is not known."""
+    """`1.2 to 3.4 B`; a dash where an end is not known."""
     if interval is None or not all(known(v) for v in interval):
         return UNKNOWN
     write = significant if form is None else form
-    return f"{write(number(interval[0]))} to {write(number(interval[1]))}"
+    low, high = (write(number(v)) for v in interval)
+    # "1.2 to 3.4 B": the unit once, where both ends have the same.
+    number_low, _, unit_low = low.partition(" ")
+    if unit_low and high.endswith(f" {unit_low}"):
+        low = number_low
+    return f"{low} to {high}"
 
 
 FORMS: dict[str, Any] = {
@@ -157,15 +168,17 @@ def answer_at(optimum: Mapping[str, Any], *, level: float) -> str:
         return f"For {target} there is no answer: {why}."
     ci = optimum.get("ci") or {}
 
-    def part(name: str) -> str:
-        text = FORMS[name](optimum[name])
+    def part(name: str, what: str = "") -> str:
+        text = f"{FORMS[name](optimum[name])}{what}"
         interval = format_interval(ci.get(name), FORMS[name])
-        return (
-            text if interval == UNKNOWN else f"{text} ({level:.0%}: {interval})".replace("%", " %")
-        )
+        if interval == UNKNOWN:
+            return text
+        # The level is said once; the other brackets follow it.
+        said = f"{percent(level)}: " if name == "params" else ""
+        return f"{text} ({said}{interval})"
 
     words = (
-        f"For {target}: {part('params')} parameters on {part('tokens')} tokens, "
+        f"For {target}: {part('params', ' parameters')} on {part('tokens', ' tokens')}, "
         f"expected loss {part('loss')}"
     )
     words += (
@@ -174,7 +187,7 @@ def answer_at(optimum: Mapping[str, Any], *, level: float) -> str:
         else ", energy not known (not measured)"
     )
     if known(optimum["gpu_hours"]):
-        words += f", {part('gpu_hours')} of GPU time".replace(" h (", " GPU hours (", 1)
+        words += f", {part('gpu_hours', ' of GPU time')}"
     return words + "."
 
 
@@ -199,12 +212,11 @@ def optimum_rows(fit: Mapping[str, Any]) -> list[dict[str, str]]:
     rows = []
     for optimum in fit.get("optima") or []:
         ci = optimum.get("ci") or {}
+        beyond = number(optimum["extrapolation_ratio"])
         row = {
             "target": format_target(optimum["target"]),
             "flops": format_flops(optimum["flops"]),
-            "beyond": f"{significant(number(optimum['extrapolation_ratio']))}x"
-            if known(optimum["extrapolation_ratio"])
-            else UNKNOWN,
+            "beyond": UNKNOWN if math.isnan(beyond) else f"{_ratio(beyond)} x",
         }
         for name, form in FORMS.items():
             row[name] = form(optimum[name])
@@ -213,6 +225,10 @@ def optimum_rows(fit: Mapping[str, Any]) -> list[dict[str, str]]:
         row["tokens_per_param"] = significant(ratio)
         rows.append(row)
     return rows
+
+
+def _ratio(value: float) -> str:
+    return significant(value) if value < 1e4 else format_flops(value)
 
 
 def aligned(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> list[str]:
@@ -243,12 +259,12 @@ def summary_lines(fit: Mapping[str, Any]) -> list[str]:
     estimator = fit["estimator"]
     judged = estimator["loss"]
     if known(estimator.get("delta")):
-        judged += f" {significant(number(estimator['delta']))}"
-    level = f"{number(fit['ci']['level']):.0%}".replace("%", " %")
+        judged += f" {number(estimator['delta']):g}"
+    counted = f"{fit['n_observations']} observations of {fit['n_runs']} runs"
+    level = percent(fit["ci"]["level"])
     lines += [
         "",
-        f"{fit['formula']}   ({judged} on log loss, sum; {fit['n_observations']} observations "
-        f"of {fit['n_runs']} runs)",
+        f"{fit['formula']}   ({judged} on log loss, sum; {counted})",
         *aligned([("", "value", level, ""), *law_rows(fit)], right=(1,)),
     ]
     rows = optimum_rows(fit)
@@ -269,9 +285,11 @@ def judgement_lines(fit: Mapping[str, Any]) -> list[str]:
     held_out = fit.get("held_out") or {}
     error = number(held_out.get("mean_abs_relative_error"))
     if math.isfinite(error):
+        rows = held_out["rows"]
+        which = "the row" if rows == 1 else f"the {rows} rows"
         lines.append(
-            f"held out: the {held_out['rows']} rows of the largest compute, predicted from the "
-            f"rest, are off by {significant(100 * error, 2)} % on average"
+            f"held out: {which} of the largest compute, predicted from the rest, "
+            f"off by {significant(100 * error, 2)} % on average"
         )
     elif held_out.get("reason"):
         lines.append(f"held out: not possible ({held_out['reason']})")

@@ -97,6 +97,9 @@ def _claim(
         if missing_s > series.tolerance_s(t0_ns, t1_ns):
             energy_j = nan
             reasons.insert(0, f"{missing_s:.1f} s of {(t1_ns - t0_ns) / 1e9:.1f} s not sampled")
+        elif missing_s > 0:
+            energy_j += series.edges_j(t0_ns, t1_ns)
+            reasons.append(f"{missing_s:.2f} s at the window's edges extrapolated")
     else:
         seen_j, covered_s, energy_j, reasons = 0.0, 0.0, nan, [series]
     share = float(attrs.get("share", 1.0))
@@ -194,10 +197,11 @@ def _divided(
         shared_s += (end - start) / 1e9 if parts > 1 else 0.0
     owners = len({o.owner for o in others})
     note = f"{claim.uuid}: shared with {owners} other run(s) for {shared_s:.1f} s, divided evenly"
-    known = claim.energy_j == claim.energy_j
+    # keeps NaN, and in proportion what was extrapolated at the edges
+    energy_j = claim.energy_j * seen_j / claim.seen_j if claim.seen_j else claim.energy_j
     return replace(
         claim,
-        energy_j=seen_j if known else claim.energy_j,
+        energy_j=energy_j,
         seen_j=seen_j,
         attributed_s=attributed_s,
         reason="; ".join(r for r in (claim.reason, note) if r),

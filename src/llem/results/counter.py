@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from llem.records import DeviceSeries, SampleFlag
 
 # A window may reach beyond the samples by so much before its energy is unknown: three samples,
-# or this share of the window.
+# or this share of the window. The rest is extrapolated at the power of the second beside it.
 EDGE_SAMPLES = 3
-EDGE_SHARE = 0.002
+EDGE_SHARE = 0.02
+EDGE_S = 1.0
 
 # Power alone is blind in a gap; a counter bridges it.
 GAP_SAMPLES = 5
@@ -55,6 +56,15 @@ class EnergySeries:
     def covered_s(self, t0_ns: int, t1_ns: int) -> float:
         """How much of a window the samples span, seconds."""
         return max(0.0, (min(t1_ns, self.end_ns) - max(t0_ns, self.start_ns)) / 1e9)
+
+    def edges_j(self, t0_ns: int, t1_ns: int) -> float:
+        """What a window's parts before the first and after the last sample will have used."""
+        span_ns = round(min(EDGE_S, float(self.at_s[-1])) * 1e9)
+        before_ns = max(0, self.start_ns - t0_ns)
+        after_ns = max(0, t1_ns - self.end_ns)
+        first = self.between(self.start_ns, self.start_ns + span_ns)
+        last = self.between(self.end_ns - span_ns, self.end_ns)
+        return (first * before_ns + last * after_ns) / span_ns
 
     def tolerance_s(self, t0_ns: int, t1_ns: int) -> float:
         """How much of the window may be uncovered before its energy is unknown."""

@@ -138,7 +138,7 @@ def fit_law(
     a, b = chosen.exponents(natural, data.flops_model)
     optima = tuple(ensemble.at(target) for target in targets)
     for optimum in optima:
-        label = f"{optimum.target.value:g} {optimum.target.unit}"
+        label = f"{optimum.target.value:g} {optimum.target.unit}".replace("e+", "e")
         warnings += [f"at {label}: {text}" for text in optimum.warnings if "times the" in text]
     return Fit(
         law=chosen.name,

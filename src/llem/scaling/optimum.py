@@ -170,8 +170,9 @@ class Ensemble:
     def _warnings(self, ratio: float, params: float) -> list[str]:
         out = []
         if ratio > EXTRAPOLATION_LIMIT:
+            times = f"{ratio:.3g}".replace("e+0", "e").replace("e+", "e")
             out.append(
-                f"the target is {ratio:.3g} times the largest compute observed; beyond "
+                f"the target is {times} times the largest compute observed; beyond "
                 f"{EXTRAPOLATION_LIMIT:g} times, a law fitted to small runs is not evidence"
             )
         model = self.flops_model

@@ -200,7 +200,9 @@ class _Trainer:
             step = self.step
             t0_ns = time.monotonic_ns()
             if draws:
-                torch.manual_seed(hash((run.seed, step, self.world.rank)) % 2**63)
+                # Of seed, step and rank alone, so that no checkpoint has to hold a generator.
+                place = step * self.world.world_size + self.world.rank
+                torch.manual_seed((run.seed * 1_000_000_007 + place) % 2**63)
             batch = self.windows.batch(step, self.share)
             rate = learning_rate(recipe, step=step, steps=run.steps)
             loss, norm = self.engine.step(batch, rate)

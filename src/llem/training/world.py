@@ -134,14 +134,6 @@ def start_world(
         raise InputError("precision", [f"{precision!r} is none of {', '.join(PRECISIONS)}"])
     if not 0 <= rank < world_size:
         raise InputError("rank", [f"{rank} is not among the ranks 0..{world_size - 1}"])
-    # accelerate, DeepSpeed and their children read who they are from here and nowhere else.
-    os.environ.update(
-        RANK=str(rank),
-        LOCAL_RANK=str(local_rank),
-        WORLD_SIZE=str(world_size),
-        MASTER_ADDR=master_addr,
-        MASTER_PORT=str(master_port),
-    )
     if torch.cuda.is_available():
         # SLURM may show each task only its own GPU, which then is number 0.
         device = torch.device("cuda", local_rank % torch.cuda.device_count())
@@ -150,6 +142,14 @@ def start_world(
     else:
         device = torch.device("cpu")
         backend = "gloo"
+    # accelerate and DeepSpeed read who they are from here, and LOCAL_RANK as the GPU's number.
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(local_rank if device.index is None else device.index),
+        WORLD_SIZE=str(world_size),
+        MASTER_ADDR=master_addr,
+        MASTER_PORT=str(master_port),
+    )
     if zero_stage:
         from llem.training.deepspeed import require_deepspeed
 

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llem.campaign.guards import (
+    check_bind,
     check_constraint,
     check_directive,
     check_name,
@@ -15,7 +16,8 @@ from llem.campaign.guards import (
 )
 
 DANGEROUS = ["\n", "\r", "'", '"', "`", "$", "$(x)", "\\", ";", "\x00", "\x85", "\u2028", "\t", "#"]
-GUARDS = [check_directive, check_constraint, check_variable, check_name, check_script_path]
+GUARDS = [check_directive, check_constraint, check_variable, check_name, check_script_path,
+          check_bind]  # fmt: skip
 
 
 @pytest.mark.parametrize("guard", GUARDS)
@@ -47,3 +49,14 @@ def test_a_script_path_quoted_is_one_shell_word_on_one_line(text):
     quoted = shlex.quote(value)
     assert shlex.split(quoted) == [value]
     assert len(quoted.splitlines()) == 1
+
+
+@pytest.mark.parametrize("bind", ["/a", "/a:/b", "/a:/b:ro"])
+def test_binds_as_apptainer_reads_them(bind):
+    assert check_bind(bind) == bind
+
+
+@pytest.mark.parametrize("bind", ["", ":/b", "/a:/b:rx", "/a:/b:ro:x", "/a,/b", "/a:/b$x"])
+def test_what_is_no_bind_is_refused(bind):
+    with pytest.raises(ValueError, match=r"."):
+        check_bind(bind)

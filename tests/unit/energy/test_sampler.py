@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
-import resource
 import signal
 import socket
 import stat
@@ -85,7 +85,7 @@ def test_what_cannot_be_done_is_refused_with_a_reason_and_nothing_breaks(sampler
     path = tmp_path / "node-a.h5"
     with process.link() as link:
         assert link.end().reason == "sampler: not connected"
-        assert "unable to" in link.begin(tmp_path / "gone" / "node-a.h5", META).reason.lower()
+        assert "No such file" in link.begin(tmp_path / "gone" / "node-a.h5", META).reason
         assert link.end().reason == "no record is open"
         assert link.begin(path, META).ok
         assert "end it first" in link.begin(tmp_path / "node-b.h5", META).reason
@@ -245,27 +245,53 @@ def test_a_child_sampler_goes_when_its_rank_has_gone(sampler):
     assert not process.socket_path.exists()
 
 
-def test_a_full_disk_ends_measuring_with_one_line_and_nothing_else(sampler, tmp_path):
-    """A limit on file size stands in for the disk: the next write fails just so."""
-    process = sampler(interval_s=0.002)
-    full, after = tmp_path / "node-full.h5", tmp_path / "node-after.h5"
-    with process.link() as link:
-        assert link.begin(full, META).ok
-        limit = full.stat().st_size + 1000
-        pid = process.process.pid
-        old = resource.prlimit(pid, resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-        errors = tmp_path / "sampler.err"
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 1 MB, and the prefix of a command that sees it, in a mount space of its own."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = f'mount -t tmpfs -o size=1m none {disk} && exec "$@"'
+    prefix = ["unshare", "-rm", "sh", "-c", mount, "sh"]
+    try:
+        subprocess.run([*prefix, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no user namespaces here")
+    return disk, prefix
+
+
+def test_a_full_disk_ends_measuring_with_one_line_and_nothing_else(
+    small_disk, tmp_path, plain_environ
+):
+    disk, prefix = small_disk
+    place = tmp_path / "s" / "x.sock"
+    with (tmp_path / "sampler.err").open("wb") as stderr:
+        process = subprocess.Popen(
+            [*prefix, sys.executable, "-m", "llem.energy.sampler", "--socket", str(place),
+             "--interval", "0.002"], env=plain_environ, stderr=stderr,
+        )  # fmt: skip
+    # the disk as that process sees it
+    inside = Path(f"/proc/{process.pid}/root{disk}")
+    errors = tmp_path / "sampler.err"
+    with SamplerLink(place, timeout_s=10) as link:
+        assert link.begin(disk / "node-full.h5", META).ok
+        junk = (inside / "junk").open("wb", buffering=0)
+        with contextlib.suppress(OSError):
+            while True:
+                junk.write(bytes(4096))
         wait_for(lambda: "measuring ended" in errors.read_text())
         answer = link.end()
-        assert not answer.ok and "measuring ended" in answer.reason
-        resource.prlimit(pid, resource.RLIMIT_FSIZE, old)
-        assert link.begin(after, META).ok
+        assert not answer.ok and "No space left" in answer.reason
+        assert "No space left" in link.begin(disk / "node-none.h5", META).reason
+        junk.truncate(0)
+        assert link.begin(disk / "node-after.h5", META).ok
         assert link.end().ok
-    assert process.stop() == 0
+    assert read_node(inside / "node-after.h5").closed
+    assert not read_node(inside / "node-full.h5").closed
+    junk.close()
+    process.terminate()
+    assert process.wait(5) == 0
     assert errors.read_text().count("measuring ended") == 1
     assert "Traceback" not in errors.read_text()
-    assert read_node(after).closed
-    assert len(samples_of(full)) >= 1 and not read_node(full).closed
 
 
 def test_it_costs_less_than_a_hundredth_of_a_core_and_imports_nothing_heavy(sampler, tmp_path):
@@ -347,8 +373,8 @@ def test_measure_records_a_block_and_does_not_swallow_its_error(tmp_path, plain_
                                                                 monkeypatch):  # fmt: skip
     monkeypatch.setenv("PYTHONPATH", plain_environ["PYTHONPATH"])
     path = tmp_path / "run.h5"
-    with pytest.raises(ZeroDivisionError), llem.energy.measure(path) as measurement:
-        assert measurement.devices
+    with pytest.raises(ZeroDivisionError), llem.energy.measure(path):  # noqa: PT012
+        time.sleep(0.01)
         raise ZeroDivisionError
     assert read_node(path).closed and len(samples_of(path)) >= 2
     with pytest.raises(UnavailableError, match="exists"), llem.energy.measure(path):

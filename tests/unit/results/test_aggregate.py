@@ -161,6 +161,19 @@ def test_a_window_that_was_not_sampled_to_its_end_has_unknown_energy(planted):
     assert row.coverage == pytest.approx(0.6)
 
 
+def test_a_little_at_the_windows_edges_is_extrapolated_and_told(planted):
+    """Another node's sampler began 0.15 s after rank 0's clock had: its power there is known."""
+    planted.run()
+    planted.rank()
+    planted.node(from_s=1.15, power_w=lambda _u, s: 100.0 if s < 6.15 else 200.0)
+    planted.end()
+    row = only(planted)
+    assert row.energy_j == pytest.approx(515 + 970)
+    assert row.energy_seen_j == pytest.approx(500 + 970)
+    assert "0.15 s at the window's edges extrapolated" in row.energy_reason
+    assert row.coverage == pytest.approx(0.985)
+
+
 def test_torn_and_foreign_files_are_named_and_harm_no_other_row(planted):
     planted.complete("aaaa")
     planted.complete("bbbb")

@@ -6,7 +6,7 @@ import math
 import stat
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llem.errors import InputError
@@ -29,6 +29,7 @@ def test_rows_survive_the_round_trip_to_the_last_bit(tmp_path):
     assert all(same(a, b) for a, b in zip(rows, read_observations(path), strict=True))
 
 
+@settings(deadline=None)
 @given(st.floats(), st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"])))
 def test_any_float_and_any_text_survive(tmp_path_factory, number, text):
     path = tmp_path_factory.mktemp("csv") / "o.csv"

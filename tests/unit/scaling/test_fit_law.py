@@ -153,7 +153,7 @@ def test_a_far_target_is_answered_with_a_warning() -> None:
     assert not any("times the largest compute" in text for text in near.warnings)
     assert far.extrapolation_ratio == pytest.approx(1e4)
     assert any("times the largest compute" in text for text in far.warnings)
-    assert any(text.startswith("at 1e+19 FLOP") for text in fit.warnings)
+    assert any(text.startswith("at 1e19 FLOP") for text in fit.warnings)
 
 
 def test_all_faults_of_the_data_are_named_at_once() -> None:
@@ -274,3 +274,8 @@ def test_importing_the_package_loads_neither_scipy_nor_numpy() -> None:
     code = "import sys, llem.scaling; print([m for m in ('scipy', 'numpy') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_no_rows_at_all_are_refused_like_too_few() -> None:
+    with pytest.raises(ScalingDataError, match="distinct model sizes"):
+        fit_law([], [], [], run_id=[])

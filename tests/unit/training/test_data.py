@@ -124,7 +124,7 @@ def test_an_id_outside_the_vocabulary_is_named(
 
 
 def test_a_layout_that_does_not_give_the_batch_is_refused(make_run: Callable[..., Run]) -> None:
-    with pytest.raises(InputError, match="3 ranks x micro_batch 8 .* are 768 tokens"):
+    with pytest.raises(InputError, match=r"3 ranks x micro_batch 8 .* are 768 tokens"):
         share_of(make_run(ranks=2), rank=0, ranks=3)
 
 

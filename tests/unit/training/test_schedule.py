@@ -30,7 +30,9 @@ def test_the_schedule_is_the_table(schedule: str) -> None:
 
 
 @pytest.mark.parametrize("schedule", TABLE)
-@pytest.mark.parametrize(("warmup", "decay", "steps"), [(0, 0.2, 1), (1, 1.0, 1), (5, 1.0, 6), (9, 0.0, 5)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("warmup", "decay", "steps"), [(0, 0.2, 1), (1, 1.0, 1), (5, 1.0, 6), (9, 0.0, 5)]
+)
 def test_no_step_has_a_rate_of_zero_or_above_the_peak(
     schedule: str, warmup: int, decay: float, steps: int
 ) -> None:

@@ -1,0 +1,107 @@
+"""Fixtures of the tests that need the real SLURM cluster and Apptainer.
+
+They bring both up by the same command that a person uses. Where this machine cannot carry them
+the tests skip and say what is lacking; where it can, a failure to come up is a failure.
+"""
+
+import json
+import os
+import pwd
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+CLUSTER = [sys.executable, str(HERE / "cluster.py")]
+USER = "llem"
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if HERE in Path(item.path).parents:
+            item.add_marker(pytest.mark.cluster)
+
+
+def call(*args, timeout=2400):
+    return subprocess.run(
+        [*CLUSTER, *args], capture_output=True, text=True, timeout=timeout, check=False
+    )
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    """The cluster, up and healthy: the answer of `cluster.py status --json`."""
+    if os.environ.get("LLEM_TEST_CLUSTER") == "no":
+        pytest.skip("LLEM_TEST_CLUSTER=no: the cluster was not asked for")
+    done = call("up")
+    if done.returncode == 3:
+        pytest.skip(f"no cluster here: {done.stderr.strip()}")
+    assert done.returncode == 0, done.stderr
+    return json.loads(call("status", "--json").stdout)
+
+
+@pytest.fixture(scope="session")
+def image(cluster):
+    """The CPU image with this checkout's llem, built by `llem image build`."""
+    done = call("image")
+    assert done.returncode == 0, done.stderr
+    return Path(done.stdout.strip().splitlines()[-1])
+
+
+class Login:
+    """The unprivileged user at the login node, where llem is installed without torch."""
+
+    def __init__(self, program, home):
+        self.program = program
+        self.home = home
+
+    def run(self, *args, check=True, timeout=900, env=None):
+        """Run a program as the user, in the user's folder."""
+        done = subprocess.run(
+            ["runuser", "-u", USER, "--", *(str(a) for a in args)],
+            cwd=self.home,
+            env={"PATH": os.environ["PATH"], "HOME": str(self.home), "USER": USER, **(env or {})},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+        if check:
+            assert done.returncode == 0, f"{args}: {done.stdout}\n{done.stderr}"
+        return done
+
+    def llem(self, *args, **options):
+        return self.run(self.program, *args, **options)
+
+    def write(self, name, text):
+        path = self.home / name
+        path.write_text(text)
+        shutil.chown(path, USER, USER)
+        return path
+
+
+@pytest.fixture(scope="session")
+def login(cluster):
+    done = call("login")
+    assert done.returncode == 0, done.stderr
+    home = Path(pwd.getpwnam(USER).pw_dir) / "tests"
+    if home.exists():
+        shutil.rmtree(home)
+    home.mkdir()
+    shutil.chown(home, USER, USER)
+    return Login(done.stdout.strip().splitlines()[-1], home)
+
+
+@pytest.fixture(scope="session")
+def nvml(login, tmp_path_factory):
+    """The stand-in NVML: a library whose true energy is known, where the user can read it."""
+    sys.path.insert(0, str(HERE.parent / "nvml"))
+    import build
+
+    folder = Path("/var/tmp/llem-nvml")
+    folder.mkdir(mode=0o755, exist_ok=True)
+    return Path(build.build(folder))
