@@ -1,5 +1,61 @@
-"""llem: how big should the model be, on how many tokens, and what will it cost?"""
+"""llem: how big should the model be, on how many tokens, and what will it cost?
+
+    planned = llem.plan_campaign(llem.load_campaign("campaign.yaml"), out="runs/first")
+    llem.run_campaign(planned.folder, planned.plan)
+    done = llem.finish(planned.folder)
+
+Names load on first use: `import llem` costs next to nothing, and a login node needs no torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 from llem._version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from llem.campaign import Campaign, load_campaign
+    from llem.energy import measure
+    from llem.errors import InputError, LlemError
+    from llem.pipeline import (
+        aggregate_campaign,
+        finish,
+        fit_campaign,
+        plan_campaign,
+        report_campaign,
+        run_campaign,
+    )
+    from llem.scaling import fit_law
+
+__all__ = [
+    "Campaign",
+    "InputError",
+    "LlemError",
+    "__version__",
+    "aggregate_campaign",
+    "finish",
+    "fit_campaign",
+    "fit_law",
+    "load_campaign",
+    "measure",
+    "plan_campaign",
+    "report_campaign",
+    "run_campaign",
+]
+
+_HOME = {
+    "Campaign": "campaign",
+    "load_campaign": "campaign",
+    "measure": "energy",
+    "InputError": "errors",
+    "LlemError": "errors",
+    "fit_law": "scaling",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("_") or name not in __all__:
+        raise AttributeError(f"module 'llem' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"llem.{_HOME.get(name, 'pipeline')}"), name)

@@ -286,8 +286,11 @@ def fit_campaign(
     return fit
 
 
-def report_campaign(folder: CampaignFolder) -> Path:
-    """Write `results/report.html` and its plots from what lies in `results/`."""
+def report_campaign(folder: CampaignFolder, *, fit_reason: str = "") -> Path:
+    """Write `results/report.html` and its plots from what lies in `results/`.
+
+    `fit_reason` says why there is no fit.json, where there is none.
+    """
     from dataclasses import asdict
 
     from llem.report import write_report
@@ -306,6 +309,7 @@ def report_campaign(folder: CampaignFolder) -> Path:
         fit=fit,
         plan=plan,
         title=plan["campaign"]["name"],
+        fit_reason=fit_reason,
     )
 
 
@@ -320,7 +324,9 @@ def finish(folder: CampaignFolder, **options: Any) -> Finished:
         reason = str(error)
         # A law of an earlier state of the campaign must not pass for one of this state.
         (folder.results / FIT_FILE).unlink(missing_ok=True)
-    return Finished(fit, reason, report_campaign(folder), aggregation.problems)
+    return Finished(
+        fit, reason, report_campaign(folder, fit_reason=reason), aggregation.problems
+    )
 
 
 def _number(value: Any) -> float:

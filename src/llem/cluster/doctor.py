@@ -53,13 +53,16 @@ def _package(name: str) -> str | None:
 
 
 def _python() -> list[Check]:
-    names = ("numpy", "scipy", "h5py", "pydantic", "jinja2", "rich", "submitit", "matplotlib")
+    names = ("numpy", "scipy", "h5py", "pydantic", "jinja2", "rich", "submitit")
     found = {name: _package(name) for name in names}
     missing = [name for name, has in found.items() if has is None]
     seen = f"Python {sys.version.split()[0]}, h5py {found['h5py']}, numpy {found['numpy']}"
     if missing:
         return [Check("python", FAIL, f"missing: {', '.join(missing)}", "pip install llem")]
-    return [Check("python", OK, seen)]
+    rows = [Check("python", OK, seen)]
+    if _package("matplotlib") is None:
+        rows.append(Check("plots", WARN, "no matplotlib: reports have no plots", "pip install 'llem[plot]'"))
+    return rows
 
 
 def _training() -> list[Check]:

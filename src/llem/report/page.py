@@ -7,6 +7,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,10 @@ QUALITIES = {
     "model": "estimated from a model, not measured",
     "none": "not measured",
 }
+NO_PLOTS = (
+    "The plots are missing: matplotlib is not installed here. "
+    "With `pip install 'llem[plot]'`, `llem report` draws them from the same results."
+)
 # Statuses that need no second look; every other one is set apart in the table.
 CALM = ("completed",)
 
@@ -48,7 +53,7 @@ def write_report(
     plots_folder = folder / "plots"
     plots_folder.mkdir(parents=True, exist_ok=True)
     runs = gather(observations, (fit or {}).get("excluded") or [])
-    plots = make_plots(runs, fit)
+    plots = make_plots(runs, fit) if can_plot() else []
     wanted = {f"{plot.name}.png" for plot in plots}
     for old in plots_folder.glob("*.png"):
         if old.name not in wanted:
@@ -59,6 +64,11 @@ def write_report(
     html = render_page(runs, fit, plan, title=title, plots=plots, fit_reason=fit_reason)
     _replace(page, html.encode())
     return page
+
+
+def can_plot() -> bool:
+    """Whether matplotlib is here; a login node may do without, and then the page says so."""
+    return find_spec("matplotlib") is not None
 
 
 def render_page(
@@ -87,6 +97,7 @@ def render_page(
         facts=_facts(runs, fit),
         warnings=_warnings(fit),
         plots=[_embedded(plot) for plot in plots],
+        no_plots="" if can_plot() else NO_PLOTS,
         law=_law(fit),
         optima=tables.optimum_rows(fit) if fit else [],
         level=tables.percent(fit["ci"]["level"]) if fit else "",

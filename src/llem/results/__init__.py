@@ -1,13 +1,14 @@
 """Late aggregation: records -> observations.
 
-Public: `aggregate`, `Aggregation`, `LateOptions` (aggregate), `Observation`, `COLUMNS`,
+Public: `aggregate`, `Aggregation` (aggregate), `LateOptions` (row), `Observation`, `COLUMNS`,
 `read_observations`, `write_observations` (observation), `device_energies`, `NodeEnergy`,
 `DeviceEnergy` (devices).
 """
 
-from llem.results.aggregate import Aggregation, LateOptions, aggregate
+from llem.results.aggregate import Aggregation, aggregate
 from llem.results.devices import DeviceEnergy, NodeEnergy, device_energies
 from llem.results.observation import COLUMNS, Observation, read_observations, write_observations
+from llem.results.row import LateOptions
 
 __all__ = [
     "COLUMNS",

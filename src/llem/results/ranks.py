@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,11 @@ class Ranks:
     times: dict[str, StepTimes]
     reference: HostClock | None
     problems: tuple[str, ...]
+
+    def without_steps(self) -> Ranks:
+        """Without what grows with the number of steps, for a campaign of many runs."""
+        none = np.array([], dtype=np.int64)
+        return replace(self, steps=none, tokens=none, clocks={}, times={})
 
 
 def read_ranks(paths: Sequence[Path], *, run_id: str) -> Ranks:

@@ -65,8 +65,21 @@ class TorchEngine:
                 device_ids=[world.device] if world.device.type == "cuda" else None,
                 gradient_as_bucket_view=True,
             )
+            self._settle_buckets(run.model.context)
         self._optimizer = adamw(self._model, run.recipe)
         self._parameters = [p for p in self._model.parameters() if p.requires_grad]
+
+    def _settle_buckets(self, context: int) -> None:
+        """One backward that teaches nothing.
+
+        After its first backward DDP sorts gradients into buckets anew, and the order in which a
+        ring of more than two ranks adds them changes. Done here it is behind us at step 0 and
+        after a resume alike, which makes the two the same to the bit.
+        """
+        nothing = torch.zeros((1, context), dtype=torch.long, device=self._world.device)
+        with self._world.autocast():
+            self._module(nothing).sum().backward()
+        self._module.zero_grad(set_to_none=True)
 
     def step(self, batch: Batch, lr: float) -> tuple[Tensor, Tensor]:
         last = len(batch.inputs) - 1

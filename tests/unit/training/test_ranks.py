@@ -48,22 +48,23 @@ def results(
             task(f"accum-{accum}", make_run(ranks=ranks, grad_accum=accum), here)
             for accum in (1, 2)
         ]
-        if ranks == 2:
-            run, last = make_run(ranks=2), {"step": 11, "rank": 1}
-            wild = make_run(ranks=2, steps=200, learning_rate=30.0)
+        run, last = make_run(ranks=ranks), {"step": 11, "rank": 1}
+        if ranks > 1:
             tasks += [
                 task("cut", run, here, checkpoints="shared", stop=last),
                 task("rest", run, here, checkpoints="shared"),
+            ]
+        if ranks == 2:
+            wild = make_run(ranks=2, steps=200, learning_rate=30.0)
+            tasks += [
                 task("wild", wild, here),
                 task("wrong", make_run(ranks=4), here),
                 task("left", run, here, stop=last),
             ]
         if ranks == 4:
             # Written by two ranks above, read by four.
-            tasks.append(
-                {**task("moved", make_run(ranks=4), here),
-                 "checkpoints": str(folder / "2" / "left-checkpoints")}
-            )  # fmt: skip
+            moved = {"checkpoints": str(folder / "2" / "left-checkpoints")}
+            tasks.append({**task("moved", run, here), **moved})
         found[ranks] = run_ranks(tasks, ranks=ranks, folder=here)
     return found
 
@@ -124,13 +125,14 @@ def test_one_rank_that_must_stop_stops_all_at_the_same_step(results: dict[int, R
         assert outcome["step"] == 11
 
 
-def test_resumed_by_two_ranks_is_bitwise_the_same_as_uninterrupted(
-    results: dict[int, Results], folder: Path
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_resumed_is_bitwise_the_same_as_uninterrupted(
+    results: dict[int, Results], folder: Path, ranks: int
 ) -> None:
-    assert results[2]["rest"][0]["start_step"] == 11
-    assert results[2]["rest"][0]["loss"] == results[2]["accum-1"][0]["loss"]
+    assert results[ranks]["rest"][0]["start_step"] == 11
+    assert results[ranks]["rest"][0]["loss"] == results[ranks]["accum-1"][0]["loss"]
     for cut, rest, whole in zip(
-        *(records(folder, name, 2) for name in ("cut", "rest", "accum-1")), strict=True
+        *(records(folder, name, ranks) for name in ("cut", "rest", "accum-1")), strict=True
     ):
         joined = np.concatenate([cut.steps["loss"], rest.steps["loss"]])
         assert np.array_equal(joined, whole.steps["loss"])

@@ -1,0 +1,246 @@
+"""One run's attempts, reduced and divided, as one row; late options come in here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llem.results.attempt import Attempt
+from llem.results.claims import Claim, worst_quality
+from llem.results.observation import NAN, Observation
+
+JOULES_PER_KWH = 3.6e6
+
+# How far a completed run's tokens may be off the plan before its row says so.
+TOKENS_RELATIVE = 1e-9
+
+
+@dataclass(frozen=True, kw_only=True)
+class LateOptions:
+    """What is applied late. Idle power in watts: one number for each device, or by UUID; without
+    it the records' own baseline is used. None: not known, and what follows from it is NaN."""
+
+    pue: float = 1.0
+    idle_power_w: float | Mapping[str, float] | None = None
+    price_per_kwh: float | None = None
+    price_per_gpu_hour: float | None = None
+    carbon_g_per_kwh: float | None = None
+    peak_flops_per_gpu: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.pue >= 1.0:
+            raise ValueError(f"pue {self.pue}: expected 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """Unique tokens and distinct steps in a run's records, and which ranks are missing."""
+
+    tokens: int
+    steps: int
+    reasons: tuple[str, ...]
+
+
+def sum_tokens(attempts: Sequence[Attempt]) -> Trained:
+    """Sum unique tokens over ranks and step numbers; a step counts in the last attempt with it."""
+    by_step: dict[int, int] = {}
+    reasons = []
+    for attempt in attempts:
+        # a later attempt that trains a step again takes the place of what was lost
+        ranks = attempt.ranks
+        by_step.update(zip(ranks.steps.tolist(), ranks.tokens.tolist(), strict=True))
+        missing = attempt.expected_ranks - len(ranks.seen)
+        if missing > 0:
+            which = sorted(set(range(attempt.expected_ranks)) - set(ranks.seen))
+            names = ", ".join(map(str, which[:8])) + (", ..." if len(which) > 8 else "")
+            reasons.append(
+                f"attempt {attempt.number}: {missing} of {attempt.expected_ranks} rank records "
+                f"missing or unreadable (rank {names})"
+            )
+    return Trained(tokens=sum(by_step.values()), steps=len(by_step), reasons=tuple(reasons))
+
+
+def observe(
+    run: Mapping[str, Any],
+    attempts: Sequence[Attempt],
+    trained: Trained,
+    claims: Sequence[Sequence[Claim]],
+    options: LateOptions,
+) -> Observation:
+    """The row of a planned run; `claims` are those of each attempt, after dividing."""
+    planned = _planned(run)
+    if not attempts:
+        reason = "no attempt has left a record"
+        return Observation(**planned, reason=reason, energy_reason=reason)
+    chosen = next((a for a in reversed(attempts) if a.status == "completed"), attempts[-1])
+    loss, loss_se, loss_reason = _loss(chosen)
+    tokens, token_reason = _tokens(chosen, attempts, trained.tokens, planned["tokens_planned"])
+    flops = tokens * _quotient(planned["flops_planned"], planned["tokens_planned"])
+    energy = _energy(attempts, claims, options)
+    gpu_seconds = sum(a.duration_s * a.expected_ranks for a in attempts)
+    # an attempt that was stopped before its first step has trained for no time
+    stepped = [a for a in attempts if math.isfinite(a.ranks.span_s)]
+    span_s = sum(a.ranks.span_s for a in stepped)
+    busy_s = sum(a.ranks.span_s * a.expected_ranks for a in stepped)
+    device_s = sum(a.duration_s * a.expected_devices for a in attempts)
+    seen = sum(len(a.ranks.seen) for a in attempts)
+    coverage = min(
+        1.0,
+        _share(seen, sum(a.expected_ranks for a in attempts)),
+        _share(trained.steps, planned["expected_steps"]),
+        _share(energy["device_seconds"], device_s),
+    )
+    reasons = [
+        _status_reason(chosen),
+        loss_reason,
+        *trained.reasons,
+        token_reason,
+        *(f"attempt {a.number}: duration unknown" for a in attempts if math.isnan(a.duration_s)),
+    ]
+    planned |= {"expected_nodes": chosen.expected_nodes, "expected_ranks": chosen.expected_ranks}
+    return Observation(
+        **planned,
+        **energy,
+        **_late(energy["energy_j"], gpu_seconds, options),
+        attempt=chosen.number,
+        status=chosen.status,
+        reason="; ".join(dict.fromkeys(r for r in reasons if r)),
+        tokens=tokens,
+        tokens_seen=float(trained.tokens),
+        flops=flops,
+        loss=loss,
+        loss_se=loss_se,
+        joules_per_token=_quotient(energy["energy_j"], tokens),
+        duration_s=sum(a.duration_s for a in attempts),
+        gpu_seconds=gpu_seconds,
+        mfu=_quotient(flops, busy_s * (options.peak_flops_per_gpu or NAN)),
+        tokens_per_s=_quotient(tokens, span_s),
+        nodes=chosen.nodes_seen,
+        ranks=len(chosen.ranks.seen),
+        coverage=coverage,
+        steps_seen=trained.steps,
+        expected_device_seconds=device_s,
+        attempts=len(attempts),
+    )
+
+
+def _planned(run: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns that the plan alone knows."""
+    layout = run.get("layout") or {}
+    nodes = int(layout.get("nodes", 1))
+    return {
+        "run_id": str(run["run_id"]),
+        "seed": run.get("seed"),
+        "level": run.get("level"),
+        "params": run.get("params"),
+        "params_nonembedding": run.get("params_nonembedding"),
+        "tokens_planned": float(run.get("tokens", NAN)),
+        "flops_planned": float(run.get("flops", NAN)),
+        "expected_steps": int(run.get("steps", 0)),
+        "workload": str(run.get("workload", "training")),
+        "expected_nodes": nodes,
+        "expected_ranks": nodes * int(layout.get("gpus_per_node", 1)),
+    }
+
+
+def _late(energy_j: float, gpu_seconds: float, options: LateOptions) -> dict[str, Any]:
+    """What follows from energy and time; PUE is applied to gross energy only."""
+    facility_j = energy_j * options.pue
+    kwh = facility_j / JOULES_PER_KWH
+    costs = []
+    if options.price_per_gpu_hour is not None:
+        costs.append(options.price_per_gpu_hour * gpu_seconds / 3600)
+    if options.price_per_kwh is not None:
+        costs.append(options.price_per_kwh * kwh)
+    carbon = options.carbon_g_per_kwh
+    return {
+        "energy_facility_j": facility_j,
+        "cost": sum(costs) if costs else NAN,
+        "carbon_g": NAN if carbon is None else carbon * kwh,
+    }
+
+
+def _status_reason(attempt: Attempt) -> str:
+    if attempt.end is None:
+        return f"attempt {attempt.number} has no end record: it was killed or still runs"
+    if attempt.status == "completed":
+        return attempt.end.reason
+    return attempt.end.reason or f"attempt {attempt.number} {attempt.status}, with no reason given"
+
+
+def _loss(attempt: Attempt) -> tuple[float, float, str]:
+    """The completed attempt's evaluation at its last step; what others reached is no result."""
+    end, ranks = attempt.end, attempt.ranks
+    if end is None or attempt.status != "completed":
+        return NAN, NAN, ""
+    last = end.step if end.step is not None else end.steps
+    if ranks.loss_step is None:
+        if math.isfinite(end.loss):
+            return end.loss, end.loss_se, "loss from end.json: rank 0's record holds no evaluation"
+        return NAN, NAN, "no evaluation was recorded"
+    if last is not None and ranks.loss_step != last:
+        return NAN, NAN, f"last evaluation at step {ranks.loss_step}, the run ended at {last}"
+    if not math.isfinite(ranks.loss):
+        return NAN, NAN, f"the evaluation gave {ranks.loss}"
+    return ranks.loss, ranks.loss_se, ""
+
+
+def _tokens(
+    chosen: Attempt, attempts: Sequence[Attempt], seen: int, planned: float
+) -> tuple[float, str]:
+    """Unique tokens of the run: the records' sum, or end.json's where records are missing."""
+    told = chosen.end.tokens if chosen.end is not None else NAN
+    completed = chosen.status == "completed"
+    if any(len(a.ranks.seen) != a.expected_ranks for a in attempts):
+        if completed and told == told:
+            return told, "tokens from end.json"
+        return NAN, "tokens unknown"
+    if completed and told == told and told != seen:
+        return float(seen), f"end.json tells of {told:.0f} tokens, the ranks of {seen}"
+    if completed and abs(seen - planned) > TOKENS_RELATIVE * planned:
+        return float(seen), f"{seen} tokens, {planned:.0f} planned"
+    return float(seen), ""
+
+
+def _energy(
+    attempts: Sequence[Attempt], claims: Sequence[Sequence[Claim]], options: LateOptions
+) -> dict[str, Any]:
+    reasons: list[str] = []
+    for attempt in attempts:
+        before = f"attempt {attempt.number}: " if len(attempts) > 1 else ""
+        reasons += [before + reason for reason in attempt.energy_reasons]
+    unknown = bool(reasons)
+    every = [claim for of_attempt in claims for claim in of_attempt]
+    reasons += [claim.reason for claim in every if claim.reason]
+    # NaN in any device makes the sum NaN: a part is never given for the whole
+    gross = NAN if unknown or not every else sum(claim.energy_j for claim in every)
+    idle = sum(_idle_w(claim, options) * claim.attributed_s for claim in every)
+    return {
+        "energy_j": gross,
+        "energy_net_j": gross - idle,
+        "energy_quality": worst_quality(every) if gross == gross else "none",
+        "energy_reason": "; ".join(dict.fromkeys(reasons)),
+        "energy_seen_j": sum(c.seen_j for c in every) if every else NAN,
+        "devices": len({claim.key for claim in every}),
+        "device_seconds": sum(claim.covered_s for claim in every),
+    }
+
+
+def _idle_w(claim: Claim, options: LateOptions) -> float:
+    idle = options.idle_power_w
+    if idle is None:
+        return claim.idle_w
+    return idle.get(claim.uuid, NAN) if isinstance(idle, Mapping) else float(idle)
+
+
+def _share(seen: float, expected: float) -> float:
+    """A part of what was expected: 0 where that is not known, 1 where nothing was expected."""
+    if math.isnan(expected) or math.isnan(seen):
+        return 0.0
+    return seen / expected if expected > 0 else 1.0
+
+
+def _quotient(a: float, b: float) -> float:
+    return a / b if b and not math.isnan(b) else NAN
