@@ -35,7 +35,13 @@ def main(argv: list[str]) -> int:
     if sys.version_info < (3, 11):
         print(f"dev.py: llem needs Python 3.11 or newer, this is {sys.version.split()[0]}")
         return 2
-    commands = {"quickstart": quickstart, "test": test, "unit": unit, "check": check, "wheel": wheel}
+    commands = {
+        "quickstart": quickstart,
+        "test": test,
+        "unit": unit,
+        "check": check,
+        "wheel": wheel,
+    }
     if not argv or argv[0] not in commands:
         print(__doc__)
         return 0 if argv[:1] in (["-h"], ["--help"]) else 2
@@ -88,7 +94,9 @@ def wheel(words: list[str]) -> int:
                         "pyproject_hooks"], check=True)  # fmt: skip
         pip(python, str(next(folder.glob("llem-*.whl"))))
         grown = (size(folder / "venv") - before) / MEBIBYTE
-        print(f"login node: {grown:.0f} MiB beyond numpy, scipy and h5py (at most {LOGIN_MEBIBYTES})")
+        print(
+            f"login node: {grown:.0f} MiB beyond numpy, scipy and h5py (at most {LOGIN_MEBIBYTES})"
+        )
         tests = ROOT / "tests" / "wheel" / "try_login_node.py"
         done = subprocess.run([str(python), str(tests)], cwd=folder, check=False)
         return 1 if grown > LOGIN_MEBIBYTES else done.returncode
@@ -107,7 +115,9 @@ def install(*extras: str) -> None:
         have = json.loads(state.read_text())
     except (OSError, ValueError):
         have = {}
-    same = {k: have.get(k) for k in ("project", "torch")} == {k: wanted[k] for k in ("project", "torch")}
+    same = {k: have.get(k) for k in ("project", "torch")} == {
+        k: wanted[k] for k in ("project", "torch")
+    }
     if same and set(extras) <= set(have.get("extras", [])):
         return
     print(f"dev.py: installing llem[{','.join(extras)}] into {VENV.name}", flush=True)

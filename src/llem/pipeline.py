@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,7 +105,9 @@ def resolve_data(campaign: Campaign, folder: CampaignFolder, *, base: Path) -> T
     try:
         data = token_file(path, dtype=dtype, evaluation_tokens=wanted or 1)
     except InputError as error:
-        raise InputError("campaign", [Fault("data", str(fault)) for fault in error.faults]) from None
+        raise InputError(
+            "campaign", [Fault("data", str(fault)) for fault in error.faults]
+        ) from None
     if wanted is None:
         held_out = min(DEFAULT_EVALUATION_TOKENS, int(EVALUATION_SHARE * data.tokens))
         data = replace(data, evaluation_tokens=max(held_out, campaign.model.context))
@@ -194,7 +196,7 @@ def aggregate_campaign(
 
 
 def fit_observations(
-    rows: list[Mapping[str, Any]],
+    rows: Sequence[Mapping[str, Any]],
     *,
     law: str = "chinchilla",
     targets: list[Any] | tuple[Any, ...] = (),
@@ -324,9 +326,7 @@ def finish(folder: CampaignFolder, **options: Any) -> Finished:
         reason = str(error)
         # A law of an earlier state of the campaign must not pass for one of this state.
         (folder.results / FIT_FILE).unlink(missing_ok=True)
-    return Finished(
-        fit, reason, report_campaign(folder, fit_reason=reason), aggregation.problems
-    )
+    return Finished(fit, reason, report_campaign(folder, fit_reason=reason), aggregation.problems)
 
 
 def _number(value: Any) -> float:

@@ -19,7 +19,7 @@ target: 4e11 FLOP
 budget: 1.5e11 FLOP
 model: {vocabulary: 256, context: 128}
 data: {builtin: python-sources, evaluation_tokens: 32768}
-grid: {levels: 2, sizes: 4, ratio: 4, span: 0.5}
+grid: {levels: 2, sizes: 4, ratio: 3, span: 0.4}
 training: {precision: fp32, rule: small, batch_tokens: 1024}
 """
 LAYOUT = "layout: {nodes: 2, gpus_per_node: 2, zero_stage: 1}\n"
@@ -112,7 +112,9 @@ def test_deepspeed_ran_with_zero_1_in_the_image_whose_digest_is_recorded(campaig
     digest = f"sha256:{hashlib.file_digest(image.open('rb'), 'sha256').hexdigest()}"
     for run in (campaign["folder"] / "runs").iterdir():
         attempt = run / "attempt-0"
-        assert json.loads((attempt / "deepspeed.json").read_text())["zero_optimization"]["stage"] == 1
+        assert (
+            json.loads((attempt / "deepspeed.json").read_text())["zero_optimization"]["stage"] == 1
+        )
         record = read_rank(attempt / "rank-00003.h5")
         assert record.closed
         assert record.meta["image_digest"] == digest

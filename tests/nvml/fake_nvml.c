@@ -39,7 +39,8 @@ static double number(const char *key, double otherwise) {
 
 static void text(char *out, size_t size, const char *key, const char *otherwise) {
     const char *found = getenv(key);
-    snprintf(out, size, "%s", found && *found ? found : otherwise);
+    if (found && *found) snprintf(out, size, "%s", found);
+    else if (out != otherwise) snprintf(out, size, "%s", otherwise);
 }
 
 static double wall_s(void) {
@@ -125,7 +126,9 @@ API int nvmlInitWithFlags(unsigned flags) {
     fake.mig = (int)number("FAKE_NVML_MIG", 0);
     if (fake.mig > MOST_MIG) fake.mig = MOST_MIG;
     text(fake.name, sizeof fake.name, "FAKE_NVML_NAME", "NVIDIA Stand-in 80GB");
-    text(fake.node, sizeof fake.node, "FAKE_NVML_NODE", "node");
+    /* Several SLURM nodes on one host must not share GPUs. */
+    text(fake.node, sizeof fake.node, "SLURMD_NODENAME", "node");
+    text(fake.node, sizeof fake.node, "FAKE_NVML_NODE", fake.node);
     int gpus = (int)number("FAKE_NVML_GPUS", 1);
     if (gpus > MOST_GPUS) gpus = MOST_GPUS;
     for (int i = 0; i < gpus; i++) {

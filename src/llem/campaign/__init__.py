@@ -1,5 +1,7 @@
 """A user's words: the campaign file, the site, one run's specification, quantities."""
 
+from typing import TYPE_CHECKING
+
 from llem.campaign.architecture import (
     Architecture,
     CustomModel,
@@ -19,6 +21,19 @@ from llem.campaign.quantities import (
     slurm_time,
 )
 from llem.campaign.run import Layout, Predicted, Recipe, Run, TokenData
+
+if TYPE_CHECKING:
+    from llem.campaign.campaign import Campaign
+    from llem.campaign.load import (
+        campaign_from,
+        campaign_to_dict,
+        default_campaign,
+        load_campaign,
+        load_site,
+        site_names,
+        site_of,
+    )
+    from llem.campaign.site import Site
 
 __all__ = [
     "BUDGET_HELP",

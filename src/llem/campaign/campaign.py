@@ -18,7 +18,9 @@ from llem.campaign.guards import DataText, Name
 from llem.campaign.quantities import Budget, parse_budget, parse_count
 from llem.campaign.site import Site, Strict
 
-Amount = Annotated[Budget, BeforeValidator(lambda v: v if isinstance(v, Budget) else parse_budget(v))]
+Amount = Annotated[
+    Budget, BeforeValidator(lambda v: v if isinstance(v, Budget) else parse_budget(v))
+]
 Count = Annotated[int, BeforeValidator(parse_count), Field(ge=1)]
 
 # Told apart by what the user wrote, so that a fault in one is not also told of the other.

@@ -63,7 +63,7 @@ def check_script_path(value: str) -> str:
     if not value or value != value.strip() or value.startswith("-"):
         raise ValueError(f"{shown(value)} is not a path")
     if found := _PATH_FORBIDDEN.search(value):
-        raise ValueError(f"{shown(value)}: {ascii(found[0])} cannot stand in a job script's path")
+        raise ValueError(f"{shown(value)}: {found[0]!a} cannot stand in a job script's path")
     return value
 
 

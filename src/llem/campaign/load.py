@@ -98,7 +98,7 @@ def _parse(text: str, source: str) -> Any:
 
     Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
     try:
-        return yaml.load(text, Loader=Loader)  # noqa: S506 - a SafeLoader
+        return yaml.load(text, Loader=Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -123,7 +123,9 @@ def _fault(model: type[BaseModel], error: Any) -> Fault:
     match error["type"]:
         case "extra_forbidden":
             known = _keys(_model_at(model, path[:-1]))
-            near = did_you_mean(str(path[-1]), known) or f"known keys: {', '.join(known)}"
+            near: str | None = (
+                did_you_mean(str(path[-1]), known) or f"known keys: {', '.join(known)}"
+            )
             return Fault(shown, "unknown key", near)
         case "missing":
             return Fault(shown, "is required")

@@ -1,6 +1,6 @@
 """Quantities as users write them: `1e20`, `3 EFLOP`, `500 GPUh`, `10M` tokens, `24:00:00`.
 
-Inside llem everything is joules, seconds, tokens and FLOPs; only this module knows the users' units.
+Inside llem everything is joules, seconds, tokens and FLOPs; only this module knows others.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def parse_count(value: str | float | int) -> int:
 
 
 def parse_duration(value: str | float | int) -> int:
-    """Seconds from `90`, `45m`, `24h`, `1:30:00`, `2-12:00:00` (SLURM's forms). Raises ValueError."""
+    """Seconds from `90`, `45m`, `24h`, `1:30:00`, `2-12:00:00` (SLURM's). Raises ValueError."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         seconds = float(value)
     else:

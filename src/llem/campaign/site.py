@@ -23,7 +23,9 @@ class Gpu(Strict):
     """One accelerator. Values left out are looked up by name in the planner's table."""
 
     name: DataText = "cpu"
-    peak_flops: PositiveFloat | None = Field(None, description="dense FLOP/s at the run's precision")
+    peak_flops: PositiveFloat | None = Field(
+        None, description="dense FLOP/s at the run's precision"
+    )
     memory: Bytes | None = None
     power_w: PositiveFloat | None = Field(None, description="board power under load, watts")
 
@@ -78,7 +80,9 @@ class Site(Strict):
     environment: dict[Variable, DataText] = Field(default_factory=dict)
     utilisation: PositiveFloat | None = Field(None, le=1, description="model FLOPs utilisation")
     startup_s: float = Field(30.0, ge=0, description="fixed cost of starting an element, seconds")
-    pack_s: float | None = Field(None, ge=0, description="short runs are packed into elements this long; 0: one run each")
+    pack_s: float | None = Field(
+        None, ge=0, description="short runs are packed into elements this long; 0: one run each"
+    )
     pue: float = Field(1.0, ge=1)
     carbon_g_per_kwh: float | None = Field(None, ge=0)
     prices: Prices = Prices()

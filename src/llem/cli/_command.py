@@ -40,7 +40,7 @@ def call(name: str, argv: list[str]) -> int:
     """Parse and run one command; every error of llem's becomes lines and a status."""
     from llem.cli import COMMANDS
 
-    command: Command = import_module(f"llem.cli.{name}")  # type: ignore[assignment]
+    command: Command = import_module(f"llem.cli.{name}")
     parser = _Parser(
         prog=f"llem {name}",
         description=COMMANDS[name][0].upper() + COMMANDS[name][1:] + ".",
@@ -75,7 +75,9 @@ def add_folder(parser: argparse.ArgumentParser) -> None:
 def add_late_options(parser: argparse.ArgumentParser) -> None:
     """What is applied when records are aggregated; left out, the site's values hold."""
     group = parser.add_argument_group("applied late (default: the site's values)")
-    group.add_argument("--pue", type=float, metavar="X", help="power usage effectiveness, 1.0 or more")
+    group.add_argument(
+        "--pue", type=float, metavar="X", help="power usage effectiveness, 1.0 or more"
+    )
     group.add_argument("--carbon", type=float, metavar="G", help="carbon intensity, g CO2 per kWh")
     group.add_argument("--price-per-kwh", type=float, metavar="P")
     group.add_argument("--price-per-gpu-hour", type=float, metavar="P")

@@ -76,7 +76,10 @@ def plan_tables(plan: Plan) -> None:
     )
     print(f"figures rest on: {plan.device.source}")
     for dropped in plan.dropped:
-        print(f"left out: level {dropped.level}, {format_si(dropped.params)} parameters: {dropped.reason}")
+        print(
+            f"left out: level {dropped.level}, {format_si(dropped.params)} parameters: "
+            f"{dropped.reason}"
+        )
     for warning in plan.warnings:
         print(f"warning: {warning}")
 
@@ -107,7 +110,9 @@ def watching(plan: Plan) -> Iterator[Callable[[CampaignState], None]]:
             nonlocal last
             if time.monotonic() - last >= PLAIN_LINE_S or state.settled:
                 last = time.monotonic()
-                print(f"[{done(state) / total:4.0%}] {describe(state)}", file=sys.stderr, flush=True)
+                print(
+                    f"[{done(state) / total:4.0%}] {describe(state)}", file=sys.stderr, flush=True
+                )
 
         yield tell
         return

@@ -22,9 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from llem.campaign import load_site
     from dataclasses import asdict
 
+    from llem.campaign import load_site
     from llem.cluster.doctor import FAIL, examine
 
     checks = examine(load_site(args.site), folder=args.folder)

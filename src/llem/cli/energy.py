@@ -29,14 +29,10 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(str(args.source), ["holds no node-*.h5"])
     found = [device_energies(path) for path in files]
     devices = [asdict(device) for node in found for device in node.devices]
-    energies = [node.energy_j for node in found]
-    value = {
-        "energy_j": sum(energies),
-        "duration_s": max(node.duration_s for node in found),
-        "devices": devices,
-    }
+    energy_j = sum(node.energy_j for node in found)
+    duration_s = max(node.duration_s for node in found)
     if args.json:
-        print_json(value)
+        print_json({"energy_j": energy_j, "duration_s": duration_s, "devices": devices})
         return 0
     from llem.campaign import format_duration, format_si
     from llem.cli._show import table
@@ -56,5 +52,5 @@ def run(args: argparse.Namespace) -> int:
     ]
     columns = ["device", "domain", "source", "quality", "energy", "time", "coverage", "reason"]
     table(columns, rows)
-    print(f"\n{format_si(value['energy_j'], 'J')} in {format_duration(value['duration_s'])}")
+    print(f"\n{format_si(energy_j, 'J')} in {format_duration(duration_s)}")
     return 0

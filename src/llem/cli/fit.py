@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from llem.cli._command import add_json, note, option
 from llem.errors import Fault, InputError, did_you_mean
+
+if TYPE_CHECKING:
+    from llem.scaling import Target
 
 EXAMPLE = """  llem fit runs/first                              # a campaign folder, after aggregate
   llem fit observations.csv --target 1e24 --bootstrap 4000
@@ -20,7 +24,7 @@ REQUIRED = ("params", "tokens", "loss")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=Path, metavar="DIR|FILE.csv")
     parser.add_argument("--target", action="append", default=[], metavar="AMOUNT",
-                        help="where the optimum is wanted: 1e24, 500 GPUh, 2 MWh; repeatable")  # fmt: skip
+                        help="where the optimum is wanted: 1e24, 2 MWh; repeatable")  # fmt: skip
     parser.add_argument("--delta", type=float, default=1e-3, help="Huber's (default: 1e-3)")
     parser.add_argument("--bootstrap", type=int, default=1000, metavar="K",
                         help="resamples for the intervals; 0: none (default: 1000)")  # fmt: skip
@@ -39,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         faults.append(Fault("--delta", "must be above 0"))
     if faults:
         raise InputError("the call", faults)
-    options = {
+    options: dict[str, Any] = {
         "targets": tuple(_target(text) for text in args.target),
         "bootstrap": args.bootstrap,
         "seed": args.seed,
@@ -56,12 +60,12 @@ def run(args: argparse.Namespace) -> int:
     else:
         from llem.pipeline import fit_observations
 
-        fit = fit_observations(read_table(args.source), **options)  # type: ignore[arg-type]
+        fit = fit_observations(read_table(args.source), **options)
     tell_fit(fit, as_json=args.json)
     return 0
 
 
-def _target(text: str):  # type: ignore[no-untyped-def]
+def _target(text: str) -> Target:
     from llem.campaign import parse_budget
     from llem.scaling import Target
 

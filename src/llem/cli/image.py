@@ -20,12 +20,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     build.add_argument("--wheelhouse", type=Path, metavar="DIR", help="wheels; nothing is fetched")
     build.add_argument("--base", metavar="IMAGE", help="a SIF, or a name in a registry")
     build.add_argument("--squash-args", metavar="ARGS",
-                       help="for mksquashfs, such as '-comp zstd -Xcompression-level 3'")  # fmt: skip
+                       help="for mksquashfs: '-comp zstd -Xcompression-level 3'")  # fmt: skip
     verify = actions.add_parser("verify", help="look into an image")
     verify.add_argument("image", type=Path, metavar="IMAGE.sif")
     for action in (build, verify):
         action.add_argument("--runtime", choices=("apptainer", "singularity"), default="apptainer")
-        action.add_argument("--json", action="store_true", help="print JSON alone on standard output")
+        action.add_argument(
+            "--json", action="store_true", help="print JSON alone on standard output"
+        )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -62,4 +62,3 @@ def find_campaign(path: Path | None) -> tuple[Campaign, Path]:
         return load_campaign(here), Path.cwd()
     note("no campaign.yaml here: the built-in campaign (see `llem init`)")
     return default_campaign(), Path.cwd()
-

@@ -23,7 +23,6 @@ def run(args: argparse.Namespace) -> int:
     from importlib.util import find_spec
 
     from llem.campaign import default_campaign, parse_budget
-
     from llem.cli.run import run_all
 
     missing = [name for name in ("torch", "accelerate") if find_spec(name) is None]

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llem.cli._command import add_json, note, option
 from llem.cli.plan import find_campaign
+
+if TYPE_CHECKING:
+    from llem.campaign import Budget, Campaign
 
 EXAMPLE = """  llem run campaign.yaml --out runs/first
   llem run campaign.yaml --budget 1e12FLOP      # interrupted? the same call goes on"""
@@ -28,7 +32,9 @@ def run(args: argparse.Namespace) -> int:
                    as_json=args.json)  # fmt: skip
 
 
-def run_all(campaign, *, base, out, budget, as_json: bool) -> int:  # type: ignore[no-untyped-def]
+def run_all(
+    campaign: Campaign, *, base: Path, out: Path, budget: Budget | None, as_json: bool
+) -> int:
     """Plan, run and finish, telling each stage; the exit status."""
     from llem.cli._answer import tell_finished
     from llem.cli._show import plan_tables, watching

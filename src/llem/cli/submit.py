@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from llem.cli._command import INTERRUPTED, add_folder, add_json, note, print_json
+
+if TYPE_CHECKING:
+    from llem.cluster import CampaignFolder, LocalOutcome
+    from llem.planning import Plan
 
 EXAMPLE = """  llem submit runs/first
   llem submit runs/first --dry-run     # print the scripts; SLURM is not asked"""
@@ -38,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _dry_run(folder, plan, *, as_json: bool) -> int:  # type: ignore[no-untyped-def]
+def _dry_run(folder: CampaignFolder, plan: Plan, *, as_json: bool) -> int:
     scripts = [folder.script(array.name) for array in plan.arrays] + [folder.script("finish")]
     if plan.site.executor == "local":
         scripts = [folder.manifest(array.name) for array in plan.arrays]
@@ -51,7 +56,7 @@ def _dry_run(folder, plan, *, as_json: bool) -> int:  # type: ignore[no-untyped-
     return 0
 
 
-def _run_here(folder, plan, *, as_json: bool) -> int:  # type: ignore[no-untyped-def]
+def _run_here(folder: CampaignFolder, plan: Plan, *, as_json: bool) -> int:
     from llem.cli._show import watching
     from llem.cluster import campaign_state, run_locally
 
@@ -65,7 +70,7 @@ def _run_here(folder, plan, *, as_json: bool) -> int:  # type: ignore[no-untyped
     return local_status(outcome, folder)
 
 
-def local_status(outcome, folder) -> int:  # type: ignore[no-untyped-def]
+def local_status(outcome: LocalOutcome, folder: CampaignFolder) -> int:
     """Say what failed or was interrupted on the local executor; the exit status."""
     for name, log in outcome.failed:
         note(f"element {name} failed; the end of {log}:")

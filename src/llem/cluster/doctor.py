@@ -61,14 +61,18 @@ def _python() -> list[Check]:
         return [Check("python", FAIL, f"missing: {', '.join(missing)}", "pip install llem")]
     rows = [Check("python", OK, seen)]
     if _package("matplotlib") is None:
-        rows.append(Check("plots", WARN, "no matplotlib: reports have no plots", "pip install 'llem[plot]'"))
+        rows.append(
+            Check("plots", WARN, "no matplotlib: reports have no plots", "pip install 'llem[plot]'")
+        )
     return rows
 
 
 def _training() -> list[Check]:
     torch, accelerate, deepspeed = (_package(n) for n in ("torch", "accelerate", "deepspeed"))
     if torch is None or accelerate is None:
-        missing = " and ".join(n for n, v in (("torch", torch), ("accelerate", accelerate)) if not v)
+        missing = " and ".join(
+            n for n, v in (("torch", torch), ("accelerate", accelerate)) if not v
+        )
         return [Check("training", FAIL, f"{missing} not installed", "pip install 'llem[train]'")]
     seen = f"torch {torch}, accelerate {accelerate}"
     if deepspeed is None:
@@ -156,7 +160,9 @@ def _slurm(site: Site) -> list[Check]:
     if has_accounting():
         rows.append(Check("accounting", OK, "sacct answers"))
     else:
-        rows.append(Check("accounting", WARN, "no accounting", "llem works without; causes say less"))
+        rows.append(
+            Check("accounting", WARN, "no accounting", "llem works without; causes say less")
+        )
     return rows
 
 
@@ -175,5 +181,7 @@ def _container(site: Site) -> list[Check]:
         rows.append(Check("image", FAIL, f"no image {image}", "llem image build --out IMAGE.sif"))
     fuse = Path("/dev/fuse")
     if not os.access(fuse, os.R_OK | os.W_OK):
-        rows.append(Check("/dev/fuse", WARN, "not writable here", "images are unpacked at each start"))
+        rows.append(
+            Check("/dev/fuse", WARN, "not writable here", "images are unpacked at each start")
+        )
     return rows

@@ -137,7 +137,9 @@ def verify_image(image: Path, *, runtime: str = "apptainer") -> list[Check]:
         rows.append(Check(name, OK if there else FAIL, seen[name] or "not installed"))
     works = seen["deepspeed_import"] == "ok"
     rows.append(
-        Check("deepspeed", OK if works else FAIL, f"{seen['deepspeed']}: {seen['deepspeed_import']}")
+        Check(
+            "deepspeed", OK if works else FAIL, f"{seen['deepspeed']}: {seen['deepspeed_import']}"
+        )
     )
     rows.append(Check("HDF5 records", OK if seen["hdf5"] == "ok" else FAIL, seen["hdf5"]))
     if seen["user_site"]:

@@ -159,9 +159,14 @@ def _start(folder: CampaignFolder, plan: Plan, array: ArrayJob, index: int) -> _
         with open(log, "ab") as file:
             running.processes.append(
                 subprocess.Popen(
-                    args, cwd=folder.root, env=environment, stdin=subprocess.DEVNULL,
-                    stdout=file, stderr=file, start_new_session=True,
-                )  # fmt: skip
+                    args,
+                    cwd=folder.root,
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=file,
+                    start_new_session=True,
+                )
             )
         running.logs.append(log)
     return running

@@ -91,15 +91,19 @@ def render_manifest(plan: Plan, array: ArrayJob, image_digest: str = "") -> str:
 
 def _render(template: str, plan: Plan, name: str, **values: Any) -> str:
     site = plan.site
-    text: str = _environment().get_template(template).render(
-        template=template,
-        version=__version__,
-        job_name=check_directive(f"llem-{plan.campaign.name}-{name}"),
-        comment=check_directive(f"llem:{plan.digest}:{name}"),
-        modules=site.modules,
-        container=_container(plan),
-        python=_python(),
-        **values,
+    text: str = (
+        _environment()
+        .get_template(template)
+        .render(
+            template=template,
+            version=__version__,
+            job_name=check_directive(f"llem-{plan.campaign.name}-{name}"),
+            comment=check_directive(f"llem:{plan.digest}:{name}"),
+            modules=site.modules,
+            container=_container(plan),
+            python=_python(),
+            **values,
+        )
     )
     # Blank lines that blocks leave at their ends say nothing to a reader.
     lines = [line.rstrip() for line in text.splitlines()]
@@ -135,7 +139,9 @@ def _container(plan: Plan) -> dict[str, Any] | None:
 
 def _data_folders(plan: Plan) -> list[str]:
     """Folders of data outside the campaign folder, which ranks must see at the same path."""
-    folders = {str(Path(run.data.path).parent) for run in plan.runs if Path(run.data.path).is_absolute()}
+    folders = {
+        str(Path(run.data.path).parent) for run in plan.runs if Path(run.data.path).is_absolute()
+    }
     try:
         return [check_script_path(folder) for folder in sorted(folders)]
     except ValueError as error:

@@ -77,7 +77,14 @@ def query(job_ids: Sequence[str]) -> list[ElementState]:
     ids = ",".join(job_ids)
     try:
         text = run_program(
-            ["squeue", f"--jobs={ids}", "--array", "--noheader", "--format=%F|%K|%T|%r", "--states=all"]
+            [
+                "squeue",
+                f"--jobs={ids}",
+                "--array",
+                "--noheader",
+                "--format=%F|%K|%T|%r",
+                "--states=all",
+            ]
         )
     except ClusterError as error:
         if "Invalid job id" in str(error):
@@ -117,7 +124,5 @@ def parse_squeue(text: str) -> list[ElementState]:
         if len(parts) < 3:
             continue
         index = int(parts[1]) if parts[1].isdigit() else None
-        states.append(
-            ElementState(parts[0], index, parts[2], parts[3] if len(parts) > 3 else "")
-        )
+        states.append(ElementState(parts[0], index, parts[2], parts[3] if len(parts) > 3 else ""))
     return states

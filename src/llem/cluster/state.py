@@ -59,7 +59,7 @@ class CampaignState:
 
 
 def submitted_jobs(folder: CampaignFolder) -> dict[str, Any]:
-    """`jobs/submitted.json`: array name -> {job_id, submitted_ns}; empty before the first submit."""
+    """`jobs/submitted.json`: array name -> {job_id, submitted_ns}; empty before submit."""
     try:
         values: dict[str, Any] = json.loads(folder.submitted_file.read_text())
     except FileNotFoundError:
@@ -67,7 +67,9 @@ def submitted_jobs(folder: CampaignFolder) -> dict[str, Any]:
     return values
 
 
-def campaign_state(folder: CampaignFolder, plan: Plan, *, ask_scheduler: bool = True) -> CampaignState:
+def campaign_state(
+    folder: CampaignFolder, plan: Plan, *, ask_scheduler: bool = True
+) -> CampaignState:
     """Read the state of every run; asks squeue once where the site has SLURM."""
     jobs = submitted_jobs(folder)
     known: Sequence[slurm.ElementState] = ()
@@ -75,7 +77,7 @@ def campaign_state(folder: CampaignFolder, plan: Plan, *, ask_scheduler: bool = 
         known = slurm.query([job["job_id"] for job in jobs.values()])
     by_element = {(s.job_id, s.index): s for s in known}
     runs = {run.run_id: run for run in plan.runs}
-    states = []
+    states: list[RunState] = []
     for array in plan.arrays:
         job_id = jobs.get(array.name, {}).get("job_id")
         for index, names in enumerate(array.elements):

@@ -56,7 +56,9 @@ def accelerator_of(site: Site) -> Accelerator:
     known = ACCELERATORS.get(gpu.name)
     own = (gpu.peak_flops, gpu.memory, gpu.power_w)
     if known is None:
-        missing = [k for k, v in zip(("peak_flops", "memory", "power_w"), own, strict=True) if not v]
+        missing = [
+            k for k, v in zip(("peak_flops", "memory", "power_w"), own, strict=True) if not v
+        ]
         if missing:
             hint = did_you_mean(gpu.name, list(ACCELERATORS)) or "or give all three figures"
             text = f"{gpu.name!r} is not in llem's table, and the site lacks {', '.join(missing)}"

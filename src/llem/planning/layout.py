@@ -37,9 +37,7 @@ def memory_bytes(model: Architecture, recipe: Recipe, layout: Layout) -> float:
     return states + activations + logits
 
 
-def duration_s(
-    flops: float, steps: int, layout: Layout, device: Accelerator
-) -> float:
+def duration_s(flops: float, steps: int, layout: Layout, device: Accelerator) -> float:
     """Predicted seconds of a run, without the start of its element."""
     compute = flops / (layout.ranks * device.peak_flops * device.utilisation)
     return compute + steps * device.step_overhead_s * layout.grad_accum

@@ -99,7 +99,9 @@ class Plan:
     def from_dict(cls, values: Mapping[str, Any]) -> Plan:
         """Inverse of `to_dict`. Raises InputError where the file was edited."""
         if values.get("schema") != PLAN_SCHEMA:
-            raise InputError("plan.json", [f"schema is {values.get('schema')!r}, not {PLAN_SCHEMA}"])
+            raise InputError(
+                "plan.json", [f"schema is {values.get('schema')!r}, not {PLAN_SCHEMA}"]
+            )
         try:
             site = {k: v for k, v in values["site"].items() if k != "device"}
             campaign = campaign_from({**values["campaign"], "site": site}, source="plan.json")

@@ -89,8 +89,9 @@ def format_flops(value: Any) -> str:
 
 
 def format_energy(joules: Any) -> str:
-    """`4.56 kWh` (Wh with an SI prefix) from J."""
-    return format_si(number(joules) / JOULES_PER_WH, "Wh")
+    """`4.56 kWh` from J; below a kilowatt-hour `2.01 kJ`, which is what small runs are told in."""
+    j = number(joules)
+    return format_si(j, "J") if j < 1e3 * JOULES_PER_WH else format_si(j / JOULES_PER_WH, "Wh")
 
 
 def format_hours(hours: Any) -> str:

@@ -6,7 +6,17 @@ Public: `start_world`, `World` (world), `train` (loop), `Outcome`, `Progress` (o
 with the first name that needs it.
 """
 
+from typing import TYPE_CHECKING
+
 from llem.training.outcome import OnProgress, Outcome, Progress, ShouldStop
+
+if TYPE_CHECKING:
+    from llem.training.checkpoint import find_checkpoint
+    from llem.training.loop import train
+    from llem.training.model import build_model, count_params, load_class
+    from llem.training.order import WindowOrder
+    from llem.training.schedule import learning_rate
+    from llem.training.world import World, start_world
 
 __all__ = [
     "OnProgress",

@@ -66,7 +66,14 @@ def test_what_is_no_count_is_refused(text):
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("90", 90), (90, 90), ("45m", 2700), ("24h", 86400), ("1:30:00", 5400), ("2-00:00:10", 172810)],
+    [
+        ("90", 90),
+        (90, 90),
+        ("45m", 2700),
+        ("24h", 86400),
+        ("1:30:00", 5400),
+        ("2-00:00:10", 172810),
+    ],
 )
 def test_durations(text, seconds):
     assert parse_duration(text) == seconds

@@ -31,7 +31,7 @@ def test_an_identical_second_write_changes_nothing(planned):
 
 
 def test_another_plan_is_not_put_in_its_place(planned, make):
-    folder, plan, files = planned
+    folder, _, _ = planned
     other = make(seeds=2)
     with pytest.raises(InputError, match="holds another plan"):
         folder.write_plan(other, {})
@@ -85,9 +85,9 @@ def test_a_torn_end_record_settles_nothing(planned):
 
 def test_two_processes_do_not_hold_one_campaign(planned):
     folder, _, _ = planned
-    with folder.locked("first"), pytest.raises(LlemError, match="in use by first"):
-        with folder.locked("second"):
-            pass
+    refused = pytest.raises(LlemError, match="in use by first")
+    with folder.locked("first"), refused, folder.locked("second"):
+        pass
     with folder.locked("third"):
         pass
 

@@ -62,14 +62,20 @@ def test_a_record_begins_and_ends_with_a_sample_and_says_what_it_is(sampler, tmp
 
 
 def test_samples_stay_on_the_grid_and_do_not_drift(sampler, tmp_path):
-    path = tmp_path / "node-a.h5"
-    with sampler(interval_s=0.05).link() as link:
+    """On a busy machine any one sample may be late; the grid itself must not move."""
+    path, interval_s = tmp_path / "node-a.h5", 0.05
+    with sampler(interval_s=interval_s).link() as link:
         link.begin(path, META)
         time.sleep(1.5)
         link.end()
-    t = (samples_of(path)["t_ns"][1:-1] - samples_of(path)["t_ns"][1]) / 1e9
-    phase = t / 0.05 - np.round(t / 0.05)
-    assert len(t) >= 27 and np.median(np.abs(phase)) * 0.05 < 0.01
+    t = samples_of(path)["t_ns"][1:-1] / 1e9
+    early, late = np.array_split(t, 2)
+    # the least late samples of both halves are as late: as angles, for there the grid closes
+    offs = [np.exp(2j * np.pi * half / interval_s) for half in (early, late)]
+    nearest = min(abs(np.angle(a / b)) for a in offs[0] for b in offs[1]) / (2 * np.pi)
+    assert len(t) >= 10 and nearest * interval_s < 0.005
+    on_time = np.abs(np.diff(t) / interval_s - 1) < 0.5
+    assert np.count_nonzero(on_time) >= len(t) / 3
 
 
 def test_one_sampler_serves_run_after_run_over_one_connection(sampler, tmp_path):
@@ -269,12 +275,23 @@ def test_a_full_disk_ends_measuring_with_one_line_and_nothing_else(
             [*prefix, sys.executable, "-m", "llem.energy.sampler", "--socket", str(place),
              "--interval", "0.002"], env=plain_environ, stderr=stderr,
         )  # fmt: skip
-    # the disk as that process sees it
-    inside = Path(f"/proc/{process.pid}/root{disk}")
-    errors = tmp_path / "sampler.err"
-    with SamplerLink(place, timeout_s=10) as link:
+    try:
+        _fill(disk, process.pid, place, tmp_path / "sampler.err")
+        process.terminate()
+        assert process.wait(5) == 0
+    finally:
+        process.kill()
+    assert (tmp_path / "sampler.err").read_text().count("measuring ended") == 1
+    assert "Traceback" not in (tmp_path / "sampler.err").read_text()
+
+
+def _fill(disk, pid, place, errors):
+    """Fill the disk under an open record, ask for another, make room again."""
+    inside = Path(f"/proc/{pid}/root{disk}")  # the disk as that process sees it
+    with SamplerLink(place, timeout_s=10) as link, contextlib.ExitStack() as stack:
+        # only once it answers is the disk sure to be mounted
         assert link.begin(disk / "node-full.h5", META).ok
-        junk = (inside / "junk").open("wb", buffering=0)
+        junk = stack.enter_context((inside / "junk").open("wb", buffering=0))
         with contextlib.suppress(OSError):
             while True:
                 junk.write(bytes(4096))
@@ -287,11 +304,6 @@ def test_a_full_disk_ends_measuring_with_one_line_and_nothing_else(
         assert link.end().ok
     assert read_node(inside / "node-after.h5").closed
     assert not read_node(inside / "node-full.h5").closed
-    junk.close()
-    process.terminate()
-    assert process.wait(5) == 0
-    assert errors.read_text().count("measuring ended") == 1
-    assert "Traceback" not in errors.read_text()
 
 
 def test_it_costs_less_than_a_hundredth_of_a_core_and_imports_nothing_heavy(sampler, tmp_path):
