@@ -9,10 +9,10 @@ Names load on first use: `import llem` costs next to nothing, and a login node n
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from llem._version import __version__
 
+# Not typing's: importing that would double the time that `import llem` takes. Checkers know it.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from llem.campaign import Campaign, load_campaign
     from llem.energy import measure
@@ -53,7 +53,7 @@ _HOME = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name.startswith("_") or name not in __all__:
         raise AttributeError(f"module 'llem' has no attribute {name!r}")
     from importlib import import_module

@@ -1,0 +1,117 @@
+"""The command line: what it says when it is called rightly and wrongly."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from llem.cli import COMMANDS, main
+
+
+def llem(*words, cwd=None):
+    command = [sys.executable, "-m", "llem", *map(str, words)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def test_help_lists_every_command_and_tells_examples(capsys):
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in COMMANDS)
+    assert "examples:" in out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_has_help_with_an_example(name, capsys):
+    assert main([name, "--help"]) == 0
+    assert f"llem {name}" in capsys.readouterr().out.split("example:")[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([], "usage"),
+        (["plam"], "did you mean 'plan'?"),
+        (["plan", "--buget", "1"], "did you mean '--budget'?"),
+        (["plan", "--budget", "3 parsec"], "unknown unit 'parsec'"),
+        (["plan", "nowhere.yaml"], "no such file"),
+        (["submit", "nowhere"], "make one with `llem plan`"),
+        (["fit", "nowhere.csv"], "no such file"),
+        (["fit", "x.csv", "--delta", "0", "--bootstrap", "-1"], "2 faults"),
+        (["aggregate", "nowhere", "--pue", "0.5"], "below 1"),
+        (["init", "--site", "laptopp"], "did you mean 'laptop'"),
+        (["measure", "--out", "x.h5"], "is missing"),
+        (["image", "build", "--out", "x.sif", "--wheelhouse", "nowhere"], "not a folder"),
+        (["doctor", "--site", "nowhere"], "no site profile"),
+    ],
+)
+def test_a_wrong_call_ends_with_status_2_and_says_what_to_do(words, says, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    captured = capsys.readouterr()
+    assert says in captured.err + captured.out
+    assert "Traceback" not in captured.err
+
+
+def test_plan_writes_a_folder_and_nothing_a_second_time(tmp_path):
+    first = llem("plan", "--out", "c", "--json", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    plan = json.loads(first.stdout)
+    assert plan["totals"]["runs"] == len(plan["runs"])
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "c").rglob("*") if p.is_file()}
+    second = llem("plan", "--out", "c", cwd=tmp_path)
+    assert "nothing was changed" in second.stderr
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "c").rglob("*") if p.is_file()} == before
+
+
+def test_plan_shows_what_will_run_and_what_it_costs(tmp_path):
+    done = llem("plan", "--out", "c", "--dry-run", cwd=tmp_path)
+    assert "15 runs" in done.stdout
+    assert "expected:" in done.stdout
+    assert "figures rest on:" in done.stdout
+    assert not (tmp_path / "c" / "plan.json").exists()
+
+
+def test_init_writes_a_campaign_that_plans(tmp_path):
+    assert llem("init", cwd=tmp_path).returncode == 0
+    assert llem("init", cwd=tmp_path).returncode == 2
+    done = llem("plan", "--out", "c", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_fit_of_a_table_needs_three_columns_and_names_those_that_lack(tmp_path):
+    (tmp_path / "x.csv").write_text("param,tokens\n1,2\n")
+    done = llem("fit", "x.csv", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "params: column is missing (did you mean 'param'?)" in done.stderr
+    assert "loss: column is missing" in done.stderr
+
+
+def test_fit_of_a_table_finds_the_law_it_was_made_from(tmp_path):
+    rows = ["N,D,L"]
+    for params in (1e6, 3e6, 1e7, 3e7):
+        for tokens in (2e7, 1e8, 5e8):
+            rows.append(f"{params},{tokens},{1.5 + 300 * params**-0.4 + 500 * tokens**-0.35}")
+    (tmp_path / "x.csv").write_text("\n".join(rows))
+    words = ["fit", "x.csv", "--json", "--bootstrap", "0", "--target", "1e17"]
+    done = llem(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    fit = json.loads(done.stdout)
+    truth = {"E": 1.5, "A": 300, "B": 500, "alpha": 0.4, "beta": 0.35}
+    assert fit["params"] == pytest.approx(truth, rel=1e-4)
+    assert fit["optima"][0]["target"] == {"value": 1e17, "unit": "FLOP"}
+
+
+def test_json_stands_alone_on_standard_output(tmp_path):
+    done = llem("plan", "--out", "c", "--json", cwd=tmp_path)
+    json.loads(done.stdout)
+    assert "campaign.yaml" in done.stderr
+
+
+def test_a_reader_that_leaves_is_no_error(tmp_path):
+    command = f"{sys.executable} -m llem plan --dry-run --json --out c | head -c 10"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command], cwd=tmp_path, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr
