@@ -175,6 +175,8 @@ class Rank:
         if self.link is not None:
             answer = self.link.begin(attempt.resolve() / f"node-{node_name()}.h5", meta)
             unmeasured = "" if answer.ok else str(answer.reason)
+        # No rank's window begins before every node is measured, or ends after one is not.
+        world.barrier()
         started_ns, t0_ns = time.time_ns(), time.monotonic_ns()
         outcome: Outcome | None = None
         failure = ""
@@ -184,6 +186,8 @@ class Rank:
             failure = f"{type(error).__name__}: {error}"
             traceback.print_exc()
         t1_ns, ended_ns = time.monotonic_ns(), time.time_ns()
+        if not failure:
+            world.barrier()
         if self.link is not None:
             self.link.end()
         if failure and world.world_size > 1:
