@@ -133,7 +133,6 @@ def _start(folder: CampaignFolder, plan: Plan, array: ArrayJob, index: int) -> _
     ranks = array.nodes * array.gpus_per_node
     job = f"{os.getpid()}-{secrets.token_hex(4)}"
     port = _free_port()
-    threads = max(1, (os.cpu_count() or 1) // (ranks * plan.site.concurrency))
     folder.logs.mkdir(parents=True, exist_ok=True)
     running = _Running(array, index)
     for rank in range(ranks):
@@ -148,7 +147,7 @@ def _start(folder: CampaignFolder, plan: Plan, array: ArrayJob, index: int) -> _
             "SUBMITIT_LOCAL_GLOBALID": str(rank),
             "SUBMITIT_LOCAL_LOCALID": str(rank),
             "MASTER_PORT": str(port),
-            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(plan.site.cpus_per_rank)),
             "PYTHONUNBUFFERED": "1",
         }
         # submitit's job environment must not take a rank for one of a job llem itself runs in.
