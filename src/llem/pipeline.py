@@ -7,10 +7,13 @@ This is the one module that joins the floors below; the command line calls it an
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +30,7 @@ from llem.cluster import (
     write_json,
 )
 from llem.errors import Fault, InputError, LlemError
-from llem.planning import Plan, make_plan, write_python_sources
+from llem.planning import OwnModel, Plan, make_plan, write_python_sources
 
 if TYPE_CHECKING:
     from llem.campaign import Campaign
@@ -75,12 +78,16 @@ def plan_campaign(
     """
     folder = CampaignFolder(Path(out))
     data = resolve_data(campaign, folder, base=Path(base))
-    counter = _parameter_counter(campaign) if campaign.model.family == "custom" else None
-    plan = make_plan(campaign, budget=budget, data=data, count_params=counter)
+    own: OwnModel | None = None
+    code: dict[str, str] = {}
+    if campaign.model.family == "custom":
+        own, code = own_model(campaign, Path(base).resolve())
+    plan = make_plan(campaign, budget=budget, data=data, own=own)
     files = render_files(plan, image_digest=image_digest(plan))
     changed = False
     if write:
         paths = {folder.jobs / name: text for name, text in files.items()}
+        paths |= {folder.root / name: text for name, text in code.items()}
         changed = folder.write_plan(plan, paths, replace=replace_old)
     return Planned(plan, folder, changed)
 
@@ -119,15 +126,25 @@ def image_digest(plan: Plan) -> str:
     container = plan.site.container
     if container is None or not Path(container.image).is_file():
         return ""
-    import hashlib
-
     with open(container.image, "rb") as file:
         return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
 
-def _parameter_counter(campaign: Campaign) -> Callable[[int], int]:
-    """Counts a user's own class by building it on torch's meta device, which takes no memory."""
+def own_model(campaign: Campaign, base: Path) -> tuple[OwnModel, dict[str, str]]:
+    """The user's own class: how to count it, and its code as files below `code/`.
+
+    A module or package beside the campaign file is shipped with the campaign, so that ranks on
+    other nodes and in containers find the very code that was planned; an installed package is
+    theirs to have. Counting builds the class on torch's meta device, which takes no memory.
+    """
     choice = campaign.model
+    assert choice.class_path and choice.size
+    class_path, size = choice.class_path, choice.size
+    top = class_path.partition(":")[0].partition(".")[0]
+    found = [base / f"{top}.py"] if (base / f"{top}.py").is_file() else []
+    if (base / top).is_dir():
+        found = sorted((base / top).rglob("*.py"))
+    files = {f"code/{path.relative_to(base)}": path.read_text("utf-8") for path in found}
 
     def count(value: int) -> int:
         try:
@@ -139,12 +156,18 @@ def _parameter_counter(campaign: Campaign) -> Callable[[int], int]:
             ) from None
         from llem.training import count_params, load_class
 
-        assert choice.class_path and choice.size
+        if files and str(base) not in sys.path:
+            sys.path.insert(0, str(base))
         with torch.device("meta"):
-            model = load_class(choice.class_path)(**{choice.size: value}, **choice.arguments)
+            model = load_class(class_path)(**{size: value}, **choice.arguments)
         return int(count_params(model))
 
-    return count
+    source = ""
+    if files:
+        content = "\0".join(text for item in sorted(files.items()) for text in item)
+        source = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
+    # A search for the budget asks for the same sizes many times.
+    return OwnModel(lru_cache(count), source), files
 
 
 def run_campaign(

@@ -71,7 +71,8 @@ class CustomModel:
 
     Called with token ids of shape (batch, context) it returns logits of shape
     (batch, context, vocabulary). `params` is counted when the run is planned; FLOPs are 6 per
-    parameter and token, since only the author knows better.
+    parameter and token, since only the author knows better. `source` is a hash of the code where
+    it is shipped with the campaign, empty where the class comes from an installed package.
     """
 
     class_path: str
@@ -81,6 +82,7 @@ class CustomModel:
     vocabulary: int
     context: int
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    source: str = ""
     family: str = "custom"
 
     @property

@@ -2,6 +2,7 @@
 
 from llem.planning.arrays import ArrayJob, pack
 from llem.planning.corpus import write_python_sources
+from llem.planning.grid import OwnModel
 from llem.planning.hardware import ACCELERATORS, Accelerator, accelerator_of
 from llem.planning.ladder import nearest_decoder
 from llem.planning.plan import BudgetError, Plan, make_plan, spend, target_flops
@@ -11,6 +12,7 @@ __all__ = [
     "Accelerator",
     "ArrayJob",
     "BudgetError",
+    "OwnModel",
     "Plan",
     "accelerator_of",
     "make_plan",

@@ -26,6 +26,14 @@ class Dropped:
 
 
 @dataclass(frozen=True)
+class OwnModel:
+    """A user's own class: parameters by the value of its size, and a hash of its code."""
+
+    count: Callable[[int], int]
+    source: str = ""
+
+
+@dataclass(frozen=True)
 class Wave:
     """The runs of a grid whose largest level is `flops`, and the cells left out."""
 
@@ -41,19 +49,19 @@ def isoflop_wave(
     site: Site,
     device: Accelerator,
     data: TokenData,
-    count_params: Callable[[int], int] | None = None,
+    own: OwnModel | None = None,
 ) -> Wave:
     """The grid of the campaign whose largest compute level is `largest_flops` FLOPs a run.
 
-    `count_params(value)` counts the parameters of a user's own class of that size. Every run of
-    a level costs at most the level's FLOPs, and less than that by at most one batch.
+    `own` is what the planner cannot know of a user's own class. Every run of a level costs at
+    most the level's FLOPs, and less than that by at most one batch.
     """
     runs: dict[str, Run] = {}
     dropped: list[Dropped] = []
     grid = campaign.grid
     for level in range(grid.levels):
         level_flops = largest_flops / grid.ratio ** (grid.levels - 1 - level)
-        for model in _models(campaign, level, level_flops, dropped, count_params):
+        for model in _models(campaign, level, level_flops, dropped, own):
             made = _run(campaign, level, level_flops, model, site, device, data)
             if isinstance(made, Dropped):
                 dropped.append(made)
@@ -69,16 +77,16 @@ def _models(
     level: int,
     flops: float,
     dropped: list[Dropped],
-    count_params: Callable[[int], int] | None,
+    own: OwnModel | None,
 ) -> Iterator[Architecture]:
     choice = campaign.model
     if choice.family == "custom":
-        assert count_params is not None and choice.class_path and choice.size
+        assert own is not None and choice.class_path and choice.size
         for value in choice.values:
             yield CustomModel(
                 class_path=choice.class_path, size=choice.size, value=value,
-                params=count_params(value), vocabulary=choice.vocabulary, context=choice.context,
-                arguments=dict(choice.arguments),
+                params=own.count(value), vocabulary=choice.vocabulary, context=choice.context,
+                arguments=dict(choice.arguments), source=own.source,
             )  # fmt: skip
         return
     shape = {

@@ -15,7 +15,7 @@ from llem.campaign.campaign import Campaign
 from llem.campaign.load import campaign_from, campaign_to_dict, site_of
 from llem.errors import Fault, InputError, LlemError
 from llem.planning.arrays import ArrayJob, pack
-from llem.planning.grid import Dropped, Wave, isoflop_wave
+from llem.planning.grid import Dropped, OwnModel, Wave, isoflop_wave
 from llem.planning.hardware import Accelerator, accelerator_of
 
 PLAN_SCHEMA = "llem-plan-1"
@@ -128,7 +128,7 @@ def make_plan(
     *,
     budget: Budget | None = None,
     data: TokenData,
-    count_params: Callable[[int], int] | None = None,
+    own: OwnModel | None = None,
 ) -> Plan:
     """Spend the budget on an isoFLOP grid as nearly as whole batches allow, never above it.
 
@@ -145,7 +145,7 @@ def make_plan(
     def wave(flops: float) -> Wave:
         return isoflop_wave(
             campaign, largest_flops=flops, site=site, device=device, data=data,
-            count_params=count_params,
+            own=own,
         )  # fmt: skip
 
     chosen = _fill(wave, budget, campaign, site, device)

@@ -153,14 +153,14 @@ def _checked(shape: campaign.Decoder) -> campaign.Decoder:
 
 
 def load_class(class_path: str) -> type[nn.Module]:
-    """The class named 'package.module:Class'; the current folder is searched first.
+    """The class named 'package.module:Class'; the campaign's own `code/` is searched first.
 
     Raises InputError that says which part of the name does not exist.
     """
     module_name, _, class_name = class_path.partition(":")
-    here = os.getcwd()
-    if here not in sys.path:
-        sys.path.insert(0, here)
+    for folder in (os.getcwd(), os.path.join(os.getcwd(), "code")):
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
     try:
         module = importlib.import_module(module_name)
     except Exception as error:

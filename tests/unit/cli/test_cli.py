@@ -45,7 +45,9 @@ def test_each_command_has_help_with_an_example(name, capsys):
         (["doctor", "--site", "nowhere"], "no site profile"),
     ],
 )
-def test_a_wrong_call_ends_with_status_2_and_says_what_to_do(words, says, capsys, tmp_path, monkeypatch):
+def test_a_wrong_call_ends_with_status_2_and_says_what_to_do(
+    words, says, capsys, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     assert main(words) == 2
     captured = capsys.readouterr()
@@ -66,7 +68,7 @@ def test_plan_writes_a_folder_and_nothing_a_second_time(tmp_path):
 
 def test_plan_shows_what_will_run_and_what_it_costs(tmp_path):
     done = llem("plan", "--out", "c", "--dry-run", cwd=tmp_path)
-    assert "15 runs" in done.stdout
+    assert "20 runs" in done.stdout
     assert "expected:" in done.stdout
     assert "figures rest on:" in done.stdout
     assert not (tmp_path / "c" / "plan.json").exists()

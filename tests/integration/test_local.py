@@ -122,4 +122,8 @@ def test_a_rank_that_fails_is_named_with_the_end_of_its_log(tmp_path):
     assert "failed; the end of" in result.stderr
     state = campaign_state(campaign, plan)
     assert "failed" in state.counts
-    assert all("changed after the campaign was planned" in r.reason for r in state.runs if r.status == "failed")
+    assert all(
+        "changed after the campaign was planned" in r.reason
+        for r in state.runs
+        if r.status == "failed"
+    )

@@ -1,0 +1,32 @@
+"""The examples are campaigns that run as they are: each is planned here."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[3] / "examples"
+
+
+def llem(*words, cwd):
+    command = [sys.executable, "-m", "llem", *map(str, words)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("name", sorted(p.name for p in EXAMPLES.glob("*.yaml")))
+def test_each_campaign_plans(name, tmp_path):
+    done = llem("plan", EXAMPLES / name, "--out", "c", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
+    assert plan["budget"]["spent"] >= 0.9 * plan["budget"]["value"]
+    assert len(plan["runs"]) >= 8
+    if plan["site"]["executor"] == "slurm":
+        scripts = llem("submit", "c", "--dry-run", cwd=tmp_path)
+        assert "#SBATCH --array=" in scripts.stdout
+
+
+def test_every_campaign_is_named_in_the_readme():
+    text = (EXAMPLES / "README.md").read_text()
+    assert all(p.name in text for p in EXAMPLES.iterdir() if p.name != "README.md")
