@@ -65,6 +65,10 @@ def mirror() -> str:
     asked = ["apt-get", "indextargets", "--format", "$(REPO_URI)", *filters]
     listed = run(asked, step="packages").split()
     if not listed:
+        # A machine whose package lists were never fetched.
+        run(["apt-get", "update"], step="packages", env=UNATTENDED, timeout_s=300, check=False)
+        listed = run(asked, step="packages").split()
+    if not listed:
         raise ClusterError(
             "packages",
             why="apt knows no Debian mirror",
