@@ -180,6 +180,32 @@ def test_the_same_campaign_on_one_local_rank_gives_the_same_losses(campaign, row
         assert int(steps["tokens_unique"].sum()) == int(float(row["tokens"]))
 
 
+def test_a_cancelled_campaign_is_completed_by_resubmit_to_the_same_losses(login, campaign, rows):
+    """Runs that had finished are not run again; the others resume or start anew."""
+    login.llem("plan", "campaign.yaml", "--out", "again")
+    login.llem("submit", "again", "--no-finish")
+    for _ in range(300):
+        counts = json.loads(login.llem("status", "again", "--json").stdout)["counts"]
+        if counts.get("completed", 0) >= 1:
+            break
+        time.sleep(0.5)
+    login.llem("cancel", "again")
+    login.llem("wait", "again", check=False)
+    state = json.loads(login.llem("status", "again", "--json").stdout)
+    assert not state["settled"]
+    done = {r["run_id"] for r in state["runs"] if r["status"] == "completed"}
+    submitted = json.loads(login.llem("resubmit", "again", "--no-finish", "--json").stdout)
+    assert submitted["new"]
+    login.llem("wait", "again", timeout=900)
+    state = json.loads(login.llem("status", "again", "--json").stdout)
+    assert state["settled"]
+    losses = {row["run_id"]: float(row["loss"]) for row in rows}
+    for run in state["runs"]:
+        assert run["loss"] == pytest.approx(losses[run["run_id"]], abs=1e-6)
+        if run["run_id"] in done:
+            assert run["attempts"] == 1
+
+
 def test_the_login_node_tells_the_state_of_the_campaign(login, campaign):
     state = json.loads(login.llem("status", "farm", "--json").stdout)
     assert state["settled"]

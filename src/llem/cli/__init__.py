@@ -14,6 +14,7 @@ COMMANDS = {
     "init": "write a campaign.yaml to start from",
     "plan": "turn a budget into runs and array jobs",
     "submit": "submit a planned campaign (SLURM), or run it here (local)",
+    "resubmit": "submit again what is missing, and nothing else",
     "status": "where every run of a campaign stands",
     "wait": "wait until nothing of a campaign is queued or running",
     "cancel": "stop a campaign; what has finished stays",

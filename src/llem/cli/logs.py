@@ -28,8 +28,8 @@ def run(args: argparse.Namespace) -> int:
             if args.run not in names:
                 continue
             found = sorted(folder.logs.glob(f"{array.name}-{index}-rank*.log"))
-            if array.name in jobs:
-                found += sorted(folder.logs.glob(f"*-{jobs[array.name]['job_id']}_{index}.log"))
+            for job in jobs.get(array.name, []):
+                found += sorted(folder.logs.glob(f"*-{job['job_id']}_{index}.log"))
             for path in found:
                 print(f"==> {path} <==")
                 for line in path.read_text(errors="replace").splitlines()[-args.lines :]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from llem.cli._command import INTERRUPTED, add_folder, add_json, note, print_json
 
 if TYPE_CHECKING:
-    from llem.cluster import CampaignFolder, LocalOutcome
+    from llem.cluster import CampaignFolder, LocalOutcome, Submission
     from llem.planning import Plan
 
 EXAMPLE = """  llem submit runs/first
@@ -30,8 +30,12 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         return _dry_run(folder, plan, as_json=args.json)
     if plan.site.executor == "local":
-        return _run_here(folder, plan, as_json=args.json)
-    done = submit(folder, plan, finish=not args.no_finish)
+        return run_here(folder, plan, as_json=args.json)
+    return tell(submit(folder, plan, finish=not args.no_finish), args)
+
+
+def tell(done: Submission, args: argparse.Namespace) -> int:
+    """Which jobs were submitted now, and which before; the exit status."""
     if args.json:
         print_json({"new": done.new, "before": done.before})
     else:
@@ -56,7 +60,8 @@ def _dry_run(folder: CampaignFolder, plan: Plan, *, as_json: bool) -> int:
     return 0
 
 
-def _run_here(folder: CampaignFolder, plan: Plan, *, as_json: bool) -> int:
+def run_here(folder: CampaignFolder, plan: Plan, *, as_json: bool) -> int:
+    """Run what is not settled on this machine, showing progress; the exit status."""
     from llem.cli._show import watching
     from llem.cluster import campaign_state, run_locally
 

@@ -5,7 +5,7 @@ from llem.cluster.folder import CampaignFolder
 from llem.cluster.local import LocalOutcome, run_locally
 from llem.cluster.render import render_files
 from llem.cluster.state import CampaignState, RunState, campaign_state, submitted_jobs
-from llem.cluster.submit import Submission, cancel, submit, wait
+from llem.cluster.submit import Submission, cancel, resubmit, submit, wait
 
 __all__ = [
     "CampaignFolder",
@@ -17,6 +17,7 @@ __all__ = [
     "cancel",
     "finite_or_none",
     "render_files",
+    "resubmit",
     "run_locally",
     "submit",
     "submitted_jobs",

@@ -24,7 +24,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llem.campaign import Run
+from llem.campaign import Run, format_si
 from llem.cluster.files import finite_or_none, write_json
 from llem.cluster.folder import END_SCHEMA, INTERRUPTED, CampaignFolder
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from llem.training import Outcome, Progress, World
 
 PROGRESS_S = 1.0
+LOG_LINE_S = 30.0
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -154,7 +155,7 @@ class Rank:
         settled = world.first(lambda: self.folder.final_end(run.run_id))
         if settled is not None:
             if world.rank == 0:
-                print(f"run {run.run_id}: {settled['status']} before; not run again", flush=True)
+                log(f"run {run.run_id}: {settled['status']} before; not run again")
             return str(settled["status"])
         attempt = world.first(lambda: self.folder.new_attempt(run.run_id))
         meta = {
@@ -170,6 +171,12 @@ class Rank:
             "restart_count": int(os.environ.get("SLURM_RESTART_COUNT", 0)),
             "image_digest": self.element["image_digest"],
         }
+        if world.rank == 0:
+            log(
+                f"run {run.run_id}: attempt {meta['attempt']}, {format_si(run.params)} parameters, "
+                f"{format_si(run.tokens)} tokens in {run.steps} steps, seed {run.seed}, "
+                f"on {world.world_size} rank(s) of {', '.join(self.hosts)}"
+            )
         # Rank 0's reason may differ from another node's: each says its own in its own record.
         unmeasured = ""
         if self.link is not None:
@@ -197,6 +204,7 @@ class Rank:
             os._exit(1)
         if world.rank == 0:
             self._end(attempt, run, started_ns, ended_ns, t0_ns, t1_ns, outcome, failure)
+            log(f"run {run.run_id}: {told(outcome, failure)}")
         return outcome.status if outcome else "failed"
 
     def _train(self, run: Run, attempt: Path, meta: dict[str, Any], unmeasured: str) -> Outcome:
@@ -215,15 +223,22 @@ class Rank:
         )
 
     def _progress(self, run: Run, attempt: Path) -> Callable[[Progress], None]:
-        """A callback that leaves a small file for whoever watches, at most once a second."""
+        """A callback that leaves a small file for whoever watches, and lines in the log."""
         last = 0.0
+        last_line = time.monotonic()
 
         def tell(now_at: Progress) -> None:
-            nonlocal last
+            nonlocal last, last_line
             now = time.monotonic()
             if now - last < PROGRESS_S:
                 return
             last = now
+            if now - last_line >= LOG_LINE_S:
+                last_line = now
+                log(
+                    f"run {run.run_id}: step {now_at.step}/{run.steps}, loss {now_at.loss:.4f}, "
+                    f"{format_si(now_at.tokens_per_s)} tokens/s"
+                )
             partial = attempt / ".progress.partial"
             values = {**asdict(now_at), "time_ns": time.time_ns()}
             partial.write_text(json.dumps(finite_or_none(values)))
@@ -245,7 +260,7 @@ class Rank:
         """The end record: written whole, last, and only once for an attempt."""
         from llem.records import host_meta
 
-        told = outcome.to_dict() if outcome else {"status": "failed", "reason": failure}
+        how = outcome.to_dict() if outcome else {"status": "failed", "reason": failure}
         path = attempt / "end.json"
         if path.exists():
             return
@@ -256,7 +271,7 @@ class Rank:
                     "schema": END_SCHEMA,
                     "run_id": run.run_id,
                     "attempt": int(attempt.name.removeprefix("attempt-")),
-                    **told,
+                    **how,
                     "started_ns": started_ns,
                     "ended_ns": ended_ns,
                     "t0_ns": t0_ns,
@@ -279,6 +294,23 @@ class Rank:
             elif os.environ["SUBMITIT_EXECUTOR"] == "local" and os.getppid() != self.parent:
                 self.stop_reason = "the process that started this run is gone"
         return self.stop_reason
+
+
+def log(text: str) -> None:
+    """A line in the element's log, with the wall time; ranks other than 0 keep silent."""
+    print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}", flush=True)
+
+
+def told(outcome: Outcome | None, failure: str) -> str:
+    """How a run ended, in a line."""
+    if outcome is None:
+        return f"failed: {failure}"
+    if outcome.status != "completed":
+        return f"{outcome.status} at step {outcome.step}: {outcome.reason}"
+    return (
+        f"completed, loss {outcome.loss:.4f} +- {outcome.loss_se:.4f}, "
+        f"{format_si(outcome.tokens_per_s)} tokens/s"
+    )
 
 
 def _zero_stage(asked: int) -> int:

@@ -54,12 +54,9 @@ class ElementState:
         return STATES.get(self.state, "unknown")
 
 
-def submit_script(script: Path, *, cwd: Path, dependency: str | None = None) -> str:
+def submit_script(script: Path, *, cwd: Path, options: Sequence[str] = ()) -> str:
     """sbatch from the campaign folder; returns the job id. Raises ClusterError."""
-    args = ["sbatch", "--parsable"]
-    if dependency:
-        args.append(f"--dependency={dependency}")
-    return parse_job_id(run_program([*args, str(script)], cwd=cwd))
+    return parse_job_id(run_program(["sbatch", "--parsable", *options, str(script)], cwd=cwd))
 
 
 def test_script(script: Path, *, cwd: Path) -> None:

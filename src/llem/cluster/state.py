@@ -59,7 +59,7 @@ class CampaignState:
 
 
 def submitted_jobs(folder: CampaignFolder) -> dict[str, Any]:
-    """`jobs/submitted.json`: array name -> {job_id, submitted_ns}; empty before submit."""
+    """`jobs/submitted.json`: array name -> its jobs, oldest first, {job_id, ...}."""
     try:
         values: dict[str, Any] = json.loads(folder.submitted_file.read_text())
     except FileNotFoundError:
@@ -74,14 +74,16 @@ def campaign_state(
     jobs = submitted_jobs(folder)
     known: Sequence[slurm.ElementState] = ()
     if ask_scheduler and jobs and plan.site.executor == "slurm":
-        known = slurm.query([job["job_id"] for job in jobs.values()])
+        known = slurm.query([job["job_id"] for entries in jobs.values() for job in entries])
     by_element = {(s.job_id, s.index): s for s in known}
     runs = {run.run_id: run for run in plan.runs}
     states: list[RunState] = []
     for array in plan.arrays:
-        job_id = jobs.get(array.name, {}).get("job_id")
+        job_ids = [job["job_id"] for job in jobs.get(array.name, [])]
         for index, names in enumerate(array.elements):
-            scheduler = by_element.get((job_id, index))
+            # Submitted again, it may be known twice: what works on it now counts.
+            held = [s for job_id in job_ids if (s := by_element.get((job_id, index)))]
+            scheduler = max(held, key=lambda s: s.meaning in slurm.ACTIVE, default=None)
             states.extend(
                 _run_state(folder, runs[name], array.name, index, scheduler) for name in names
             )

@@ -1,15 +1,16 @@
-"""Submitting a campaign to SLURM, once, and waiting for it."""
+"""Submitting a campaign to SLURM, once; submitting again what is missing; waiting for it."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from llem.campaign.guards import check_script_path
 from llem.cluster import slurm
 from llem.cluster.files import write_json
-from llem.cluster.folder import CampaignFolder
+from llem.cluster.folder import FINAL, CampaignFolder
 from llem.cluster.render import FINISH
 from llem.cluster.state import CampaignState, campaign_state, submitted_jobs
 from llem.errors import Fault, InputError
@@ -18,7 +19,7 @@ from llem.planning import Plan
 
 @dataclass(frozen=True)
 class Submission:
-    """What one call of submit did: job ids of arrays new and submitted before."""
+    """What one call did: job ids of what was submitted now, and before."""
 
     new: dict[str, str]
     before: dict[str, str]
@@ -32,41 +33,48 @@ def submit(folder: CampaignFolder, plan: Plan, *, finish: bool = True) -> Submis
     _check_place(folder, plan)
     with folder.locked("`llem submit`"):
         jobs = submitted_jobs(folder)
-        before = {name: job["job_id"] for name, job in jobs.items()}
+        before = {name: entries[-1]["job_id"] for name, entries in jobs.items()}
         new: dict[str, str] = {}
-        names = [array.name for array in plan.arrays]
-        for name in [*names, *([FINISH] if finish else [])]:
-            if name in jobs:
-                continue
-            dependency = None
-            if name == FINISH:
-                dependency = ":".join(["afterany", *(jobs[n]["job_id"] for n in names)])
-            job_id = slurm.submit_script(
-                folder.script(name).relative_to(folder.root), cwd=folder.root, dependency=dependency
-            )
-            new[name] = job_id
-            jobs[name] = {"job_id": job_id, "submitted_ns": time.time_ns(), "plan": plan.digest}
-            write_json(folder.submitted_file, jobs)
+        for array in plan.arrays:
+            if array.name not in jobs:
+                new[array.name] = _sbatch(folder, plan, jobs, array.name)
+        if finish and (new or FINISH not in jobs):
+            new[FINISH] = _sbatch(folder, plan, jobs, FINISH)
     return Submission(new, before)
 
 
-def _check_place(folder: CampaignFolder, plan: Plan) -> None:
-    """Apptainer reads `:` and `,` in the path of a bind, and the folder is bound into the image."""
-    place = str(folder.root.resolve())
-    if plan.site.container is not None:
-        try:
-            check_script_path(place)
-        except ValueError as error:
-            raise InputError(place, [Fault("DIR", str(error), "move the campaign")]) from None
+def resubmit(folder: CampaignFolder, plan: Plan, *, finish: bool = True) -> Submission:
+    """Submit again the elements that are not settled and that the scheduler no longer holds.
+
+    Runs that completed or diverged stay as they are; an element's ranks pass over them. Raises
+    InputError where nothing was submitted yet.
+    """
+    _check_place(folder, plan)
+    with folder.locked("`llem resubmit`"):
+        jobs = submitted_jobs(folder)
+        if not jobs:
+            raise InputError(str(folder.root), [Fault("", "nothing was submitted yet", "submit")])
+        before = {name: entries[-1]["job_id"] for name, entries in jobs.items()}
+        state = campaign_state(folder, plan)
+        busy = {(r.array, r.element) for r in state.runs if r.status in slurm.ACTIVE}
+        open_runs = {(r.array, r.element) for r in state.runs if r.status not in FINAL}
+        new: dict[str, str] = {}
+        for array in plan.arrays:
+            missing = sorted(i for name, i in open_runs - busy if name == array.name)
+            if missing:
+                new[array.name] = _sbatch(folder, plan, jobs, array.name, elements=missing)
+        if finish and new:
+            new[FINISH] = _sbatch(folder, plan, jobs, FINISH)
+    return Submission(new, before)
 
 
 def cancel(folder: CampaignFolder, plan: Plan) -> list[str]:
     """Ask everything that works on this campaign to stop; returns the job ids told so."""
-    jobs = [job["job_id"] for job in submitted_jobs(folder).values()]
     if plan.site.executor == "local":
         folder.jobs.mkdir(parents=True, exist_ok=True)
         folder.stop_file.touch()
         return []
+    jobs = [entry["job_id"] for entries in submitted_jobs(folder).values() for entry in entries]
     slurm.cancel(jobs)
     return jobs
 
@@ -90,3 +98,48 @@ def wait(
         time.sleep(pause)
         # A campaign of hours is not asked for every second: fewer questions, the longer it runs.
         pause = min(1.2 * pause, longest_poll_s)
+
+
+def index_list(indices: Sequence[int]) -> str:
+    """Array indices as sbatch reads them: `3,17-19`. `indices` are sorted and distinct."""
+    spans: list[list[int]] = []
+    for index in indices:
+        if spans and index == spans[-1][1] + 1:
+            spans[-1][1] = index
+        else:
+            spans.append([index, index])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)
+
+
+def _sbatch(
+    folder: CampaignFolder,
+    plan: Plan,
+    jobs: dict[str, Any],
+    name: str,
+    *,
+    elements: Sequence[int] | None = None,
+) -> str:
+    """Submit one script and put its job id on disk."""
+    options = []
+    if name == FINISH:
+        ids = [entry["job_id"] for n, entries in jobs.items() if n != FINISH for entry in entries]
+        options.append(f"--dependency={':'.join(['afterany', *ids])}")
+    if elements is not None:
+        throttle = f"%{plan.site.limits.throttle}" if plan.site.limits.throttle else ""
+        options.append(f"--array={index_list(elements)}{throttle}")
+    script = folder.script(name).relative_to(folder.root)
+    job_id = slurm.submit_script(script, cwd=folder.root, options=options)
+    entry = {"job_id": job_id, "submitted_ns": time.time_ns(), "plan": plan.digest}
+    jobs.setdefault(name, []).append(entry)
+    write_json(folder.submitted_file, jobs)
+    return job_id
+
+
+def _check_place(folder: CampaignFolder, plan: Plan) -> None:
+    """Apptainer reads `:` and `,` in the path of a bind, and the folder is bound into the image."""
+    place = str(folder.root.resolve())
+    if plan.site.container is not None:
+        try:
+            check_script_path(place)
+        except ValueError as error:
+            raise InputError(place, [Fault("DIR", str(error), "move the campaign")]) from None
