@@ -145,7 +145,12 @@ def _facts(runs: Runs, fit: Mapping[str, Any] | None) -> list[tuple[str, str]]:
             facts.append(("error on the largest compute, held out", words))
     joules = runs.energy_j[np.isfinite(runs.energy_j)]
     if joules.size:
-        label = "energy measured"
+        estimated = all(
+            quality == "model"
+            for quality, j in zip(runs.quality, runs.energy_j, strict=True)
+            if np.isfinite(j)
+        )
+        label = "energy, estimated by a model" if estimated else "energy measured"
         if joules.size < len(runs.rows):
             label += f" ({joules.size} of {len(runs.rows)} runs)"
         facts.append((label, tables.format_energy(float(joules.sum()))))
