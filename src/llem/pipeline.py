@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -73,11 +74,13 @@ def plan_campaign(
 ) -> Planned:
     """Plan `campaign` into the folder `out`; a second identical call changes nothing.
 
-    `base` is the folder that a relative `data.path` starts from. With `write=False` only the
-    built-in text, if it is the campaign's data, is written. Raises InputError, BudgetError.
+    `base` is the folder that a relative `data.path` starts from. With `write=False` nothing is
+    written. Raises InputError, BudgetError.
     """
     folder = CampaignFolder(Path(out))
-    data = resolve_data(campaign, folder, base=Path(base))
+    with tempfile.TemporaryDirectory(prefix="llem-plan-") as scratch:
+        place = folder.root if write else Path(scratch)
+        data = resolve_data(campaign, place, base=Path(base))
     own: OwnModel | None = None
     code: dict[str, str] = {}
     if campaign.model.family == "custom":
@@ -92,11 +95,11 @@ def plan_campaign(
     return Planned(plan, folder, changed)
 
 
-def resolve_data(campaign: Campaign, folder: CampaignFolder, *, base: Path) -> TokenData:
+def resolve_data(campaign: Campaign, root: Path, *, base: Path) -> TokenData:
     """The campaign's data as a token file: the built-in text, a text read as bytes, or ids.
 
-    The built-in text is written into the campaign folder and named relative to it, so that
-    every rank finds it; the user's own file is named by its absolute path.
+    The built-in text is written into the campaign folder `root` and named relative to it, so
+    that every rank finds it; the user's own file is named by its absolute path.
     """
     from llem.campaign.tokenfile import token_file
 
@@ -105,8 +108,8 @@ def resolve_data(campaign: Campaign, folder: CampaignFolder, *, base: Path) -> T
         path = (base / Path(choice.path).expanduser()).resolve()
         named = str(path)
     else:
-        path = write_python_sources(folder.root / "data" / "python-sources.bin")
-        named = str(path.relative_to(folder.root))
+        path = write_python_sources(root / "data" / "python-sources.bin")
+        named = str(path.relative_to(root))
     dtype = choice.dtype or ("uint8" if campaign.model.vocabulary <= 256 else "uint16")
     wanted = choice.evaluation_tokens
     try:

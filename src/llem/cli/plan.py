@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("campaign", nargs="?", type=Path, metavar="CAMPAIGN.yaml")
     parser.add_argument("--budget", help="overrides the campaign's: 1e20, 3 EFLOP, 500 GPUh, 2 kWh")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: the campaign's name")
-    parser.add_argument("--dry-run", action="store_true", help="write nothing but built-in data")
+    parser.add_argument("--dry-run", action="store_true", help="show, and write nothing")
     parser.add_argument("--replace", action="store_true", help="put this plan in another's place")
     add_json(parser)
 
