@@ -91,7 +91,7 @@ def run_locally(
     running: list[_Running] = []
     failed: list[tuple[str, Path]] = []
     stopping = False
-    last_watch = 0.0
+    next_watch = 0.0
 
     def ask(_number: int, _frame: object) -> None:
         nonlocal stopping
@@ -115,9 +115,11 @@ def run_locally(
                         stopping = True
                     elif code != 0:
                         failed.append((f"{element.array.name}[{element.index}]", element.logs[0]))
-                if watch is not None and time.monotonic() - last_watch > 2 * POLL_S:
-                    last_watch = time.monotonic()
+                if watch is not None and time.monotonic() >= next_watch:
+                    begun = time.monotonic()
                     watch(campaign_state(folder, plan, ask_scheduler=False))
+                    # Thousands of runs take a while to look at: watch a tenth of the time at most.
+                    next_watch = time.monotonic() + max(2 * POLL_S, 10 * (time.monotonic() - begun))
                 time.sleep(POLL_S)
         finally:
             for element in running:
