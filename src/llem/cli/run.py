@@ -45,7 +45,8 @@ def run_all(
     planned = plan_campaign(campaign, out=out, base=base, budget=budget)
     if not as_json:
         plan_tables(planned.plan)
-        print()
+        # Progress goes to standard error: what belongs before it must not wait in a buffer.
+        print(flush=True)
     with watching(planned.plan) as watch:
         outcome = run_campaign(planned.folder, planned.plan, watch=watch)
     status = 0
