@@ -5,10 +5,8 @@ The configuration is generated from the run; there is no file and no "auto" to k
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
-import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ import torch
 from torch import Tensor
 
 from llem.campaign import Run
-from llem.errors import LlemError, UnavailableError
+from llem.errors import LlemError
 from llem.training.data import Batch
 from llem.training.engine import adamw, free_memory, to_device, token_loss
 from llem.training.model import build_model
@@ -27,19 +25,6 @@ _TAG = "deepspeed"
 
 # DeepSpeed's defaults of 5e8 elements would allocate gigabytes for the smallest model.
 _BUCKET_ELEMENTS = 50_000_000
-
-
-def require_deepspeed(device: torch.device) -> None:
-    """Raise UnavailableError unless accelerate and DeepSpeed are installed; import neither."""
-    missing = [n for n in ("accelerate", "deepspeed") if importlib.util.find_spec(n) is None]
-    if missing:
-        raise UnavailableError(
-            f"the layout asks for ZeRO, which needs {' and '.join(missing)}",
-            remedy="pip install 'llem[train,deepspeed]', or set layout zero_stage: 0",
-        )
-    if device.type == "cpu":
-        # Read when DeepSpeed is imported; it would look for a GPU's toolchain otherwise.
-        os.environ["DS_ACCELERATOR"] = "cpu"
 
 
 def deepspeed_config(run: Run) -> dict[str, Any]:

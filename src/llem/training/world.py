@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib import metadata
+from importlib.util import find_spec
 from types import TracebackType
 from typing import TypeVar
 
@@ -151,9 +152,7 @@ def start_world(
         MASTER_PORT=str(master_port),
     )
     if zero_stage:
-        from llem.training.deepspeed import require_deepspeed
-
-        require_deepspeed(device)
+        _require_deepspeed(device)
     grouped = world_size > 1 or zero_stage > 0
     if grouped:
         try:
@@ -181,6 +180,19 @@ def start_world(
         device=device,
         grouped=grouped,
     )
+
+
+def _require_deepspeed(device: torch.device) -> None:
+    """Raise UnavailableError unless accelerate and DeepSpeed are installed; import neither."""
+    missing = [n for n in ("accelerate", "deepspeed") if find_spec(n) is None]
+    if missing:
+        raise UnavailableError(
+            f"the layout asks for ZeRO, which needs {' and '.join(missing)}",
+            remedy="pip install 'llem[train,deepspeed]', or set layout zero_stage: 0",
+        )
+    if device.type == "cpu":
+        # Read when DeepSpeed is imported; it would look for a GPU's toolchain otherwise.
+        os.environ["DS_ACCELERATOR"] = "cpu"
 
 
 def versions() -> dict[str, str]:
