@@ -76,6 +76,8 @@ def campaign_state(
     if ask_scheduler and jobs and plan.site.executor == "slurm":
         known = slurm.query([job["job_id"] for entries in jobs.values() for job in entries])
     by_element = {(s.job_id, s.index): s for s in known}
+    # Only the local executor holds the folder while runs run; `llem submit` does so in passing.
+    held_here = plan.site.executor == "local" and folder_is_held(folder)
     runs = {run.run_id: run for run in plan.runs}
     states: list[RunState] = []
     for array in plan.arrays:
@@ -85,7 +87,8 @@ def campaign_state(
             held = [s for job_id in job_ids if (s := by_element.get((job_id, index)))]
             scheduler = max(held, key=lambda s: s.meaning in slurm.ACTIVE, default=None)
             states.extend(
-                _run_state(folder, runs[name], array.name, index, scheduler) for name in names
+                _run_state(folder, runs[name], array.name, index, scheduler, held_here)
+                for name in names
             )
     active = any(s.meaning in slurm.ACTIVE for s in known)
     return CampaignState(tuple(states), submitted=bool(jobs), active=active)
@@ -97,6 +100,7 @@ def _run_state(
     array: str,
     index: int,
     scheduler: slurm.ElementState | None,
+    held_here: bool,
 ) -> RunState:
     attempts = folder.attempts(run.run_id)
     ends = folder.ends(run.run_id)
@@ -110,7 +114,7 @@ def _run_state(
         status = "running" if open_attempt else "queued"
         reason = "" if open_attempt else scheduler.reason
     elif len(attempts) > len(ends):
-        status = "running" if folder_is_held(folder) else "lost"
+        status = "running" if held_here else "lost"
         reason = "" if status == "running" else "the last attempt neither ended nor is known"
     else:
         status = end["status"] if end else "waiting"

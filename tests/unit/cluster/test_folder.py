@@ -76,6 +76,19 @@ def test_states_follow_from_the_files(planned):
     assert not state.settled
 
 
+def test_an_open_attempt_is_running_only_while_the_local_executor_holds_the_folder(planned, make):
+    folder, plan, _ = planned
+    folder.new_attempt(plan.runs[0].run_id)
+    with folder.locked("the local executor"):
+        assert "running" in campaign_state(folder, plan).counts
+    assert "lost" in campaign_state(folder, plan).counts
+    on_slurm = make()
+    folder.new_attempt(on_slurm.runs[0].run_id)
+    # `llem resubmit` itself holds the folder when it asks which runs are lost
+    with folder.locked("llem resubmit"):
+        assert campaign_state(folder, on_slurm).counts["lost"] >= 1
+
+
 def test_a_torn_end_record_settles_nothing(planned):
     folder, plan, _ = planned
     attempt = folder.new_attempt(plan.runs[0].run_id)
