@@ -137,7 +137,7 @@ def test_energy_is_that_of_the_devices_over_the_run(rows):
         assert row["energy_quality"] == "counter"
         # two stand-in GPUs per host, constant power: the counter's truth is known
         expected = 2 * 2 * GPU_W * float(row["duration_s"])
-        assert float(row["energy_j"]) == pytest.approx(expected, rel=0.05)
+        assert float(row["energy_j"]) == pytest.approx(expected, rel=0.01)
 
 
 def test_every_run_saw_exactly_its_tokens(campaign, rows):
