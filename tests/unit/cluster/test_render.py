@@ -95,7 +95,14 @@ def test_no_value_of_a_user_becomes_shell_code(make, place, text):
         skeleton = shell_skeleton(script)
         # What the shell would execute has the same commands as without the user's text.
         expected = [shell_skeleton(s) for n, s in plain.items() if n.endswith(".sbatch")]
-        assert skeleton in expected or place in ("modules", "image", "bind"), script
+        if place in ("modules", "image", "bind"):
+            # The text stands in the script: as one word, in its one place, and nowhere else.
+            changed = [line for line in skeleton if line not in {x for e in expected for x in e}]
+            assert len(changed) <= 1, script
+            words = [w for line in changed for w in shlex.split(line.strip("LEM=()"))]
+            assert words.count(text) == len(changed)
+        else:
+            assert skeleton in expected, script
         assert len(script.splitlines()) == len(script.split("\n")) - 1
     if place == "value":
         for name, text_of in files.items():
