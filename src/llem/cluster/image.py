@@ -86,9 +86,11 @@ def build_image(
     with tempfile.TemporaryDirectory(prefix="llem-image-") as scratch:
         wheels = Path(scratch) / "wheelhouse"
         wheels.mkdir()
-        for wheel in sorted(wheelhouse.glob("*.whl")) if wheelhouse else []:
-            if not wheel.name.startswith("llem-"):
-                shutil.copy(wheel, wheels / wheel.name)
+        # Wheels and sdists: the CUDA image compiles DeepSpeed against the base's own torch.
+        for package in sorted(wheelhouse.iterdir()) if wheelhouse else []:
+            mine = package.name.startswith("llem-")
+            if package.suffix in (".whl", ".gz") and not mine:
+                shutil.copy(package, wheels / package.name)
         own = own_wheel(wheels)
         requirements = (resource_folder("apptainer") / f"requirements-{kind}.txt").read_text()
         text = f"{requirements.rstrip()}\nllem @ file:///opt/wheelhouse/{own.name}\n"
@@ -100,10 +102,9 @@ def build_image(
             args += ["--build-arg", f"base={base}"]
             if base.endswith(".sif"):
                 args += ["--build-arg", "bootstrap=localimage"]
-        if wheelhouse is None:
-            args += ["--build-arg", "pip="]
-            if kind == "cpu":
-                args += ["--build-arg", "compile=yes"]
+        args += ["--build-arg", f"pip={'--no-index' if wheelhouse else ''}"]
+        if wheelhouse is None and kind == "cpu":
+            args += ["--build-arg", "compile=yes"]
         # Built beside its place and renamed: a torn image is never taken for one.
         partial = out.with_name(f".{out.name}.{os.getpid()}.partial.sif")
         definition = resource_folder("apptainer") / f"llem-{kind}.def"
