@@ -117,3 +117,21 @@ def test_a_reader_that_leaves_is_no_error(tmp_path):
         check=False,
     )  # fmt: skip
     assert "Traceback" not in done.stderr
+
+
+def test_measure_and_energy_tell_joules_with_their_quality(tmp_path):
+    words = ["measure", "--out", "run.h5", "--", sys.executable, "-c", "sum(range(10**7))"]
+    done = llem(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    energy = json.loads(llem("energy", "run.h5", "--json", cwd=tmp_path).stdout)
+    assert energy["energy_j"] > 0
+    device = energy["devices"][0]
+    assert {"uuid", "domain", "source", "quality", "duration_s", "coverage", "reason"} <= set(
+        device
+    )
+    assert llem("energy", "nowhere.h5", cwd=tmp_path).returncode == 2
+
+
+def test_measure_passes_on_the_status_of_what_it_measured(tmp_path):
+    words = ["measure", "--out", "run.h5", "--", sys.executable, "-c", "raise SystemExit(7)"]
+    assert llem(*words, cwd=tmp_path).returncode == 7
