@@ -129,8 +129,9 @@ def image_digest(plan: Plan) -> str:
     container = plan.site.container
     if container is None or not Path(container.image).is_file():
         return ""
-    with open(container.image, "rb") as file:
-        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+    from llem.cluster.image import digest
+
+    return f"sha256:{digest(Path(container.image))}"
 
 
 def own_model(campaign: Campaign, base: Path) -> tuple[OwnModel, dict[str, str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from llem.cli._command import note, print_json
@@ -34,11 +33,3 @@ def tell_finished(done: Finished, *, as_json: bool) -> int:
         note(f"report: {done.report}")
         return 1
     return 0
-
-
-def shown_path(path: Path) -> str:
-    """The path as short as it can be said from here."""
-    try:
-        return str(path.resolve().relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)

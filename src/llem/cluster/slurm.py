@@ -59,11 +59,6 @@ def submit_script(script: Path, *, cwd: Path, options: Sequence[str] = ()) -> st
     return parse_job_id(run_program(["sbatch", "--parsable", *options, str(script)], cwd=cwd))
 
 
-def test_script(script: Path, *, cwd: Path) -> None:
-    """`sbatch --test-only`: raises ClusterError where the cluster would not take the script."""
-    run_program(["sbatch", "--test-only", str(script)], cwd=cwd)
-
-
 def query(job_ids: Sequence[str]) -> list[ElementState]:
     """The elements of these jobs that the scheduler still holds, in one call.
 
