@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +92,7 @@ class CampaignFolder:
 
     def final_end(self, run_id: str) -> dict[str, Any] | None:
         """The end record that settles the run, if there is one."""
-        return next((end for end in self.ends(run_id) if end.get("status") in FINAL), None)
+        return settling(self.ends(run_id))
 
     def load_plan(self) -> Plan:
         """Read plan.json. Raises InputError where DIR is not a campaign folder."""
@@ -149,3 +149,8 @@ class CampaignFolder:
             file.write(what)
             file.flush()
             yield
+
+
+def settling(ends: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The first of a run's end records that settles it, if one does."""
+    return next((dict(end) for end in ends if end.get("status") in FINAL), None)

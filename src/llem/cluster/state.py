@@ -10,7 +10,7 @@ from typing import Any
 
 from llem.campaign import Run
 from llem.cluster import slurm
-from llem.cluster.folder import CampaignFolder
+from llem.cluster.folder import FINAL, CampaignFolder, settling
 from llem.planning import Plan
 
 
@@ -46,7 +46,7 @@ class CampaignState:
     @property
     def settled(self) -> bool:
         """Every run came to an end that needs no further attempt."""
-        return all(r.status in ("completed", "diverged") for r in self.runs)
+        return all(r.status in FINAL for r in self.runs)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -104,10 +104,10 @@ def _run_state(
 ) -> RunState:
     attempts = folder.attempts(run.run_id)
     ends = folder.ends(run.run_id)
-    end = folder.final_end(run.run_id) or (ends[-1] if ends else None)
+    end = settling(ends) or (ends[-1] if ends else None)
     progress: dict[str, Any] = {}
     reason = (end or {}).get("reason") or ""
-    if end and end["status"] in ("completed", "diverged"):
+    if end and end["status"] in FINAL:
         status = end["status"]
     elif scheduler is not None and scheduler.meaning in slurm.ACTIVE:
         open_attempt = len(attempts) > len(ends) and scheduler.meaning == "running"

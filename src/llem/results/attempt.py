@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llem.records import NodeRecord, RecordError, read_node
+from llem.records import NodeRecord, read_node
 from llem.results.claims import Claim, claim_devices, countable
 from llem.results.clock import HostClock, translate
 from llem.results.endrecord import EndRecord, read_end
-from llem.results.ranks import RANK_FILE, Ranks, read_ranks, skew_ns
+from llem.results.ranks import RANK_FILE, Ranks, read_of_run, read_ranks, skew_ns
 
 ATTEMPT_FOLDER = re.compile(r"attempt-(\d+)")
 NODE_FILE = re.compile(r"node-(.+)\.h5")
@@ -82,7 +82,7 @@ def read_attempt(number: int, folder: Path, *, run: Mapping[str, Any]) -> Attemp
     owner = f"{run_id}/attempt-{number}"
     # One node's samples are in memory at a time; the claims that are kept are a few numbers.
     for path in node_paths:
-        record = _read_node(path, run_id, problems)
+        record = read_of_run(read_node, path, run_id, problems)
         if record is None:
             continue
         nodes_seen += 1
@@ -133,18 +133,6 @@ def _files(folder: Path, problems: list[str]) -> tuple[list[Path], list[Path]]:
         else:
             problems.append(f"{path}: neither rank-*.h5 nor node-*.h5, left out")
     return ranks, nodes
-
-
-def _read_node(path: Path, run_id: str, problems: list[str]) -> NodeRecord | None:
-    try:
-        record = read_node(path)
-    except RecordError as error:
-        problems.append(error.message)
-        return None
-    if record.meta.get("run_id", run_id) != run_id:
-        problems.append(f"{path}: of another run, {record.meta['run_id']!r}")
-        return None
-    return record
 
 
 def _window(

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llem.records import RankRecord, RecordError, read_rank
+from llem.records import NodeRecord, RankRecord, RecordError, read_rank
 from llem.results.clock import HostClock, translate
 
 RANK_FILE = re.compile(r"rank-(\d+)\.h5")
@@ -23,6 +23,7 @@ SKEW_S = 0.5
 SKEW_MIN_STEPS = 3
 
 Integers = NDArray[np.int64]
+R = TypeVar("R", RankRecord, NodeRecord)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +77,7 @@ def read_ranks(paths: Sequence[Path], *, run_id: str) -> Ranks:
     loss_step: int | None = None
     problems: list[str] = []
     for path in sorted(paths):
-        record = _read(path, run_id, problems)
+        record = read_of_run(read_rank, path, run_id, problems)
         if record is None:
             continue
         rank = int(record.meta.get("rank", _number_in(path)))
@@ -139,9 +140,12 @@ def skew_ns(reference: HostClock, there: HostClock, times: dict[str, StepTimes])
     return median if abs(median) > SKEW_S * 1e9 else None
 
 
-def _read(path: Path, run_id: str, problems: list[str]) -> RankRecord | None:
+def read_of_run(
+    read: Callable[[Path], R], path: Path, run_id: str, problems: list[str]
+) -> R | None:
+    """A record of this run, or None with what is wrong with the file added to `problems`."""
     try:
-        record = read_rank(path)
+        record = read(path)
     except RecordError as error:
         problems.append(error.message)
         return None
