@@ -275,7 +275,7 @@ def fit_observations(
         bootstrap=bootstrap,
         level=level,
         seed=seed,
-        targets_flops=tuple(targets),
+        targets=tuple(targets),
         excluded=tuple(left_out),
     )
     return dict(finite_or_none(fit.to_dict()))

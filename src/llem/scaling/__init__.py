@@ -9,6 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from llem.scaling.checklist import checklist
+    from llem.scaling.checkpoints import Checkpoints, select_checkpoints
+    from llem.scaling.chinchilla import CHINCHILLA
+    from llem.scaling.compare import compare_laws
     from llem.scaling.cost import CostLaw, fit_cost
     from llem.scaling.errors import (
         DataFault,
@@ -20,59 +24,83 @@ if TYPE_CHECKING:
     from llem.scaling.estimator import Estimator
     from llem.scaling.fit import fit_law
     from llem.scaling.flops import FlopsModel, fit_flops_model
-    from llem.scaling.isoflop import IsoFlopLevel, PowerLaw, fit_power_law, isoflop_levels
-    from llem.scaling.laws import CHINCHILLA, LAWS, Law, get_law
-    from llem.scaling.optimum import Optimum, Target
+    from llem.scaling.formula import FormulaLaw
+    from llem.scaling.isoflop import (
+        IsoFlopLevel,
+        PowerLaw,
+        fit_power_law,
+        isoflop_check,
+        isoflop_levels,
+    )
+    from llem.scaling.laws import Law, Parameter, get_law, law_names, register_law
+    from llem.scaling.optimum import Optimum
     from llem.scaling.result import Fit
+    from llem.scaling.targets import Target
 
 _HOME = {
-    "CHINCHILLA": "laws",
+    "CHINCHILLA": "chinchilla",
+    "Checkpoints": "checkpoints",
     "CostLaw": "cost",
     "DataFault": "errors",
     "Estimator": "estimator",
     "Fit": "result",
     "FlopsModel": "flops",
+    "FormulaLaw": "formula",
     "IsoFlopLevel": "isoflop",
-    "LAWS": "laws",
     "Law": "laws",
     "Optimum": "optimum",
     "OptionError": "errors",
+    "Parameter": "laws",
     "PowerLaw": "isoflop",
     "ScalingDataError": "errors",
     "ScalingError": "errors",
-    "Target": "optimum",
+    "Target": "targets",
     "UnknownLawError": "errors",
+    "checklist": "checklist",
+    "compare_laws": "compare",
     "fit_cost": "cost",
     "fit_flops_model": "flops",
     "fit_law": "fit",
     "fit_power_law": "isoflop",
     "get_law": "laws",
+    "isoflop_check": "isoflop",
     "isoflop_levels": "isoflop",
+    "law_names": "laws",
+    "register_law": "laws",
+    "select_checkpoints": "checkpoints",
 }
 
 __all__ = [
     "CHINCHILLA",
-    "LAWS",
+    "Checkpoints",
     "CostLaw",
     "DataFault",
     "Estimator",
     "Fit",
     "FlopsModel",
+    "FormulaLaw",
     "IsoFlopLevel",
     "Law",
     "Optimum",
     "OptionError",
+    "Parameter",
     "PowerLaw",
     "ScalingDataError",
     "ScalingError",
     "Target",
     "UnknownLawError",
+    "checklist",
+    "compare_laws",
     "fit_cost",
     "fit_flops_model",
     "fit_law",
     "fit_power_law",
     "get_law",
+    "isoflop_check",
     "isoflop_levels",
+    "law_names",
+    "register_law",
+    "select_checkpoints",
 ]
 
 

@@ -1,146 +1,150 @@
-"""Intervals: the fit repeated on runs drawn with replacement.
+"""Intervals: the fit repeated under random weights of the runs.
 
-Rows of one run are not independent (they share a seed, a data order, an engine), so whole runs are
-drawn and all rows of a run enter together. A draw is a vector of integer weights, never a copy of
-the data, so thousands of fits run as one batch.
+Rows of one run are not independent (they share a seed, a data order, an engine), so a run is
+weighted as a whole, all its rows together. A draw is a vector of weights, never a copy of the
+data, so thousands of fits run as one batch.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llem.scaling.estimator import Estimator
-from llem.scaling.newton import Problem
+from llem.scaling.problem import Problem
 from llem.scaling.solve import descend, scatter
 
 FloatArray = NDArray[np.float64]
+Resampling = Literal["runs", "rows"]
 
-# A resample needs at least as many distinct (N, D) points as the law has parameters.
-MIN_POINTS = 5
-MAX_REDRAWS = 200
+# Draws are made so many at a time, each part from a seed of its own: a long table need not hold
+# all its weights at once, and the draws do not depend on how they are asked for.
+CHUNK = 64
+KEPT_ELEMENTS = 8_000_000
+# Resamples fitted between two reports of progress.
+SLICE = 250
 # A random share of the resamples is solved again from every known start, to see whether the warm
 # start missed better minima.
 CHECK_SHARE = 0.03
 CHECK_LIMITS = (20, 60)
+CHECK_ELEMENTS = 4_000_000
 MISSED_BY = 1e-2
 MISSED_SHARE = 0.05
 MAX_STARTS = 6
 RESCUERS = 2
-# Share of the objective: far below what a resample differs from the next by.
-TOLERANCE = 1e-7
+# Share of the objective that Newton's model still promises at the end: far below rounding of f.
+TOLERANCE = 1e-12
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Weights of `count` resamples of n rows.
+
+    "rows": rows drawn with replacement (multinomial counts), as most papers do. "runs": every run
+    gets a Gamma weight of mean 1 and variance R/(R - p), R runs and p parameters: the Bayesian
+    bootstrap (Rubin 1981) by cluster, with the correction for the p degrees of freedom that the
+    fit used up. All runs stay in every resample, so that a designed grid of runs never falls apart.
+    """
+
+    resampling: Resampling
+    count: int
+    seed: int
+    run: NDArray[np.intp]
+    weight: FloatArray
+    parameters: int
+
+    @property
+    def units(self) -> int:
+        """How many are drawn from: rows or runs."""
+        return int(self.weight.size if self.resampling == "rows" else self.run.max() + 1)
+
+    def take(self, index: NDArray[np.intp]) -> FloatArray:
+        """Row weights of the resamples `index` (m,): shape (m, n)."""
+        out = np.empty((index.size, self.weight.size))
+        chunk = index // CHUNK
+        for c in np.unique(chunk):
+            mine = chunk == c
+            drawn = self._chunk(int(c))[index[mine] % CHUNK]
+            out[mine] = (drawn if self.resampling == "rows" else drawn[:, self.run]) * self.weight
+        return out
+
+    def slices(self, size: int = SLICE) -> Iterator[tuple[NDArray[np.intp], FloatArray]]:
+        """All resamples in order, so many at a time: their numbers and row weights (m, n)."""
+        size = max(1, min(size, KEPT_ELEMENTS // self.weight.size))
+        for begin in range(0, self.count, size):
+            index = np.arange(begin, min(begin + size, self.count))
+            yield index, self.take(index)
+
+    def _chunk(self, number: int) -> FloatArray:
+        rng = np.random.default_rng([self.seed, number])
+        units = self.units
+        if self.resampling == "rows":
+            return rng.multinomial(units, np.full(units, 1.0 / units), size=CHUNK).astype(float)
+        shape = max(units - self.parameters, 1) / units
+        drawn = rng.gamma(shape, 1.0 / shape, size=(CHUNK, units))
+        return np.asarray(drawn * (units / drawn.sum(axis=1, keepdims=True)))
 
 
 @dataclass(frozen=True)
 class Resamples:
     """Fits of every resample.
 
-    theta: (k, 5) centred. weight: (k, n) row weights. redrawn: draws thrown away because they held
-    too few distinct points. checked and missed: resamples solved again from all starts, and those
-    of them where another start was better; rescued: whether all were then solved from the starts
-    that helped most.
+    theta: (k, p) centred. objective: (k,). draws: the weights. checked and missed: resamples solved
+    again from all starts, and those of them where another start was better; rescued: whether all
+    were then solved from the starts that helped most.
     """
 
     theta: FloatArray
-    weight: FloatArray
-    redrawn: int
+    objective: FloatArray
+    draws: Draws
     checked: int
     missed: int
     rescued: bool
 
 
-def run_index(run_id: NDArray[np.str_] | None, rows: int) -> NDArray[np.intp]:
-    """Number of the run of each row, (n,), runs in the order of their first row."""
-    if run_id is None:
-        return np.arange(rows)
-    _, first, inverse = np.unique(run_id, return_index=True, return_inverse=True)
-    rank = np.empty(first.size, dtype=np.intp)
-    rank[np.argsort(first)] = np.arange(first.size)
-    return np.asarray(rank[inverse], dtype=np.intp)
-
-
-def draw_weights(
-    params: FloatArray,
-    tokens: FloatArray,
-    weight: FloatArray,
-    runs: NDArray[np.intp],
-    *,
-    resamples: int,
-    seed: int,
-) -> tuple[FloatArray, int]:
-    """Row weights (resamples, n) of runs drawn with replacement, and how many were redrawn.
-
-    Draws with fewer than 2 sizes, 2 token counts or 5 distinct points determine nothing and are
-    drawn again.
-    """
-    rng = np.random.default_rng(seed)
-    n_runs = int(runs.max()) + 1
-    chance = np.full(n_runs, 1.0 / n_runs)
-    out = np.empty((resamples, runs.size))
-    points = np.unique(np.stack([params, tokens], axis=1), axis=0, return_inverse=True)[1].ravel()
-    labels = (
-        (np.unique(params, return_inverse=True)[1], 2),
-        (np.unique(tokens, return_inverse=True)[1], 2),
-        (points, MIN_POINTS),
-    )
-    waiting = np.arange(resamples)
-    redrawn = 0
-    for _ in range(MAX_REDRAWS):
-        counts = rng.multinomial(n_runs, chance, size=waiting.size)
-        out[waiting] = counts[:, runs] * weight
-        good = np.ones(waiting.size, dtype=bool)
-        for label, least in labels:
-            good &= _distinct_count(out[waiting], label) >= least
-        waiting = waiting[~good]
-        if waiting.size == 0:
-            break
-        redrawn += int(waiting.size)
-    return np.delete(out, waiting, axis=0), redrawn
-
-
-def _distinct_count(weight: FloatArray, label: NDArray[np.intp]) -> NDArray[np.int64]:
-    """How many distinct labels have weight in each row of `weight` (k, n)."""
-    order = np.argsort(label, kind="stable")
-    begins = np.flatnonzero(np.diff(label[order], prepend=-1))
-    present = np.add.reduceat(weight[:, order], begins, axis=1) > 0
-    return np.asarray(present.sum(axis=1), dtype=np.int64)
-
-
 def refit(
     problem: Problem,
-    weight: FloatArray,
+    draws: Draws,
     estimator: Estimator,
     ends: FloatArray,
     *,
-    seed: int,
-    redrawn: int = 0,
+    watch: Callable[[int, int], None] | None = None,
 ) -> Resamples:
     """Fit every resample: warm from the best full-data minimum, then checked.
 
-    weight: (k, n). ends: (m, 5) distinct minima of the full data, best first.
+    ends: (m, p) distinct minima of the full data, best first. watch: told (done, all) as the
+    resamples are fitted.
     """
-    k = weight.shape[0]
+    k = draws.count
     ladder = estimator.ladder(scatter(problem, ends[0]), problem.rows)
-    theta, value = _from(problem, weight, ladder, ends[0])
-    starts = ends[1:MAX_STARTS]
-    starts = np.concatenate([starts, _away(ends[0])])[: MAX_STARTS - 1]
-    rng = np.random.default_rng([seed, 1])
-    count = min(k, max(CHECK_LIMITS[0], min(CHECK_LIMITS[1], round(CHECK_SHARE * k))))
+    theta, value = np.empty((k, ends.shape[1])), np.empty(k)
+    for index, weight in draws.slices():
+        theta[index], value[index] = _from(problem, weight, ladder, ends[0])
+        if watch is not None:
+            watch(int(index[-1]) + 1, k)
+    starts = np.concatenate([ends[1:MAX_STARTS], _away(problem, ends[0])])[: MAX_STARTS - 1]
+    rng = np.random.default_rng([draws.seed, k])
+    count = max(CHECK_LIMITS[0], min(CHECK_LIMITS[1], round(CHECK_SHARE * k)))
+    count = min(k, count, max(1, CHECK_ELEMENTS // problem.rows))
     sample = np.sort(rng.choice(k, size=count, replace=False))
+    weight = draws.take(sample)
     # Data without noise end at rounding error, where one minimum is as good as another.
-    limit = value[sample] * (1 - MISSED_BY) - 1e-24 * weight[sample].sum(axis=1)
-    better = np.stack([_from(problem, weight[sample], ladder, s)[1] < limit for s in starts])
+    limit = value[sample] * (1 - MISSED_BY) - 1e-24 * weight.sum(axis=1)
+    better = np.stack([_from(problem, weight, ladder, s)[1] < limit for s in starts])
     missed = int(np.count_nonzero(better.any(axis=0)))
     rescued = missed > MISSED_SHARE * count
     if rescued:
         # The starts that helped most in the sample go over all resamples.
         for i in np.argsort(-better.sum(axis=1), kind="stable")[:RESCUERS]:
-            other, again = _from(problem, weight, ladder, starts[i])
-            lower = again < value
-            theta[lower], value[lower] = other[lower], again[lower]
-    return Resamples(theta, weight, redrawn, count, missed, rescued)
+            for index, weight in draws.slices():
+                other, again = _from(problem, weight, ladder, starts[i])
+                lower = again < value[index]
+                theta[index[lower]], value[index[lower]] = other[lower], again[lower]
+    return Resamples(theta, value, draws, count, missed, rescued)
 
 
 def _from(
@@ -151,16 +155,13 @@ def _from(
     return ends.theta, ends.objective
 
 
-def _away(theta: FloatArray) -> FloatArray:
-    """Starts on the far sides of the optimum: little and much irreducible loss, other slopes."""
-    low_e = theta + np.array([0.0, 0.0, -2.0, 0.0, 0.0])
-    low_e[3:] *= 0.5
-    high_e = theta.copy()
-    high_e[3:] = np.minimum(theta[3:] * 2.0, 1.5)
-    left, right = theta.copy(), theta.copy()
-    left[3:] = np.clip(theta[3:] * np.array([2.0, 0.5]), 0.1, 1.5)
-    right[3:] = np.clip(theta[3:] * np.array([0.5, 2.0]), 0.1, 1.5)
-    return np.stack([low_e, high_e, left, right])
+def _away(problem: Problem, theta: FloatArray) -> FloatArray:
+    """Starts on the far sides of the optimum: every bounded coordinate halved, and doubled."""
+    bounded = np.isfinite(problem.upper)
+    half, twice = theta.copy(), theta.copy()
+    half[bounded] *= 0.5
+    twice[bounded] *= 2.0
+    return np.clip(np.stack([half, twice]), problem.lower, problem.upper)
 
 
 def percentile_interval(samples: FloatArray, level: float) -> tuple[float, float]:

@@ -1,88 +1,234 @@
-"""What a run costs, as a law of its own: energy or device time from tokens and FLOPs.
+"""What a run costs, as a law of its own: energy or device time from N, D and the layout.
 
-    cost = c0 + c1 tokens + c2 flops,   c0, c1, c2 >= 0
+    cost = sum of coefficient x feature,   coefficients >= 0
 
-c0 is what every run pays (start, compilation), c1 what every token pays whatever the model (data,
-launches, communication), c2 what the arithmetic pays. Relative least squares: a run of 10 kJ and
-one of 10 MJ count the same. The residual of a run is (predicted - cost)/cost.
+The features are those of `features.py`; what the runs cannot tell apart is left out, and said to
+be. Relative least squares: a run of 10 kJ and one of 10 MJ count the same. The residual of a run is
+(predicted - cost)/cost.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from llem.scaling.features import (
+    CORE,
+    FEATURES,
+    ORDER,
+    Columns,
+    Layout,
+    Layouts,
+    fill,
+    known_columns,
+)
 from llem.scaling.nonnegative import solve_normal
 
 FloatArray = NDArray[np.float64]
+NAN = float("nan")
 
 MIN_ROWS = 3
+# A feature needs at least so many runs for each coefficient that is then fitted.
+ROWS_PER_FEATURE = 3
+# Least share of a feature's column that those before it must leave unexplained. The layout's are
+# asked for more: told apart by rounding or by noise alone, they would be anything elsewhere.
+CORE_REMAINDER = 1e-6
+LAYOUT_REMAINDER = 0.05
+HELD_OUT_SHARE = 0.2
+# Beyond so many rows the file lists no residuals.
+RESIDUALS_LISTED = 5000
+
+
+@dataclass(frozen=True)
+class Term:
+    """A fitted feature: coefficient in `unit` for one unit of `formula`."""
+
+    name: str
+    coefficient: float
+    unit: str
+    formula: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in fit.json."""
+        return {
+            "name": self.name,
+            "coefficient": self.coefficient,
+            "unit": self.unit,
+            "formula": self.formula,
+        }
+
+
+@dataclass(frozen=True)
+class Lines:
+    """A cost at one layout, linear in tokens for given N: shape () each, or (k,) of resamples.
+
+    cost = fixed + (per_token + per_flop C/D + per_param N) D
+    """
+
+    fixed: FloatArray
+    per_token: FloatArray
+    per_flop: FloatArray
+    per_param: FloatArray
+
+    def __add__(self, other: Lines) -> Lines:
+        return Lines(
+            self.fixed + other.fixed,
+            self.per_token + other.per_token,
+            self.per_flop + other.per_flop,
+            self.per_param + other.per_param,
+        )
+
+    def times(self, factor: float) -> Lines:
+        """The same cost in another unit."""
+        return Lines(
+            self.fixed * factor,
+            self.per_token * factor,
+            self.per_flop * factor,
+            self.per_param * factor,
+        )
 
 
 @dataclass(frozen=True)
 class CostLaw:
     """A fitted cost law, or the reason why there is none.
 
-    quantity and unit name what is predicted ("energy_j" in J, "gpu_seconds" in s); constant is in
-    that unit, per_token in unit/token, per_flop in unit/FLOP. `reason` is empty when fitted.
-    `left_out` are the rows without a measurement. `mean_error` is the mean absolute relative error
-    over the rows used.
+    quantity and unit name what is predicted ("energy_j" in J, "gpu_seconds" in s). terms: the
+    features fitted. left_out: the rows without a measurement. not_used: {name, reason} of features
+    left out. layout: what predictions assume, the largest layout seen. mean_error: mean absolute
+    relative error over the rows used. residuals: (predicted - cost)/cost of every row, NaN where
+    left out. held_out: the runs of largest cost as predicted from the rest, None where these are
+    too few. `reason` is empty when fitted.
     """
 
     quantity: str
     unit: str
-    constant: float
-    per_token: float
-    per_flop: float
+    terms: tuple[Term, ...]
     rows: int
     left_out: tuple[int, ...]
     mean_error: float
     reason: str = ""
+    layout: Layout = field(default_factory=Layout)
+    not_used: tuple[dict[str, str], ...] = ()
+    residuals: tuple[float, ...] = ()
+    held_out: dict[str, Any] | None = None
 
     @property
     def fitted(self) -> bool:
         """Whether there is a law."""
         return not self.reason
 
-    def predict(self, tokens: FloatArray | float, flops: FloatArray | float) -> FloatArray:
-        """Cost of a run in `unit`; NaN when not fitted."""
-        d, c = np.asarray(tokens, dtype=np.float64), np.asarray(flops, dtype=np.float64)
-        return np.asarray(self.constant + self.per_token * d + self.per_flop * c)
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the features, in the order of `coefficients`."""
+        return tuple(t.name for t in self.terms)
+
+    @property
+    def coefficients(self) -> FloatArray:
+        """(m,) in the order of `terms`."""
+        return np.array([t.coefficient for t in self.terms])
+
+    @property
+    def constant(self) -> float:
+        """What every run pays at the assumed layout, in `unit`."""
+        return float(self.lines().fixed)
+
+    @property
+    def per_token(self) -> float:
+        """What every token pays at the assumed layout whatever the model, in `unit`."""
+        return float(self.lines().per_token)
+
+    @property
+    def per_flop(self) -> float:
+        """What every FLOP pays, in `unit`."""
+        return float(self.lines().per_flop)
+
+    def predict(
+        self,
+        tokens: FloatArray | float,
+        flops: FloatArray | float,
+        *,
+        params: FloatArray | float = NAN,
+        layouts: Layouts | None = None,
+    ) -> FloatArray:
+        """Cost of runs in `unit`; NaN when not fitted.
+
+        layouts: of each run; without it, the assumed one. params: needed by the all-reduce alone.
+        """
+        d = np.asarray(tokens, dtype=np.float64)
+        if layouts is None:
+            batch = self.layout.batch_tokens
+            steps = d if batch is None else d / batch
+            layouts = Layouts(self.layout.ranks, self.layout.nodes, steps)
+        columns = fill(d, np.asarray(flops, dtype=np.float64), params, layouts)
+        if not self.fitted:
+            return np.full(np.shape(columns.tokens), NAN)
+        total = np.zeros(np.shape(columns.tokens))
+        for term in self.terms:
+            if term.coefficient > 0:  # nothing times an unknown size is nothing
+                total = total + term.coefficient * FEATURES[term.name].of(columns)
+        return np.asarray(total)
+
+    def lines(
+        self, coefficients: FloatArray | None = None, *, layout: Layout | None = None
+    ) -> Lines:
+        """The cost at a layout (the assumed one) for coefficients (..., m) (the estimate)."""
+        values = self.coefficients if coefficients is None else coefficients
+        at = self.layout if layout is None else layout
+        steps = 1.0 if at.batch_tokens is None else 1.0 / at.batch_tokens
+        zero = np.zeros(values.shape[:-1]) if self.fitted else np.full(values.shape[:-1], NAN)
+        c = dict(zip(self.names, np.moveaxis(values, -1, 0), strict=True))
+        across = c.get("all_reduce", zero) + (at.nodes > 1) * c.get("between_nodes", zero)
+        return Lines(
+            fixed=zero + c.get("start", zero) * at.ranks,
+            per_token=zero + c.get("per_token", zero) + c.get("step", zero) * steps * at.ranks,
+            per_flop=zero + c.get("per_flop", zero),
+            per_param=zero + across * steps * (at.ranks - 1.0),
+        )
 
     def to_dict(self) -> dict[str, Any]:
-        """One entry of `cost` in fit.json."""
+        """One entry of `costs` in fit.json; constant, per_token, per_flop: at the layout."""
+        lines = self.lines()
+        listed = len(self.residuals) <= RESIDUALS_LISTED
         return {
             "quantity": self.quantity,
             "unit": self.unit,
-            "constant": self.constant,
-            "per_token": self.per_token,
-            "per_flop": self.per_flop,
+            "terms": [t.to_dict() for t in self.terms],
+            "layout": self.layout.to_dict(),
+            "constant": float(lines.fixed),
+            "per_token": float(lines.per_token),
+            "per_flop": float(lines.per_flop),
+            "per_param_token": float(lines.per_param),
             "rows": self.rows,
             "left_out": list(self.left_out),
+            "not_used": [dict(entry) for entry in self.not_used],
             "mean_error": self.mean_error,
+            "held_out": self.held_out,
+            "residuals": list(self.residuals) if listed else [],
             "reason": self.reason,
         }
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> CostLaw:
         """The inverse of `to_dict`; null becomes NaN."""
-
-        def number(key: str) -> float:
-            return float("nan") if data.get(key) is None else float(data[key])
-
         return cls(
             quantity=data["quantity"],
             unit=data["unit"],
-            constant=number("constant"),
-            per_token=number("per_token"),
-            per_flop=number("per_flop"),
+            terms=tuple(
+                Term(t["name"], _number(t["coefficient"]), t["unit"], t["formula"])
+                for t in data["terms"]
+            ),
             rows=int(data["rows"]),
             left_out=tuple(data["left_out"]),
-            mean_error=number("mean_error"),
+            mean_error=_number(data["mean_error"]),
             reason=data["reason"],
+            layout=Layout.from_dict(data["layout"]),
+            not_used=tuple(data["not_used"]),
+            residuals=tuple(_number(v) for v in data["residuals"]),
+            held_out=data["held_out"],
         )
 
 
@@ -94,44 +240,238 @@ def fit_cost(
     weight: FloatArray,
     quantity: str,
     unit: str,
+    params: FloatArray | None = None,
+    layouts: Layouts | None = None,
+    run: NDArray[np.intp] | None = None,
 ) -> CostLaw:
-    """Fit one cost law. cost, tokens, flops, weight: (n,); NaN costs are left out and named."""
-    nan = float("nan")
+    """Fit one cost law; columns (n,), NaN costs are left out and named.
+
+    params and layouts: what the terms of the layout need; a column that is not known in every
+    measured row is not used. run: number of the run of each row, whose rows are held out together.
+    """
     if cost is None:
-        return CostLaw(quantity, unit, nan, nan, nan, 0, (), nan, f"{quantity} was not given")
-    usable = _usable(cost) & (weight > 0)
-    left_out = tuple(int(i) for i in np.flatnonzero(~_usable(cost)))
+        return CostLaw(quantity, unit, (), 0, (), NAN, f"{quantity} was not given")
+    measured = _usable(cost)
+    usable = measured & (weight > 0)
+    left_out = tuple(int(i) for i in np.flatnonzero(~measured))
     rows = int(np.count_nonzero(usable))
     if rows < MIN_ROWS:
         reason = f"{quantity} was measured in {rows} of {cost.size} rows; {MIN_ROWS} are needed"
-        return CostLaw(quantity, unit, nan, nan, nan, rows, left_out, nan, reason)
-    c = fit_cost_many(cost, tokens, flops, weight=weight[None, :])[0]
-    predicted = c[0] + c[1] * tokens[usable] + c[2] * flops[usable]
+        return CostLaw(quantity, unit, (), rows, left_out, NAN, reason)
+    known, absent = known_columns(params, layouts or Layouts(), measured)
+    columns = fill(tokens, flops, *known)
+    numbers = np.arange(cost.size) if run is None else run
+    names, not_used = _select(cost, columns, weight, numbers, usable, absent)
+    design = Design.of(cost, columns, names)
+    coefficients = design.solve(design.sums(weight[None, :]))[0]
+    predicted = sum(c * FEATURES[n].of(columns) for n, c in zip(names, coefficients, strict=True))
+    with np.errstate(all="ignore"):
+        residuals = np.where(usable, predicted / cost - 1.0, NAN)
     share = weight[usable] / np.sum(weight[usable])
-    error = float(share @ np.abs(predicted / cost[usable] - 1.0))
-    return CostLaw(quantity, unit, float(c[0]), float(c[1]), float(c[2]), rows, left_out, error)
+    return CostLaw(
+        quantity=quantity,
+        unit=unit,
+        terms=tuple(
+            Term(n, float(c), unit, _formula(n, absent))
+            for n, c in zip(names, coefficients, strict=True)
+        ),
+        rows=rows,
+        left_out=left_out,
+        mean_error=float(share @ np.abs(residuals[usable])),
+        layout=_largest(columns, usable, absent),
+        not_used=tuple(not_used),
+        residuals=tuple(residuals.tolist()),
+        held_out=_held_out(design, cost, weight, numbers, usable),
+    )
 
 
 def fit_cost_many(
-    cost: FloatArray, tokens: FloatArray, flops: FloatArray, *, weight: FloatArray
+    cost: FloatArray,
+    tokens: FloatArray,
+    flops: FloatArray,
+    *,
+    weight: FloatArray,
+    params: FloatArray | None = None,
+    layouts: Layouts | None = None,
+    names: Sequence[str] = CORE,
 ) -> FloatArray:
-    """Coefficients (k, 3) for row weights (k, n). Rows without a finite positive cost are left out.
+    """Coefficients (k, m) of the features `names` for row weights (k, n).
 
-    A resample without any measured row gets NaN.
+    Rows without a finite positive cost are left out. A resample without any of them gets NaN. For
+    weights that come in blocks, `cost_design(...)` once and `design.solve(design.sums(block))`.
     """
+    design = cost_design(cost, tokens, flops, params=params, layouts=layouts, names=names)
+    return design.solve(design.sums(weight))
+
+
+def cost_design(
+    cost: FloatArray,
+    tokens: FloatArray,
+    flops: FloatArray,
+    *,
+    params: FloatArray | None = None,
+    layouts: Layouts | None = None,
+    names: Sequence[str] = CORE,
+) -> Design:
+    """The design of a cost law with the features `names`; see `fit_cost` for the columns."""
+    known, _ = known_columns(params, layouts or Layouts(), _usable(cost))
+    return Design.of(cost, fill(tokens, flops, *known), names)
+
+
+@dataclass(frozen=True)
+class Design:
+    """Relative features of each row, and their products, of which a resample is a weighted sum.
+
+    rows (n, m): feature/cost, of unit size, 0 where there is no cost. size (m,): what the columns
+    were divided by. products (n, m m + m + 1): row x row, row, and 1 where there is a cost.
+    """
+
+    rows: FloatArray
+    size: FloatArray
+    products: FloatArray
+
+    @classmethod
+    def of(cls, cost: FloatArray, columns: Columns, names: Sequence[str]) -> Design:
+        """The design of these features."""
+        usable = _usable(cost)
+        relative = _relative(cost, columns, names)
+        # Columns of unit size, so that the normal equations keep their digits.
+        size = np.max(np.abs(relative), axis=0, initial=0.0)
+        size = np.where(size > 0, size, 1.0)
+        rows = relative / size
+        n, m = rows.shape
+        pairs = (rows[:, :, None] * rows[:, None, :]).reshape(n, m * m)
+        return cls(rows, size, np.concatenate([pairs, rows, usable[:, None]], axis=1))
+
+    def sums(self, weight: FloatArray) -> FloatArray:
+        """Gram, moment and weight of resamples: (k, n) to (k, m m + m + 1). Sums add up."""
+        return np.asarray(weight @ self.products)
+
+    def solve(self, sums: FloatArray) -> FloatArray:
+        """Coefficients (k, m) from sums; NaN where a resample holds no measured row."""
+        m = self.size.size
+        gram = np.ascontiguousarray(sums[:, : m * m]).reshape(-1, m, m)
+        out: FloatArray = solve_normal(gram, sums[:, m * m : m * m + m]) / self.size
+        out[sums[:, -1] <= 0] = np.nan
+        return out
+
+
+def _relative(cost: FloatArray, columns: Columns, names: Sequence[str]) -> FloatArray:
+    """(n, m) of feature/cost, 0 where there is no cost."""
     usable = _usable(cost)
-    design = np.stack([np.ones(int(usable.sum())), tokens[usable], flops[usable]], axis=1)
-    rows = design / cost[usable, None]
-    w = weight[:, usable]
-    # Columns of unit size, so that the normal equations keep their digits.
-    size = np.max(np.abs(rows), axis=0)
-    rows = rows / size
-    products = (rows[:, :, None] * rows[:, None, :]).reshape(-1, 9)
-    gram = (w @ products).reshape(-1, 3, 3)
-    out: FloatArray = solve_normal(gram, w @ rows) / size
-    out[w.sum(axis=1) <= 0] = np.nan
-    return out
+    inverse = np.divide(1.0, cost, out=np.zeros_like(cost), where=usable)
+    features = [np.broadcast_to(FEATURES[name].of(columns), cost.shape) for name in names]
+    stacked = np.stack(features, axis=1) * inverse[:, None]
+    return np.where(usable[:, None], stacked, 0.0)
+
+
+def _select(
+    cost: FloatArray,
+    columns: Columns,
+    weight: FloatArray,
+    run: NDArray[np.intp],
+    usable: NDArray[np.bool_],
+    absent: dict[str, str],
+) -> tuple[tuple[str, ...], list[dict[str, str]]]:
+    """The features that these runs can tell apart, and why the others are left out."""
+    runs = np.unique(run[usable]).size
+    chosen: list[str] = []
+    basis = np.empty((int(np.count_nonzero(usable)), 0))
+    not_used = []
+    root_weight = np.sqrt(weight[usable])[:, None]
+    for name in ORDER:
+        reason = _missing(name, columns, usable, absent)
+        core = name in CORE
+        if not reason and not core and runs < ROWS_PER_FEATURE * (len(chosen) + 1):
+            reason = f"{runs} runs are too few for {len(chosen) + 1} terms"
+        if not reason:
+            column = root_weight * _relative(cost, columns, [name])[usable]
+            column = column / np.max(np.abs(column))
+            # Twice: what one projection leaves of the basis by rounding, the second takes.
+            rest = column - basis @ (basis.T @ column)
+            rest = rest - basis @ (basis.T @ rest)
+            size = float(np.linalg.norm(rest))
+            least = CORE_REMAINDER if core else LAYOUT_REMAINDER
+            if size <= least * float(np.linalg.norm(column)):
+                reason = f"these runs cannot tell it from {_join(chosen)}"
+            else:
+                basis = np.concatenate([basis, rest / size], axis=1)
+        if reason:
+            not_used.append({"name": name, "reason": reason})
+        else:
+            chosen.append(name)
+    return tuple(n for n in FEATURES if n in chosen), not_used
+
+
+def _missing(name: str, columns: Columns, usable: NDArray[np.bool_], absent: dict[str, str]) -> str:
+    """Why a feature cannot be computed, or says nothing; empty where neither holds."""
+    if name == "step":
+        # With steps in proportion to tokens and one rank it is per_token by another name.
+        return absent.get("ranks", "") if "steps" in absent else ""
+    if name in ("all_reduce", "between_nodes"):
+        for needed in ("params", "ranks"):
+            if needed in absent:
+                return absent[needed]
+        if np.all(columns.ranks[usable] == 1):
+            return "every run had one rank"
+    if name == "between_nodes":
+        if "nodes" in absent:
+            return absent["nodes"]
+        if np.all(columns.nodes[usable] == 1):
+            return "every run had one node"
+    return ""
+
+
+def _formula(name: str, absent: dict[str, str]) -> str:
+    formula = FEATURES[name].formula
+    return formula.replace("steps", "tokens") if "steps" in absent else formula
+
+
+def _join(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _largest(columns: Columns, usable: NDArray[np.bool_], absent: dict[str, str]) -> Layout:
+    """The layout of most ranks: its nodes, and the median of its batches."""
+    ranks = float(np.max(columns.ranks[usable]))
+    those = usable & (columns.ranks == ranks)
+    batch = None
+    if "steps" not in absent:
+        batch = float(np.median(columns.tokens[those] / columns.steps[those]))
+    return Layout(ranks, float(np.max(columns.nodes[those])), batch)
+
+
+def _held_out(
+    design: Design,
+    cost: FloatArray,
+    weight: FloatArray,
+    run: NDArray[np.intp],
+    usable: NDArray[np.bool_],
+) -> dict[str, Any] | None:
+    """The runs of largest cost as predicted from all others; None where these are too few."""
+    names, index = np.unique(run[usable], return_inverse=True)
+    largest = np.zeros(names.size)
+    np.maximum.at(largest, index, cost[usable])
+    count = max(1, round(HELD_OUT_SHARE * names.size))
+    out = np.isin(run, names[np.argsort(-largest, kind="stable")[:count]]) & usable
+    rest = usable & ~out
+    if np.count_nonzero(rest) < max(MIN_ROWS, design.size.size + 1):
+        return None
+    coefficients = design.solve(design.sums((weight * rest)[None, :]))[0]
+    error = (design.rows[out] * design.size) @ coefficients - 1.0
+    return {
+        "runs": count,
+        "rows": np.flatnonzero(out).tolist(),
+        "mean_abs_relative_error": float(np.mean(np.abs(error))),
+        "mean_relative_error": float(np.mean(error)),
+        "largest_fitted": float(np.max(cost[rest])),
+        "largest_held_out": float(np.max(cost[out])),
+    }
 
 
 def _usable(cost: FloatArray) -> NDArray[np.bool_]:
     return np.isfinite(cost) & (cost > 0)
+
+
+def _number(value: Any) -> float:
+    return NAN if value is None else float(value)

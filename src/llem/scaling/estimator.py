@@ -13,7 +13,10 @@ from llem.scaling.errors import OptionError
 
 FloatArray = NDArray[np.float64]
 
-LOSSES = ("huber", "squares")
+LOSSES = ("huber", "absolute", "squares")
+# Absolute deviations are the limit of Huber's function as delta falls: at this delta the minimum
+# differs from the limit by less than one could print.
+ABSOLUTE_DELTA = 1e-9
 # With fewer residuals within delta than this, the sum of Huber functions is close to one of kinks,
 # and Newton needs a ladder of larger deltas to walk down.
 SMOOTH_COUNT = 30
@@ -24,7 +27,8 @@ LADDER_TOP = 1e-2
 class Estimator:
     """How residuals of log loss (natural log, dimensionless) are judged.
 
-    `loss` is "huber" (quadratic within `delta`, linear beyond) or "squares" (`delta` is ignored).
+    `loss` is "huber" (quadratic within `delta`, linear beyond), "absolute" (least absolute
+    deviations: sum of |r|) or "squares" (sum of r^2/2); the last two ignore `delta`.
     The objective is always the weighted SUM over observations: with the mean, stop rules of
     common minimisers end early (arXiv 2404.10102).
     """
@@ -41,19 +45,24 @@ class Estimator:
     @property
     def threshold(self) -> float:
         """Largest |residual| judged quadratically; infinite for least squares."""
-        return math.inf if self.loss == "squares" else self.delta
+        return {"squares": math.inf, "absolute": ABSOLUTE_DELTA}.get(self.loss, self.delta)
 
-    def ladder(self, scatter: float, rows: int) -> tuple[float, ...]:
+    @property
+    def scale(self) -> float:
+        """What the Huber sum is divided by to be the objective: 1, or delta for |r|."""
+        return ABSOLUTE_DELTA if self.loss == "absolute" else 1.0
+
+    def ladder(self, scatter: float, rows: int, *, ratio: float = 10**0.5) -> tuple[float, ...]:
         """Deltas to solve one after another, the last being the wanted one.
 
-        `scatter` is the typical absolute residual of the `rows` observations. Rungs are half a
-        decade apart.
+        `scatter` is the typical absolute residual of the `rows` observations; ratio: of each rung
+        to the next.
         """
         wanted = self.threshold
         if rows * wanted >= SMOOTH_COUNT * scatter:
             return (wanted,)
         top = max(LADDER_TOP, scatter)
-        rungs = max(2, math.ceil(2 * math.log10(top / wanted)) + 1)
+        rungs = max(2, math.ceil(math.log(top / wanted) / math.log(ratio)) + 1)
         return (*(float(v) for v in np.geomspace(top, wanted, rungs)[:-1]), wanted)
 
     def rho(self, residual: FloatArray) -> FloatArray:
@@ -64,10 +73,6 @@ class Estimator:
     def psi(self, residual: FloatArray) -> FloatArray:
         """Derivative of `rho`: the residual clipped to [-delta, delta]."""
         return np.clip(residual, -self.threshold, self.threshold)
-
-    def objective(self, residual: FloatArray, weight: FloatArray) -> float:
-        """Weighted sum of `rho` over observations."""
-        return float(np.sum(weight * self.rho(residual)))
 
     def to_dict(self) -> dict[str, Any]:
         """The `estimator` entry of fit.json."""

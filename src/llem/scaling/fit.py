@@ -3,39 +3,39 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from llem.scaling.bootstrap import (
-    Resamples,
-    draw_weights,
-    percentile_interval,
-    refit,
-)
-from llem.scaling.cost import fit_cost, fit_cost_many
-from llem.scaling.errors import OptionError
+from llem.scaling.allowance import DRIFT
+from llem.scaling.bootstrap import Draws, Resamples, Resampling, percentile_interval, refit
+from llem.scaling.cost import CostLaw, cost_design, fit_cost
+from llem.scaling.definitions import other_definitions
+from llem.scaling.errors import DataFault, OptionError, ScalingDataError
 from llem.scaling.estimator import Estimator
-from llem.scaling.isoflop import fit_power_law, isoflop_levels
-from llem.scaling.judgement import held_out_error, identify, residual_summary, sensitivity
+from llem.scaling.features import Layout, Layouts
+from llem.scaling.isoflop import isoflop_check
+from llem.scaling.judgement import exponents, judge, residual_summary
 from llem.scaling.laws import Law, get_law
-from llem.scaling.newton import Problem
 from llem.scaling.observations import Observations, check_observations
-from llem.scaling.optimum import Ensemble, Optimum, Target
+from llem.scaling.optimum import Ensemble, Optimum
+from llem.scaling.problem import Problem
+from llem.scaling.profiles import identification, natural_jacobian, profile
 from llem.scaling.result import Fit
+from llem.scaling.sandwich import covariance
 from llem.scaling.solve import Solution, solve
+from llem.scaling.targets import Prices, Target
 
 FloatArray = NDArray[np.float64]
 Interval = tuple[float, float]
 
-# With fewer runs, drawing them with replacement gives no interval worth the name.
-MIN_RUNS_FOR_INTERVALS = 6
-FEW_RUNS = 12
+# With fewer runs beyond the parameters of the law, random weights give no interval worth the name.
+MIN_SPARE_RUNS = 1
+FEW_SPARE_RUNS = 7
 FRONTIER_POINTS = 25
-# A bootstrap that threw away more than this share of its draws is too narrow.
-REDRAWN_SHARE = 0.05
 NAN = float("nan")
 
 
@@ -44,43 +44,62 @@ def fit_law(
     tokens: ArrayLike,
     loss: ArrayLike,
     *,
-    law: str = "chinchilla",
+    law: str | Law = "chinchilla",
     weight: ArrayLike | None = None,
     run_id: Sequence[str] | ArrayLike | None = None,
     flops: ArrayLike | None = None,
+    params_nonembedding: ArrayLike | None = None,
+    unique_tokens: ArrayLike | None = None,
     energy_j: ArrayLike | None = None,
     duration_s: ArrayLike | None = None,
     gpu_seconds: ArrayLike | None = None,
+    ranks: ArrayLike | None = None,
+    nodes: ArrayLike | None = None,
+    steps: ArrayLike | None = None,
     estimator: Estimator | None = None,
     bootstrap: int = 1000,
+    resampling: Resampling = "runs",
     level: float = 0.95,
     seed: int = 0,
-    targets_flops: Iterable[Target | float] = (),
+    targets: Iterable[Target | float] = (),
+    prices: Prices | None = None,
+    layout: Layout | None = None,
+    target_unique_tokens: float | None = None,
+    drift: float = DRIFT,
     excluded: Iterable[Mapping[str, Any]] = (),
+    watch: Callable[[int, int], None] | None = None,
 ) -> Fit:
     """Fit a scaling law, its cost laws, intervals and optima.
 
-    params, tokens, loss: (n,) counts, counts, nats per token. weight: (n,) counts of equal rows.
-    run_id: (n,) names; rows of one run are drawn together in the bootstrap (default: each row is
-    a run). flops: (n,) exact FLOP of each run, NaN where not known (default: 6ND). energy_j (J),
-    duration_s (s), gpu_seconds (s, duration x devices): (n,), NaN where not measured; without
-    gpu_seconds, duration_s is taken for it (one device a run) and a warning says so.
-    estimator: default Huber on log loss, delta 1e-3, sum. bootstrap: resamples (0: none).
-    level: of the intervals. seed: of the bootstrap; the same call gives the same answer.
-    targets_flops: numbers (FLOP) or Target(value, unit). excluded: {run_id, reason} of runs that
-    were left out, passed through to fit.json.
+    params, tokens, loss: (n,) counts, counts, nats per token. law: a name, a `Law`, or a formula
+    such as "E + A/N^alpha + B/D^beta". weight: (n,) counts of equal rows. run_id: (n,) names; rows
+    of one run are drawn together in the bootstrap (default: each row is a run).
+
+    Also (n,), NaN where not known: flops, exact FLOP of each run (default: 6ND);
+    params_nonembedding; unique_tokens; energy_j (J); duration_s (s); gpu_seconds (s, duration x
+    devices; default: duration_s x ranks); ranks (devices), nodes and steps of the run, from which
+    the cost laws tell what a layout costs.
+
+    estimator: default Huber on log loss, delta 1e-3, sum. bootstrap: resamples (0: none);
+    resampling: "runs", or "rows" as in most papers (see `Draws`). level: of the intervals. seed:
+    of the bootstrap; the same call gives the same answer. targets: numbers (FLOP) or
+    Target(value, unit). prices: for targets in money, and the PUE. layout: of the training at the
+    targets (default: the largest seen). target_unique_tokens: what there is at the targets
+    (default: enough). drift: the allowance for the law's own error, see `allowance`. excluded:
+    {run_id, reason} of runs that were left out, passed through to fit.json. watch: told
+    (done, all) as resamples are fitted.
 
     Raises ScalingDataError with every fault of the data, UnknownLawError, OptionError.
     Sources: Huber on log-sum-exp, arXiv 2203.15556; sum rather than mean, arXiv 2404.10102;
     variable projection for the starts and exact Newton are this package's own.
     """
     chosen = get_law(law)
-    judge = Estimator() if estimator is None else estimator
+    judged_by = Estimator() if estimator is None else estimator
     if bootstrap < 0:
         raise OptionError("bootstrap", bootstrap, "0 or more resamples")
     if not 0 < level < 1:
         raise OptionError("level", level, "a number between 0 and 1")
-    targets = [t if isinstance(t, Target) else Target(float(t)) for t in targets_flops]
+    wanted = [t if isinstance(t, Target) else Target(float(t)) for t in targets]
     data = check_observations(
         params,
         tokens,
@@ -88,32 +107,32 @@ def fit_law(
         weight=weight,
         run_id=run_id,
         flops=flops,
+        params_nonembedding=params_nonembedding,
+        unique_tokens=unique_tokens,
         energy_j=energy_j,
         duration_s=duration_s,
         gpu_seconds=gpu_seconds,
+        ranks=ranks,
+        nodes=nodes,
+        steps=steps,
     )
-    warnings: list[str] = []
-    problem = Problem.of(data.params, data.tokens, data.loss)
-    solution = solve(problem, data.weight, judge)
+    faults = data.shortage(chosen) + _missing(data, chosen)
+    if faults:
+        raise ScalingDataError(faults)
+    warnings = _data_warnings(data)
+    problem = chosen.bind(data)
+    solution = solve(problem, data.weight, judged_by)
     natural = problem.natural(solution.theta)
-    parameters = chosen.parameters(natural)
     if not solution.converged:
         warnings.append("the minimiser stopped before it converged")
+    spread, bread = covariance(problem, solution.theta, data.weight, data.run, judged_by)
+    profiles = profile(problem, chosen, data.weight, judged_by, solution, spread, bread)
+    why = identification(chosen, problem, solution, profiles)
+    warnings += [f"{name} is not identified: {text}" for name, text in why.items() if text]
 
-    cost_columns = _cost_columns(data, warnings)
-    costs = {
-        name: fit_cost(
-            column, data.tokens, data.flops, weight=data.weight, quantity=name, unit=unit
-        )
-        for name, (column, unit) in cost_columns.items()
-    }
-    resamples = _bootstrap(data, problem, judge, solution, bootstrap, seed, warnings)
-    samples = np.empty((0, 5)) if resamples is None else problem.natural(resamples.theta)
-    cost_samples = {
-        name: fit_cost_many(column, data.tokens, data.flops, weight=resamples.weight)
-        for name, (column, _) in cost_columns.items()
-        if column is not None and costs[name].fitted and resamples is not None
-    }
+    asked = _Asked(bootstrap, resampling, level, seed)
+    resamples = _bootstrap(data, problem, judged_by, solution, asked, watch, warnings)
+    costs, cost_samples = _costs(data, resamples, warnings)
     ensemble = Ensemble(
         law=chosen,
         natural=natural,
@@ -121,50 +140,47 @@ def fit_law(
         costs=costs,
         largest_flops=float(np.max(data.flops)),
         level=level,
-        samples=samples,
+        samples=_samples(problem, resamples),
         cost_samples=cost_samples,
+        prices=Prices() if prices is None else prices,
+        unique_tokens=target_unique_tokens,
+        layout=layout,
+        drift=drift,
     )
-    intervals = _parameter_intervals(chosen, samples, level)
-    reasons = identify(
-        problem,
-        data.weight,
-        judge,
-        solution,
-        runs=data.runs,
-        intervals=intervals if samples.size else {},
-        parameters=parameters,
-    )
-    warnings += [f"{name} is not identified: {why}" for name, why in reasons.items() if why]
-    a, b = chosen.exponents(natural, data.flops_model)
-    optima = tuple(ensemble.at(target) for target in targets)
+    optima = tuple(ensemble.at(target) for target in wanted)
     for optimum in optima:
         label = f"{optimum.target.value:g} {optimum.target.unit}".replace("e+", "e")
         warnings += [f"at {label}: {text}" for text in optimum.warnings if "times the" in text]
+    judgement = judge(data, chosen, problem, solution, judged_by)
     return Fit(
         law=chosen.name,
         formula=chosen.formula,
         source=chosen.source,
-        estimator=judge,
+        estimator=judged_by,
         n_observations=data.rows,
         n_runs=data.runs,
-        params=parameters,
-        objective=solution.objective,
-        gradient_norm=solution.gradient_norm,
-        smallest_eigenvalue=solution.smallest_eigenvalue,
+        params=chosen.named(natural),
+        objective=solution.objective / judged_by.scale,
+        gradient_norm=solution.gradient_norm / judged_by.scale,
+        smallest_eigenvalue=solution.smallest_eigenvalue / judged_by.scale,
         starts={"tried": solution.tried, "agreeing": solution.agreeing},
-        identified={name: not why for name, why in reasons.items()},
-        identification={name: why for name, why in reasons.items() if why},
-        ci=_ci(chosen, data, samples, intervals, resamples, bootstrap, level, seed),
-        exponents={"a": float(a), "b": float(b)},
+        identified={name: not text for name, text in why.items()},
+        identification={name: text for name, text in why.items() if text},
+        ci=_ci(chosen, data, ensemble, resamples, asked),
+        standard_errors=_errors(chosen, problem, solution, spread, ensemble.samples),
+        profiles={name: p.to_dict() for name, p in profiles.items()},
+        exponents=exponents(chosen, natural, data),
         flops_model=data.flops_model,
-        costs=costs,
+        costs=ensemble.costs,
         optima=optima,
         frontier=_frontier(ensemble, data, optima),
         range=_ranges(data),
         excluded=[dict(entry) for entry in excluded],
-        held_out=held_out_error(data, chosen, judge),
-        sensitivity=sensitivity(problem, data.weight, chosen, data),
-        isoflop=_isoflop(data),
+        held_out=judgement.held_out,
+        leave_one_out=judgement.leave_one_out,
+        sensitivity=judgement.sensitivity,
+        definitions=other_definitions(data, chosen, solution, problem, judged_by, wanted),
+        isoflop=isoflop_check(data.params, data.loss, data.flops, weight=data.weight),
         residuals=residual_summary(data, problem.residuals(solution.theta)[0]),
         warnings=tuple(warnings),
         provenance={
@@ -176,16 +192,28 @@ def fit_law(
     )
 
 
-def _cost_columns(
-    data: Observations, warnings: list[str]
-) -> dict[str, tuple[FloatArray | None, str]]:
-    seconds = data.gpu_seconds
-    if seconds is None and data.duration_s is not None:
-        seconds = data.duration_s
-        warnings.append(
-            "gpu_seconds was not given: GPU hours are computed as if every run used one device"
-        )
-    return {"energy_j": (data.energy_j, "J"), "gpu_seconds": (seconds, "s")}
+@dataclass(frozen=True)
+class _Asked:
+    """The bootstrap that was asked for."""
+
+    count: int
+    resampling: Resampling
+    level: float
+    seed: int
+
+
+def _missing(data: Observations, law: Law) -> list[DataFault]:
+    if "U" in law.variables and data.unique_tokens is None:
+        return [DataFault.of("unique_tokens", f"the law {law.name} needs this column")]
+    return []
+
+
+def _data_warnings(data: Observations) -> list[str]:
+    repeated = data.duplicates()
+    if not repeated:
+        return []
+    rows = "1 row repeats" if repeated == 1 else f"{repeated} rows repeat"
+    return [f"{rows} another in size, tokens and loss, and count as measurements of their own"]
 
 
 def _bootstrap(
@@ -193,86 +221,148 @@ def _bootstrap(
     problem: Problem,
     estimator: Estimator,
     solution: Solution,
-    count: int,
-    seed: int,
+    asked: _Asked,
+    watch: Callable[[int, int], None] | None,
     warnings: list[str],
 ) -> Resamples | None:
     """Fit the resamples; None where there are none, with a warning that says why."""
-    if count == 0:
+    if asked.count == 0:
         return None
-    if data.runs < MIN_RUNS_FOR_INTERVALS:
-        warnings.append(
-            f"no intervals: {data.runs} runs are too few to draw from "
-            f"({MIN_RUNS_FOR_INTERVALS} are needed)"
-        )
-        return None
-    drawn, redrawn = draw_weights(
-        data.params, data.tokens, data.weight, data.run, resamples=count, seed=seed
+    draws = Draws(
+        asked.resampling, asked.count, asked.seed, data.run, data.weight, problem.dimension
     )
-    if drawn.shape[0] == 0:
-        warnings.append("no intervals: no resample held five distinct points")
+    spare = data.runs - problem.dimension
+    if spare < MIN_SPARE_RUNS:
+        needed = problem.dimension + MIN_SPARE_RUNS
+        warnings.append(f"no intervals: {data.runs} runs leave none to spare ({needed} are needed)")
         return None
-    out = refit(problem, drawn, estimator, solution.ends, seed=seed, redrawn=redrawn)
-    if data.runs < FEW_RUNS or redrawn > REDRAWN_SHARE * count:
-        warnings.append(f"the intervals rest on {data.runs} runs and are likely too narrow")
-    return out
+    if spare < FEW_SPARE_RUNS:
+        warnings.append(f"the intervals rest on {data.runs} runs and are rough")
+    return refit(problem, draws, estimator, solution.ends, watch=watch)
 
 
-def _parameter_intervals(law: Law, samples: FloatArray, level: float) -> dict[str, Interval]:
-    table = law.parameter_table(samples)
-    return {
-        name: percentile_interval(table[:, i], level) for i, name in enumerate(law.parameter_names)
-    }
+def _samples(problem: Problem, resamples: Resamples | None) -> FloatArray:
+    if resamples is None:
+        return np.empty((0, problem.dimension))
+    return problem.natural(resamples.theta)
+
+
+def _costs(
+    data: Observations, resamples: Resamples | None, warnings: list[str]
+) -> tuple[dict[str, CostLaw], dict[str, FloatArray]]:
+    """The cost laws, and their coefficients under every resample."""
+    layouts = Layouts(data.ranks, data.nodes, data.steps)
+    costs: dict[str, CostLaw] = {}
+    samples: dict[str, FloatArray] = {}
+    for name, (column, unit) in _cost_columns(data, warnings).items():
+        costs[name] = fit_cost(
+            column,
+            data.tokens,
+            data.flops,
+            weight=data.weight,
+            quantity=name,
+            unit=unit,
+            params=data.params,
+            layouts=layouts,
+            run=data.run,
+        )
+        if column is None or not costs[name].fitted or resamples is None:
+            continue
+        design = cost_design(
+            column,
+            data.tokens,
+            data.flops,
+            params=data.params,
+            layouts=layouts,
+            names=costs[name].names,
+        )
+        parts = [design.solve(design.sums(w)) for _, w in resamples.draws.slices()]
+        samples[name] = np.concatenate(parts)
+    return costs, samples
+
+
+def _cost_columns(
+    data: Observations, warnings: list[str]
+) -> dict[str, tuple[FloatArray | None, str]]:
+    seconds = data.gpu_seconds
+    if seconds is None and data.duration_s is not None:
+        seconds = data.duration_s if data.ranks is None else data.duration_s * data.ranks
+        if data.ranks is None:
+            warnings.append(
+                "neither gpu_seconds nor ranks was given: GPU hours are computed as if every run "
+                "used one device"
+            )
+    return {"energy_j": (data.energy_j, "J"), "gpu_seconds": (seconds, "s")}
 
 
 def _ci(
     law: Law,
     data: Observations,
-    samples: FloatArray,
-    intervals: dict[str, Interval],
+    ensemble: Ensemble,
     resamples: Resamples | None,
-    asked: int,
-    level: float,
-    seed: int,
+    asked: _Asked,
 ) -> dict[str, Any]:
-    a, b = law.exponents(samples, data.flops_model)
-    table = law.parameter_table(samples)
-    many = samples.shape[0] > 1
-    errors = {
-        name: float(np.std(table[:, i], ddof=1)) if many else NAN
-        for i, name in enumerate(law.parameter_names)
+    samples = ensemble.samples
+    table = law.values(samples)
+    methods = {
+        "runs": "cluster bootstrap by run (Gamma weights), percentile",
+        "rows": "bootstrap by row (multinomial weights), percentile",
     }
-    check: dict[str, Any] = {"redrawn": 0, "checked": 0, "missed": 0, "rescued": False}
-    if resamples is not None:
-        check = {
-            "redrawn": resamples.redrawn,
-            "checked": resamples.checked,
-            "missed": resamples.missed,
-            "rescued": resamples.rescued,
-        }
-    return {
-        "level": level,
-        "method": "cluster bootstrap by run, percentile" if samples.size else "none",
+    out: dict[str, Any] = {
+        "level": asked.level,
+        "method": methods[asked.resampling] if samples.size else "none",
         "resamples": int(samples.shape[0]),
-        "asked": asked,
-        "seed": seed,
-        "params": {name: list(interval) for name, interval in intervals.items()},
-        "standard_errors": errors,
-        "exponents": {
-            "a": list(percentile_interval(a, level)),
-            "b": list(percentile_interval(b, level)),
+        "asked": asked.count,
+        "seed": asked.seed,
+        "params": {
+            name: list(percentile_interval(table[:, i], asked.level))
+            for i, name in enumerate(law.parameter_names)
         },
-        **check,
+        "exponents": None,
+    }
+    if law.has_optimum:
+        largest = float(np.max(data.flops))
+        a, b = law.exponents(samples, data.flops_model, flops=largest)
+        out["exponents"] = {
+            "a": list(percentile_interval(a, asked.level)),
+            "b": list(percentile_interval(b, asked.level)),
+        }
+    found = resamples
+    out["checked"] = 0 if found is None else found.checked
+    out["missed"] = 0 if found is None else found.missed
+    out["rescued"] = False if found is None else found.rescued
+    return out
+
+
+def _errors(
+    law: Law, problem: Problem, solution: Solution, spread: FloatArray, samples: FloatArray
+) -> dict[str, dict[str, float]]:
+    """Standard errors of the parameters, by the delta rule for amplitudes: dA = A d(log A)."""
+    turn = natural_jacobian(problem, solution.theta)
+    variance = np.diag(turn @ spread @ turn.T)
+    values = law.values(problem.natural(solution.theta))
+    logs = np.array([p.role == "amplitude" for p in law.parameters])
+    sandwich = np.sqrt(np.maximum(variance, 0.0)) * np.where(logs, values, 1.0)
+    drawn = np.full(values.size, NAN)
+    if samples.shape[0] > 1:
+        drawn = np.std(law.values(samples), axis=0, ddof=1)
+    return {
+        "sandwich": dict(zip(law.parameter_names, sandwich.tolist(), strict=True)),
+        "bootstrap": dict(zip(law.parameter_names, drawn.tolist(), strict=True)),
     }
 
 
 def _frontier(
     ensemble: Ensemble, data: Observations, optima: tuple[Optimum, ...]
 ) -> tuple[Optimum, ...]:
+    if not ensemble.law.has_optimum:
+        return ()
     wanted = [o.flops for o in optima if np.isfinite(o.flops)]
     low = min([float(np.min(data.flops)), *wanted])
     high = max([float(np.max(data.flops)) * 1.0001, *wanted])
-    return tuple(ensemble.at(float(c)) for c in np.geomspace(low, high, FRONTIER_POINTS))
+    return tuple(
+        ensemble.at(float(c), brief=True) for c in np.geomspace(low, high, FRONTIER_POINTS)
+    )
 
 
 def _ranges(data: Observations) -> dict[str, list[float]]:
@@ -283,17 +373,3 @@ def _ranges(data: Observations) -> dict[str, list[float]]:
         "loss": data.loss,
     }
     return {name: [float(v.min()), float(v.max())] for name, v in columns.items()}
-
-
-def _isoflop(data: Observations) -> dict[str, Any]:
-    """The cross-check that needs no law: N* per compute level and the power law through them."""
-    levels = isoflop_levels(data.params, data.loss, data.flops, weight=data.weight)
-    found = [v for v in levels if not v.refusal]
-    law = fit_power_law(np.array([v.flops for v in found]), np.array([v.params for v in found]))
-    return {
-        "levels": [v.to_dict() for v in levels],
-        "exponent": law.exponent,
-        "coefficient": law.coefficient,
-        "minima": len(found),
-        "note": "a cross-check only: parabolas are biased even without noise (arXiv 2603.22339)",
-    }

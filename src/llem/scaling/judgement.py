@@ -1,168 +1,279 @@
-"""How far a fit may be trusted: held-out error, what the data identify, what the choices change."""
+"""How far a fit may be trusted: the law fitted again to parts of the data, and asked for the rest.
+
+Every refit is a vector of weights or a Huber threshold over the same rows, so all of them are
+solved as one batch, each from the optimum and from the other minima that the full fit found.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llem.scaling.estimator import Estimator
+from llem.scaling.isoflop import compute_levels
 from llem.scaling.laws import Law
-from llem.scaling.newton import ALPHA, BETA, EXPONENT_BOUNDS, E, Problem
 from llem.scaling.observations import Observations
-from llem.scaling.solve import Solution, descend, scatter, solve
+from llem.scaling.problem import Problem
+from llem.scaling.solve import Solution, descend, scatter
 
 FloatArray = NDArray[np.float64]
+Mask = NDArray[np.bool_]
 
 # Runs within this factor of the largest compute are held out together.
 HELD_OUT_FACTOR = 1.5
-# A parameter counts as identified when moving it this far makes the fit worse than noise explains.
-PROFILE_E = 0.5
-PROFILE_EXPONENT = 1.5
-# 95 % point of chi-square with one degree of freedom.
-CHI_SQUARE = 3.84
-# Bootstrap widths above which a parameter is not identified: exponents and A, B as high/low, E as
-# a share of itself on either side.
-WIDTH_EXPONENT = 2.0
-WIDTH_AMPLITUDE = 1e3
-WIDTH_E = 0.5
+# Leave-one-budget-out: more levels than this are joined to groups of neighbours.
+MAX_GROUPS = 8
+MIN_GROUPS = 3
+STARTS_EACH = 3
 SENSITIVITY_DELTAS = (1e-1, 1e-2, 1e-3, 1e-4)
+HIGH_LOSS_SHARE = 0.05
+WORST_SHARE = 0.05
 
 
-def identify(
-    problem: Problem,
-    weight: FloatArray,
-    estimator: Estimator,
-    solution: Solution,
-    *,
-    runs: int,
-    intervals: dict[str, tuple[float, float]],
-    parameters: dict[str, float],
-) -> dict[str, str]:
-    """Why each parameter is not identified; an empty text where it is.
+@dataclass(frozen=True)
+class Refit:
+    """One wanted refit: which rows take part (n,), under which estimator, and its result.
 
-    Three judges: a soft bound that holds the parameter, a profile (the parameter moved by a fixed
-    step, the others refitted, and the rise of the objective compared with its scatter: rise x
-    (runs - 5)/objective against the chi-square point, which is exact for least squares, cautious
-    for the absolute value, and does not depend on units), and the width of the bootstrap interval.
+    natural (p,): where it ended, NaN until solved or where `reason` says why not.
     """
-    out = dict.fromkeys(parameters, "")
-    theta = solution.theta
-    floor = problem.floor()
-    low, high = EXPONENT_BOUNDS
-    if theta[E] < floor + 0.05:
-        out["E"] = "the fit drives it to zero"
-    for name, axis in (("alpha", ALPHA), ("beta", BETA)):
-        if not low < theta[axis] < high:
-            out[name] = f"it runs into the bound of the search ({low:g} to {high:g})"
 
-    moves = [
-        ("E", E, np.log1p(-PROFILE_E), "half of it"),
-        ("E", E, np.log1p(PROFILE_E), "one and a half times it"),
-        ("alpha", ALPHA, theta[ALPHA] / PROFILE_EXPONENT - theta[ALPHA], "two thirds of it"),
-        ("alpha", ALPHA, theta[ALPHA] * PROFILE_EXPONENT - theta[ALPHA], "one and a half times it"),
-        ("beta", BETA, theta[BETA] / PROFILE_EXPONENT - theta[BETA], "two thirds of it"),
-        ("beta", BETA, theta[BETA] * PROFILE_EXPONENT - theta[BETA], "one and a half times it"),
+    label: str
+    keep: Mask
+    estimator: Estimator
+    judged: Mask
+    natural: FloatArray
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The parts of fit.json that say how far a fit may be trusted; see `judge`."""
+
+    held_out: dict[str, Any]
+    leave_one_out: dict[str, Any]
+    sensitivity: list[dict[str, Any]]
+
+
+def judge(
+    data: Observations, law: Law, problem: Problem, solution: Solution, estimator: Estimator
+) -> Judgement:
+    """Held-out error, leave-one-budget-out error, and what the choices change.
+
+    Errors are (predicted - loss)/loss over the rows left out: `mean_abs_relative_error` and
+    `mean_relative_error`, NaN with a reason where the rest cannot carry a fit.
+    """
+    groups = _groups(data)
+    residual = problem.residuals(solution.theta)[0]
+    wanted = [
+        _without_largest(data, law, estimator),
+        *(_without(data, law, estimator, group) for group in groups),
+        *_choices(data, law, estimator, residual),
     ]
-    start = np.tile(theta, (len(moves), 1))
-    fixed = np.zeros_like(start)
-    for i, (_, axis, shift, _) in enumerate(moves):
-        start[i, axis] += shift
-        fixed[i, axis] = 1.0
-    ladder = estimator.ladder(scatter(problem, theta), problem.rows)
-    ends = descend(
-        problem, start, weight[None, :], ladder, tolerance=1e-6, max_steps=60, fixed=fixed
+    done = _solve(problem, solution, data.weight, wanted)
+    held_out, left_out = done[0], done[1 : 1 + len(groups)]
+    return Judgement(
+        held_out=_held_out(data, law, held_out),
+        leave_one_out=_leave_one_out(data, law, left_out),
+        sensitivity=[_changed(data, law, r) for r in done[1 + len(groups) :]],
     )
-    rise = np.maximum(ends.objective - solution.objective, 0.0)
-    noise = solution.objective / max(runs - 5, 1) + 1e-26 * float(weight.sum())
-    for (name, _, _, words), ratio in zip(moves, rise / noise, strict=True):
-        if ratio < CHI_SQUARE and not out[name]:
-            out[name] = f"{words} fits the data as well"
 
-    for name, (lo, hi) in intervals.items():
-        if out[name] or not (np.isfinite(lo) and np.isfinite(hi)):
-            continue
-        value = parameters[name]
-        if name == "E":
-            wide = lo < (1 - WIDTH_E) * value or hi > (1 + WIDTH_E) * value
-        else:
-            wide = hi > lo * (WIDTH_EXPONENT if name in ("alpha", "beta") else WIDTH_AMPLITUDE)
-        if wide:
-            out[name] = f"its interval is too wide ({lo:.3g} to {hi:.3g})"
-    for amplitude, exponent in (("A", "alpha"), ("B", "beta")):
-        if out[exponent] and not out[amplitude]:
-            out[amplitude] = f"it moves with {exponent}, which is not identified"
+
+def _solve(
+    problem: Problem, solution: Solution, weight: FloatArray, wanted: Sequence[Refit]
+) -> list[Refit]:
+    """All refits that can be fitted, as one batch; each takes the best of its starts."""
+    starts = solution.ends[:STARTS_EACH]
+    usable = [i for i, refit in enumerate(wanted) if not refit.reason]
+    if not usable:
+        return list(wanted)
+    m = starts.shape[0]
+    theta = np.tile(starts, (len(usable), 1))
+    weights = np.repeat([weight * wanted[i].keep for i in usable], m, axis=0)
+    typical = scatter(problem, solution.theta)
+    ladders = [
+        wanted[i].estimator.ladder(typical, int(wanted[i].keep.sum()))
+        for i in usable
+        for _ in range(m)
+    ]
+    depth = max(len(ladder) for ladder in ladders)
+    # A short ladder waits on its first rung: those rows are solved once and then warm.
+    rungs = np.array([(ladder[0],) * (depth - len(ladder)) + ladder for ladder in ladders]).T
+    ends = descend(problem, theta, weights, rungs, tolerance=1e-9, max_steps=80)
+    best = ends.objective.reshape(-1, m).argmin(axis=1) + m * np.arange(len(usable))
+    natural = problem.natural(ends.theta[best])
+    out = list(wanted)
+    for place, i in enumerate(usable):
+        r = wanted[i]
+        out[i] = Refit(r.label, r.keep, r.estimator, r.judged, natural[place], r.reason)
     return out
 
 
-def held_out_error(observations: Observations, law: Law, estimator: Estimator) -> dict[str, Any]:
-    """Refit without the runs of the largest compute, and predict them.
+def _refit(
+    data: Observations, law: Law, label: str, keep: Mask, estimator: Estimator, judged: Mask
+) -> Refit:
+    reason = ""
+    if not keep.any() or data.only(keep).shortage(law):
+        reason = "too few runs remain"
+    return Refit(label, keep, estimator, judged, np.full(len(law.parameters), np.nan), reason)
 
-    Returns {largest_flops, fitted_to_flops, rows, runs, mean_abs_relative_error,
-    mean_relative_error, params, reason}; errors are (predicted - loss)/loss, NaN with a reason
-    when the rest cannot carry a fit.
-    """
-    nan = float("nan")
-    largest = float(np.max(observations.flops))
-    peak = np.zeros(observations.runs)
-    np.maximum.at(peak, observations.run, observations.flops)
-    out_rows = (peak >= largest / HELD_OUT_FACTOR)[observations.run]
-    rest = observations.only(~out_rows)
+
+def _peaks(data: Observations) -> FloatArray:
+    """Largest compute of the run of each row: a run is held out whole."""
+    peak = np.zeros(data.runs)
+    np.maximum.at(peak, data.run, data.flops)
+    return np.asarray(peak[data.run])
+
+
+def _without_largest(data: Observations, law: Law, estimator: Estimator) -> Refit:
+    limit = float(np.max(data.flops)) / HELD_OUT_FACTOR
+    out = _peaks(data) >= limit
     # Of a run held out, only what lies at the largest compute is a prediction forward.
-    judged = out_rows & (observations.flops >= largest / HELD_OUT_FACTOR)
-    answer: dict[str, Any] = {
-        "largest_flops": largest,
-        "fitted_to_flops": float(np.max(rest.flops)) if rest.rows else nan,
-        "rows": int(judged.sum()),
-        "runs": int(np.unique(observations.run[judged]).size),
-        "mean_abs_relative_error": nan,
-        "mean_relative_error": nan,
-        "params": None,
-        "reason": "",
-    }
-    if rest.rows == 0 or rest.shortage():
-        answer["reason"] = "too few runs remain without those of the largest compute"
-        return answer
-    problem = Problem.of(rest.params, rest.tokens, rest.loss)
-    solution = solve(problem, rest.weight, estimator)
-    natural = problem.natural(solution.theta)
+    return _refit(data, law, "largest compute", ~out, estimator, out & (data.flops >= limit))
+
+
+def _groups(data: Observations) -> list[tuple[float, float]]:
+    """Ranges of compute to leave out one by one: the levels, or groups of neighbouring levels."""
+    peak = _peaks(data)
+    levels = compute_levels(peak)
+    if len(levels) > MAX_GROUPS:
+        sizes = np.cumsum([len(rows) for rows in levels])
+        part = np.minimum((sizes - 1) * MAX_GROUPS // sizes[-1], MAX_GROUPS - 1)
+        levels = [
+            np.concatenate([rows for rows, p in zip(levels, part, strict=True) if p == i])
+            for i in np.unique(part)
+        ]
+    if len(levels) < MIN_GROUPS:
+        return []
+    return [(float(peak[rows].min()), float(peak[rows].max())) for rows in levels]
+
+
+def _without(
+    data: Observations, law: Law, estimator: Estimator, group: tuple[float, float]
+) -> Refit:
+    low, high = group
+    peak = _peaks(data)
+    out = (peak >= low) & (peak <= high)
+    judged = out & (data.flops >= low / HELD_OUT_FACTOR)
+    label = f"{low:.3g} to {high:.3g} FLOP"
+    return _refit(data, law, label, ~out, estimator, judged)
+
+
+def _choices(
+    data: Observations, law: Law, estimator: Estimator, residual: FloatArray
+) -> list[Refit]:
+    """Other thresholds, other loss functions, and rows that one might have left out."""
+    everything = np.ones(data.rows, dtype=bool)
+    nothing = ~everything
+    out = [
+        _refit(data, law, f"delta {delta:g}", everything, Estimator(delta=delta), nothing)
+        for delta in SENSITIVITY_DELTAS
+    ]
+    out.append(_refit(data, law, "least squares", everything, Estimator("squares"), nothing))
+    used = data.weight > 0
+    high = data.loss > np.quantile(data.loss[used], 1 - HIGH_LOSS_SHARE)
+    worst = np.abs(residual) > np.quantile(np.abs(residual[used]), 1 - WORST_SHARE)
+    levels = compute_levels(data.flops[used])
+    first = data.flops <= data.flops[used][levels[0]].max()
+    for label, leave in (
+        ("without the 5 % highest losses", high),
+        ("without the 5 % largest residuals", worst),
+        ("without the smallest compute", first),
+        ("without the smallest models", data.params <= 1.05 * data.params[used].min()),
+        ("without the largest models", data.params >= data.params[used].max() / 1.05),
+    ):
+        out.append(_refit(data, law, label, ~leave, estimator, nothing))
+    return out
+
+
+def _errors(data: Observations, law: Law, refit: Refit) -> FloatArray:
+    """(predicted - loss)/loss of the judged rows."""
+    rows = refit.judged
+    unique = data.unique_tokens
     predicted = law.loss(
-        natural, np.log(observations.params[judged]), np.log(observations.tokens[judged])
+        refit.natural,
+        np.log(data.params[rows]),
+        np.log(data.tokens[rows]),
+        log_flops=np.log(data.flops[rows]),
+        log_unique=None if unique is None else np.log(unique[rows]),
     )
-    error = predicted / observations.loss[judged] - 1.0
-    w = observations.weight[judged]
+    return np.asarray(predicted / data.loss[rows] - 1.0)
+
+
+def _means(data: Observations, law: Law, refit: Refit) -> tuple[float, float]:
+    if refit.reason or not refit.judged.any():
+        return float("nan"), float("nan")
+    error = _errors(data, law, refit)
+    w = data.weight[refit.judged]
     w = w / w.sum() if w.sum() > 0 else np.full(error.size, 1.0 / error.size)
-    answer["mean_abs_relative_error"] = float(w @ np.abs(error))
-    answer["mean_relative_error"] = float(w @ error)
-    answer["params"] = law.parameters(natural)
-    return answer
+    return float(w @ np.abs(error)), float(w @ error)
 
 
-def sensitivity(
-    problem: Problem,
-    weight: FloatArray,
-    law: Law,
-    observations: Observations,
-    *,
-    deltas: Iterable[float] = SENSITIVITY_DELTAS,
-) -> list[dict[str, Any]]:
-    """The fit under other Huber thresholds: the exponent a is robust, B is not."""
-    out = []
-    for delta in deltas:
-        solution = solve(problem, weight, Estimator(delta=delta), starts=4)
-        natural = problem.natural(solution.theta)
-        a, b = law.exponents(natural, observations.flops_model)
-        out.append(
+def _held_out(data: Observations, law: Law, refit: Refit) -> dict[str, Any]:
+    absolute, signed = _means(data, law, refit)
+    kept = data.flops[refit.keep]
+    return {
+        "largest_flops": float(np.max(data.flops)),
+        "fitted_to_flops": float(kept.max()) if kept.size else float("nan"),
+        "rows": int(refit.judged.sum()),
+        "runs": int(np.unique(data.run[refit.judged]).size),
+        "mean_abs_relative_error": absolute,
+        "mean_relative_error": signed,
+        "params": None if refit.reason else law.named(refit.natural),
+        "reason": f"{refit.reason} without those of the largest compute" if refit.reason else "",
+    }
+
+
+def _leave_one_out(data: Observations, law: Law, refits: Sequence[Refit]) -> dict[str, Any]:
+    levels = []
+    for refit in refits:
+        absolute, signed = _means(data, law, refit)
+        levels.append(
             {
-                "loss": "huber",
-                "delta": delta,
-                "params": law.parameters(natural),
-                "exponents": {"a": float(a), "b": float(b)},
+                "left_out": refit.label,
+                "flops": float(np.exp(np.mean(np.log(data.flops[refit.judged])))),
+                "rows": int(refit.judged.sum()),
+                "mean_abs_relative_error": absolute,
+                "mean_relative_error": signed,
+                "reason": refit.reason,
             }
         )
+    errors = np.array([v["mean_abs_relative_error"] for v in levels])
+    rows = np.array([v["rows"] for v in levels])
+    usable = np.isfinite(errors)
+    share = rows[usable] / rows[usable].sum() if usable.any() else rows[usable]
+    few = "fewer than three amounts of compute" if not levels else "too few runs remain"
+    return {
+        "mean_abs_relative_error": float(share @ errors[usable]) if usable.any() else float("nan"),
+        "levels": levels,
+        "reason": "" if usable.any() else few,
+    }
+
+
+def _changed(data: Observations, law: Law, refit: Refit) -> dict[str, Any]:
+    out: dict[str, Any] = {
+        "choice": refit.label,
+        **{key: refit.estimator.to_dict()[key] for key in ("loss", "delta")},
+        "rows": int(refit.keep.sum()),
+        "params": None,
+        "exponents": None,
+        "reason": refit.reason,
+    }
+    if not refit.reason:
+        out["params"] = law.named(refit.natural)
+        out["exponents"] = exponents(law, refit.natural, data)
     return out
+
+
+def exponents(law: Law, natural: FloatArray, data: Observations) -> dict[str, float] | None:
+    """The exponents a and b at the largest compute observed; None where the law has no optimum."""
+    if not law.has_optimum:
+        return None
+    a, b = law.exponents(natural, data.flops_model, flops=float(np.max(data.flops)))
+    return {"a": float(a), "b": float(b)}
 
 
 def residual_summary(

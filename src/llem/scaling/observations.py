@@ -4,18 +4,44 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from llem.scaling.bootstrap import MIN_POINTS, run_index
 from llem.scaling.errors import DataFault, ScalingDataError
 from llem.scaling.flops import FlopsModel, fit_flops_model
 
+if TYPE_CHECKING:
+    from llem.scaling.laws import Law
+
 FloatArray = NDArray[np.float64]
 
-MIN_SIZES = 2
+# What a law needs to see of each of its variables, and what they are called.
+MIN_DISTINCT = 2
+VARIABLES = {
+    "N": ("params", "distinct model sizes"),
+    "D": ("tokens", "distinct token counts"),
+    "C": ("flops", "distinct amounts of compute"),
+}
+
+POSITIVE = "must be a finite number above 0"
+NOT_MEASURED = "must be finite and not negative, or NaN where not measured"
+NOT_KNOWN = "must be above 0, or NaN where not known"
+# Column -> whether NaN and 0 are allowed, and what to say where a value is not.
+ALLOWED = {
+    "params": (False, False, POSITIVE),
+    "tokens": (False, False, POSITIVE),
+    "loss": (False, False, POSITIVE),
+    "weight": (False, True, "must be finite and not negative"),
+    "flops": (True, False, NOT_KNOWN),
+    "params_nonembedding": (True, False, NOT_KNOWN),
+    "unique_tokens": (True, False, NOT_KNOWN),
+    "ranks": (True, False, NOT_KNOWN),
+    "nodes": (True, False, NOT_KNOWN),
+    "steps": (True, False, NOT_KNOWN),
+}
 
 
 @dataclass(frozen=True)
@@ -24,8 +50,10 @@ class Observations:
 
     params, tokens (counts), loss (nats per token), weight (counts of equal rows, 1 where none were
     given); run: number of the run of each row; run_names: name of each run; flops (FLOP of the
-    run up to the row; where not measured, by `flops_model`); energy_j, duration_s, gpu_seconds:
-    None where not given, NaN in rows where not measured.
+    run up to the row; where not measured, by `flops_model`). The others are None where not given,
+    NaN in rows where not known: params_nonembedding (count), unique_tokens (count of different
+    tokens in the run's data), energy_j, duration_s, gpu_seconds, ranks (devices of the run),
+    nodes, steps (of the optimiser).
     """
 
     params: FloatArray
@@ -36,9 +64,14 @@ class Observations:
     run_names: tuple[str, ...]
     flops: FloatArray
     flops_model: FlopsModel
+    params_nonembedding: FloatArray | None = None
+    unique_tokens: FloatArray | None = None
     energy_j: FloatArray | None = None
     duration_s: FloatArray | None = None
     gpu_seconds: FloatArray | None = None
+    ranks: FloatArray | None = None
+    nodes: FloatArray | None = None
+    steps: FloatArray | None = None
 
     @property
     def rows(self) -> int:
@@ -56,45 +89,47 @@ class Observations:
 
     def only(self, keep: NDArray[np.bool_]) -> Observations:
         """The rows marked in `keep` (n,). Runs are numbered anew."""
-        names = np.array(self.run_names)[self.run[keep]]
-        index = run_index(names, int(keep.sum()))
-        first = np.unique(index, return_index=True)[1]
+        kept, index = np.unique(self.run[keep], return_inverse=True)
+        parts = {
+            f.name: value[keep]
+            for f in fields(self)
+            if isinstance(value := getattr(self, f.name), np.ndarray)
+        }
+        parts["run"] = index
+        return replace(self, **parts, run_names=tuple(self.run_names[i] for i in kept))
 
-        def part(column: FloatArray | None) -> FloatArray | None:
-            return None if column is None else column[keep]
-
-        return replace(
-            self,
-            params=self.params[keep],
-            tokens=self.tokens[keep],
-            loss=self.loss[keep],
-            weight=self.weight[keep],
-            run=index,
-            run_names=tuple(str(v) for v in names[first]),
-            flops=self.flops[keep],
-            energy_j=part(self.energy_j),
-            duration_s=part(self.duration_s),
-            gpu_seconds=part(self.gpu_seconds),
-        )
-
-    def shortage(self) -> list[DataFault]:
-        """Why these rows cannot determine a law of five parameters; empty when they can."""
+    def shortage(self, law: Law) -> list[DataFault]:
+        """Why these rows cannot determine the law; empty when they can."""
         faults = []
         used = self.weight > 0
-        sizes = np.unique(self.params[used]).size
-        counts = np.unique(self.tokens[used]).size
-        pairs = np.stack([self.params[used], self.tokens[used]], axis=1)
-        points = np.unique(pairs, axis=0).shape[0] if used.any() else 0
-        for column, found, least, what in (
-            ("params", sizes, MIN_SIZES, "distinct model sizes"),
-            ("tokens", counts, MIN_SIZES, "distinct token counts"),
-            ("params, tokens", points, MIN_POINTS, "distinct points (N, D)"),
-        ):
-            if found < least:
-                faults.append(
-                    DataFault.of(column, f"at least {least} {what} are needed, found {found}")
-                )
+        columns = []
+        for variable in law.variables:
+            if variable not in VARIABLES:
+                continue
+            name, words = VARIABLES[variable]
+            column = getattr(self, name)[used]
+            columns.append(column)
+            found = np.unique(column).size
+            if found < MIN_DISTINCT:
+                message = f"at least {MIN_DISTINCT} {words} are needed, found {found}"
+                faults.append(DataFault.of(name, message))
+        least = len(law.parameters)
+        points = np.unique(np.stack(columns, axis=1), axis=0).shape[0] if used.any() else 0
+        if points < least:
+            path = ", ".join(VARIABLES[v][0] for v in law.variables if v in VARIABLES)
+            message = (
+                f"at least {least} distinct points ({', '.join(law.variables)}) are needed for "
+                f"the {least} parameters of the law, found {points}"
+            )
+            faults.append(DataFault.of(path, message))
         return faults
+
+    def duplicates(self) -> int:
+        """Rows that repeat another in run, size, tokens and loss (unless weights say so)."""
+        table = np.stack([self.params, self.tokens, self.loss], axis=1)
+        if len(self.run_names) < self.rows:
+            table = np.column_stack([table, self.run])
+        return int(self.rows - np.unique(table, axis=0).shape[0])
 
     def digest(self) -> str:
         """SHA-256 over what is fitted, for provenance."""
@@ -113,29 +148,21 @@ def check_observations(
     weight: ArrayLike | None = None,
     run_id: Sequence[str] | ArrayLike | None = None,
     flops: ArrayLike | None = None,
-    energy_j: ArrayLike | None = None,
-    duration_s: ArrayLike | None = None,
-    gpu_seconds: ArrayLike | None = None,
+    **others: ArrayLike | None,
 ) -> Observations:
     """Check and gather the columns, or raise ScalingDataError with every fault.
 
-    params, tokens and loss must be finite and positive, weights finite and not negative. flops,
-    energy_j, duration_s and gpu_seconds may be NaN (not measured), never negative or infinite.
+    params, tokens and loss must be finite and positive, weights finite and not negative. The
+    others (flops, params_nonembedding, unique_tokens, energy_j, duration_s, gpu_seconds, ranks,
+    nodes, steps) may be NaN (not known), never negative or infinite.
     """
     faults: list[DataFault] = []
-    columns: dict[str, FloatArray | None] = {}
-    given = {
-        "params": params,
-        "tokens": tokens,
-        "loss": loss,
-        "weight": weight,
-        "flops": flops,
-        "energy_j": energy_j,
-        "duration_s": duration_s,
-        "gpu_seconds": gpu_seconds,
+    given = {"params": params, "tokens": tokens, "loss": loss, "weight": weight, "flops": flops}
+    given |= others
+    columns: dict[str, FloatArray | None] = {
+        name: None if value is None else _column(name, value, faults)
+        for name, value in given.items()
     }
-    for name, value in given.items():
-        columns[name] = None if value is None else _column(name, value, faults)
     n = np.shape(columns["params"])[0] if columns["params"] is not None else 0
     for name, column in columns.items():
         if column is not None and column.size != n:
@@ -145,23 +172,9 @@ def check_observations(
         names = np.asarray(run_id).astype(str)
         if names.shape != (n,):
             faults.append(DataFault.of("run_id", f"has shape {names.shape}, expected ({n},)"))
-    for name in ("params", "tokens", "loss"):
-        faults += _out_of_range(name, columns[name], "must be a finite number above 0")
-    if columns["weight"] is not None:
-        faults += _out_of_range(
-            "weight", columns["weight"], "must be finite and not negative", zero=True
-        )
-    faults += _out_of_range(
-        "flops", columns["flops"], "must be above 0, or NaN where not known", nan=True
-    )
-    for name in ("energy_j", "duration_s", "gpu_seconds"):
-        faults += _out_of_range(
-            name,
-            columns[name],
-            "must be finite and not negative, or NaN where not measured",
-            zero=True,
-            nan=True,
-        )
+    for name, column in columns.items():
+        nan, zero, message = ALLOWED.get(name, (True, True, NOT_MEASURED))
+        faults += _out_of_range(name, column, message, zero=zero, nan=nan)
     if faults:
         raise ScalingDataError(faults)
 
@@ -171,30 +184,29 @@ def check_observations(
     model = fit_flops_model(size, token, columns["flops"], weight=w)
     known = columns["flops"]
     by_model = model.flops(size, token)
-    observations = Observations(
+    run, run_names = _runs(names, n)
+    return Observations(
         params=size,
         tokens=token,
         loss=value,
         weight=w,
-        run=run_index(names, n),
-        run_names=_run_names(names, n),
+        run=run,
+        run_names=run_names,
         flops=by_model if known is None else np.where(np.isfinite(known), known, by_model),
         flops_model=model,
-        energy_j=columns["energy_j"],
-        duration_s=columns["duration_s"],
-        gpu_seconds=columns["gpu_seconds"],
+        **{name: columns[name] for name in others},
     )
-    shortage = observations.shortage()
-    if shortage:
-        raise ScalingDataError(shortage)
-    return observations
 
 
-def _run_names(names: NDArray[np.str_] | None, rows: int) -> tuple[str, ...]:
+def _runs(names: NDArray[np.str_] | None, rows: int) -> tuple[NDArray[np.intp], tuple[str, ...]]:
+    """Number of the run of each row (n,), and their names, runs in the order of their first row."""
     if names is None:
-        return tuple(f"row {i}" for i in range(rows))
-    first = np.sort(np.unique(names, return_index=True)[1])
-    return tuple(str(v) for v in names[first])
+        return np.arange(rows), tuple(f"row {i}" for i in range(rows))
+    found, first, inverse = np.unique(names, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    rank = np.empty(first.size, dtype=np.intp)
+    rank[order] = np.arange(first.size)
+    return rank[inverse], tuple(str(v) for v in found[order])
 
 
 def _column(name: str, value: ArrayLike, faults: list[DataFault]) -> FloatArray | None:

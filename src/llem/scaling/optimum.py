@@ -1,110 +1,74 @@
-"""The answer: the best N and D at a target, with intervals and what they would cost."""
+"""The best N and D at a target, from a fitted law, its resamples and what runs cost."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from llem.scaling.allowance import (
+    DRIFT,
+    EXTRAPOLATION_LIMIT,
+    TYPICAL_EXPONENT,
+    Widening,
+    drift_of_log_loss,
+    drift_of_log_params,
+)
+from llem.scaling.alternatives import (
+    SECONDS_PER_HOUR,
+    IntervalRule,
+    Intervals,
+    Point,
+    Side,
+    cloud,
+    equal_loss,
+    exp,
+    flop_optimal,
+)
+from llem.scaling.answer import FIGURES, Interval, Optimum
 from llem.scaling.bootstrap import percentile_interval
-from llem.scaling.cost import CostLaw
-from llem.scaling.errors import OptionError
+from llem.scaling.cost import CostLaw, Lines
+from llem.scaling.features import Layout
 from llem.scaling.flops import TRUSTED_RATIO_TO_6ND, FlopsModel
 from llem.scaling.laws import Law
+from llem.scaling.spending import Buyer, Spending
+from llem.scaling.targets import MONEY, Prices, Target
+
+__all__ = ["Ensemble", "Optimum", "Prices", "Target"]
 
 FloatArray = NDArray[np.float64]
-Interval = tuple[float, float]
 
-EXTRAPOLATION_LIMIT = 10.0
-# Unit of a target -> (quantity it limits, factor to FLOP, J or GPU seconds).
-TARGET_UNITS: dict[str, tuple[str, float]] = {
-    "FLOP": ("flops", 1.0),
-    "J": ("energy_j", 1.0),
-    "kWh": ("energy_j", 3.6e6),
-    "GPUh": ("gpu_seconds", 3600.0),
-}
-SECONDS_PER_HOUR = 3600.0
+JOULES_PER_KWH = 3.6e6
 NAN = float("nan")
+UNKNOWN: Interval = (NAN, NAN)
+BRIEF_FIGURES = ("params", "tokens", "loss")
+# Mean error of the largest runs beyond which a predicted cost carries a warning.
+COST_ERROR_TOLD = 0.2
+UNSOLVED_TOLD = 0.02
+# Half widths, in log N and log C, of the differences that give local slopes.
+SLOPE_STEP = 1e-3
+COMPUTE_STEP = 0.1
+# Where a loss is all but its floor: log N = log D.
+LOG_INFINITE = 600.0
 
 
-@dataclass(frozen=True)
-class Target:
-    """Where the answer is wanted: so many FLOP, J, kWh or GPUh for one training."""
-
-    value: float
-    unit: str = "FLOP"
-
-    def __post_init__(self) -> None:
-        if self.unit not in TARGET_UNITS:
-            raise OptionError("target.unit", self.unit, f"one of {', '.join(TARGET_UNITS)}")
-        if not (math.isfinite(self.value) and self.value > 0):
-            raise OptionError("target.value", self.value, "a finite number above 0")
-
-
-@dataclass(frozen=True)
-class Optimum:
-    """The compute-optimal training at one target.
-
-    flops (FLOP), params and tokens (counts), loss (nats per token), energy_j (J), gpu_hours (h);
-    ci maps each of these but flops to (low, high). extrapolation_ratio is flops over the largest
-    compute observed. A value that is not known is NaN, and a warning says why.
-    """
-
-    target: Target
-    flops: float
-    params: float
-    tokens: float
-    loss: float
-    energy_j: float
-    gpu_hours: float
-    ci: dict[str, Interval]
-    extrapolation_ratio: float
-    warnings: tuple[str, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """One entry of `optima` in fit.json (NaN still NaN)."""
-        return {
-            "target": {"value": self.target.value, "unit": self.target.unit},
-            "flops": self.flops,
-            "params": self.params,
-            "tokens": self.tokens,
-            "loss": self.loss,
-            "energy_j": self.energy_j,
-            "gpu_hours": self.gpu_hours,
-            "ci": {name: list(interval) for name, interval in self.ci.items()},
-            "extrapolation_ratio": self.extrapolation_ratio,
-            "warnings": list(self.warnings),
-        }
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Optimum:
-        """The inverse of `to_dict`; null becomes NaN."""
-
-        def number(value: Any) -> float:
-            return NAN if value is None else float(value)
-
-        return cls(
-            target=Target(float(data["target"]["value"]), data["target"]["unit"]),
-            **{
-                name: number(data[name])
-                for name in ("flops", "params", "tokens", "loss", "energy_j", "gpu_hours")
-            },
-            ci={name: (number(lo), number(hi)) for name, (lo, hi) in data["ci"].items()},
-            extrapolation_ratio=number(data["extrapolation_ratio"]),
-            warnings=tuple(data["warnings"]),
-        )
+def _percentile(samples: FloatArray, estimate: float, level: float) -> Interval:
+    return percentile_interval(samples, level)
 
 
 @dataclass(frozen=True)
 class Ensemble:
     """A fitted law with its bootstrap: what is needed to answer at any target.
 
-    natural: (5,) of (log A, log B, log E, alpha, beta). samples: (k, 5) of the same, one a
-    resample, k = 0 without a bootstrap. cost_samples: coefficients (k, 3) per cost law.
+    natural: (p,), in the order of the law's parameters. samples: (k, p) of the same, one a
+    resample, k = 0 without a bootstrap. cost_samples: coefficients (k, m) per cost law. prices:
+    for money, and the PUE. unique_tokens: of the data at the target (None: unlimited). layout:
+    that of the target's training (None: the largest that each cost law has seen). drift: the
+    allowance per decade (`allowance.py`); 0 switches it off. interval: the rule that turns
+    resamples of a figure's log into an interval.
     """
 
     law: Law
@@ -115,66 +79,258 @@ class Ensemble:
     level: float
     samples: FloatArray = field(default_factory=lambda: np.empty((0, 5)))
     cost_samples: dict[str, FloatArray] = field(default_factory=dict)
+    prices: Prices = field(default_factory=Prices)
+    unique_tokens: float | None = None
+    layout: Layout | None = None
+    drift: float = DRIFT
+    interval: IntervalRule = _percentile
 
-    def at(self, target: Target | float) -> Optimum:
-        """The optimum at a target (a plain number is FLOP), with percentile intervals.
+    def at(self, target: Target | float, *, brief: bool = False) -> Optimum:
+        """The optimum at a target (a plain number is FLOP), with intervals.
 
-        The FLOPs model is kept fixed over the resamples; energy and time targets are turned into
-        FLOP with the fitted cost law.
+        The FLOPs model is kept fixed over the resamples. brief: intervals of params, tokens and
+        loss only, without the comparisons and the cloud, for the many points of a frontier.
         """
         wanted = target if isinstance(target, Target) else Target(float(target))
-        flops, reason = self._flops_of(wanted)
-        if not math.isfinite(flops):
-            nothing = dict.fromkeys(("params", "tokens", "loss", "energy_j", "gpu_hours"), NAN)
-            empty = dict.fromkeys(nothing, (NAN, NAN))
-            return Optimum(
-                wanted, NAN, **nothing, ci=empty, extrapolation_ratio=NAN, warnings=(reason,)
-            )
-        log_n, log_d = self.law.optimum(self.natural, flops, self.flops_model)
-        loss = self.law.loss(self.natural, log_n, log_d)
-        params, tokens = _exp(log_n), _exp(log_d)
-        cost = {name: float(law.predict(tokens, flops)) for name, law in self.costs.items()}
-        ratio = flops / self.largest_flops
-        return Optimum(
+        reason = self._refusal(wanted)
+        if reason:
+            return self._nothing(wanted, reason)
+        estimate, drawn = self._side(False), self._side(True)
+        if not self.law.has_optimum:
+            return self._loss_alone(wanted, estimate.buyer, drawn.buyer)
+        best = self._solve(estimate, wanted)
+        if not np.isfinite(best.log_n):
+            return self._nothing(wanted, self._unaffordable(wanted))
+        others = self._solve(drawn, wanted)
+        logs, sample_logs = best.figures(), others.figures()
+        value: dict[str, Any] = {name: exp(v) for name, v in logs.items()}
+        if wanted.quantity == "flops":
+            value["flops"] = wanted.value
+        ratio = value["flops"] / self.largest_flops
+        intervals = Intervals(self.interval, self.level)
+        told = BRIEF_FIGURES if brief else FIGURES
+        if wanted.quantity != "flops":
+            told = ("flops", *told)
+        ci = {name: UNKNOWN for name in FIGURES if name not in told}
+        ci |= {name: intervals.positive(sample_logs[name], logs[name]) for name in told}
+        allowance = self._allowance(best, wanted, ratio)
+        optimum = Optimum(
             target=wanted,
-            flops=flops,
-            params=params,
-            tokens=tokens,
-            loss=float(loss),
-            energy_j=cost["energy_j"],
-            gpu_hours=cost["gpu_seconds"] / SECONDS_PER_HOUR,
-            ci=self._intervals(flops),
+            **value,
+            currency=self.prices.currency if self.prices.any else "",
+            ci=self._widened(ci, value, allowance),
+            ci_parameters=ci,
             extrapolation_ratio=ratio,
-            warnings=tuple(self._warnings(ratio, params)),
+            warnings=tuple(self._warnings(ratio, value["params"], others.log_n)),
+            allowance=allowance,
+            layout=self._layout(),
+        )
+        if brief:
+            return optimum
+        budget, same_loss = None, None
+        if wanted.quantity != "flops":
+            budget = flop_optimal(best, others, wanted, intervals)
+        elif self._cost("energy_j").fitted:
+            same_loss = equal_loss(best, others, intervals)
+        return replace(optimum, cloud=cloud(sample_logs), flop_optimal=budget, equal_loss=same_loss)
+
+    def _solve(self, side: Side, target: Target) -> Point:
+        """The best training at a target."""
+        amount = target.value * target.factor
+        if target.quantity == "flops":
+            return Point(side, *side.buyer.at_flops(amount))
+        spending = side.spending(target.quantity)
+        return Point(side, *side.buyer.under(spending, spending.log_left(amount)))
+
+    def _allowance(self, best: Point, target: Target, ratio: float) -> dict[str, Any] | None:
+        """What the law's own error adds, None within 10 times the largest compute."""
+        sd = drift_of_log_params(self.drift, ratio)
+        if sd == 0:
+            return None
+        # How every figure moves with log N while the target stays spent.
+        side, log_n, log_d = best.side, best.log_n, best.log_d
+        ends = []
+        for step in (-SLOPE_STEP, SLOPE_STEP):
+            n = log_n + step
+            if target.quantity == "flops":
+                d = log_d - self.flops_model.exponent * step
+            else:
+                spending = side.spending(target.quantity)
+                d = log_d + spending.log_per_token(log_n) - spending.log_per_token(n)
+            ends.append(side.figures(n, d))
+        sds = {
+            name: sd * abs(float(ends[1][name] - ends[0][name])) / (2.0 * SLOPE_STEP)
+            for name in ("flops", "params", "tokens", "energy_j", "gpu_hours", "money")
+        }
+        flops = ratio * self.largest_flops
+        floor, exponent = _reducible(side.buyer, flops)
+        of_loss = drift_of_log_loss(self.drift, ratio, exponent)
+        factor = math.exp(sd)
+        return {
+            "drift_per_decade": self.drift,
+            "decades": math.log10(ratio),
+            "sd_log_params": sds["params"],
+            "sd_log_tokens": sds["tokens"],
+            "sd_log_reducible_loss": of_loss,
+            "sd_log": sds,
+            "loss_floor": floor,
+            "text": (
+                f"the intervals allow for a law that bends: the exponent of N* may drift by "
+                f"{self.drift:g} a decade beyond the data, which puts N* within a factor of "
+                f"{factor:.3g} (one standard deviation) whatever the fit says"
+            ),
+        }
+
+    def _widened(
+        self, ci: dict[str, Interval], value: dict[str, float], allowance: dict[str, Any] | None
+    ) -> dict[str, Interval]:
+        if allowance is None:
+            return dict(ci)
+        widen = Widening(self.level)
+        out = {}
+        for name, interval in ci.items():
+            if name == "loss":
+                floor, sd = allowance["loss_floor"], allowance["sd_log_reducible_loss"]
+                out[name] = widen.loss(interval, value[name], floor, sd)
+            else:
+                sd = allowance["sd_log"].get(name, 0.0)
+                out[name] = widen.log(
+                    interval, value.get(name, NAN), sd if math.isfinite(sd) else 0.0
+                )
+        return out
+
+    def _side(self, drawn: bool) -> Side:
+        natural = self.samples if drawn else self.natural
+        unique = None if self.unique_tokens is None else math.log(self.unique_tokens)
+        energy, time = self._lines("energy_j", drawn), self._lines("gpu_seconds", drawn)
+        prices = self.prices
+        parts = []
+        if prices.per_kwh:
+            parts.append(energy.times(prices.per_kwh * prices.pue / JOULES_PER_KWH))
+        if prices.per_gpu_hour:
+            parts.append(time.times(prices.per_gpu_hour / SECONDS_PER_HOUR))
+        money = energy.times(NAN) if not parts else parts[0]
+        for part in parts[1:]:
+            money = money + part
+        model = self.flops_model
+        return Side(
+            Buyer(self.law, natural, model, unique),
+            Spending(energy, model),
+            Spending(time, model),
+            Spending(money, model),
+            prices.pue,
         )
 
-    def _intervals(self, flops: float) -> dict[str, Interval]:
-        log_n, log_d = self.law.optimum(self.samples, flops, self.flops_model)
-        loss = self.law.loss(self.samples, log_n, log_d)
-        tokens = np.exp(np.clip(log_d, -700, 700))
-        out = {
-            "params": np.exp(np.clip(log_n, -700, 700)),
-            "tokens": tokens,
-            "loss": loss,
-            "energy_j": self._cost_samples("energy_j", tokens, flops),
-            "gpu_hours": self._cost_samples("gpu_seconds", tokens, flops) / SECONDS_PER_HOUR,
-        }
-        return {name: percentile_interval(v, self.level) for name, v in out.items()}
+    def _lines(self, quantity: str, drawn: bool) -> Lines:
+        """What a cost law gives the estimate, or each resample."""
+        law = self._cost(quantity)
+        if not drawn:
+            return law.lines(layout=self.layout)
+        count = self.samples.shape[0]
+        coefficients = self.cost_samples.get(quantity)
+        if coefficients is None or not law.fitted:
+            coefficients = np.broadcast_to(law.coefficients, (count, len(law.terms)))
+        return law.lines(coefficients, layout=self.layout)
 
-    def _cost_samples(self, name: str, tokens: FloatArray, flops: float) -> FloatArray:
-        c = self.cost_samples.get(name)
-        if c is None:
-            return np.empty(0)
-        return np.asarray(c[:, 0] + c[:, 1] * tokens + c[:, 2] * flops)
+    def _cost(self, quantity: str) -> CostLaw:
+        absent = CostLaw(quantity, "", (), 0, (), NAN, f"{quantity} was not given")
+        return self.costs.get(quantity, absent)
 
-    def _warnings(self, ratio: float, params: float) -> list[str]:
-        out = []
-        if ratio > EXTRAPOLATION_LIMIT:
-            times = f"{ratio:.3g}".replace("e+0", "e").replace("e+", "e")
-            out.append(
-                f"the target is {times} times the largest compute observed; beyond "
-                f"{EXTRAPOLATION_LIMIT:g} times, a law fitted to small runs is not evidence"
+    def _layout(self) -> dict[str, Any]:
+        """What the costs assume, in numbers and in words; empty without a cost law."""
+        fitted = [law for law in self.costs.values() if law.fitted]
+        if not fitted:
+            return {}
+        largest = max((law.layout for law in fitted), key=lambda v: v.ranks)
+        at = largest if self.layout is None else self.layout
+        ranks = "1 rank" if at.ranks == 1 else f"{at.ranks:g} ranks"
+        nodes = "1 node" if at.nodes == 1 else f"{at.nodes:g} nodes"
+        text = f"costs are those of a training on {ranks} ({nodes})"
+        text += ", the largest layout seen" if self.layout is None else ""
+        return {**at.to_dict(), "text": text}
+
+    def _refusal(self, target: Target) -> str:
+        """Why there is no answer at all; empty where there may be one."""
+        quantity = target.quantity
+        if quantity == "flops":
+            return ""
+        if not self.law.has_optimum:
+            return (
+                f"the law {self.law.name} knows no N and D, which a target in {target.unit} needs"
             )
+        needed = [quantity]
+        if quantity == MONEY:
+            reason = self.prices.refusal(target.unit)
+            if reason:
+                return reason
+            both = (("energy_j", self.prices.per_kwh), ("gpu_seconds", self.prices.per_gpu_hour))
+            needed = [name for name, price in both if price]
+        return "; ".join(self._cost(n).reason for n in needed if not self._cost(n).fitted)
+
+    def _unaffordable(self, target: Target) -> str:
+        if target.quantity == "flops":
+            return f"the law {self.law.name} has no optimum at this target"
+        fixed = float(self._side(False).spending(target.quantity).lines.fixed) / target.factor
+        if fixed >= target.value:
+            return f"the fixed cost of a run ({fixed:.3g} {target.unit}) uses up the target"
+        return "the cost law gives no cost that grows with the tokens"
+
+    def _nothing(self, target: Target, reason: str) -> Optimum:
+        nothing: dict[str, Any] = dict.fromkeys(("flops", *FIGURES), NAN)
+        return Optimum(
+            target,
+            **nothing,
+            ci=dict.fromkeys(FIGURES, UNKNOWN),
+            ci_parameters=dict.fromkeys(FIGURES, UNKNOWN),
+            extrapolation_ratio=NAN,
+            warnings=(reason,),
+        )
+
+    def _loss_alone(self, target: Target, buyer: Buyer, drawn: Buyer) -> Optimum:
+        """The answer of a law in which N and D do not compete for compute."""
+        flops = target.value
+        reason = (
+            f"the law {self.law.name} does not trade size against tokens: no N* and D* follow "
+            "from it"
+        )
+        ratio = flops / self.largest_flops
+        nothing = self._nothing(target, reason)
+        if "C" not in self.law.variables:
+            return replace(nothing, flops=flops, extrapolation_ratio=ratio)
+        loss = _loss_at(buyer, flops)
+        intervals = Intervals(self.interval, self.level)
+        drawn_logs = np.log(_loss_at(drawn, flops))
+        ci = nothing.ci | {"loss": intervals.positive(drawn_logs, np.log(loss))}
+        allowance = None
+        sd = drift_of_log_params(self.drift, ratio)
+        if sd:
+            floor, exponent = _reducible(buyer, flops)
+            allowance = {
+                "drift_per_decade": self.drift,
+                "decades": math.log10(ratio),
+                "sd_log_params": NAN,
+                "sd_log_tokens": NAN,
+                "sd_log_reducible_loss": drift_of_log_loss(self.drift, ratio, exponent),
+                "sd_log": {},
+                "loss_floor": floor,
+                "text": (
+                    "the interval allows for a law that bends: its exponent may drift by "
+                    f"{self.drift / TYPICAL_EXPONENT:.0%} of itself a decade beyond the data"
+                ),
+            }
+        return replace(
+            nothing,
+            flops=flops,
+            loss=float(loss),
+            ci=self._widened(ci, {"loss": float(loss)}, allowance),
+            ci_parameters=ci,
+            allowance=allowance,
+            extrapolation_ratio=ratio,
+            warnings=(*_too_far(ratio), reason),
+        )
+
+    def _warnings(self, ratio: float, params: float, sample_n: FloatArray) -> list[str]:
+        out = _too_far(ratio)
         model = self.flops_model
         per_6n = float(model.flops(params, 1.0)) / (6.0 * params)
         off = max(per_6n, 1.0 / per_6n)
@@ -183,42 +339,50 @@ class Ensemble:
                 f"the FLOPs model of the observed sizes gives {per_6n:.2f} x 6N per token at the "
                 f"optimum, where large models approach 6N: D* is that much off, and N* with it"
             )
-        out += [law.reason for law in self.costs.values() if law.reason]
+        unsolved = float(np.mean(~np.isfinite(sample_n))) if sample_n.size else 0.0
+        if unsolved > UNSOLVED_TOLD:
+            out.append(f"{unsolved:.0%} of the resamples have no optimum here and are left out")
+        for law in self.costs.values():
+            error = (law.held_out or {}).get("mean_abs_relative_error", 0.0)
+            if not law.fitted:
+                out.append(law.reason)
+            elif error > COST_ERROR_TOLD:
+                out.append(f"the law of {law.quantity} misses its largest runs by {error:.0%}")
+            if law.fitted and self.layout is not None and self.layout.ranks > law.layout.ranks:
+                out.append(
+                    f"{law.quantity} is predicted for {self.layout.ranks:g} ranks; "
+                    f"{law.layout.ranks:g} were the most observed"
+                )
         return out
 
-    def _flops_of(self, target: Target) -> tuple[float, str]:
-        """FLOP at which the compute-optimal training uses up the target, or NaN and the reason."""
-        quantity, factor = TARGET_UNITS[target.unit]
-        wanted = target.value * factor
-        if quantity == "flops":
-            return wanted, ""
-        law = self.costs[quantity]
-        if not law.fitted:
-            return NAN, law.reason
 
-        def spent(log_c: float) -> float:
-            flops = math.exp(log_c)
-            _, log_d = self.law.optimum(self.natural, flops, self.flops_model)
-            return float(law.predict(_exp(log_d), flops))
-
-        low, high = 0.0, 200.0
-        if spent(low) > wanted:
-            return NAN, (
-                f"the fixed cost of a run ({law.constant:.3g} {law.unit}) uses up the target"
-            )
-        return math.exp(_bisect(spent, wanted, low, high)), ""
+def _too_far(ratio: float) -> list[str]:
+    if not ratio > EXTRAPOLATION_LIMIT:
+        return []
+    times = f"{ratio:.3g}".replace("e+0", "e").replace("e+", "e")
+    text = (
+        f"the target is {times} times the largest compute observed; beyond "
+        f"{EXTRAPOLATION_LIMIT:g} times, a law fitted to small runs is not evidence"
+    )
+    return [text]
 
 
-def _exp(value: FloatArray | float) -> float:
-    return float(np.exp(np.clip(value, -700, 700)))
+def _loss_at(buyer: Buyer, flops: float) -> FloatArray:
+    """Loss at a compute: at the optimum, or of a law in C."""
+    if buyer.law.has_optimum:
+        return buyer.loss(*buyer.at_flops(flops))
+    unknown = np.full(buyer.shape, NAN)
+    return buyer.law.loss(buyer.natural, unknown, unknown, log_flops=np.log(flops))
 
 
-def _bisect(function: Callable[[float], float], wanted: float, low: float, high: float) -> float:
-    """Where an increasing function of log C reaches `wanted`."""
-    for _ in range(80):
-        middle = 0.5 * (low + high)
-        if function(middle) < wanted:
-            low = middle
-        else:
-            high = middle
-    return 0.5 * (low + high)
+def _reducible(buyer: Buyer, flops: float) -> tuple[float, float]:
+    """The loss that no compute takes away, and the local exponent of the rest in C."""
+    far = np.full(buyer.shape, LOG_INFINITE)
+    with np.errstate(all="ignore"):
+        floor = float(buyer.law.loss(buyer.natural, far, far, log_flops=2.0 * far))
+        low, high = (
+            float(_loss_at(buyer, flops * math.exp(s))) for s in (-COMPUTE_STEP, COMPUTE_STEP)
+        )
+    if not 0 <= floor < high:
+        floor = 0.0
+    return floor, (math.log(low - floor) - math.log(high - floor)) / (2.0 * COMPUTE_STEP)

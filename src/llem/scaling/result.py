@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from llem.scaling.checklist import checklist
 from llem.scaling.cost import CostLaw
 from llem.scaling.errors import OptionError
 from llem.scaling.estimator import Estimator
 from llem.scaling.flops import FlopsModel
-from llem.scaling.laws import get_law
+from llem.scaling.laws import Law, get_law, law_names
 from llem.scaling.optimum import Ensemble, Optimum, Target
 
 FloatArray = NDArray[np.float64]
@@ -26,11 +27,15 @@ PLAIN = (
     "identified",
     "identification",
     "ci",
+    "standard_errors",
+    "profiles",
     "exponents",
     "range",
     "excluded",
     "held_out",
+    "leave_one_out",
     "sensitivity",
+    "definitions",
     "isoflop",
     "residuals",
     "provenance",
@@ -41,9 +46,11 @@ PLAIN = (
 class Fit:
     """A fitted law with its intervals, optima and judgement; see `to_dict` for the file.
 
-    params: {E, A, B, alpha, beta} with loss in nats per token, N and D as counts. objective: the
-    weighted sum of the estimator over all rows. gradient_norm and smallest_eigenvalue: at the
-    optimum, in coordinates (log A, log B, log E, alpha, beta) of centred log N and log D.
+    params: the law's parameters by name, with loss in nats per token, N and D as counts.
+    objective: the weighted sum of the estimator over all rows. gradient_norm and
+    smallest_eigenvalue: at the optimum, in centred coordinates with amplitudes as logs.
+    standard_errors: the sandwich's and the bootstrap's, by parameter. profiles: see
+    `Profile.to_dict`. definitions: the answer under other ways to count N and C.
     optima: one per target. frontier: optima over the observed range of compute and beyond to the
     targets (for plots). costs: the laws of energy_j and gpu_seconds. warnings: plain sentences.
     The bootstrap samples live in `ensemble`, which a Fit read back from a file lacks intervals
@@ -69,11 +76,15 @@ class Fit:
     identified: dict[str, bool]
     identification: dict[str, str]
     ci: dict[str, Any]
-    exponents: dict[str, float]
+    standard_errors: dict[str, dict[str, float]]
+    profiles: dict[str, Any]
+    exponents: dict[str, float] | None
     range: dict[str, list[float]]
     excluded: list[dict[str, Any]]
     held_out: dict[str, Any]
+    leave_one_out: dict[str, Any]
     sensitivity: list[dict[str, Any]]
+    definitions: list[dict[str, Any]]
     isoflop: dict[str, Any]
     residuals: dict[str, Any]
     provenance: dict[str, Any]
@@ -82,7 +93,7 @@ class Fit:
     def predict(self, params: ArrayLike, tokens: ArrayLike) -> FloatArray:
         """Loss in nats per token at sizes `params` and `tokens` (broadcast together)."""
         n, d = np.asarray(params, dtype=np.float64), np.asarray(tokens, dtype=np.float64)
-        return get_law(self.law).predict(self.params, n, d)
+        return self.ensemble.law.predict(self.params, n, d)
 
     def optimum(self, target: Target | float) -> Optimum:
         """The compute-optimal training at a target (a plain number is FLOP)."""
@@ -111,6 +122,7 @@ class Fit:
         out.update({name: getattr(self, name) for name in PLAIN})
         plain = _plain(out)
         assert isinstance(plain, dict)
+        plain["checklist"] = checklist(plain)
         return plain
 
     @classmethod
@@ -118,7 +130,7 @@ class Fit:
         """Read what `to_dict` wrote; OptionError for another schema."""
         if data.get("schema") != SCHEMA:
             raise OptionError("schema", data.get("schema"), SCHEMA)
-        law = get_law(data["law"])
+        law = _law(data)
         params = {n: _number(data["params"][n]) for n in law.parameter_names}
         flops_model = FlopsModel.from_dict(data["flops_model"])
         costs = {name: CostLaw.from_dict(v) for name, v in data["costs"].items()}
@@ -148,6 +160,15 @@ class Fit:
             ),
             **{name: data[name] for name in PLAIN},
         )
+
+
+def _law(data: dict[str, Any]) -> Law:
+    """The law of a fit.json: by its name, or from its formula where a user gave it."""
+    if data["law"] in law_names():
+        return get_law(data["law"])
+    from llem.scaling.formula import FormulaLaw
+
+    return FormulaLaw.parse(data["formula"], name=data["law"], source=data["source"])
 
 
 def _number(value: Any) -> float:

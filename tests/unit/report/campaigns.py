@@ -64,7 +64,7 @@ def fit_json(rows: list[dict[str, Any]], *, bootstrap: int = 100) -> dict[str, A
         energy_j=column("energy_j"),
         gpu_seconds=column("gpu_seconds"),
         run_id=[r["run_id"] for r in used],
-        targets_flops=[1e18, 1e24, Target(5, "kWh")],
+        targets=[1e18, 1e24, Target(5, "kWh")],
         bootstrap=bootstrap,
         excluded=[
             {"run_id": r["run_id"], "reason": r["status"]}

@@ -85,7 +85,7 @@ def test_the_same_seed_gives_the_same_file_and_another_seed_other_intervals() ->
     c = campaign(noise=0.01)
 
     def run(seed: int) -> str:
-        fit = fit_law(c.params, c.tokens, c.loss, bootstrap=200, seed=seed, targets_flops=[1e16])
+        fit = fit_law(c.params, c.tokens, c.loss, bootstrap=200, seed=seed, targets=[1e16])
         return json.dumps(fit.to_dict(), allow_nan=False)
 
     assert run(1) == run(1)
@@ -96,7 +96,7 @@ def test_intervals_contain_the_truth_most_of_the_time() -> None:
     inside = 0
     for seed in range(12):
         c = campaign(levels=5, sizes=6, noise=0.01, seed=seed)
-        fit = fit_law(c.params, c.tokens, c.loss, bootstrap=200, targets_flops=[1e16])
+        fit = fit_law(c.params, c.tokens, c.loss, bootstrap=200, targets=[1e16])
         log_n, _ = CHINCHILLA.optimum(CHINCHILLA.natural(TRUTH), 1e16, FlopsModel())
         low, high = fit.optima[0].ci["params"]
         inside += low <= float(np.exp(log_n)) <= high
@@ -127,7 +127,7 @@ def test_rows_of_one_run_widen_the_interval_they_would_shrink_as_rows() -> None:
 def test_small_noisy_campaigns_end_in_finite_numbers(noise: float, shape: tuple[int, int]) -> None:
     for seed in range(4):
         c = campaign(levels=shape[0], sizes=shape[1], noise=noise, seed=seed, low=1e11)
-        fit = fit_law(c.params, c.tokens, c.loss, bootstrap=200, targets_flops=[1e14, 1e20])
+        fit = fit_law(c.params, c.tokens, c.loss, bootstrap=200, targets=[1e14, 1e20])
         for name, value in fit.params.items():
             assert 0 < value < 1e30, name
         near, far = fit.optima
@@ -148,7 +148,7 @@ def test_loss_without_a_visible_floor_leaves_e_unidentified_and_says_so() -> Non
 
 def test_a_far_target_is_answered_with_a_warning() -> None:
     c = campaign(noise=0.003)
-    fit = fit_law(c.params, c.tokens, c.loss, bootstrap=100, targets_flops=[9e15, 1e19])
+    fit = fit_law(c.params, c.tokens, c.loss, bootstrap=100, targets=[9e15, 1e19])
     near, far = fit.optima
     assert not any("times the largest compute" in text for text in near.warnings)
     assert far.extrapolation_ratio == pytest.approx(1e4)
@@ -183,7 +183,7 @@ def test_too_few_sizes_and_points_are_refused_together() -> None:
 def test_few_runs_get_no_interval_rather_than_a_wrong_one() -> None:
     c = campaign()
     some = [0, 4, 7, 12, 19]
-    fit = fit_law(c.params[some], c.tokens[some], c.loss[some], targets_flops=[1e16])
+    fit = fit_law(c.params[some], c.tokens[some], c.loss[some], targets=[1e16])
     assert fit.ci["method"] == "none"
     assert np.isnan(fit.optima[0].ci["params"][0])
     assert any("no intervals" in text for text in fit.warnings)
@@ -200,7 +200,7 @@ def test_energy_and_gpu_hours_come_with_the_optimum() -> None:
         flops=c.flops,
         energy_j=energy,
         gpu_seconds=c.flops / 1e13,
-        targets_flops=[1e16],
+        targets=[1e16],
         bootstrap=100,
     )
     optimum = fit.optima[0]
@@ -216,7 +216,7 @@ def test_energy_that_was_not_measured_is_nan_with_the_reason() -> None:
         c.tokens,
         c.loss,
         energy_j=np.full(c.loss.size, np.nan),
-        targets_flops=[1e16, Target(5, "kWh")],
+        targets=[1e16, Target(5, "kWh")],
         bootstrap=50,
     )
     by_flops, by_energy = fit.optima
@@ -230,7 +230,7 @@ def test_an_energy_target_spends_exactly_that_energy() -> None:
     c = campaign()
     energy = 50 + 1e-6 * c.tokens + 2e-11 * c.flops
     target = Target(0.05, "kWh")
-    fit = fit_law(c.params, c.tokens, c.loss, energy_j=energy, targets_flops=[target], bootstrap=50)
+    fit = fit_law(c.params, c.tokens, c.loss, energy_j=energy, targets=[target], bootstrap=50)
     assert fit.optima[0].energy_j == pytest.approx(0.05 * 3.6e6, rel=1e-9)
 
 
@@ -241,7 +241,7 @@ def test_the_file_reads_back_as_it_was_written() -> None:
         c.tokens,
         c.loss,
         bootstrap=50,
-        targets_flops=[1e16],
+        targets=[1e16],
         excluded=[{"run_id": "x", "reason": "diverged"}],
     )
     text = json.dumps(fit.to_dict(), allow_nan=False)
@@ -265,7 +265,7 @@ def test_wrong_options_are_named() -> None:
     with pytest.raises(OptionError, match="level"):
         fit_law(c.params, c.tokens, c.loss, level=95)
     with pytest.raises(OptionError, match=r"target\.value"):
-        fit_law(c.params, c.tokens, c.loss, targets_flops=[-1.0])
+        fit_law(c.params, c.tokens, c.loss, targets=[-1.0])
     with pytest.raises(OptionError, match=r"estimator\.delta"):
         Estimator(delta=0)
 

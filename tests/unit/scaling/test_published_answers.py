@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
-from llem.scaling import fit_law, fit_power_law
+from llem.scaling import fit_law
 
-from .data_sets import load, shared_table
+from .data_sets import load
 
 # objective, then parameters with the digits given; None where only the objective is known.
 ANSWERS = {
@@ -60,12 +59,12 @@ def test_parameters_agree_to_the_digits_given(name: str) -> None:
 
 def test_bootstrap_standard_errors_agree_with_the_quoted_ones() -> None:
     data = load("epoch")
-    fit = fit_law(data.params, data.tokens, data.loss, bootstrap=4000)
+    fit = fit_law(data.params, data.tokens, data.loss, bootstrap=4000, resampling="rows")
     # The error of B has a heavy tail: between seeds it moves by a tenth, the others by .04.
     quoted = {"A": (124.5, 0.08), "B": (1293, 0.2), "E": (0.0257, 0.06)}
     quoted |= {"alpha": (0.0154, 0.06), "beta": (0.0206, 0.06)}
     for name, (value, share) in quoted.items():
-        assert fit.ci["standard_errors"][name] == pytest.approx(value, rel=share), name
+        assert fit.standard_errors["bootstrap"][name] == pytest.approx(value, rel=share), name
     assert fit.ci["params"]["E"] == pytest.approx([1.769, 1.871], abs=0.005)
     assert fit.ci["params"]["A"] == pytest.approx([286, 743.6], rel=0.06)
     assert fit.ci["params"]["B"] == pytest.approx([1042.4, 5810.4], rel=0.1)
@@ -92,35 +91,9 @@ def test_least_absolute_deviations_give_the_famous_numbers() -> None:
 def test_the_exponent_is_robust_to_delta_where_b_is_not() -> None:
     data = load("epoch")
     fit = fit_law(data.params, data.tokens, data.loss, bootstrap=0)
-    by_delta = {row["delta"]: row for row in fit.sensitivity}
+    by_delta = {row["delta"]: row for row in fit.sensitivity if row["rows"] == 240}
     assert by_delta[1e-1]["params"]["E"] == pytest.approx(1.8646, abs=1e-4)
     assert by_delta[1e-1]["params"]["B"] == pytest.approx(4876, rel=1e-3)
     assert by_delta[1e-1]["exponents"]["a"] == pytest.approx(0.530, abs=1e-3)
     assert by_delta[1e-2]["exponents"]["a"] == pytest.approx(0.518, abs=1e-3)
     assert by_delta[1e-3]["exponents"]["a"] == pytest.approx(0.5139, abs=1e-4)
-
-
-def test_weighted_power_law_of_published_isoflop_minima() -> None:
-    pairs = shared_table("porian_isoflop/optimal_pairs.csv")
-    published = shared_table("porian_isoflop/published_fits.csv")
-    key = ("file", "dataset", "hparams", "warmup", "decay", "param_count")
-    checked = 0
-    for answer in published:
-        if answer["kind"] != "weighted":
-            continue
-        rows = [
-            r
-            for r in pairs
-            if all(r[k] == answer[k] for k in key)
-            and r["val"] == answer["split"]
-            and r["n_star_std"]
-        ]
-        if not rows:
-            continue
-        flops, params, std = (
-            np.array([float(r[c]) for r in rows]) for c in ("flops", "n", "n_star_std")
-        )
-        law = fit_power_law(flops, params, weight=1 / std**2)
-        assert law.exponent == pytest.approx(float(answer["n_exponent"]), abs=1e-5)
-        checked += 1
-    assert checked >= 5
