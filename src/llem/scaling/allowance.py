@@ -2,16 +2,15 @@
 
 A bootstrap moves the parameters of a law and never doubts its form. Far beyond the data the form
 is what fails first, so a target more than EXTRAPOLATION_LIMIT times the largest compute observed
-gets an allowance: the local exponent of N* may drift, away from the data, by `drift` per decade of
-compute (a standard deviation). Over x decades the exponent is then off by drift x, and log N* by
-the integral of that,
+gets an allowance: beyond the data the exponent of N* may be another than that of the fit, by
+`exponent_error` (a standard deviation), hence
 
-    sd(log N*) = drift ln(10) x^2 / 2,   x = log10(target/largest compute).
+    sd(log N*) = exponent_error ln(10) x,   x = log10(target/largest compute).
 
-The exponent of the reducible loss drifts by the same share of itself as that of N* does (about
-drift/.5): with a = beta/(alpha + beta) and gamma = alpha beta/(alpha + beta), independent equal
-shares of error e in alpha and beta move a near .5 by .35 e and gamma by .7 gamma e, hence gamma by
-2 gamma for every unit that a moves.
+The exponent of the reducible loss is in doubt by the same share of itself as that of N* is (about
+exponent_error/.5): with a = beta/(alpha + beta) and gamma = alpha beta/(alpha + beta), independent
+equal shares of error e in alpha and beta move a near .5 by .35 e and gamma by .7 gamma e, hence
+gamma by 2 gamma for every unit that a moves.
 """
 
 from __future__ import annotations
@@ -21,28 +20,27 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 EXTRAPOLATION_LIMIT = 10.0
-# Standard deviation of the drift of N*'s exponent, per decade of compute: about the root mean
-# square of what two published campaigns show. In the runs of arXiv 2203.15556 (digitised in arXiv
-# 2404.10102) a law fitted up to 1/30, 1/100 and 1/300 of the largest compute misses the N* of the
-# whole by .12 to .16 a decade beyond its bootstrap (the paper itself finds its frontier curved);
-# the isoFLOP minima of arXiv 2406.19146 curve by .02 +- .03 over three decades. The reducible loss
-# of the former drifted by .017, where this gives .028.
-DRIFT = 0.08
+# Standard deviation of N*'s exponent beyond the data, rounded from what two published campaigns
+# show. In the runs of arXiv 2203.15556 (digitised in arXiv 2404.10102) laws fitted up to 1/30,
+# 1/100 and 1/300 of the largest compute miss the N* of the whole by exponents of .12, .13 and .15
+# beyond their bootstrap; the isoFLOP minima of arXiv 2406.19146 keep theirs within .05 or so over
+# three decades.
+EXPONENT_ERROR = 0.1
 TYPICAL_EXPONENT = 0.5
 
 Interval = tuple[float, float]
 
 
-def drift_of_log_params(drift: float, ratio: float) -> float:
+def sd_of_log_params(exponent_error: float, ratio: float) -> float:
     """sd of log N* at `ratio` times the largest compute; 0 within EXTRAPOLATION_LIMIT."""
     if not ratio > EXTRAPOLATION_LIMIT:
         return 0.0
-    return 0.5 * drift * math.log(10.0) * math.log10(ratio) ** 2
+    return exponent_error * math.log(ratio)
 
 
-def drift_of_log_loss(drift: float, ratio: float, exponent: float) -> float:
+def sd_of_log_loss(exponent_error: float, ratio: float, exponent: float) -> float:
     """sd of the log of the reducible loss, which falls as C^-exponent."""
-    return drift_of_log_params(drift, ratio) * exponent / TYPICAL_EXPONENT
+    return sd_of_log_params(exponent_error, ratio) * exponent / TYPICAL_EXPONENT
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llem.scaling.answer import FIGURES, Interval
-from llem.scaling.spending import Buyer, Spending, log_flops
+from llem.scaling.spending import Buyer, Spending, at_edge, log_flops
 from llem.scaling.targets import MONEY, Target
 
 FloatArray = NDArray[np.float64]
@@ -115,8 +115,10 @@ def flop_optimal(
     return out
 
 
-def equal_loss(estimate: Point, drawn: Point, intervals: Intervals) -> dict[str, Any]:
+def equal_loss(estimate: Point, drawn: Point, intervals: Intervals) -> dict[str, Any] | None:
     """The training of least energy that has the loss of the FLOP-optimal one.
+
+    None where the energy law sets no limit to the size.
 
     energy_saving: the share of the energy that it saves; params_ratio: its N over that of the
     FLOP-optimal training. Both are paired over the resamples.
@@ -132,6 +134,8 @@ def equal_loss(estimate: Point, drawn: Point, intervals: Intervals) -> dict[str,
         return np.asarray(np.maximum(1.0 - share, 0.0))
 
     points = other(estimate), other(drawn)
+    if not np.isfinite(points[0].log_n) or at_edge(points[0].log_n):
+        return None
     saving, sample_saving = saved(estimate, points[0]), saved(drawn, points[1])
     out = _told(estimate, drawn, points, ("params", "tokens", "energy_j"), intervals)
     out["energy_saving"] = float(saving)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from llem.scaling.estimator import Estimator
 from llem.scaling.problem import Problem
-from llem.scaling.solve import descend, scatter
+from llem.scaling.solve import descend, lifted, scatter
 
 FloatArray = NDArray[np.float64]
 Resampling = Literal["runs", "rows"]
@@ -122,8 +122,11 @@ def refit(
     k = draws.count
     ladder = estimator.ladder(scatter(problem, ends[0]), problem.rows)
     theta, value = np.empty((k, ends.shape[1])), np.empty(k)
+    raised = lifted(problem, ends[0])
     for index, weight in draws.slices():
         theta[index], value[index] = _from(problem, weight, ladder, ends[0])
+        for start in raised:
+            _keep_lower(theta, value, index, *_from(problem, weight, ladder, start))
         if watch is not None:
             watch(int(index[-1]) + 1, k)
     starts = np.concatenate([ends[1:MAX_STARTS], _away(problem, ends[0])])[: MAX_STARTS - 1]
@@ -141,10 +144,20 @@ def refit(
         # The starts that helped most in the sample go over all resamples.
         for i in np.argsort(-better.sum(axis=1), kind="stable")[:RESCUERS]:
             for index, weight in draws.slices():
-                other, again = _from(problem, weight, ladder, starts[i])
-                lower = again < value[index]
-                theta[index[lower]], value[index[lower]] = other[lower], again[lower]
+                _keep_lower(theta, value, index, *_from(problem, weight, ladder, starts[i]))
     return Resamples(theta, value, draws, count, missed, rescued)
+
+
+def _keep_lower(
+    theta: FloatArray,
+    value: FloatArray,
+    index: NDArray[np.intp],
+    other: FloatArray,
+    again: FloatArray,
+) -> None:
+    """Take what another start found, where it is lower, in place."""
+    lower = again < value[index]
+    theta[index[lower]], value[index[lower]] = other[lower], again[lower]
 
 
 def _from(

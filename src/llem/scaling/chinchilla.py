@@ -16,14 +16,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from llem.scaling import compiled
 from llem.scaling.flops import FlopsModel
 from llem.scaling.laws import Law, Parameter
 from llem.scaling.nonnegative import solve_normal
-from llem.scaling.problem import FLOOR_LOG_SHARE, Local
+from llem.scaling.problem import BLOCK_ELEMENTS, FLOOR_LOG_SHARE, Local
 
 if TYPE_CHECKING:
-    from llem.scaling.estimator import Estimator
+    from llem.scaling.estimator import Estimator, Space
     from llem.scaling.observations import Observations
+    from llem.scaling.problem import Problem
 
 FloatArray = NDArray[np.float64]
 
@@ -35,6 +37,8 @@ EXPONENT_BOUNDS = (0.01, 3.0)
 GRID_SIDE = 24
 # Smallest share of the typical loss that a term starts from, as minus its log.
 SEED_LOG_SHARE = 7.0
+# About a thousand fits of some hundred rows: so many share the costs of a step of the minimiser.
+COMPILED_BLOCK_ELEMENTS = 262_144
 # Exponents of the grid of starts: published ones lie between .1 and .8.
 GRID_RANGE = (0.04, 2.0)
 
@@ -43,8 +47,12 @@ GRID_RANGE = (0.04, 2.0)
 class Chinchilla(Law):
     """The law of arXiv 2203.15556, eq. 2."""
 
-    def bind(self, data: Observations) -> ChinchillaProblem:
-        """Centre the logs of the columns."""
+    def bind(self, data: Observations, *, space: Space = "log") -> Problem:
+        """Centre the logs of the columns. The kernel knows residuals of log loss alone."""
+        if space == "loss":
+            from llem.scaling.formula import FormulaLaw
+
+            return FormulaLaw.parse(self.formula).bind(data, space=space)
         return ChinchillaProblem.of(data.params, data.tokens, data.loss)
 
     def loss(
@@ -145,6 +153,11 @@ class ChinchillaProblem:
         """Number of parameters."""
         return DIMENSION
 
+    @property
+    def block_elements(self) -> int:
+        """Problems x rows best evaluated at once: the library has no arrays to keep in cache."""
+        return BLOCK_ELEMENTS if compiled.library() is None else COMPILED_BLOCK_ELEMENTS
+
     @cached_property
     def basis(self) -> FloatArray:
         """1, x, y, x^2, y^2, xy of each row: shape (n, 6)."""
@@ -193,6 +206,16 @@ class ChinchillaProblem:
         self, theta: FloatArray, weight: FloatArray, delta: FloatArray, rows: slice
     ) -> Local:
         """Huber sums and exact derivatives; see `Problem`."""
+        library = compiled.library()
+        if library is None:
+            return self._evaluate_numpy(theta, weight, delta, rows)
+        columns = (self.x[rows], self.y[rows], self.z[rows])
+        return Local(*library.chinchilla(columns, theta, weight, delta))
+
+    def _evaluate_numpy(
+        self, theta: FloatArray, weight: FloatArray, delta: FloatArray, rows: slice
+    ) -> Local:
+        """`evaluate` without a compiler; chinchilla.c follows it."""
         x, y = self.x[rows], self.y[rows]
         k, n = theta.shape[0], x.size
         e = theta[:, E, None]

@@ -1,4 +1,4 @@
-"""Which law: several fitted to the same data, judged by what they predict of what they never saw."""
+"""Which law: several fitted to the same data, judged by what they predict of unseen runs."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def other_definitions(
         measured = data.flops if data.flops_model.source == "observations" else None
         model = fit_flops_model(smaller, data.tokens, measured, weight=data.weight)
         other = replace(data, params=smaller, flops_model=model)
-        bound = law.bind(other)
+        bound = law.bind(other, space=estimator.space)
         found = solve(bound, data.weight, estimator, starts=STARTS)
         counts.append(("non-embedding", other, bound.natural(found.theta)))
     out = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,8 @@ from llem.scaling.errors import OptionError
 
 FloatArray = NDArray[np.float64]
 
+Space = Literal["log", "loss"]
+SPACES = ("log", "loss")
 LOSSES = ("huber", "absolute", "squares")
 # Absolute deviations are the limit of Huber's function as delta falls: at this delta the minimum
 # differs from the limit by less than one could print.
@@ -28,17 +30,21 @@ class Estimator:
     """How residuals of log loss (natural log, dimensionless) are judged.
 
     `loss` is "huber" (quadratic within `delta`, linear beyond), "absolute" (least absolute
-    deviations: sum of |r|) or "squares" (sum of r^2/2); the last two ignore `delta`.
+    deviations: sum of |r|) or "squares" (sum of r^2/2); the last two ignore `delta`. `space`: the
+    residual r is log L - log Lhat ("log"), or L - Lhat in nats ("loss"), as some papers fit.
     The objective is always the weighted SUM over observations: with the mean, stop rules of
     common minimisers end early (arXiv 2404.10102).
     """
 
     loss: str = "huber"
     delta: float = 1e-3
+    space: Space = "log"
 
     def __post_init__(self) -> None:
         if self.loss not in LOSSES:
             raise OptionError("estimator.loss", self.loss, f"one of {', '.join(LOSSES)}")
+        if self.space not in SPACES:
+            raise OptionError("estimator.space", self.space, f"one of {', '.join(SPACES)}")
         if not (self.delta > 0):
             raise OptionError("estimator.delta", self.delta, "a number above 0")
 
@@ -77,10 +83,10 @@ class Estimator:
     def to_dict(self) -> dict[str, Any]:
         """The `estimator` entry of fit.json."""
         delta = self.delta if self.loss == "huber" else None
-        return {"loss": self.loss, "delta": delta, "space": "log", "reduction": "sum"}
+        return {"loss": self.loss, "delta": delta, "space": self.space, "reduction": "sum"}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Estimator:
         """The inverse of `to_dict`."""
         delta = data.get("delta")
-        return cls(loss=data["loss"], delta=1e-3 if delta is None else float(delta))
+        return cls(data["loss"], 1e-3 if delta is None else float(delta), data["space"])

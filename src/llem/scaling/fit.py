@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from llem.scaling.allowance import DRIFT
+from llem.scaling.allowance import EXPONENT_ERROR
 from llem.scaling.bootstrap import Draws, Resamples, Resampling, percentile_interval, refit
 from llem.scaling.cost import CostLaw, cost_design, fit_cost
 from llem.scaling.definitions import other_definitions
@@ -65,7 +65,7 @@ def fit_law(
     prices: Prices | None = None,
     layout: Layout | None = None,
     target_unique_tokens: float | None = None,
-    drift: float = DRIFT,
+    exponent_error: float = EXPONENT_ERROR,
     excluded: Iterable[Mapping[str, Any]] = (),
     watch: Callable[[int, int], None] | None = None,
 ) -> Fit:
@@ -85,7 +85,7 @@ def fit_law(
     of the bootstrap; the same call gives the same answer. targets: numbers (FLOP) or
     Target(value, unit). prices: for targets in money, and the PUE. layout: of the training at the
     targets (default: the largest seen). target_unique_tokens: what there is at the targets
-    (default: enough). drift: the allowance for the law's own error, see `allowance`. excluded:
+    (default: enough). exponent_error: the allowance for the law's own error, see `allowance`. excluded:
     {run_id, reason} of runs that were left out, passed through to fit.json. watch: told
     (done, all) as resamples are fitted.
 
@@ -120,7 +120,7 @@ def fit_law(
     if faults:
         raise ScalingDataError(faults)
     warnings = _data_warnings(data)
-    problem = chosen.bind(data)
+    problem = chosen.bind(data, space=judged_by.space)
     solution = solve(problem, data.weight, judged_by)
     natural = problem.natural(solution.theta)
     if not solution.converged:
@@ -145,7 +145,7 @@ def fit_law(
         prices=Prices() if prices is None else prices,
         unique_tokens=target_unique_tokens,
         layout=layout,
-        drift=drift,
+        exponent_error=exponent_error,
     )
     optima = tuple(ensemble.at(target) for target in wanted)
     for optimum in optima:

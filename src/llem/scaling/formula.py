@@ -19,6 +19,7 @@ from llem.scaling.parser import VARIABLES, Formula, parse_formula, with_clauses
 from llem.scaling.plan import Plan
 
 if TYPE_CHECKING:
+    from llem.scaling.estimator import Space
     from llem.scaling.formula_problem import FormulaProblem
     from llem.scaling.observations import Observations
 
@@ -96,7 +97,7 @@ class FormulaLaw(Law):
         """The formula in the coordinates of `natural`, and what its problems need."""
         return _compiled(self)
 
-    def bind(self, data: Observations) -> FormulaProblem:
+    def bind(self, data: Observations, *, space: Space = "log") -> FormulaProblem:
         """Centre the columns that the formula reads."""
         from llem.scaling.formula_problem import FormulaProblem
 
@@ -108,7 +109,7 @@ class FormulaLaw(Law):
             columns["U"] = np.log(np.where(known, data.unique_tokens, data.tokens))
         columns = {v: columns[v] for v in self.variables}
         centre = {v: float(np.mean(column)) for v, column in columns.items()}
-        return FormulaProblem(self.compiled, columns, centre, np.log(data.loss))
+        return FormulaProblem(self.compiled, columns, centre, np.log(data.loss), space=space)
 
     def loss(
         self,

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llem.scaling.chinchilla import SEED_LOG_SHARE
-from llem.scaling.estimator import Estimator
+from llem.scaling.estimator import Estimator, Space
 from llem.scaling.expression import Node, evaluate
 from llem.scaling.formula import Compiled, DerivativePlan
 from llem.scaling.nonnegative import solve_normal
@@ -40,11 +40,13 @@ class FormulaProblem:
         *,
         plan: DerivativePlan | None = None,
         floor: float | None = None,
+        space: Space = "log",
     ) -> None:
         self.compiled = compiled
         self.columns = dict(columns)
         self.centre = dict(centre)
         self.z = z
+        self.space = space
         self.floor = float(np.mean(z)) - FLOOR_LOG_SHARE if floor is None else floor
         self._plan = compiled.plan(centre) if plan is None else plan
         parameters = compiled.law.parameters
@@ -84,6 +86,7 @@ class FormulaProblem:
             self.z[rows],
             plan=self._plan,
             floor=self.floor,
+            space=self.space,
         )
 
     # Coordinates -----------------------------------------------------------------------------
@@ -115,30 +118,35 @@ class FormulaProblem:
     # The objective ---------------------------------------------------------------------------
 
     def residuals(self, theta: FloatArray) -> FloatArray:
-        """log L - log Lhat for theta (k, p): shape (k, n); NaN where Lhat is not positive."""
+        """log L - log Lhat for theta (k, p): shape (k, n); NaN where Lhat is not positive.
+
+        In the space of the loss itself L - Lhat.
+        """
         t = np.atleast_2d(np.asarray(theta, dtype=np.float64))
         with np.errstate(all="ignore"):
             (f,) = self._plan.loss.run(list(self._loss_data), list(t.T[:, :, None]))
-            return np.asarray(self.z - np.log(np.broadcast_to(f, (t.shape[0], self.rows))))
+            f = np.broadcast_to(f, (t.shape[0], self.rows))
+            return np.exp(self.z) - f if self.space == "loss" else self.z - np.log(f)
 
     def jacobian(self, theta: FloatArray) -> FloatArray:
-        """Gradient of log Lhat of each row at one theta (p,): shape (n, p)."""
+        """Gradient of log Lhat (or of Lhat) of each row at one theta (p,): shape (n, p)."""
         columns = list(np.asarray(theta, dtype=np.float64).reshape(-1, 1, 1))
         with np.errstate(all="ignore"):
             outputs = self._plan.all.run(list(self._all_data), columns)
             slopes = outputs[1 : self.dimension + 1]
-            return np.stack(
-                [np.broadcast_to(s / outputs[0], (1, self.rows))[0] for s in slopes], axis=1
-            )
+            by = 1.0 if self.space == "loss" else outputs[0]
+            return np.stack([np.broadcast_to(s / by, (1, self.rows))[0] for s in slopes], axis=1)
 
     def evaluate(
         self, theta: FloatArray, weight: FloatArray, delta: FloatArray, rows: slice
     ) -> Local:
         """Huber sums and exact derivatives; see `Problem`.
 
-        With u = log Lhat, Lhat = f: u_i = f_i/f and u_ij = f_ij/f - u_i u_j. A problem whose
-        formula is not positive and finite everywhere has the value inf.
+        With u = log Lhat, Lhat = f: u_i = f_i/f and u_ij = f_ij/f - u_i u_j. In the space of the
+        loss itself u = f. A problem whose formula is not positive and finite everywhere has the
+        value inf.
         """
+        by_log = self.space == "log"
         plan = self._plan.all
         z = self.z[rows]
         k, n, p = theta.shape[0], z.size, self.dimension
@@ -147,9 +155,9 @@ class FormulaProblem:
             data = list(self._all_data) if whole else plan.rows(self._all_data, rows)
             outputs = plan.run(data, list(theta.T[:, :, None]))
             f = np.broadcast_to(outputs[0], (k, n))
-            r = np.log(f)
-            np.subtract(z, r, out=r)
-            inverse = 1.0 / f
+            r = np.log(f) if by_log else np.array(f)
+            np.subtract(z if by_log else np.exp(z), r, out=r)
+            inverse = 1.0 / f if by_log else np.ones_like(f)
 
             limit = delta[:, None]
             psi = np.clip(r, -limit, limit)
@@ -163,7 +171,8 @@ class FormulaProblem:
             r *= weight  # weight psi/r
             psi *= weight
             q = weight * inside
-            q += psi
+            if by_log:
+                q += psi
 
             slopes = np.empty((k, p, n))
             for i, slope in enumerate(outputs[1 : p + 1]):

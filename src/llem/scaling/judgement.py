@@ -7,7 +7,7 @@ solved as one batch, each from the optimum and from the other minima that the fu
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -92,7 +92,7 @@ def _solve(
         return list(wanted)
     m = starts.shape[0]
     theta = np.tile(starts, (len(usable), 1))
-    weights = np.repeat([weight * wanted[i].keep for i in usable], m, axis=0)
+    weights = _Parts(weight, [wanted[i].keep for i in usable for _ in range(m)])
     typical = scatter(problem, solution.theta)
     ladders = [
         wanted[i].estimator.ladder(typical, int(wanted[i].keep.sum()))
@@ -112,11 +112,22 @@ def _solve(
     return out
 
 
+@dataclass(frozen=True)
+class _Parts:
+    """Weights of refits (see `minimiser.Weights`): those of the rows that each keeps."""
+
+    weight: FloatArray
+    keep: Sequence[Mask]
+
+    def take(self, index: NDArray[np.intp]) -> FloatArray:
+        return np.stack([self.weight * self.keep[i] for i in index])
+
+
 def _refit(
     data: Observations, law: Law, label: str, keep: Mask, estimator: Estimator, judged: Mask
 ) -> Refit:
     reason = ""
-    if not keep.any() or data.only(keep).shortage(law):
+    if data.shortage(law, keep):
         reason = "too few runs remain"
     return Refit(label, keep, estimator, judged, np.full(len(law.parameters), np.nan), reason)
 
@@ -169,10 +180,19 @@ def _choices(
     everything = np.ones(data.rows, dtype=bool)
     nothing = ~everything
     out = [
-        _refit(data, law, f"delta {delta:g}", everything, Estimator(delta=delta), nothing)
+        _refit(
+            data,
+            law,
+            f"delta {delta:g}",
+            everything,
+            replace(estimator, loss="huber", delta=delta),
+            nothing,
+        )
         for delta in SENSITIVITY_DELTAS
     ]
-    out.append(_refit(data, law, "least squares", everything, Estimator("squares"), nothing))
+    out.append(
+        _refit(data, law, "least squares", everything, replace(estimator, loss="squares"), nothing)
+    )
     used = data.weight > 0
     high = data.loss > np.quantile(data.loss[used], 1 - HIGH_LOSS_SHARE)
     worst = np.abs(residual) > np.quantile(np.abs(residual[used]), 1 - WORST_SHARE)

@@ -14,6 +14,7 @@ from llem.scaling.errors import OptionError, UnknownLawError
 from llem.scaling.flops import FlopsModel
 
 if TYPE_CHECKING:
+    from llem.scaling.estimator import Space
     from llem.scaling.observations import Observations
     from llem.scaling.problem import Problem
 
@@ -67,8 +68,8 @@ class Law(ABC):
         return {"N", "D"} <= set(self.variables)
 
     @abstractmethod
-    def bind(self, data: Observations) -> Problem:
-        """The law bound to observations, ready for the minimiser."""
+    def bind(self, data: Observations, *, space: Space = "log") -> Problem:
+        """The law bound to observations, ready for the minimiser; space: see `Estimator`."""
 
     @abstractmethod
     def loss(

@@ -17,7 +17,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from llem.scaling.problem import PARTS, Local, Problem
+from llem.scaling import compiled
+from llem.scaling.problem import BLOCK_ELEMENTS, PARTS, Local, Problem
 
 FloatArray = NDArray[np.float64]
 
@@ -33,9 +34,6 @@ FIRST_DAMPING = 1e-2
 # Curvature along which a saddle is left, as a share of the largest; the cap limits the step.
 FLATTEST = 1e-9
 LAST_DAMPING = 1e12
-# Elements of one (problems x observations) block: about 128 kB, so that the dozen work arrays of
-# a block stay in the processor's cache.
-BLOCK_ELEMENTS = 16384
 
 
 class Weights(Protocol):
@@ -80,7 +78,8 @@ class _Kernel:
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         n = problem.rows
-        self.slabs = [slice(i, min(i + BLOCK_ELEMENTS, n)) for i in range(0, n, BLOCK_ELEMENTS)]
+        self.block = int(getattr(problem, "block_elements", BLOCK_ELEMENTS))
+        self.slabs = [slice(i, min(i + self.block, n)) for i in range(0, n, self.block)]
         self.cap = np.where(np.isfinite(problem.upper), STEP_CAP, LOG_STEP_CAP)
 
     def __call__(self, theta: FloatArray, weight: FloatArray, delta: FloatArray) -> Local:
@@ -162,7 +161,7 @@ def minimise(
         np.zeros(k, dtype=bool),
         np.zeros(k, dtype=np.int64),
     )
-    size = max(1, BLOCK_ELEMENTS // max(problem.rows, 1))
+    size = max(1, kernel.block // max(problem.rows, 1))
     # Refilling one by one would cost an evaluation each: wait until a share of the block is free.
     batch = max(1, size // 4)
     waiting = 0
@@ -188,6 +187,7 @@ class _Pool:
     index: NDArray[np.intp]
     theta: FloatArray
     weight: FloatArray
+    dust: FloatArray
     delta: FloatArray
     fixed: FloatArray
     basis: FloatArray
@@ -197,7 +197,7 @@ class _Pool:
     steps: NDArray[np.int64]
     shared: bool
 
-    ARRAYS = ("index", "theta", "delta", "fixed", "basis", "damping", "quiet", "steps")
+    ARRAYS = ("index", "theta", "dust", "delta", "fixed", "basis", "damping", "quiet", "steps")
 
     @classmethod
     def at(
@@ -216,6 +216,8 @@ class _Pool:
             index=index,
             theta=np.array(theta, copy=True),
             weight=weight,
+            # Noise-free data end at rounding error, where a relative rule would never be met.
+            dust=np.broadcast_to(1e-28 * weight.sum(axis=1), (k,)),
             delta=delta,
             fixed=fixed,
             basis=basis,
@@ -251,8 +253,7 @@ class _Pool:
         """One step of every problem; those that ended are written to `out` and leave."""
         here = self.here
         move, promised, solved = self._step(kernel, here, self.theta, slice(None))
-        # Noise-free data end at rounding error, where a relative rule would never be met.
-        dust = here.value <= 1e-28 * self.weight.sum(axis=1)
+        dust = here.value <= self.dust
         stuck = (self.damping > LAST_DAMPING) | ~solved | ~np.isfinite(here.value)
         late = self.steps >= max_steps - 1
         settled = ((promised <= tolerance * here.value) & (self.damping < 1.0) & ~stuck) | dust
@@ -331,6 +332,27 @@ def newton_step(
 
     cap: (p,) longest step of each coordinate.
     """
+    library = compiled.library()
+    if library is None or basis.shape[1] or fixed.shape[1] > compiled.LARGEST_DIMENSION:
+        return _newton_step_numpy(here, damping, fixed, basis, cap)
+    held = fixed if fixed.any() else None
+    parts = (here.gradient, here.hessian, here.metric)
+    move, promised, solved = library.newton(*parts, damping, held, cap)
+    if not solved.all():
+        bad = np.flatnonzero(~solved)
+        gradient, hessian = here.gradient[bad], here.hessian[bad]
+        diagonal = np.einsum("kii->ki", here.metric[bad])
+        if held is not None:
+            gradient, hessian = _hold(gradient, hessian, fixed[bad])
+        leap = _saddle_free(hessian, gradient, diagonal, damping[bad])
+        move[bad], promised[bad], solved[bad] = _capped(leap, gradient, hessian, cap)
+    return move, promised, solved
+
+
+def _newton_step_numpy(
+    here: Local, damping: FloatArray, fixed: FloatArray, basis: FloatArray, cap: FloatArray
+) -> tuple[FloatArray, FloatArray, NDArray[np.bool_]]:
+    """`newton_step` without a compiler, or with a basis; newton.c follows it."""
     gradient, hessian, metric = here.gradient, here.hessian, here.metric
     axis = np.arange(gradient.shape[1])
     if basis.shape[1]:
@@ -341,26 +363,38 @@ def newton_step(
     metric = metric.copy()
     metric[:, axis, axis] += 1e-10 * diagonal + _least(diagonal)
     if fixed.any():
-        free = 1.0 - fixed
-        gradient = gradient * free
-        mask = free[:, :, None] * free[:, None, :]
-        hessian = hessian * mask
-        hessian[:, axis, axis] += fixed
-        metric = metric * mask
-        metric[:, axis, axis] += fixed
+        _, metric = _hold(gradient, metric, fixed)
+        gradient, hessian = _hold(gradient, hessian, fixed)
     move, solved = solve_spd(hessian + damping[:, None, None] * metric, -gradient)
     if not solved.all():
         bad = ~solved
         move[bad] = _saddle_free(hessian[bad], gradient[bad], diagonal[bad], damping[bad])
-        solved = np.all(np.isfinite(move), axis=1)
+    move, promised, solved = _capped(move, gradient, hessian, cap)
+    if basis.shape[1]:
+        move = (basis @ move[:, :, None])[:, :, 0]
+    return move, promised, solved
+
+
+def _hold(
+    gradient: FloatArray, matrix: FloatArray, fixed: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """Gradient and matrix of the free parameters; those held get a curvature of one."""
+    free = 1.0 - fixed
+    matrix = matrix * (free[:, :, None] * free[:, None, :])
+    np.einsum("kii->ki", matrix)[...] += fixed
+    return gradient * free, matrix
+
+
+def _capped(
+    move: FloatArray, gradient: FloatArray, hessian: FloatArray, cap: FloatArray
+) -> tuple[FloatArray, FloatArray, NDArray[np.bool_]]:
+    """Moves of bounded length, what the model promises of them, and which of them are moves."""
+    solved = np.all(np.isfinite(move), axis=1)
     move = np.where(solved[:, None], move, 0.0)
     longest = np.max(np.abs(move) / cap, axis=1)
     move = move * np.minimum(1.0, 1.0 / np.maximum(longest, 1e-300))[:, None]
     curve = np.sum((hessian @ move[:, :, None])[:, :, 0] * move, axis=1)
-    promised = -(np.sum(gradient * move, axis=1) + 0.5 * curve)
-    if basis.shape[1]:
-        move = (basis @ move[:, :, None])[:, :, 0]
-    return move, promised, solved
+    return move, -(np.sum(gradient * move, axis=1) + 0.5 * curve), solved
 
 
 def _least(diagonal: FloatArray) -> FloatArray:

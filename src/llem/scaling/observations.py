@@ -20,6 +20,7 @@ FloatArray = NDArray[np.float64]
 
 # What a law needs to see of each of its variables, and what they are called.
 MIN_DISTINCT = 2
+FIRST_ROWS = 1000
 VARIABLES = {
     "N": ("params", "distinct model sizes"),
     "D": ("tokens", "distinct token counts"),
@@ -98,10 +99,15 @@ class Observations:
         parts["run"] = index
         return replace(self, **parts, run_names=tuple(self.run_names[i] for i in kept))
 
-    def shortage(self, law: Law) -> list[DataFault]:
-        """Why these rows cannot determine the law; empty when they can."""
+    def shortage(self, law: Law, rows: NDArray[np.bool_] | None = None) -> list[DataFault]:
+        """Why these rows (n,), by default all, cannot determine the law; empty when they can."""
+        chosen = np.flatnonzero((self.weight > 0) if rows is None else rows & (self.weight > 0))
+        # The first thousand rows of a long table tell as a rule.
+        few = self._shortage(law, chosen[:FIRST_ROWS])
+        return few if chosen.size <= FIRST_ROWS or not few else self._shortage(law, chosen)
+
+    def _shortage(self, law: Law, used: NDArray[np.intp]) -> list[DataFault]:
         faults = []
-        used = self.weight > 0
         columns = []
         for variable in law.variables:
             if variable not in VARIABLES:
@@ -114,7 +120,7 @@ class Observations:
                 message = f"at least {MIN_DISTINCT} {words} are needed, found {found}"
                 faults.append(DataFault.of(name, message))
         least = len(law.parameters)
-        points = np.unique(np.stack(columns, axis=1), axis=0).shape[0] if used.any() else 0
+        points = np.unique(np.stack(columns, axis=1), axis=0).shape[0] if used.size else 0
         if points < least:
             path = ", ".join(VARIABLES[v][0] for v in law.variables if v in VARIABLES)
             message = (
@@ -126,6 +132,8 @@ class Observations:
 
     def duplicates(self) -> int:
         """Rows that repeat another in run, size, tokens and loss (unless weights say so)."""
+        if np.unique(self.loss).size == self.rows:
+            return 0
         table = np.stack([self.params, self.tokens, self.loss], axis=1)
         if len(self.run_names) < self.rows:
             table = np.column_stack([table, self.run])

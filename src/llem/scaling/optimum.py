@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llem.scaling.allowance import (
-    DRIFT,
+    EXPONENT_ERROR,
     EXTRAPOLATION_LIMIT,
     TYPICAL_EXPONENT,
     Widening,
-    drift_of_log_loss,
-    drift_of_log_params,
+    sd_of_log_loss,
+    sd_of_log_params,
 )
 from llem.scaling.alternatives import (
     SECONDS_PER_HOUR,
@@ -34,7 +34,7 @@ from llem.scaling.cost import CostLaw, Lines
 from llem.scaling.features import Layout
 from llem.scaling.flops import TRUSTED_RATIO_TO_6ND, FlopsModel
 from llem.scaling.laws import Law
-from llem.scaling.spending import Buyer, Spending
+from llem.scaling.spending import Buyer, Spending, at_edge
 from llem.scaling.targets import MONEY, Prices, Target
 
 __all__ = ["Ensemble", "Optimum", "Prices", "Target"]
@@ -66,8 +66,8 @@ class Ensemble:
     natural: (p,), in the order of the law's parameters. samples: (k, p) of the same, one a
     resample, k = 0 without a bootstrap. cost_samples: coefficients (k, m) per cost law. prices:
     for money, and the PUE. unique_tokens: of the data at the target (None: unlimited). layout:
-    that of the target's training (None: the largest that each cost law has seen). drift: the
-    allowance per decade (`allowance.py`); 0 switches it off. interval: the rule that turns
+    that of the target's training (None: the largest that each cost law has seen). exponent_error:
+    the allowance (`allowance.py`); 0 switches it off. interval: the rule that turns
     resamples of a figure's log into an interval.
     """
 
@@ -82,8 +82,27 @@ class Ensemble:
     prices: Prices = field(default_factory=Prices)
     unique_tokens: float | None = None
     layout: Layout | None = None
-    drift: float = DRIFT
+    exponent_error: float = EXPONENT_ERROR
     interval: IntervalRule = _percentile
+
+    def assumptions(self) -> dict[str, Any]:
+        """What the answers assume beside the fit, as in fit.json."""
+        return {
+            "prices": self.prices.to_dict(),
+            "unique_tokens": self.unique_tokens,
+            "layout": None if self.layout is None else self.layout.to_dict(),
+            "exponent_error": self.exponent_error,
+        }
+
+    @staticmethod
+    def read_assumptions(data: dict[str, Any]) -> dict[str, Any]:
+        """The inverse of `assumptions`, as arguments of an Ensemble."""
+        return {
+            "prices": Prices.from_dict(data["prices"]),
+            "unique_tokens": data["unique_tokens"],
+            "layout": None if data["layout"] is None else Layout.from_dict(data["layout"]),
+            "exponent_error": float(data["exponent_error"]),
+        }
 
     def at(self, target: Target | float, *, brief: bool = False) -> Optimum:
         """The optimum at a target (a plain number is FLOP), with intervals.
@@ -99,7 +118,8 @@ class Ensemble:
         if not self.law.has_optimum:
             return self._loss_alone(wanted, estimate.buyer, drawn.buyer)
         best = self._solve(estimate, wanted)
-        if not np.isfinite(best.log_n):
+        lost = not np.isfinite(best.log_n)
+        if lost or (wanted.quantity != "flops" and at_edge(best.log_n)):
             return self._nothing(wanted, self._unaffordable(wanted))
         others = self._solve(drawn, wanted)
         logs, sample_logs = best.figures(), others.figures()
@@ -144,7 +164,7 @@ class Ensemble:
 
     def _allowance(self, best: Point, target: Target, ratio: float) -> dict[str, Any] | None:
         """What the law's own error adds, None within 10 times the largest compute."""
-        sd = drift_of_log_params(self.drift, ratio)
+        sd = sd_of_log_params(self.exponent_error, ratio)
         if sd == 0:
             return None
         # How every figure moves with log N while the target stays spent.
@@ -164,10 +184,10 @@ class Ensemble:
         }
         flops = ratio * self.largest_flops
         floor, exponent = _reducible(side.buyer, flops)
-        of_loss = drift_of_log_loss(self.drift, ratio, exponent)
+        of_loss = sd_of_log_loss(self.exponent_error, ratio, exponent)
         factor = math.exp(sd)
         return {
-            "drift_per_decade": self.drift,
+            "exponent_error": self.exponent_error,
             "decades": math.log10(ratio),
             "sd_log_params": sds["params"],
             "sd_log_tokens": sds["tokens"],
@@ -175,8 +195,8 @@ class Ensemble:
             "sd_log": sds,
             "loss_floor": floor,
             "text": (
-                f"the intervals allow for a law that bends: the exponent of N* may drift by "
-                f"{self.drift:g} a decade beyond the data, which puts N* within a factor of "
+                f"the intervals allow for a law that bends: beyond the data the exponent of N* may "
+                f"be off by {self.exponent_error:g}, which puts N* within a factor of "
                 f"{factor:.3g} (one standard deviation) whatever the fit says"
             ),
         }
@@ -273,7 +293,10 @@ class Ensemble:
         fixed = float(self._side(False).spending(target.quantity).lines.fixed) / target.factor
         if fixed >= target.value:
             return f"the fixed cost of a run ({fixed:.3g} {target.unit}) uses up the target"
-        return "the cost law gives no cost that grows with the tokens"
+        return (
+            f"no size of a model is the best for {target.value:g} {target.unit}: the cost law "
+            "gives size or tokens no price"
+        )
 
     def _nothing(self, target: Target, reason: str) -> Optimum:
         nothing: dict[str, Any] = dict.fromkeys(("flops", *FIGURES), NAN)
@@ -302,20 +325,20 @@ class Ensemble:
         drawn_logs = np.log(_loss_at(drawn, flops))
         ci = nothing.ci | {"loss": intervals.positive(drawn_logs, np.log(loss))}
         allowance = None
-        sd = drift_of_log_params(self.drift, ratio)
+        sd = sd_of_log_params(self.exponent_error, ratio)
         if sd:
             floor, exponent = _reducible(buyer, flops)
             allowance = {
-                "drift_per_decade": self.drift,
+                "exponent_error": self.exponent_error,
                 "decades": math.log10(ratio),
                 "sd_log_params": NAN,
                 "sd_log_tokens": NAN,
-                "sd_log_reducible_loss": drift_of_log_loss(self.drift, ratio, exponent),
+                "sd_log_reducible_loss": sd_of_log_loss(self.exponent_error, ratio, exponent),
                 "sd_log": {},
                 "loss_floor": floor,
                 "text": (
-                    "the interval allows for a law that bends: its exponent may drift by "
-                    f"{self.drift / TYPICAL_EXPONENT:.0%} of itself a decade beyond the data"
+                    "the interval allows for a law that bends: beyond the data its exponent may "
+                    f"be off by {self.exponent_error / TYPICAL_EXPONENT:.0%} of itself"
                 ),
             }
         return replace(

@@ -1,4 +1,4 @@
-"""What the minimiser asks of a law bound to its data: values and exact derivatives, many at once."""
+"""What the minimiser asks of a law bound to its data: values and derivatives, many at once."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from llem.scaling.estimator import Estimator
 FloatArray = NDArray[np.float64]
 
 PARTS = ("value", "gradient", "hessian", "metric")
+# Elements of one (problems x rows) block in numpy: about 128 kB, so that the dozen work arrays of a
+# block stay in the processor's cache.
+BLOCK_ELEMENTS = 16384
 # An amplitude ends at a term of exp(-30) of the typical loss, which is zero to rounding; below
 # exp(-9) = 1.2e-4 the data cannot tell it from zero.
 FLOOR_LOG_SHARE = 30.0

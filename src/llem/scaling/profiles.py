@@ -165,14 +165,20 @@ def identification(
     for j, parameter in enumerate(law.parameters):
         low, high = profiles[parameter.name].interval
         text = ""
+        bounds = f"{parameter.low:g} to {parameter.high:g}"
         if parameter.role == "shape":
             estimate = float(natural[j])
             if not parameter.low < solution.theta[j] < parameter.high:
-                text = f"it runs into the bound of the search ({parameter.low:g} to {parameter.high:g})"
+                text = f"it runs into the bound of the search ({bounds})"
             elif low is None or low < estimate / IDENTIFIED_SHAPE:
                 text = "two thirds of it fits the data as well"
             elif high is None or high > estimate * IDENTIFIED_SHAPE:
                 text = "one and a half times it fits the data as well"
+        elif np.isfinite(problem.upper[j]):
+            if not problem.lower[j] < solution.theta[j] < problem.upper[j]:
+                text = f"it runs into the bound of the search ({bounds})"
+            elif low is None or high is None:
+                text = f"values {np.exp(WIDEST_LOG):.0f} times as far fit the data as well"
         elif solution.theta[j] < problem.lower[j] + FLOOR_LOG_SHARE - NEGLIGIBLE_LOG_SHARE:
             text = "the fit drives it to zero"
         elif parameter.constant and (low is None or low < IDENTIFIED_LOWEST * np.exp(natural[j])):

@@ -117,6 +117,7 @@ class Fit:
             "costs": {name: law.to_dict() for name, law in self.costs.items()},
             "optima": [o.to_dict() for o in self.optima],
             "frontier": [o.to_dict() for o in self.frontier],
+            "assumptions": self.ensemble.assumptions(),
             "warnings": list(self.warnings),
         }
         out.update({name: getattr(self, name) for name in PLAIN})
@@ -157,6 +158,7 @@ class Fit:
                 costs=costs,
                 largest_flops=float(data["range"]["flops"][1]),
                 level=float(data["ci"]["level"]),
+                **Ensemble.read_assumptions(data["assumptions"]),
             ),
             **{name: data[name] for name in PLAIN},
         )

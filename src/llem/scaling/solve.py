@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from llem.scaling.estimator import Estimator
 from llem.scaling.minimiser import Minima, Weights, derivatives, minimise, refine
-from llem.scaling.problem import FLOOR_LOG_SHARE, Problem
+from llem.scaling.problem import FLOOR_LOG_SHARE, NEGLIGIBLE_LOG_SHARE, Problem
 
 FloatArray = NDArray[np.float64]
 
@@ -30,8 +30,8 @@ FINE_RATIO = 1.5
 POLISH_STEPS = 2000
 # A term below this share of the loss, as minus its log, is also tried as absent.
 SMALL_LOG_SHARE = 3.0
-LONG_TABLE = 20_000
-SAMPLE_ROWS = 5_000
+LONG_TABLE = 6_000
+SAMPLE_ROWS = 3_000
 SURVIVORS = 4
 
 
@@ -149,7 +149,9 @@ def solve(
         tried=int(seeds.shape[0]),
         agreeing=int(np.count_nonzero(near)),
         converged=_decrement(gradient, hessian) <= CONVERGED * found + 1e-26 * float(weight.sum()),
-        ends=_distinct(np.concatenate([best.theta, ends.theta[order]])),
+        ends=_distinct(
+            np.concatenate([best.theta, lifted(problem, best.theta[0]), ends.theta[order]])
+        ),
     )
 
 
@@ -169,6 +171,20 @@ def _without_a_term(problem: Problem, theta: FloatArray) -> FloatArray:
     out = np.tile(theta, (small.size, 1))
     out[np.arange(small.size), small] = problem.lower[small]
     return out
+
+
+def lifted(problem: Problem, theta: FloatArray) -> FloatArray:
+    """theta with its terms at the floor lifted, (1, p), or (0, p) where none is there.
+
+    From the floor nothing climbs, since a term of exp(-30) has no slope to speak of: other data
+    (a resample) that want the term need a start above it.
+    """
+    floor = problem.lower + FLOOR_LOG_SHARE
+    gone = np.isfinite(problem.lower) & ~np.isfinite(problem.upper)
+    gone &= theta < floor - NEGLIGIBLE_LOG_SHARE
+    if not gone.any():
+        return np.empty((0, theta.size))
+    return np.where(gone, floor - SMALL_LOG_SHARE, theta)[None, :]
 
 
 def leap(problem: Problem, theta: FloatArray, weight: FloatArray, *, delta: float) -> FloatArray:

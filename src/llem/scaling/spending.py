@@ -25,6 +25,14 @@ LOG_FLOPS_RANGE = (0.0, 230.0)
 LOG_LEAST_SHARE = 6.0
 # The outer search asks the inner one for log N to about 1e-7, which the loss feels squared.
 LOSS_TOLERANCE = 1e-11
+# So near to an end of the range a best log N is no optimum: nothing held the search.
+EDGE = 0.1
+
+
+def at_edge(log_n: FloatArray) -> bool:
+    """Whether a search for one log N ran into an end of its range."""
+    low, high = LOG_PARAMS_RANGE
+    return bool(log_n < low + EDGE or log_n > high - EDGE)
 
 
 @dataclass(frozen=True)
@@ -99,7 +107,9 @@ class Buyer:
         """
 
         def along(log_n: FloatArray) -> FloatArray:
-            return self.loss(log_n, log_left - spending.log_per_token(log_n))
+            log_d = log_left - spending.log_per_token(log_n)
+            # Tokens that cost nothing are no training that anyone can buy.
+            return np.where(np.isposinf(log_d), np.nan, self.loss(log_n, log_d))
 
         log_n = argmin(along, *LOG_PARAMS_RANGE, shape=self.shape, near=near)
         return log_n, log_left - spending.log_per_token(log_n)

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
-from llem.scaling.allowance import DRIFT, Widening, drift_of_log_loss, drift_of_log_params
+from llem.scaling.allowance import EXPONENT_ERROR, Widening, sd_of_log_loss, sd_of_log_params
 from llem.scaling.chinchilla import CHINCHILLA
 from llem.scaling.cost import CostLaw, Term
 from llem.scaling.errors import OptionError
@@ -168,6 +168,11 @@ def test_there_is_no_equal_loss_without_an_energy_law() -> None:
     assert ensemble(costs={"gpu_seconds": SECONDS}).at(1e20).equal_loss is None
 
 
+def test_there_is_no_equal_loss_where_size_costs_nothing() -> None:
+    law = cost_law(per_token=1e-3)
+    assert ensemble(costs={"energy_j": law}, cost_samples={}).at(1e20).equal_loss is None
+
+
 def test_gpu_hours_and_money_are_budgets_too() -> None:
     prices = Prices(per_kwh=0.3, per_gpu_hour=2.0, currency="EUR", pue=1.4)
     e = ensemble(prices=prices)
@@ -195,6 +200,16 @@ def test_energy_is_what_the_site_pays_for() -> None:
             Target(9, "EUR"),
             {"prices": Prices(per_gpu_hour=2.0, currency="EUR"), "costs": {"energy_j": ENERGY}},
             "gpu_seconds was not given",
+        ),
+        (
+            Target(5, "kWh"),
+            {"costs": {"energy_j": cost_law(per_token=1e-3)}, "cost_samples": {}},
+            "no size of a model is the best for 5 kWh",
+        ),
+        (
+            Target(5, "kWh"),
+            {"costs": {"energy_j": cost_law(start=1e3)}, "cost_samples": {}},
+            "gives size or tokens no price",
         ),
         (Target(1e-3, "kWh"), {}, "the fixed cost of a run (0.00139 kWh) uses up the target"),
     ],
@@ -243,7 +258,7 @@ def test_the_law_may_bend_beyond_the_data_and_the_interval_allows_for_it() -> No
     assert not near.warnings
     assert far.allowance is not None
     assert far.allowance["decades"] == pytest.approx(2.0)
-    sd = 0.5 * DRIFT * math.log(10) * 4
+    sd = EXPONENT_ERROR * math.log(100)
     assert far.allowance["sd_log_params"] == pytest.approx(sd)
     assert far.allowance["sd_log_tokens"] == pytest.approx(sd)
     gamma = 0.348 * 0.366 / (0.348 + 0.366)
@@ -256,7 +271,7 @@ def test_the_law_may_bend_beyond_the_data_and_the_interval_allows_for_it() -> No
     extra = 1.959963985 * sd
     assert far.ci["params"][0] == pytest.approx(far.params * math.exp(-math.hypot(low, extra)))
     assert far.ci["params"][1] == pytest.approx(far.params * math.exp(math.hypot(high, extra)))
-    assert f"may drift by {DRIFT:g} a decade" in far.allowance["text"]
+    assert f"may be off by {EXPONENT_ERROR:g}" in far.allowance["text"]
     assert any("100 times the largest compute" in text for text in far.warnings)
 
 
@@ -273,8 +288,8 @@ def test_the_allowance_covers_what_small_runs_missed_of_the_published_ones(times
     assert told.ci["params"][0] < truth < told.ci["params"][1]
 
 
-def test_the_allowance_is_switched_off_by_a_drift_of_zero() -> None:
-    told = ensemble(drift=0.0).at(1e24)
+def test_the_allowance_is_switched_off_by_an_error_of_zero() -> None:
+    told = ensemble(exponent_error=0.0).at(1e24)
     assert told.allowance is None
     assert told.ci == told.ci_parameters
     assert any("times the largest compute" in text for text in told.warnings)
@@ -295,9 +310,9 @@ def test_widening_is_in_quadrature_on_each_side() -> None:
     assert low == pytest.approx(2.0 - math.hypot(0.1, 0.5 * (1 - math.exp(-0.2))))
     assert high == pytest.approx(2.0 + math.hypot(0.3, 0.5 * (math.exp(0.2) - 1)))
     assert widen.log((1.0, 2.0), 1.5, 0.0) == (1.0, 2.0)
-    assert drift_of_log_params(0.02, 10.0) == 0.0
-    assert drift_of_log_params(0.02, 1000.0) == pytest.approx(0.02 * math.log(10) * 4.5)
-    assert drift_of_log_loss(0.02, 1000.0, 0.25) == pytest.approx(0.01 * math.log(10) * 4.5)
+    assert sd_of_log_params(0.02, 10.0) == 0.0
+    assert sd_of_log_params(0.02, 1000.0) == pytest.approx(0.02 * math.log(1000))
+    assert sd_of_log_loss(0.02, 1000.0, 0.25) == pytest.approx(0.01 * math.log(1000))
 
 
 def test_the_rule_of_the_intervals_can_be_chosen() -> None:
@@ -366,7 +381,7 @@ def test_a_law_of_compute_alone_tells_the_loss_and_why_there_is_no_size() -> Non
     assert any("100 times the largest compute" in text for text in told.warnings)
     assert told.ci["loss"][0] < told.ci_parameters["loss"][0] < told.loss < told.ci["loss"][1]
     assert told.allowance is not None
-    expected = drift_of_log_loss(DRIFT, 100.0, 0.09)
+    expected = sd_of_log_loss(EXPONENT_ERROR, 100.0, 0.09)
     assert told.allowance["sd_log_reducible_loss"] == pytest.approx(expected)
     assert "knows no N and D" in e.at(Target(5, "kWh")).warnings[0]
 

@@ -1,18 +1,11 @@
-"""The library behind the commands: each stage of a campaign as one call on its folder.
-
-    plan_campaign -> run_campaign (submit, wait) -> finish (aggregate -> fit -> report)
-
-This is the one module that joins the floors below; the command line calls it and prints.
-"""
+"""The stages of a campaign up to its observations: plan, run, aggregate."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -23,24 +16,21 @@ from llem.cluster import (
     CampaignFolder,
     CampaignState,
     LocalOutcome,
-    finite_or_none,
     render_files,
     run_locally,
     submit,
     wait,
-    write_json,
 )
 from llem.errors import Fault, InputError, LlemError
 from llem.planning import OwnModel, Plan, make_plan, write_python_sources
 
 if TYPE_CHECKING:
     from llem.campaign import Campaign
-    from llem.results import Aggregation, Observation
+    from llem.results import Aggregation
 
 DEFAULT_EVALUATION_TOKENS = 10_000_000
 # Without a word from the user a twentieth of the text is held out, at most ten million tokens.
 EVALUATION_SHARE = 0.05
-FIT_FILE = "fit.json"
 OBSERVATIONS_FILE = "observations.csv"
 
 
@@ -51,16 +41,6 @@ class Planned:
     plan: Plan
     folder: CampaignFolder
     changed: bool
-
-
-@dataclass(frozen=True)
-class Finished:
-    """What a campaign came to: the law (or why there is none) and its report."""
-
-    fit: dict[str, Any] | None
-    reason: str
-    report: Path
-    problems: tuple[str, ...]
 
 
 def plan_campaign(
@@ -220,146 +200,3 @@ def aggregate_campaign(
     )
     write_observations(aggregation.observations, folder.results / OBSERVATIONS_FILE)
     return aggregation
-
-
-def fit_observations(
-    rows: Sequence[Mapping[str, Any]],
-    *,
-    law: str = "chinchilla",
-    targets: list[Any] | tuple[Any, ...] = (),
-    bootstrap: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,
-    delta: float = 1e-3,
-    exclude: frozenset[str] = frozenset(),
-    excluded: tuple[Mapping[str, str], ...] = (),
-) -> dict[str, Any]:
-    """Fit a law to observations (mappings with `params`, `tokens`, `loss` and more), as fit.json.
-
-    Rows that did not complete, have no loss or are named in `exclude` are left out, by name and
-    with the reason. Raises ScalingDataError where the rest cannot carry a law.
-    """
-    from llem.scaling import Estimator, fit_law
-
-    left_out = [dict(item) for item in excluded]
-    used = []
-    for row in rows:
-        run_id = str(row.get("run_id", ""))
-        status = row.get("status") or "completed"
-        if run_id in exclude:
-            left_out.append({"run_id": run_id, "reason": "excluded by the user"})
-        elif status != "completed":
-            why = str(row.get("reason") or "")
-            left_out.append({"run_id": run_id, "reason": f"{status}: {why}" if why else status})
-        elif not math.isfinite(_number(row.get("loss"))):
-            left_out.append({"run_id": run_id, "reason": "no evaluation loss"})
-        else:
-            used.append(row)
-
-    def column(name: str) -> list[float] | None:
-        values = [_number(row.get(name)) for row in used]
-        return values if any(math.isfinite(v) for v in values) else None
-
-    fit = fit_law(
-        column("params") or [],
-        column("tokens") or [],
-        column("loss") or [],
-        law=law,
-        run_id=[str(row.get("run_id", index)) for index, row in enumerate(used)],
-        weight=column("weight"),
-        flops=column("flops"),
-        energy_j=column("energy_j"),
-        duration_s=column("duration_s"),
-        gpu_seconds=column("gpu_seconds"),
-        estimator=Estimator(loss="huber", delta=delta),
-        bootstrap=bootstrap,
-        level=level,
-        seed=seed,
-        targets=tuple(targets),
-        excluded=tuple(left_out),
-    )
-    return dict(finite_or_none(fit.to_dict()))
-
-
-def fit_campaign(
-    folder: CampaignFolder,
-    *,
-    rows: tuple[Observation, ...] | None = None,
-    targets: tuple[Any, ...] = (),
-    **options: Any,
-) -> dict[str, Any]:
-    """Fit the campaign's law to its observations and write `results/fit.json`."""
-    from dataclasses import asdict
-
-    from llem.results import read_observations
-
-    values = folder.plan_values()
-    if rows is None:
-        path = folder.results / OBSERVATIONS_FILE
-        if not path.is_file():
-            raise InputError(str(path), ["there is no such file: run `llem aggregate` first"])
-        rows = read_observations(path)
-    fit = fit_observations(
-        [asdict(row) for row in rows],
-        law=options.pop("law", None) or values["campaign"].get("law", "chinchilla"),
-        targets=targets or (values["design"]["target_flops"],),
-        **options,
-    )
-    fit["provenance"] = {
-        **(fit.get("provenance") or {}),
-        "campaign": values["campaign"]["name"],
-        "plan": values["digest"],
-        "llem": values["llem"],
-    }
-    write_json(folder.results / FIT_FILE, fit)
-    return fit
-
-
-def report_campaign(folder: CampaignFolder, *, fit_reason: str = "") -> Path:
-    """Write `results/report.html` and its plots from what lies in `results/`.
-
-    `fit_reason` says why there is no fit.json, where there is none.
-    """
-    from dataclasses import asdict
-
-    from llem.report import write_report
-    from llem.results import read_observations
-
-    plan = folder.plan_values()
-    observations = folder.results / OBSERVATIONS_FILE
-    if not observations.is_file():
-        fault = Fault("", "there is no such file", "run `llem aggregate` first")
-        raise InputError(str(observations), [fault])
-    fit_file = folder.results / FIT_FILE
-    fit = json.loads(fit_file.read_text()) if fit_file.is_file() else None
-    return write_report(
-        folder.results,
-        observations=[asdict(row) for row in read_observations(observations)],
-        fit=fit,
-        plan=plan,
-        title=plan["campaign"]["name"],
-        fit_reason=fit_reason,
-    )
-
-
-def finish(folder: CampaignFolder, **options: Any) -> Finished:
-    """Aggregate, fit and report; where no law can be fitted the report says why."""
-    aggregation = aggregate_campaign(folder)
-    fit: dict[str, Any] | None = None
-    reason = ""
-    try:
-        fit = fit_campaign(folder, rows=aggregation.observations, **options)
-    except InputError as error:
-        reason = str(error)
-        # A law of an earlier state of the campaign must not pass for one of this state.
-        (folder.results / FIT_FILE).unlink(missing_ok=True)
-    return Finished(fit, reason, report_campaign(folder, fit_reason=reason), aggregation.problems)
-
-
-def _number(value: Any) -> float:
-    if value is None or value == "":
-        return math.nan
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return math.nan

@@ -1,0 +1,84 @@
+"""The library behind the commands: each stage of a campaign as one call on its folder.
+
+    plan_campaign -> run_campaign (submit, wait) -> finish (aggregate -> fit -> report)
+
+This is the one package that joins the floors below; the command line calls it and prints. Names
+load on first use: to fit a table takes nothing of what plans and runs a campaign.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llem.pipeline.campaigns import (
+        OBSERVATIONS_FILE,
+        Planned,
+        aggregate_campaign,
+        plan_campaign,
+        resolve_data,
+        run_campaign,
+    )
+    from llem.pipeline.finishing import Finished, finish, report_campaign
+    from llem.pipeline.fitting import (
+        FIT_FILE,
+        compare_campaign,
+        compare_observations,
+        fit_campaign,
+        fit_observations,
+    )
+    from llem.pipeline.slices import EdgeMinimaError
+    from llem.pipeline.table import Table, TableError, read_table
+
+_HOME = {
+    "EdgeMinimaError": "slices",
+    "FIT_FILE": "fitting",
+    "Finished": "finishing",
+    "OBSERVATIONS_FILE": "campaigns",
+    "Planned": "campaigns",
+    "Table": "table",
+    "TableError": "table",
+    "aggregate_campaign": "campaigns",
+    "compare_campaign": "fitting",
+    "compare_observations": "fitting",
+    "finish": "finishing",
+    "fit_campaign": "fitting",
+    "fit_observations": "fitting",
+    "plan_campaign": "campaigns",
+    "read_table": "table",
+    "report_campaign": "finishing",
+    "resolve_data": "campaigns",
+    "run_campaign": "campaigns",
+}
+
+__all__ = [
+    "FIT_FILE",
+    "OBSERVATIONS_FILE",
+    "EdgeMinimaError",
+    "Finished",
+    "Planned",
+    "Table",
+    "TableError",
+    "aggregate_campaign",
+    "compare_campaign",
+    "compare_observations",
+    "finish",
+    "fit_campaign",
+    "fit_observations",
+    "plan_campaign",
+    "read_table",
+    "report_campaign",
+    "resolve_data",
+    "run_campaign",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

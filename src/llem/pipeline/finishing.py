@@ -1,0 +1,72 @@
+"""The end of a campaign: its report, and all that stands between the records and it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llem.errors import Fault, InputError
+from llem.pipeline.fitting import FIT_FILE, fit_campaign
+
+if TYPE_CHECKING:
+    from llem.cluster import CampaignFolder
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a campaign came to: the law (or why there is none) and its report."""
+
+    fit: dict[str, Any] | None
+    reason: str
+    report: Path
+    problems: tuple[str, ...]
+
+
+def report_campaign(folder: CampaignFolder, *, fit_reason: str = "") -> Path:
+    """Write `results/report.html` and its plots from what lies in `results/`.
+
+    `fit_reason` says why there is no fit.json, where there is none.
+    """
+    from dataclasses import asdict
+
+    from llem.pipeline.campaigns import OBSERVATIONS_FILE
+    from llem.report import write_report
+    from llem.results import read_observations
+
+    plan = folder.plan_values()
+    observations = folder.results / OBSERVATIONS_FILE
+    if not observations.is_file():
+        fault = Fault("", "there is no such file", "run `llem aggregate` first")
+        raise InputError(str(observations), [fault])
+    fit_file = folder.results / FIT_FILE
+    fit = json.loads(fit_file.read_text()) if fit_file.is_file() else None
+    return write_report(
+        folder.results,
+        observations=[asdict(row) for row in read_observations(observations)],
+        fit=fit,
+        plan=plan,
+        title=plan["campaign"]["name"],
+        fit_reason=fit_reason,
+    )
+
+
+def finish(folder: CampaignFolder, **options: Any) -> Finished:
+    """Aggregate, fit and report; where no law can be fitted the report says why.
+
+    No one stands by to override a refusal, so slices without a minimum are warned of instead.
+    """
+    from llem.pipeline.campaigns import aggregate_campaign
+
+    aggregation = aggregate_campaign(folder)
+    options.setdefault("allow_edge_minima", True)
+    fit: dict[str, Any] | None = None
+    reason = ""
+    try:
+        fit = fit_campaign(folder, rows=aggregation.observations, **options)
+    except InputError as error:
+        reason = str(error)
+        # A law of an earlier state of the campaign must not pass for one of this state.
+        (folder.results / FIT_FILE).unlink(missing_ok=True)
+    return Finished(fit, reason, report_campaign(folder, fit_reason=reason), aggregation.problems)

@@ -1,0 +1,313 @@
+"""Observations -> the law: which rows are used, what is refused, and fit.json."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llem.errors import Fault, InputError, did_you_mean
+from llem.pipeline.slices import EdgeMinimaError, EdgeMinimum, edge_minima
+from llem.pipeline.table import Table
+
+if TYPE_CHECKING:
+    from llem.cluster import CampaignFolder
+    from llem.results import Observation
+    from llem.scaling import Estimator, Target
+    from llem.scaling.optimum import Prices
+
+FIT_FILE = "fit.json"
+
+Rows = Table | Sequence[Mapping[str, Any]]
+Mask = NDArray[np.bool_]
+# Columns passed on as they are, where anything in them is known.
+PASSED = (
+    "flops",
+    "params_nonembedding",
+    "unique_tokens",
+    "energy_j",
+    "duration_s",
+    "gpu_seconds",
+    "ranks",
+)
+
+
+@dataclass(frozen=True)
+class Selected:
+    """What is fitted: columns (n,) as `fit_law` takes them, and the account of what is not.
+
+    left_out: {run_id, reason}. checkpoints: what `select_checkpoints` tells, None where each run
+    has one row. edges: slices of a designed grid without an interior minimum.
+    """
+
+    columns: dict[str, Any]
+    left_out: list[dict[str, Any]]
+    checkpoints: dict[str, Any] | None
+    edges: list[EdgeMinimum]
+
+
+def fit_observations(
+    rows: Rows,
+    *,
+    law: str = "chinchilla",
+    targets: Sequence[Target | float] = (),
+    estimator: Estimator | None = None,
+    bootstrap: int = 1000,
+    resampling: Literal["runs", "rows"] = "runs",
+    level: float = 0.95,
+    seed: int = 0,
+    exclude: frozenset[str] = frozenset(),
+    excluded: Sequence[Mapping[str, Any]] = (),
+    checkpoints: Literal["drop", "correct", "keep"] = "drop",
+    weights: Literal["run", "row"] = "run",
+    prices: Prices | None = None,
+    unique_tokens: float | None = None,
+    drift: float | None = None,
+    declared: Mapping[str, str] | None = None,
+    allow_edge_minima: bool = False,
+    watch: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Fit a law to observations (a Table, or mappings with its columns), as fit.json.
+
+    Rows that did not complete, have no loss or are named in `exclude` are left out, by name and
+    with the reason; `excluded` adds what was left out before. Where runs have several rows, those
+    are chosen and weighed as `checkpoints` (what is done with un-annealed ones) and `weights`
+    say, see `select_checkpoints`. unique_tokens and drift hold at the targets, prices for money;
+    declared answers the checklist. The other options are those of `fit_law`.
+
+    Raises TableError and ScalingDataError where the rows cannot carry a law, EdgeMinimaError where
+    a designed isoFLOP grid has slices without a minimum, unless `allow_edge_minima`.
+    """
+    from llem.scaling import checklist, fit_law
+
+    table = Table.of(rows)
+    selected = select(
+        table, exclude=exclude, excluded=excluded, checkpoints=checkpoints, weights=weights
+    )
+    if selected.edges and not allow_edge_minima:
+        raise EdgeMinimaError(table.source, selected.edges)
+    late = {"prices": prices, "unique_tokens_at_target": unique_tokens, "drift": drift}
+    fit = fit_law(
+        **selected.columns,
+        law=law,
+        estimator=estimator,
+        bootstrap=bootstrap,
+        resampling=resampling,
+        level=level,
+        seed=seed,
+        targets=tuple(targets),
+        excluded=tuple(selected.left_out),
+        watch=watch,
+        **{name: value for name, value in late.items() if value is not None},
+    )
+    out = fit.to_dict()
+    out["checkpoints"] = selected.checkpoints
+    out["refusals"] = {
+        "slices": [edge.to_dict() for edge in selected.edges],
+        "allowed": allow_edge_minima,
+    }
+    out["warnings"] += [
+        f"the slice at {edge.flops:.3g} FLOP has no minimum inside the sizes trained: "
+        f"{edge.reason}; {edge.remedy}"
+        for edge in selected.edges
+    ]
+    out["checklist"] = checklist(out, declared=declared)
+    return out
+
+
+def compare_observations(
+    rows: Rows,
+    laws: Sequence[str],
+    *,
+    estimator: Estimator | None = None,
+    exclude: frozenset[str] = frozenset(),
+    checkpoints: Literal["drop", "correct", "keep"] = "drop",
+    weights: Literal["run", "row"] = "run",
+) -> dict[str, Any]:
+    """Rank `laws` by their error on the largest compute, held out; see `compare_laws`."""
+    from llem.scaling import compare_laws
+
+    selected = select(Table.of(rows), exclude=exclude, checkpoints=checkpoints, weights=weights)
+    return compare_laws(**selected.columns, laws=list(laws), estimator=estimator)
+
+
+def fit_campaign(
+    folder: CampaignFolder,
+    *,
+    rows: tuple[Observation, ...] | None = None,
+    targets: Sequence[Target | float] = (),
+    **options: Any,
+) -> dict[str, Any]:
+    """Fit the campaign's law to its observations and write `results/fit.json`.
+
+    options: those of `fit_observations`; law and targets default to the campaign's.
+    """
+    from llem.cluster import write_json
+
+    values = folder.plan_values()
+    law = options.pop("law", None) or values["campaign"].get("law", "chinchilla")
+    wanted = targets or (values["design"]["target_flops"],)
+    fit = fit_observations(campaign_table(folder, rows), law=law, targets=wanted, **options)
+    fit["provenance"] = {
+        **(fit.get("provenance") or {}),
+        "campaign": values["campaign"]["name"],
+        "plan": values["digest"],
+        "llem": values["llem"],
+    }
+    write_json(folder.results / FIT_FILE, fit)
+    return fit
+
+
+def compare_campaign(folder: CampaignFolder, laws: Sequence[str], **options: Any) -> dict[str, Any]:
+    """`compare_observations` of a campaign's."""
+    return compare_observations(campaign_table(folder), laws, **options)
+
+
+def campaign_table(folder: CampaignFolder, rows: tuple[Observation, ...] | None = None) -> Table:
+    """The campaign's observations as columns, read from disk where they are not given."""
+    from dataclasses import asdict
+
+    from llem.pipeline.campaigns import OBSERVATIONS_FILE
+    from llem.results import read_observations
+
+    path = folder.results / OBSERVATIONS_FILE
+    if rows is None:
+        if not path.is_file():
+            raise InputError(str(path), ["there is no such file: run `llem aggregate` first"])
+        rows = read_observations(path)
+    return replace(Table.of([asdict(row) for row in rows]), source=str(path))
+
+
+def select(
+    table: Table,
+    *,
+    exclude: frozenset[str] = frozenset(),
+    excluded: Sequence[Mapping[str, Any]] = (),
+    checkpoints: Literal["drop", "correct", "keep"] = "drop",
+    weights: Literal["run", "row"] = "run",
+) -> Selected:
+    """The rows to fit, as columns. Raises TableError, InputError."""
+    names = table.run_id()
+    unknown = sorted(exclude - set(names.tolist()))
+    if unknown:
+        known = [str(name) for name in dict.fromkeys(names.tolist())]
+        raise InputError(
+            table.source,
+            [Fault(n, "there is no such run", did_you_mean(n, known)) for n in unknown],
+        )
+    used, reasons = _usable(table, names, exclude)
+    table.check(used)
+    left_out = [dict(item) for item in excluded]
+    left_out += [{"run_id": str(names[i]), "reason": reasons[i]} for i in sorted(reasons)]
+    columns = {name: table.number(name)[used] for name in ("params", "tokens", "loss")}
+    columns["weight"] = table.number("weight")[used] if "weight" in table.numbers else None
+    columns["run_id"] = names[used] if "run_id" in table.texts else None
+    for name in PASSED:
+        column = table.number(name)[used]
+        if name == "ranks":
+            column = np.where(column > 0, column, np.nan)
+        if np.isfinite(column).any():
+            columns[name] = column
+    account = None
+    if columns["run_id"] is not None:
+        account = _choose_checkpoints(table, used, columns, checkpoints, weights)
+    return Selected(columns, left_out, account, _edges(columns))
+
+
+def _usable(
+    table: Table, names: NDArray[np.str_], exclude: frozenset[str]
+) -> tuple[Mask, dict[int, str]]:
+    """Rows to fit (n,), and row -> why of the others.
+
+    Only a table that tells a status may lack losses: elsewhere an empty loss is a fault.
+    """
+    reasons: dict[int, str] = {}
+    if "status" in table.texts:
+        status, why = table.text("status"), table.text("reason")
+        lost = ~np.isfinite(table.number("loss"))
+        for i in np.flatnonzero(((status != "completed") & (status != "")) | lost).tolist():
+            if status[i] in ("", "completed"):
+                if (i, "loss") not in table.unread:
+                    reasons[i] = "no evaluation loss"
+            else:
+                reasons[i] = f"{status[i]}: {why[i]}" if why[i] else str(status[i])
+    if exclude:
+        for i in np.flatnonzero(np.isin(names, sorted(exclude))).tolist():
+            reasons[i] = "excluded by the user"
+    used = np.ones(table.rows, dtype=bool)
+    used[list(reasons)] = False
+    return used, reasons
+
+
+def _choose_checkpoints(
+    table: Table,
+    used: Mask,
+    columns: dict[str, Any],
+    unannealed: Literal["drop", "correct", "keep"],
+    weights: Literal["run", "row"],
+) -> dict[str, Any] | None:
+    """Choose and weigh the rows of runs that have several; None where no run has.
+
+    Rows of one name are checkpoints of a run where they have one size and different tokens; a
+    name for several sizes only says what is resampled together.
+    """
+    _, run = np.unique(columns["run_id"], return_inverse=True)
+    runs = int(run.max(initial=-1)) + 1
+    if runs == run.size:
+        return None
+
+    def differs(column: NDArray[np.float64]) -> Mask:
+        low, high = np.full(runs, np.inf), np.zeros(runs)
+        np.minimum.at(low, run, column)
+        np.maximum.at(high, run, column)
+        return high > low * (1 + 1e-9)
+
+    several = ~differs(columns["params"]) & differs(columns["tokens"])
+    if not several.any():
+        return None
+    from llem.scaling import select_checkpoints
+
+    # Rows that are no checkpoints stand each for themselves.
+    key = np.where(several[run], run, runs + np.arange(run.size))
+    family = table.text("family")[used] if "family" in table.texts else None
+    chosen = select_checkpoints(
+        key,
+        columns["tokens"],
+        columns["loss"],
+        learning_rate=table.number("learning_rate")[used],
+        annealed=table.number("annealed")[used],
+        warmup_tokens=table.number("warmup_tokens")[used],
+        family=None if family is None else np.where(family == "", key.astype(str), family),
+        unannealed=unannealed,
+        weights=weights,
+    )
+    names = columns["run_id"]
+    account = chosen.to_dict()
+    places = np.flatnonzero(used)
+    for entry in account["dropped"]:
+        row = entry["row"]
+        entry |= {"run_id": str(names[row]), "row": int(places[row])}
+    account |= {"unannealed_rows": unannealed, "weights": weights}
+    given = columns["weight"]
+    columns["loss"] = chosen.loss
+    columns["weight"] = chosen.weight if given is None else chosen.weight * given
+    for name, column in columns.items():
+        if column is not None:
+            columns[name] = column[chosen.keep]
+    return account
+
+
+def _edges(columns: Mapping[str, Any]) -> list[EdgeMinimum]:
+    from llem.scaling import fit_flops_model
+
+    size, tokens = columns["params"], columns["tokens"]
+    weight = columns["weight"] if columns["weight"] is not None else np.ones(size.size)
+    if not size.size:
+        return []
+    given = columns.get("flops")
+    by_model = fit_flops_model(size, tokens, given, weight=weight).flops(size, tokens)
+    flops = by_model if given is None else np.where(np.isfinite(given), given, by_model)
+    return edge_minima(size, columns["loss"], flops, weight=weight)
