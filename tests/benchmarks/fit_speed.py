@@ -335,8 +335,10 @@ def cold_process(table: Table, data: Data, *, quick: bool) -> None:
         walls = []
         for _ in range(repeats):
             done, lap = timed(
-                lambda: subprocess.run([*words, "--json"], capture_output=True, check=True)
+                lambda: subprocess.run([*words, "--json"], capture_output=True, check=False)
             )
+            if done.returncode:
+                raise SystemExit(f"llem fit failed:\n{done.stderr.decode()}")
             assert json.loads(done.stdout)["n_observations"] == data.loss.size
             walls.append(lap.wall)
     table.line("first", f"{walls[0]:.2f} s wall")

@@ -1,21 +1,41 @@
-"""How a finished campaign is told: the law, the optimum, what was left out."""
+"""How a fit and a finished campaign are told: the law, the optimum, what was left out."""
 
 from __future__ import annotations
 
-from typing import Any
+import json
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
 from llem.cli._command import note, print_json
-from llem.pipeline import Finished
+
+if TYPE_CHECKING:
+    from llem.pipeline import Finished
+
+# Work that takes less than this (s) needs no bar.
+PATIENCE_S = 1.0
 
 
 def tell_fit(fit: dict[str, Any], *, as_json: bool) -> None:
-    """The law with its intervals on standard output."""
+    """The law with its intervals on standard output; as JSON, the content of fit.json alone."""
     if as_json:
-        print_json(fit)
+        print(json.dumps(fit, indent=1, allow_nan=False))
         return
     from llem.report import summary_lines
 
     for line in summary_lines(fit):
+        print(line)
+
+
+def tell_comparison(found: dict[str, Any], *, as_json: bool) -> None:
+    """The laws that were compared, best first."""
+    if as_json:
+        print_json(found)
+        return
+    from llem.report import comparison_lines
+
+    for line in comparison_lines(found):
         print(line)
 
 
@@ -33,3 +53,50 @@ def tell_finished(done: Finished, *, as_json: bool) -> int:
         note(f"report: {done.report}")
         return 1
     return 0
+
+
+class Progress:
+    """A bar on standard error, where that is a terminal and the work takes long enough for one.
+
+    Called with (done, all), as `fit_law` tells its resamples.
+    """
+
+    def __init__(self, words: str) -> None:
+        self._words = words
+        self._begun = time.monotonic()
+        self._shown = sys.stderr.isatty()
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __call__(self, done: int, total: int) -> None:
+        if not self._shown or (self._bar is None and done >= total):
+            return
+        if self._bar is None:
+            if time.monotonic() - self._begun < PATIENCE_S:
+                return
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+            )
+            self._bar = Bar(*columns, console=Console(stderr=True), transient=True)
+            self._task = self._bar.add_task(self._words, total=total)
+            self._bar.start()
+        self._bar.update(self._task, completed=done, total=total)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()

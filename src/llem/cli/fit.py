@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +10,7 @@ from llem.cli._command import add_json, note, option
 from llem.errors import Fault, InputError
 
 if TYPE_CHECKING:
+    from llem.cluster import CampaignFolder
     from llem.scaling import Target
     from llem.scaling.optimum import Prices
 
@@ -23,39 +22,217 @@ EXAMPLE = """  llem fit runs/first                              # a campaign fol
   llem fit losses.csv --exclude run7,run9 --json > fit.json"""
 
 COLUMNS = """\
-columns: params (or N), tokens (D) and loss (L, nats per token); where they are known flops (C),
-run_id, weight, params_nonembedding, unique_tokens, energy_j, duration_s, gpu_seconds, ranks,
-status, reason; of intermediate checkpoints learning_rate, annealed, warmup_tokens, family"""
+params (or N), tokens (D), loss (L, nats per token); where they are known flops (C), run_id,
+weight, params_nonembedding, unique_tokens, energy_j, duration_s, gpu_seconds, ranks, status,
+reason; of intermediate checkpoints learning_rate, annealed, warmup_tokens, family"""
 LOSSES = ("huber", "absolute", "squares")
 UNITS = ("FLOP", "GPUh", "kWh")
 PLOTS_FOLDER = "fit-plots"
-# Resamples that take less than this (s) need no bar.
-PATIENCE_S = 1.0
-
-
-class _LawHelp(argparse.Action):
-    """The names of the laws stand in the help, and are looked up only when it is read."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        from llem.scaling import law_names
-
-        parser.epilog = f"laws: {', '.join(law_names())}\n\n{COLUMNS}\n\n{parser.epilog}"
-        parser.print_help()
-        parser.exit()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from llem.scaling import law_names
+
     add = parser.add_argument
-    # The help names the laws, which a parser made for every call should not look up.
-    parser.set_defaults(help=None)
-    for action in list(parser._actions):
-        if "--help" in action.option_strings:
-            parser._handle_conflict_resolve(None, [(o, action) for o in action.option_strings])  # type: ignore[arg-type]
-    add("-h", "--help", nargs=0, action=_LawHelp, help="show this help message and exit")
     add("source", type=Path, metavar="DIR|FILE.csv")
+    add("--law", metavar="NAME|FORMULA",
+        help=f"{', '.join(law_names())}, or a formula such as 'E + A/N^alpha + B/D^beta' "
+             "(default: the campaign's, else chinchilla)")  # fmt: skip
+    add("--target", action="append", default=[], metavar="AMOUNT",
+        help="where the optimum is wanted: 1e24, 2 MWh, 500 GPUh, 5000 EUR; repeatable")  # fmt: skip
+    add("--exclude", default="", metavar="RUN,RUN", help="runs to leave out, by name")
+    add("--compare", action="append", default=[], metavar="LAW,LAW",
+        help="rank laws by their error on the largest compute, held out; repeatable")  # fmt: skip
+    add("--allow-edge-minima", action="store_true",
+        help="fit an isoFLOP grid of which a slice has no minimum inside the sizes trained")  # fmt: skip
+    add("--declare", action="append", default=[], metavar="ITEM=TEXT",
+        help="answer the reporting checklist, as training.dataset='FineWeb'; repeatable")  # fmt: skip
+    add("--out", type=Path, metavar="FILE", help="write fit.json there")
+    add("--plot", nargs="?", const="", metavar="DIR",
+        help=f"draw every plot as PNG and SVG (default: {PLOTS_FOLDER} beside fit.json)")  # fmt: skip
+    add_json(parser)
+
+    group = parser.add_argument_group("how it is fitted")
+    add = group.add_argument
+    add("--loss", choices=LOSSES, default="huber", help="of log residuals (default: huber)")
+    add("--delta", type=float, default=1e-3, help="Huber's (default: 1e-3)")
+    add("--bootstrap", type=int, default=1000, metavar="K",
+        help="resamples for the intervals; 0: none (default: 1000)")  # fmt: skip
+    add("--by", choices=("run", "row"), default="run", help="what is resampled (default: run)")
+    add("--level", type=float, default=0.95, help="of the intervals (default: 0.95)")
+    add("--seed", type=int, default=0, help="of the resamples (default: 0)")
+    add("--checkpoints", choices=("drop", "correct", "keep"), default="drop",
+        help="rows of a run taken before its learning rate came down (default: drop)")  # fmt: skip
+    add("--weights", choices=("run", "row"), default="run",
+        help="what counts as one where runs have several rows (default: run)")  # fmt: skip
+
+    group = parser.add_argument_group("at the target (default: the site's, where there is one)")
+    add = group.add_argument
+    add("--price-per-kwh", type=float, metavar="P")
+    add("--price-per-gpu-hour", type=float, metavar="P")
+    add("--pue", type=float, metavar="X", help="power usage effectiveness, 1.0 or more")
+    add("--unique-tokens", metavar="U", help="different tokens at hand, as 300B (default: any)")
+    add("--drift", type=float, metavar="S",
+        help="how far the exponent of N* may drift per decade beyond the data; 0: not at all")  # fmt: skip
+    parser.add_argument_group("columns of the CSV", COLUMNS)
+
+
+def run(args: argparse.Namespace) -> int:
+    options = _options(args)
+    folder: CampaignFolder | None = None
+    if args.source.is_dir():
+        from llem.cluster import CampaignFolder
+        from llem.pipeline.fitting import campaign_table
+
+        folder = CampaignFolder(args.source)
+        table = campaign_table(folder)
+    else:
+        from llem.pipeline.table import read_table
+
+        table = read_table(args.source)
+    if args.compare:
+        from llem.cli._answer import tell_comparison
+        from llem.pipeline.fitting import compare_observations
+
+        names = ("estimator", "exclude", "checkpoints", "weights")
+        laws = [law for text in args.compare for law in split_laws(text)]
+        found = compare_observations(table, laws, **{name: options[name] for name in names})
+        tell_comparison(found, as_json=args.json)
+        return 0
+
+    from llem.cli._answer import Progress, tell_fit
+
+    with Progress("resamples") as progress:
+        if folder is not None:
+            from llem.pipeline.fitting import FIT_FILE, campaign_prices, fit_campaign
+
+            options["prices"] = campaign_prices(folder, **_late(args))
+            fit = fit_campaign(folder, table=table, watch=progress, **options)
+            note(f"written: {folder.results / FIT_FILE}")
+        else:
+            from llem.pipeline.fitting import fit_observations
+
+            options["law"] = options["law"] or "chinchilla"
+            fit = fit_observations(table, watch=progress, **options)
+    place = folder.results if folder is not None else Path()
+    if args.out is not None:
+        from llem.cluster import write_json
+
+        place = args.out.parent
+        write_json(args.out, fit)
+        note(f"written: {args.out}")
+    if args.plot is not None:
+        from llem.report import draw_fit
+
+        target = Path(args.plot) if args.plot else place / PLOTS_FOLDER
+        drawn = draw_fit(target, numbers=table.numbers, texts=table.texts, fit=fit)
+        note(f"written: {len(drawn)} plots in {target}")
+    tell_fit(fit, as_json=args.json)
+    return 0
+
+
+def split_laws(text: str) -> list[str]:
+    """Names and formulas between commas; those inside parentheses belong to a formula."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter == "(") - (letter == ")")
+        if letter == "," and depth <= 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part.strip() for part in parts if part.strip()]
+
+
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    """The call as keywords of `fit_observations`. Raises InputError with every fault."""
+    faults = []
+    for name, wrong, message in (
+        ("--bootstrap", args.bootstrap < 0, "is negative"),
+        ("--delta", not args.delta > 0, "must be above 0"),
+        ("--level", not 0 < args.level < 1, "must lie between 0 and 1, as 0.95"),
+        ("--seed", args.seed < 0, "is negative"),
+        ("--price-per-kwh", (args.price_per_kwh or 0) < 0, "is negative"),
+        ("--price-per-gpu-hour", (args.price_per_gpu_hour or 0) < 0, "is negative"),
+        ("--pue", args.pue is not None and not args.pue >= 1, "must be 1 or more"),
+        ("--drift", args.drift is not None and not args.drift >= 0, "must be 0 or more"),
+    ):
+        if wrong:
+            faults.append(Fault(name, message))
+    targets: list[Target] = []
+    unique = None
+    for text in args.target:
+        try:
+            targets.append(_target(text))
+        except InputError as error:
+            faults += error.faults
+    if args.unique_tokens is not None:
+        from llem.campaign import parse_count
+
+        try:
+            unique = float(option("--unique-tokens", parse_count, args.unique_tokens))
+        except InputError as error:
+            faults += error.faults
+    declared = {}
+    for text in args.declare:
+        item, equals, answer = text.partition("=")
+        if not equals or not answer.strip():
+            faults.append(Fault("--declare", f"{text!r}: expected section.item=text"))
+        declared[item.strip()] = answer.strip()
+    currencies = sorted({t.unit for t in targets if t.quantity == "money"})
+    if len(currencies) > 1:
+        faults.append(Fault("--target", f"prices are in one currency, not {_all(currencies)}"))
+    if faults:
+        raise InputError("the call", faults)
+    from llem.scaling import Estimator
+
+    return {
+        "law": args.law,
+        "targets": tuple(targets),
+        "estimator": Estimator(args.loss, args.delta),
+        "bootstrap": args.bootstrap,
+        "resampling": "runs" if args.by == "run" else "rows",
+        "level": args.level,
+        "seed": args.seed,
+        "exclude": frozenset(filter(None, map(str.strip, args.exclude.split(",")))),
+        "checkpoints": args.checkpoints,
+        "weights": args.weights,
+        "prices": _prices(args, currencies),
+        "unique_tokens": unique,
+        "drift": args.drift,
+        "declared": declared or None,
+        "allow_edge_minima": args.allow_edge_minima,
+    }
+
+
+def _late(args: argparse.Namespace) -> dict[str, float | None]:
+    return {
+        "per_kwh": args.price_per_kwh,
+        "per_gpu_hour": args.price_per_gpu_hour,
+        "pue": args.pue,
+    }
+
+
+def _prices(args: argparse.Namespace, currencies: list[str]) -> Prices | None:
+    given = {name: value for name, value in _late(args).items() if value is not None}
+    if not given:
+        return None
+    from llem.scaling.optimum import Prices
+
+    currency = {"currency": currencies[0]} if currencies else {}
+    return Prices(**given, **currency)  # type: ignore[arg-type]
+
+
+def _target(text: str) -> Target:
+    from llem.campaign import MONEY, parse_budget
+    from llem.scaling import Target
+
+    budget = option("--target", parse_budget, text)
+    if budget.unit == "node-h":
+        hint = "give GPUh: node hours times the GPUs of a node"
+        raise InputError("the call", [Fault("--target", f"{text!r} is in node hours", hint)])
+    assert budget.unit in UNITS or budget.unit in MONEY
+    return Target(budget.value, budget.unit)
+
+
+def _all(words: list[str]) -> str:
+    return " and ".join(words)

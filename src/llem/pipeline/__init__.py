@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from llem.pipeline.finishing import Finished, finish, report_campaign
     from llem.pipeline.fitting import (
         FIT_FILE,
-        compare_campaign,
         compare_observations,
         fit_campaign,
         fit_observations,
@@ -40,7 +39,6 @@ _HOME = {
     "Table": "table",
     "TableError": "table",
     "aggregate_campaign": "campaigns",
-    "compare_campaign": "fitting",
     "compare_observations": "fitting",
     "finish": "finishing",
     "fit_campaign": "fitting",
@@ -61,7 +59,6 @@ __all__ = [
     "Table",
     "TableError",
     "aggregate_campaign",
-    "compare_campaign",
     "compare_observations",
     "finish",
     "fit_campaign",

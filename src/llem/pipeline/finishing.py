@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llem.errors import Fault, InputError
-from llem.pipeline.fitting import FIT_FILE, fit_campaign
+from llem.pipeline.fitting import FIT_FILE, campaign_table, fit_campaign
 
 if TYPE_CHECKING:
     from llem.cluster import CampaignFolder
@@ -64,7 +64,8 @@ def finish(folder: CampaignFolder, **options: Any) -> Finished:
     fit: dict[str, Any] | None = None
     reason = ""
     try:
-        fit = fit_campaign(folder, rows=aggregation.observations, **options)
+        table = campaign_table(folder, aggregation.observations)
+        fit = fit_campaign(folder, table=table, **options)
     except InputError as error:
         reason = str(error)
         # A law of an earlier state of the campaign must not pass for one of this state.

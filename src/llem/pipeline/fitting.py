@@ -137,20 +137,27 @@ def compare_observations(
 def fit_campaign(
     folder: CampaignFolder,
     *,
-    rows: tuple[Observation, ...] | None = None,
+    table: Table | None = None,
     targets: Sequence[Target | float] = (),
+    law: str | None = None,
+    prices: Prices | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Fit the campaign's law to its observations and write `results/fit.json`.
 
-    options: those of `fit_observations`; law and targets default to the campaign's.
+    table: the observations where they were read before. law, targets and prices default to the
+    campaign's and its site's; options are those of `fit_observations`.
     """
     from llem.cluster import write_json
 
     values = folder.plan_values()
-    law = options.pop("law", None) or values["campaign"].get("law", "chinchilla")
-    wanted = targets or (values["design"]["target_flops"],)
-    fit = fit_observations(campaign_table(folder, rows), law=law, targets=wanted, **options)
+    fit = fit_observations(
+        campaign_table(folder) if table is None else table,
+        law=law or values["campaign"].get("law", "chinchilla"),
+        targets=targets or (values["design"]["target_flops"],),
+        prices=campaign_prices(folder) if prices is None else prices,
+        **options,
+    )
     fit["provenance"] = {
         **(fit.get("provenance") or {}),
         "campaign": values["campaign"]["name"],
@@ -161,12 +168,27 @@ def fit_campaign(
     return fit
 
 
-def compare_campaign(folder: CampaignFolder, laws: Sequence[str], **options: Any) -> dict[str, Any]:
-    """`compare_observations` of a campaign's."""
-    return compare_observations(campaign_table(folder), laws, **options)
+def campaign_prices(
+    folder: CampaignFolder,
+    *,
+    per_kwh: float | None = None,
+    per_gpu_hour: float | None = None,
+    pue: float | None = None,
+) -> Prices:
+    """What the campaign's site pays; what is given stands in its place."""
+    from llem.scaling.optimum import Prices
+
+    site = folder.plan_values()["site"]
+    prices = site.get("prices") or {}
+    return Prices(
+        per_kwh=prices.get("per_kwh") if per_kwh is None else per_kwh,
+        per_gpu_hour=prices.get("per_gpu_hour") if per_gpu_hour is None else per_gpu_hour,
+        currency=prices.get("currency") or Prices().currency,
+        pue=site.get("pue", 1.0) if pue is None else pue,
+    )
 
 
-def campaign_table(folder: CampaignFolder, rows: tuple[Observation, ...] | None = None) -> Table:
+def campaign_table(folder: CampaignFolder, rows: Sequence[Observation] | None = None) -> Table:
     """The campaign's observations as columns, read from disk where they are not given."""
     from dataclasses import asdict
 

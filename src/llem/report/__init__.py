@@ -9,20 +9,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llem.report.page import write_report
-    from llem.report.tables import answer, format_si, law_rows, optimum_rows, summary_lines
+    from llem.report.page import draw_fit, write_report
+    from llem.report.summary import comparison_lines, summary_lines
+    from llem.report.tables import answer, format_si, law_rows, optimum_rows
 
 _HOME = {
     "answer": "tables",
+    "comparison_lines": "summary",
+    "draw_fit": "page",
     "format_si": "tables",
     "law_rows": "tables",
     "optimum_rows": "tables",
-    "summary_lines": "tables",
+    "summary_lines": "summary",
     "write_report": "page",
 }
 
 __all__ = [
     "answer",
+    "comparison_lines",
+    "draw_fit",
     "format_si",
     "law_rows",
     "optimum_rows",

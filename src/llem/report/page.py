@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from llem.report import tables
+from llem.errors import UnavailableError
+from llem.report import summary, tables
 from llem.report.plots import DARK, LIGHT, Plot, make_plots
-from llem.report.runs import Runs, gather
+from llem.report.runs import FloatArray, Runs, gather, gather_columns
 from llem.report.tables import UNKNOWN, known, number
 
 TEMPLATE = "report.html.j2"
@@ -29,6 +31,13 @@ NO_PLOTS = (
     "The plots are missing: matplotlib is not installed here. "
     "With `pip install 'llem[plot]'`, `llem report` draws them from the same results."
 )
+COST_PARTS = (
+    ("constant", ""),
+    ("per_token", " per token"),
+    ("per_flop", " per FLOP"),
+    ("per_param_token", " per parameter and token"),
+)
+NOT_KNOWN = "not known: "
 # Statuses that need no second look; every other one is set apart in the table.
 CALM = ("completed",)
 
@@ -52,7 +61,7 @@ def write_report(
     folder = Path(out_dir)
     plots_folder = folder / "plots"
     plots_folder.mkdir(parents=True, exist_ok=True)
-    runs = gather(observations, (fit or {}).get("excluded") or [])
+    runs = gather(observations, fit)
     plots = make_plots(runs, fit) if can_plot() else []
     wanted = {f"{plot.name}.png" for plot in plots}
     for old in plots_folder.glob("*.png"):
@@ -64,6 +73,33 @@ def write_report(
     html = render_page(runs, fit, plan, title=title, plots=plots, fit_reason=fit_reason)
     _replace(page, html.encode())
     return page
+
+
+def draw_fit(
+    out_dir: str | Path,
+    *,
+    numbers: Mapping[str, FloatArray],
+    texts: Mapping[str, Sequence[str] | NDArray[np.str_]],
+    fit: Mapping[str, Any],
+) -> list[Path]:
+    """Write every plot of a fit as PNG and SVG under `out_dir`; returns the files.
+
+    numbers and texts: columns (n,) by the names of observations.csv. UnavailableError without
+    matplotlib.
+    """
+    if not can_plot():
+        raise UnavailableError(
+            "plots need matplotlib, which is not installed here",
+            remedy="pip install 'llem[plot]'",
+        )
+    folder = Path(out_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for plot in make_plots(gather_columns(numbers, texts, fit), fit):
+        for ending, content in (("png", plot.png()), ("svg", plot.svg(LIGHT))):
+            files.append(folder / f"{plot.name}.{ending}")
+            _replace(files[-1], content)
+    return files
 
 
 def can_plot() -> bool:
@@ -90,6 +126,7 @@ def render_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    optima = tables.optimum_rows(fit) if fit else []
     return environment.get_template(TEMPLATE).render(
         title=title,
         lead=_together(_lead(fit, fit_reason)),
@@ -99,11 +136,17 @@ def render_page(
         plots=[_embedded(plot) for plot in plots],
         no_plots="" if can_plot() else NO_PLOTS,
         law=_law(fit),
-        optima=tables.optimum_rows(fit) if fit else [],
+        optima=optima,
+        priced=any(row["money"] != UNKNOWN for row in optima),
+        unknown=UNKNOWN,
         level=tables.percent(fit["ci"]["level"]) if fit else "",
-        judgement=tables.judgement_lines(fit) if fit else [],
+        far=_far(fit),
+        details=list(summary.detail_lines(fit)) if fit else [],
+        quality=summary.quality_line(fit) if fit else "",
         sensitivity=_sensitivity(fit),
+        definitions=_definitions(fit),
         isoflop=_isoflop(fit),
+        checklist=_checklist(fit),
         runs=_run_rows(runs, fit),
         statuses=_statuses(runs),
         energy=_energy(runs, fit),
@@ -130,19 +173,39 @@ def _further(fit: Mapping[str, Any] | None) -> list[str]:
     return [tables.answer_at(o, level=level) for o in (fit.get("optima") or [])[1:3]]
 
 
+def _far(fit: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """Both intervals of each target that lies far beyond the data."""
+    if fit is None:
+        return []
+    level = number(fit["ci"]["level"])
+    return [
+        {
+            "target": tables.format_target(o["target"]),
+            "lines": [_together(line) for line in tables.far_lines(o, level=level)],
+            "allowance": (o.get("allowance") or {}).get("text") or "",
+        }
+        for o in fit.get("optima") or []
+        if tables.is_far(o) and o.get("allowance")
+    ]
+
+
 def _facts(runs: Runs, fit: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     """Three or four figures beside the answer."""
-    counted = f"{int(runs.fitted.sum())} of {len(runs.rows)}"
+    counted = f"{int(runs.fitted.sum())} of {len(runs.run_id)}"
     facts = [("runs in the fit" if fit is not None else "runs with a loss", counted)]
     if fit is not None:
-        a, ends = fit["exponents"]["a"], fit["ci"]["exponents"]["a"]
-        interval = tables.format_interval(ends)
-        value = tables.significant(number(a))
-        facts.append(("N* grows as C to the power", f"{value} ({interval})"))
-        error = number((fit.get("held_out") or {}).get("mean_abs_relative_error"))
-        if np.isfinite(error):
-            words = f"{tables.significant(100 * error, 2)} %"
-            facts.append(("error on the largest compute, held out", words))
+        if fit.get("exponents"):
+            value = tables.significant(number(fit["exponents"]["a"]))
+            interval = tables.format_interval((fit["ci"].get("exponents") or {}).get("a"))
+            told = f"{value} ({interval})" if interval != UNKNOWN else value
+            facts.append(("N* grows as C to the power", told))
+        for key, words in (
+            ("held_out", "error on the largest compute, held out"),
+            ("leave_one_out", "error on a budget left out"),
+        ):
+            error = number((fit.get(key) or {}).get("mean_abs_relative_error"))
+            if np.isfinite(error):
+                facts.append((words, f"{tables.significant(100 * error, 2)} %"))
     joules = runs.energy_j[np.isfinite(runs.energy_j)]
     if joules.size:
         estimated = all(
@@ -151,8 +214,8 @@ def _facts(runs: Runs, fit: Mapping[str, Any] | None) -> list[tuple[str, str]]:
             if np.isfinite(j)
         )
         label = "energy, estimated by a model" if estimated else "energy measured"
-        if joules.size < len(runs.rows):
-            label += f" ({joules.size} of {len(runs.rows)} runs)"
+        if joules.size < len(runs.run_id):
+            label += f" ({joules.size} of {len(runs.run_id)} runs)"
         facts.append((label, tables.format_energy(float(joules.sum()))))
     return facts
 
@@ -161,10 +224,12 @@ def _warnings(fit: Mapping[str, Any] | None) -> list[str]:
     if fit is None:
         return []
     out = list(fit.get("warnings") or [])
+    # That there is no law of a cost is told where costs are.
+    told = {str(law.get("reason") or "") for law in (fit.get("costs") or {}).values()}
     for optimum in fit.get("optima") or []:
         label = tables.format_target(optimum["target"])
         for text in optimum.get("warnings") or []:
-            if not any(text in known_text for known_text in out):
+            if text not in told and not any(text in known_text for known_text in out):
                 out.append(f"at {label}: {text}")
     return out
 
@@ -196,25 +261,62 @@ def _law(fit: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _sensitivity(fit: Mapping[str, Any] | None) -> list[dict[str, str]]:
+    """What each other choice gives; empty where there is none."""
     rows = []
     for entry in (fit or {}).get("sensitivity") or []:
-        row = {"delta": f"{number(entry['delta']):g}"}
-        for name, value in {**entry["params"], "a": entry["exponents"]["a"]}.items():
-            row[name] = tables.significant(number(value), 4)
+        row = {"choice": str(entry["choice"]), "rows": str(entry["rows"])}
+        values = entry["params"] or {}
+        for name in (fit or {})["params"]:
+            row[name] = tables.significant(number(values.get(name)), 4)
+        if (fit or {}).get("exponents"):
+            row["a"] = tables.significant(number((entry.get("exponents") or {}).get("a")), 4)
         rows.append(row)
     return rows
 
 
+def _definitions(fit: Mapping[str, Any] | None) -> list[dict[str, str]]:
+    """The answer under each way to count, where there is more than one."""
+    entries = (fit or {}).get("definitions") or []
+    if len(entries) < 2:
+        return []
+    return [
+        {
+            "params": str(entry["params"]),
+            "flops": "6ND" if entry["flops"] == "6ND" else "as given",
+            "a": tables.significant(number(entry["exponents"]["a"])),
+            "b": tables.significant(number(entry["exponents"]["b"])),
+            "best_params": tables.format_count(entry["optimum"]["params"]),
+            "best_tokens": tables.format_count(entry["optimum"]["tokens"]),
+            "at": tables.format_flops(entry["at_flops"]),
+        }
+        for entry in entries
+    ]
+
+
+def _checklist(fit: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The reporting checklist: sections of (item, answer, whether it is open)."""
+    answers = (fit or {}).get("checklist")
+    if not answers:
+        return None
+    sections = {
+        section: [
+            (name.replace("_", " "), text, text.startswith(NOT_KNOWN))
+            for name, text in items.items()
+        ]
+        for section, items in answers.items()
+    }
+    every = [open_ for items in sections.values() for _, _, open_ in items]
+    return {"sections": sections, "open": sum(every), "items": len(every)}
+
+
 def _isoflop(fit: Mapping[str, Any] | None) -> dict[str, Any] | None:
     check = (fit or {}).get("isoflop")
-    if not check or not check["levels"]:
+    if not check or not check["levels"] or check["minima"] == len(check["levels"]):
         return None
     refused = Counter(v["refusal"] for v in check["levels"] if v["refusal"])
     return {
         "minima": check["minima"],
         "levels": len(check["levels"]),
-        "exponent": tables.significant(number(check["exponent"])),
-        "note": check["note"],
         "refused": [f"{count} x {reason}" for reason, count in refused.most_common()],
     }
 
@@ -280,12 +382,18 @@ def _energy(runs: Runs, fit: Mapping[str, Any] | None) -> dict[str, Any]:
             laws.append(f"No law of {entry['quantity']}: {entry['reason']}.")
             continue
         unit = entry["unit"]
-        laws.append(
-            f"{entry['quantity']} = {tables.format_si(entry['constant'], unit)} + "
-            f"{tables.format_si(entry['per_token'], unit)} per token + "
-            f"{tables.significant(number(entry['per_flop']))} {unit} per FLOP "
-            f"({entry['rows']} runs, mean error {tables.percent(entry['mean_error'])})"
+        parts = [
+            f"{tables.format_si(entry[key], unit)}{words}"
+            for key, words in COST_PARTS
+            if number(entry.get(key)) > 0
+        ]
+        text = (
+            f"{entry['quantity']} = {' + '.join(parts) or '0'} "
+            f"({entry['rows']} runs, mean error {tables.percent(entry['mean_error'])}"
         )
+        error = number((entry.get("held_out") or {}).get("mean_abs_relative_error"))
+        text += f", {tables.percent(error)} on the largest, held out" * np.isfinite(error)
+        laws.append(f"{text})")
     return {"qualities": qualities, "laws": laws}
 
 

@@ -12,23 +12,24 @@ from numpy.typing import NDArray
 from llem.report.tables import number
 
 FloatArray = NDArray[np.float64]
-NUMERIC = ("params", "tokens", "flops", "loss", "loss_se", "energy_j", "duration_s", "gpu_seconds")
+NUMERIC = ("params", "tokens", "flops", "loss", "energy_j", "unique_tokens")
 
 
 @dataclass(frozen=True)
 class Runs:
     """Columns (n,) of the observations, NaN where not known; `fitted` marks the law's rows."""
 
-    rows: tuple[Mapping[str, Any], ...]
-    run_id: tuple[str, ...]
-    status: tuple[str, ...]
-    quality: tuple[str, ...]
+    rows: Sequence[Mapping[str, Any]]
+    run_id: Sequence[str]
+    status: Sequence[str]
+    quality: Sequence[str]
     fitted: NDArray[np.bool_]
     params: FloatArray
     tokens: FloatArray
     flops: FloatArray
     loss: FloatArray
     energy_j: FloatArray
+    unique_tokens: FloatArray
 
     @property
     def placed(self) -> NDArray[np.bool_]:
@@ -37,39 +38,53 @@ class Runs:
         return np.asarray(np.all(np.isfinite(columns) & (columns > 0), axis=0))
 
 
-def gather(
-    observations: Sequence[Mapping[str, Any]], excluded: Sequence[Mapping[str, Any]] = ()
-) -> Runs:
-    """Columns of the observations. A row without FLOPs gets 6ND, for its place in the plots."""
-    n = len(observations)
-    column = {
+def gather(observations: Sequence[Mapping[str, Any]], fit: Mapping[str, Any] | None = None) -> Runs:
+    """Columns of observations that are mappings. A row without FLOPs gets 6ND, for its place."""
+    numbers = {
         name: np.array([number(row.get(name)) for row in observations], dtype=np.float64)
         for name in NUMERIC
     }
+    texts = {
+        "run_id": [str(row.get("run_id", i)) for i, row in enumerate(observations)],
+        "status": [str(row.get("status") or "completed") for row in observations],
+        "energy_quality": [str(row.get("energy_quality") or "none") for row in observations],
+    }
+    return gather_columns(numbers, texts, fit, rows=observations)
+
+
+def gather_columns(
+    numbers: Mapping[str, FloatArray],
+    texts: Mapping[str, Sequence[str] | NDArray[np.str_]],
+    fit: Mapping[str, Any] | None = None,
+    *,
+    rows: Sequence[Mapping[str, Any]] = (),
+) -> Runs:
+    """The same of columns (n,) by name; those that are missing are not known."""
+    n = len(numbers["params"])
+    column = {name: np.asarray(numbers.get(name, np.full(n, np.nan))) for name in NUMERIC}
     flops = np.where(
         np.isfinite(column["flops"]), column["flops"], 6 * column["params"] * column["tokens"]
     )
-    run_id = tuple(str(row.get("run_id", i)) for i, row in enumerate(observations))
-    status = tuple(str(row.get("status") or "completed") for row in observations)
-    left_out = {str(entry.get("run_id")) for entry in excluded}
-    usable = np.isfinite(column["params"]) & np.isfinite(column["tokens"])
-    usable &= np.isfinite(column["loss"])
-    fitted = np.array(
-        [
-            bool(usable[i]) and status[i] == "completed" and run_id[i] not in left_out
-            for i in range(n)
-        ],
-        dtype=bool,
-    )
+    run_id = [str(v) for v in texts.get("run_id", range(n))]
+    status = [str(v) or "completed" for v in texts.get("status", ["completed"] * n)]
+    left_out = {str(entry.get("run_id")) for entry in (fit or {}).get("excluded") or []}
+    fitted = np.isfinite(column["params"]) & np.isfinite(column["tokens"])
+    fitted &= np.isfinite(column["loss"])
+    fitted &= np.array([s == "completed" for s in status], dtype=bool)
+    if left_out:
+        fitted &= np.array([name not in left_out for name in run_id], dtype=bool)
+    for entry in ((fit or {}).get("checkpoints") or {}).get("dropped") or []:
+        fitted[entry["row"]] = False
     return Runs(
-        rows=tuple(observations),
+        rows=rows,
         run_id=run_id,
         status=status,
-        quality=tuple(str(row.get("energy_quality") or "none") for row in observations),
+        quality=[str(v) or "none" for v in texts.get("energy_quality", ["none"] * n)],
         fitted=fitted,
         params=column["params"],
         tokens=column["tokens"],
         flops=flops,
         loss=column["loss"],
         energy_j=column["energy_j"],
+        unique_tokens=column["unique_tokens"],
     )

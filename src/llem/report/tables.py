@@ -7,7 +7,6 @@ known") and returns text; nothing prints and nothing knows of HTML or terminals.
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +15,8 @@ JOULES_PER_WH = 3600.0
 SI = ((1e24, "Y"), (1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"))
 SI_SMALL = ((1e3, "k"), (1.0, ""), (1e-3, "m"), (1e-6, "µ"), (1e-9, "n"), (1e-12, "p"))
 COUNTS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K"), (1.0, ""))
-TERMINAL_WIDTH = 88
+# What `llem.scaling` says of a target far beyond the data.
+TOO_FAR = "times the largest compute observed"
 
 
 def number(value: Any) -> float:
@@ -137,6 +137,14 @@ def format_interval(interval: Sequence[Any] | None, form: Any = None) -> str:
     return f"{low} to {high}"
 
 
+def format_money(value: Any) -> str:
+    """`5 000`: an amount of money, without its currency."""
+    v = number(value)
+    if not math.isfinite(v):
+        return UNKNOWN
+    return significant(v) if abs(v) >= 1e7 else _grouped(v) if v >= 1 else significant(v, 2)
+
+
 FORMS: dict[str, Any] = {
     "params": format_count,
     "tokens": format_count,
@@ -164,20 +172,27 @@ def answer(fit: Mapping[str, Any]) -> str:
 def answer_at(optimum: Mapping[str, Any], *, level: float) -> str:
     """One optimum in a sentence."""
     target = format_target(optimum["target"])
-    if not known(optimum["params"]):
-        why = "; ".join(optimum.get("warnings") or []) or "not known"
-        return f"For {target} there is no answer: {why}."
+    if is_far(optimum):
+        target += f", {ratio(optimum['extrapolation_ratio'])} times beyond the data"
     ci = optimum.get("ci") or {}
+    why = "; ".join(optimum.get("warnings") or []) or "not known"
+    said = False
 
     def part(name: str, what: str = "") -> str:
+        nonlocal said
         text = f"{FORMS[name](optimum[name])}{what}"
         interval = format_interval(ci.get(name), FORMS[name])
         if interval == UNKNOWN:
             return text
         # The level is said once; the other brackets follow it.
-        said = f"{percent(level)}: " if name == "params" else ""
-        return f"{text} ({said}{interval})"
+        head = "" if said else f"{percent(level)}: "
+        said = True
+        return f"{text} ({head}{interval})"
 
+    if not known(optimum["params"]):
+        if known(optimum["loss"]):
+            return f"For {target}: expected loss {part('loss')}. {_sentence(why)}"
+        return f"For {target} there is no answer: {why}."
     words = (
         f"For {target}: {part('params', ' parameters')} on {part('tokens', ' tokens')}, "
         f"expected loss {part('loss')}"
@@ -189,27 +204,66 @@ def answer_at(optimum: Mapping[str, Any], *, level: float) -> str:
     )
     if known(optimum["gpu_hours"]):
         words += f", {part('gpu_hours', ' of GPU time')}"
+    if known(optimum.get("money")):
+        interval = format_interval(ci.get("money"), format_money)
+        words += f", {format_money(optimum['money'])} {optimum.get('currency') or ''}".rstrip()
+        words += "" if interval == UNKNOWN else f" ({interval})"
     return words + "."
 
 
-def law_rows(fit: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
-    """(name, value, interval, note) of each parameter and exponent of the law."""
+def is_far(optimum: Mapping[str, Any]) -> bool:
+    """Whether the target lies so far beyond the data that its figures are no evidence."""
+    return any(TOO_FAR in text for text in optimum.get("warnings") or [])
+
+
+def far_lines(optimum: Mapping[str, Any], *, level: float) -> list[str]:
+    """Of a target far beyond the data: both intervals, and what the wider one allows for."""
+    allowance = optimum.get("allowance")
+    if not allowance:
+        return []
+    lines = []
+    for words, key in (
+        ("from the parameters alone", "ci_parameters"),
+        ("allowing for the law's own error", "ci"),
+    ):
+        ci = optimum.get(key) or {}
+        parts = [
+            f"{symbol} {interval}"
+            for symbol, name in (("N*", "params"), ("D*", "tokens"), ("loss", "loss"))
+            if (interval := format_interval(ci.get(name), FORMS[name])) != UNKNOWN
+        ]
+        if parts:
+            lines.append(f"{words}, {percent(level)}: {', '.join(parts)}")
+    return lines
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def law_rows(fit: Mapping[str, Any]) -> list[tuple[str, str, str, str, str]]:
+    """(name, value, interval, standard error, note) of each parameter and exponent of the law."""
     rows = []
     why = fit.get("identification") or {}
     identified = fit.get("identified") or {}
+    errors = (fit.get("standard_errors") or {}).get("sandwich") or {}
     for name, value in fit["params"].items():
         note = "" if identified.get(name, True) else f"not identified: {why.get(name, '')}"
-        interval = format_interval(fit["ci"]["params"].get(name))
-        rows.append((name, significant(number(value), 4), interval, note.rstrip(": ")))
+        interval = format_interval((fit["ci"].get("params") or {}).get(name))
+        error = significant(number(errors.get(name)), 2)
+        rows.append((name, significant(number(value), 4), interval, error, note.rstrip(": ")))
     meaning = {"a": "N* grows as C^a", "b": "D* grows as C^b"}
-    for name, value in fit["exponents"].items():
-        interval = format_interval(fit["ci"]["exponents"].get(name))
-        rows.append((name, significant(number(value), 4), interval, meaning.get(name, "")))
+    for name, value in (fit.get("exponents") or {}).items():
+        interval = format_interval((fit["ci"].get("exponents") or {}).get(name))
+        rows.append((name, significant(number(value), 4), interval, "", meaning.get(name, "")))
     return rows
 
 
 def optimum_rows(fit: Mapping[str, Any]) -> list[dict[str, str]]:
-    """One row for each target: text of value and interval for every quantity."""
+    """One row for each target: text of value and interval for every quantity.
+
+    `far` is "!" where the target lies so far beyond the data that no figure is evidence.
+    """
     rows = []
     for optimum in fit.get("optima") or []:
         ci = optimum.get("ci") or {}
@@ -217,19 +271,26 @@ def optimum_rows(fit: Mapping[str, Any]) -> list[dict[str, str]]:
         row = {
             "target": format_target(optimum["target"]),
             "flops": format_flops(optimum["flops"]),
-            "beyond": UNKNOWN if math.isnan(beyond) else f"{_ratio(beyond)} x",
+            "beyond": UNKNOWN if math.isnan(beyond) else f"{ratio(beyond)} x",
+            "far": "!" if is_far(optimum) else "",
         }
         for name, form in FORMS.items():
             row[name] = form(optimum[name])
             row[f"{name}_ci"] = format_interval(ci.get(name), form)
-        ratio = number(optimum["tokens"]) / (number(optimum["params"]) or math.nan)
-        row["tokens_per_param"] = significant(ratio)
+        row["money"] = format_money(optimum.get("money"))
+        if row["money"] != UNKNOWN:
+            row["money"] = f"{row['money']} {optimum.get('currency') or ''}".rstrip()
+        row["money_ci"] = format_interval(ci.get("money"), format_money)
+        tokens_each = number(optimum["tokens"]) / (number(optimum["params"]) or math.nan)
+        row["tokens_per_param"] = significant(tokens_each)
         rows.append(row)
     return rows
 
 
-def _ratio(value: float) -> str:
-    return significant(value) if value < 1e4 else format_flops(value)
+def ratio(value: Any) -> str:
+    """A ratio to the data: `77.2`, `2.5e6`."""
+    v = number(value)
+    return significant(v) if v < 1e4 else format_flops(v)
 
 
 def aligned(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> list[str]:
@@ -244,68 +305,4 @@ def aligned(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> list
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         lines.append("  ".join(cells).rstrip())
-    return lines
-
-
-def summary_lines(fit: Mapping[str, Any]) -> list[str]:
-    """A fit for the terminal: the answer, warnings, the law, the optima, the judgement."""
-    lines = textwrap.wrap(answer(fit), TERMINAL_WIDTH)
-    warnings = list(fit.get("warnings") or [])
-    if warnings:
-        lines.append("")
-        for text in warnings:
-            lines += textwrap.wrap(
-                text, TERMINAL_WIDTH, initial_indent="warning: ", subsequent_indent="  "
-            )
-    estimator = fit["estimator"]
-    judged = estimator["loss"]
-    if known(estimator.get("delta")):
-        judged += f" {number(estimator['delta']):g}"
-    counted = f"{fit['n_observations']} observations of {fit['n_runs']} runs"
-    level = percent(fit["ci"]["level"])
-    lines += [
-        "",
-        f"{fit['formula']}   ({judged} on log loss, sum; {counted})",
-        *aligned([("", "value", level, ""), *law_rows(fit)], right=(1,)),
-    ]
-    rows = optimum_rows(fit)
-    if len(rows) > 1:
-        head = ("target", "parameters", "tokens", "loss", "energy", "GPU time", "beyond data")
-        keys = ("target", "params", "tokens", "loss", "energy_j", "gpu_hours", "beyond")
-        lines += [
-            "",
-            *aligned([head, *(tuple(r[k] for k in keys) for r in rows)], right=range(1, 7)),
-        ]
-    lines += ["", *judgement_lines(fit)]
-    return lines
-
-
-def judgement_lines(fit: Mapping[str, Any]) -> list[str]:
-    """How good the fit is, in plain sentences."""
-    lines = []
-    held_out = fit.get("held_out") or {}
-    error = number(held_out.get("mean_abs_relative_error"))
-    if math.isfinite(error):
-        rows = held_out["rows"]
-        which = "the row" if rows == 1 else f"the {rows} rows"
-        lines.append(
-            f"held out: {which} of the largest compute, predicted from the rest, "
-            f"off by {significant(100 * error, 2)} % on average"
-        )
-    elif held_out.get("reason"):
-        lines.append(f"held out: not possible ({held_out['reason']})")
-    residuals = fit.get("residuals") or {}
-    if known(residuals.get("median_abs")):
-        lines.append(
-            f"residuals of log loss: median {significant(number(residuals['median_abs']), 2)}, "
-            f"largest {significant(number(residuals['max_abs']), 2)}"
-        )
-    starts = fit.get("starts") or {}
-    if starts:
-        lines.append(f"{starts['agreeing']} of {starts['tried']} starts found this minimum")
-    excluded = fit.get("excluded") or []
-    if excluded:
-        names = ", ".join(str(e.get("run_id")) for e in excluded[:8])
-        more = f" and {len(excluded) - 8} more" if len(excluded) > 8 else ""
-        lines.append(f"left out: {names}{more}")
     return lines

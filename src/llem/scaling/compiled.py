@@ -164,11 +164,12 @@ def _found() -> tuple[Library | None, Status]:
     if _known is None:
         with _lock:
             if _known is None:
-                _known = _look(os.environ)
+                _known = look(os.environ)
     return _known
 
 
-def _look(environment: Mapping[str, str]) -> tuple[Library | None, Status]:
+def look(environment: Mapping[str, str]) -> tuple[Library | None, Status]:
+    """What these environment variables lead to, whatever is in use."""
     try:
         return _provide(environment)
     except Unavailable as reason:
@@ -198,11 +199,12 @@ def _provide(environment: Mapping[str, str]) -> tuple[Library, Status]:
 
 def find_compiler(environment: Mapping[str, str]) -> tuple[str, ...]:
     """Command of the C compiler: $CC, or the first there is of cc, gcc and clang."""
-    search = environment.get("PATH")
-    wanted = shlex.split(environment.get("CC", ""))
+    try:
+        wanted = shlex.split(environment.get("CC", ""))
+    except ValueError as error:
+        raise Unavailable(f"CC={environment['CC']}: {error}") from None
     for command in ([wanted] if wanted else []) + [[name] for name in COMPILERS]:
-        # A path that is not absolute would mean another compiler in another folder.
-        program = shutil.which(command[0], path=search)
+        program = shutil.which(command[0], path=environment.get("PATH", ""))
         if program is not None:
             return (os.path.abspath(program), *command[1:])
     raise Unavailable("no C compiler (looked for $CC, " + ", ".join(COMPILERS) + ")")
@@ -316,7 +318,7 @@ def agrees_with_numpy(found: Library) -> bool:
     x, y = np.sin(np.arange(n)), np.cos(1.7 * np.arange(n))
     z = 0.9 + 0.02 * np.sin(5.0 * np.arange(n))
     theta = np.array([[0.5, -0.5, -0.6, 0.3, 0.4], [0.2, 0.1, -1.0, 0.7, 0.2], [0.6, -1, 0, 1, 2]])
-    weight = 1.0 + np.arange(k * n).reshape(k, n) % 4
+    weight = 1.0 + np.arange(k * n, dtype=np.float64).reshape(k, n) % 4
     delta = np.array([1e-2, np.inf, 0.3])
     terms = np.stack(
         [

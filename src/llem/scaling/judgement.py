@@ -102,7 +102,7 @@ def _solve(
     depth = max(len(ladder) for ladder in ladders)
     # A short ladder waits on its first rung: those rows are solved once and then warm.
     rungs = np.array([(ladder[0],) * (depth - len(ladder)) + ladder for ladder in ladders]).T
-    ends = descend(problem, theta, weights, rungs, tolerance=1e-9, max_steps=80)
+    ends = descend(problem, theta, weights, rungs, tolerance=1e-13, max_steps=80)
     best = ends.objective.reshape(-1, m).argmin(axis=1) + m * np.arange(len(usable))
     natural = problem.natural(ends.theta[best])
     out = list(wanted)

@@ -332,47 +332,48 @@ def newton_step(
 
     cap: (p,) longest step of each coordinate.
     """
-    library = compiled.library()
-    if library is None or basis.shape[1] or fixed.shape[1] > compiled.LARGEST_DIMENSION:
-        return _newton_step_numpy(here, damping, fixed, basis, cap)
-    held = fixed if fixed.any() else None
     parts = (here.gradient, here.hessian, here.metric)
-    move, promised, solved = library.newton(*parts, damping, held, cap)
-    if not solved.all():
-        bad = np.flatnonzero(~solved)
-        gradient, hessian = here.gradient[bad], here.hessian[bad]
-        diagonal = np.einsum("kii->ki", here.metric[bad])
-        if held is not None:
-            gradient, hessian = _hold(gradient, hessian, fixed[bad])
-        leap = _saddle_free(hessian, gradient, diagonal, damping[bad])
-        move[bad], promised[bad], solved[bad] = _capped(leap, gradient, hessian, cap)
-    return move, promised, solved
-
-
-def _newton_step_numpy(
-    here: Local, damping: FloatArray, fixed: FloatArray, basis: FloatArray, cap: FloatArray
-) -> tuple[FloatArray, FloatArray, NDArray[np.bool_]]:
-    """`newton_step` without a compiler, or with a basis; newton.c follows it."""
-    gradient, hessian, metric = here.gradient, here.hessian, here.metric
-    axis = np.arange(gradient.shape[1])
     if basis.shape[1]:
         turned = basis.transpose(0, 2, 1)
-        gradient = (turned @ gradient[:, :, None])[:, :, 0]
-        hessian, metric = turned @ hessian @ basis, turned @ metric @ basis
-    diagonal = metric[:, axis, axis]
-    metric = metric.copy()
-    metric[:, axis, axis] += 1e-10 * diagonal + _least(diagonal)
-    if fixed.any():
-        _, metric = _hold(gradient, metric, fixed)
-        gradient, hessian = _hold(gradient, hessian, fixed)
-    move, solved = solve_spd(hessian + damping[:, None, None] * metric, -gradient)
+        gradient = (turned @ here.gradient[:, :, None])[:, :, 0]
+        parts = (gradient, turned @ here.hessian @ basis, turned @ here.metric @ basis)
+    held = fixed if fixed.any() else None
+    library = compiled.library()
+    if library is None or fixed.shape[1] > compiled.LARGEST_DIMENSION:
+        move, promised, solved = _step_numpy(*parts, damping, held, cap)
+    else:
+        move, promised, solved = library.newton(*parts, damping, held, cap)
     if not solved.all():
-        bad = ~solved
-        move[bad] = _saddle_free(hessian[bad], gradient[bad], diagonal[bad], damping[bad])
-    move, promised, solved = _capped(move, gradient, hessian, cap)
+        bad = np.flatnonzero(~solved)
+        gradient, hessian, metric = (part[bad] for part in parts)
+        diagonal, free = np.einsum("kii->ki", metric), 1.0 - fixed[bad]
+        if held is not None:
+            gradient, hessian = _hold(gradient, hessian, held[bad])
+        away = _saddle_free(hessian, gradient, diagonal, damping[bad]) * free
+        move[bad], promised[bad], solved[bad] = _capped(away, gradient, hessian, cap)
     if basis.shape[1]:
         move = (basis @ move[:, :, None])[:, :, 0]
     return move, promised, solved
+
+
+def _step_numpy(
+    gradient: FloatArray,
+    hessian: FloatArray,
+    metric: FloatArray,
+    damping: FloatArray,
+    fixed: FloatArray | None,
+    cap: FloatArray,
+) -> tuple[FloatArray, FloatArray, NDArray[np.bool_]]:
+    """`Library.newton` without a compiler: steps to the minima of the models that have one."""
+    metric = metric.copy()
+    diagonal = np.einsum("kii->ki", metric)
+    diagonal += 1e-10 * diagonal + _least(diagonal)
+    if fixed is not None:
+        _, metric = _hold(gradient, metric, fixed)
+        gradient, hessian = _hold(gradient, hessian, fixed)
+    move, solved = solve_spd(hessian + damping[:, None, None] * metric, -gradient)
+    move, promised, finite = _capped(move, gradient, hessian, cap)
+    return move, promised, solved & finite
 
 
 def _hold(
@@ -399,7 +400,7 @@ def _capped(
 
 def _least(diagonal: FloatArray) -> FloatArray:
     """A trace of the largest entry (k, p), so that no direction is without any scale."""
-    return 1e-14 * diagonal.max(axis=1, keepdims=True) + 1e-300
+    return np.asarray(1e-14 * diagonal.max(axis=1, keepdims=True) + 1e-300)
 
 
 def _saddle_free(

@@ -85,8 +85,16 @@ void llem_newton(
             longest = share > longest ? share : longest;
         }
         double shrink = longest > 1.0 ? 1.0 / longest : 1.0, decrease = 0.0;
-        for (int i = 0; i < d; i++)
+        for (int i = 0; i < d; i++) {
             step[i] *= shrink;
+            if (!(fabs(step[i]) < INFINITY))
+                solved[k] = 0;
+        }
+        if (!solved[k]) {
+            for (int i = 0; i < d; i++)
+                step[i] = 0.0;
+            continue;
+        }
         /* A fixed parameter does not move, so it needs no mask here. */
         for (int i = 0; i < d; i++) {
             double curve = 0.0;

@@ -35,8 +35,9 @@ class DataSet:
     loss: FloatArray
 
 
-def _columns(rows: list[dict[str, str]], loss: str) -> DataSet:
-    n, d, value = (np.array([float(r[c]) for r in rows]) for c in ("N", "D", loss))
+def columns(rows: list[dict[str, str]], params: str, tokens: str, loss: str) -> DataSet:
+    """Three columns of a table by their names."""
+    n, d, value = (np.array([float(r[c]) for r in rows]) for c in (params, tokens, loss))
     return DataSet(n, d, value)
 
 
@@ -46,8 +47,8 @@ def load(name: str) -> DataSet:
         rows = shared_table("epoch_chinchilla/data.csv")
         # The five highest losses are left out, as published.
         limit = sorted(float(r["loss"]) for r in rows)[-5]
-        return _columns([r for r in rows if float(r["loss"]) < limit], "loss")
+        return columns([r for r in rows if float(r["loss"]) < limit], "N", "D", "loss")
     if name == "kyo":
-        return _columns(shared_table("kyo_llm/data.csv"), "loss")
+        return columns(shared_table("kyo_llm/data.csv"), "N", "D", "loss")
     rows = [r for r in shared_table("gadre_overtrain/data.csv") if r["dataset"] == name]
-    return _columns(rows, "loss_c4_val")
+    return columns(rows, "N", "D", "loss_c4_val")

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from llem.scaling.chinchilla import CHINCHILLA
 from llem.scaling.errors import OptionError
 from llem.scaling.estimator import Estimator
+from llem.scaling.fit import fit_law
 from llem.scaling.flops import FlopsModel
 from llem.scaling.formula import FormulaLaw
 from llem.scaling.laws import Law, get_law, law_names
@@ -25,6 +26,7 @@ from llem.scaling.shipped import (
 )
 from llem.scaling.solve import solve
 
+from .campaigns import campaign
 from .data_sets import load, shared_table
 
 FloatArray = NDArray[np.float64]
@@ -369,28 +371,26 @@ def small_runs(training_set: str) -> list[dict[str, str]]:
 
 
 def least_squares_of_the_loss(law: Law, rows: list[dict[str, str]]) -> dict[str, float]:
-    """The authors' estimator, squares of L - Lhat, by re-weighting squares of log L - log Lhat.
-
-    With weights (L - Lhat) Lhat / (log L - log Lhat) both have the same gradient.
-    """
+    """The authors' estimator: squares of the loss itself, not of its log."""
     n, d, loss = (np.array([float(r[c]) for r in rows]) for c in ("N", "D", "loss_c4_val"))
-    data = check_observations(n, d, loss)
-    problem = law.bind(data)
-    theta = solve(problem, np.ones(5), Estimator(loss="squares")).theta[None]
-    for _ in range(30):
-        residual = problem.residuals(theta)
-        predicted = loss * np.exp(-residual)
-        weight = (
-            predicted
-            * predicted
-            * np.where(
-                np.abs(residual) > 1e-9,
-                np.expm1(residual) / np.where(residual == 0, 1, residual),
-                1.0,
-            )
-        )
-        theta = minimise(problem, theta, weight, delta=np.inf, tolerance=1e-16).theta
-    return law.named(problem.natural(theta[0]))
+    judge = Estimator(loss="squares", space="loss")
+    return fit_law(n, d, loss, law=law, estimator=judge, bootstrap=0).params
+
+
+def test_squares_of_the_loss_are_least_at_the_minimum() -> None:
+    c = campaign(noise=0.02)
+    judge = Estimator(loss="squares", space="loss")
+    fit = fit_law(c.params, c.tokens, c.loss, estimator=judge, bootstrap=0)
+
+    def half_squares(params: dict[str, float]) -> float:
+        residual = c.loss - CHINCHILLA.predict(params, c.params, c.tokens)
+        return float(0.5 * np.sum(residual**2))
+
+    assert fit.objective == pytest.approx(half_squares(fit.params), rel=1e-9)
+    for name in fit.params:
+        for factor in (0.999, 1.001):
+            moved = fit.params | {name: factor * fit.params[name]}
+            assert half_squares(moved) > fit.objective
 
 
 @pytest.mark.parametrize(

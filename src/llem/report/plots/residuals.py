@@ -1,0 +1,92 @@
+"""What the law does not explain, against size, tokens and compute."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from llem.report.choices import law_of
+from llem.report.plots.theme import Plot, Theme, compute, count, log_axis, span, thinned
+from llem.report.runs import FloatArray, Runs
+
+
+def plot(runs: Runs, fit: Mapping[str, Any] | None) -> Plot | None:
+    """The plot, None where nothing was fitted."""
+    if fit is None or not (runs.placed & runs.fitted).any():
+        return None
+    rows = np.flatnonzero(runs.placed & runs.fitted)
+    percent = _percent(runs, rows, fit)
+    if not np.isfinite(percent).any():
+        return None
+    return Plot(
+        "residuals",
+        "What the law does not explain",
+        "Relative error of the law for each fitted run, against size, tokens and compute. "
+        "A trend here means that the law has the wrong form. The worst runs are named.",
+        "Three scatter plots of residuals around zero.",
+        lambda figure, theme: _draw(runs, rows, percent, theme, figure),
+        columns=3,
+        width=7.8,
+        height=3.1,
+    )
+
+
+def _percent(runs: Runs, rows: np.ndarray[Any, Any], fit: Mapping[str, Any]) -> FloatArray:
+    """Loss above the law in per cent, of rows (m,)."""
+    law = law_of(fit)
+    unique = runs.unique_tokens[rows]
+    predicted = law.predict(
+        fit["params"],
+        runs.params[rows],
+        runs.tokens[rows],
+        flops=runs.flops[rows],
+        unique_tokens=unique if np.isfinite(unique).all() else None,
+    )
+    return np.asarray(100 * (runs.loss[rows] / predicted - 1))
+
+
+def _draw(
+    runs: Runs, rows: np.ndarray[Any, Any], percent: FloatArray, theme: Theme, figure: Any
+) -> None:
+    limit = 1.25 * max(float(np.nanmax(np.abs(percent))), 1e-6)
+    worst = np.argsort(-np.abs(percent), kind="stable")[:2]
+    shown = thinned(np.arange(rows.size))
+    columns = (
+        ("parameters N", runs.params[rows], count),
+        ("tokens D", runs.tokens[rows], count),
+        ("compute C, FLOP", runs.flops[rows], compute),
+    )
+    crowded = rows.size > 60
+    for i, (ax, (label, x, form)) in enumerate(zip(figure.axes, columns, strict=True)):
+        ax.axhline(0, color=theme.quiet, lw=1.0)
+        ax.scatter(
+            x[shown], percent[shown], s=9 if crowded else 17, color=theme.blue,
+            alpha=0.6 if crowded else 0.85, lw=0, zorder=3,
+        )  # fmt: skip
+        ax.set_xlim(span(x, 1.7))
+        ax.set_ylim(-limit, limit)
+        log_axis(ax, "x", form, narrow=True)
+        ax.tick_params(axis="x", labelsize=8)
+        ax.set_xlabel(label)
+        if i == 0:
+            ax.set_ylabel("loss above the law, %")
+        else:
+            ax.tick_params(axis="y", labelleft=False)
+        if i == 2 and len(rows) > 4:
+            _name_worst(
+                ax, [(float(x[j]), float(percent[j]), runs.run_id[rows[j]]) for j in worst], theme
+            )
+
+
+def _name_worst(ax: Any, points: list[tuple[float, float, str]], theme: Theme) -> None:
+    low, high = ax.get_xlim()
+    for x, y, name in points:
+        right = np.log(x / low) > 0.5 * np.log(high / low)
+        ax.annotate(
+            name if len(name) <= 14 else name[:13] + "…", (x, y),
+            xytext=(-5 if right else 5, 3 if y > 0 else -3), textcoords="offset points",
+            ha="right" if right else "left", va="bottom" if y > 0 else "top", fontsize=7.5,
+            color=theme.quiet,
+        )  # fmt: skip
