@@ -28,9 +28,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llem.scaling import CHINCHILLA, Estimator, FlopsModel
-from llem.scaling.bootstrap import Draws, percentile_interval, refit, weight_variance
+from llem.scaling.fitting.bootstrap import Draws, percentile_interval, refit, weight_variance
+from llem.scaling.fitting.solve import solve
 from llem.scaling.observations import check_observations
-from llem.scaling.solve import solve
 
 FloatArray = NDArray[np.float64]
 
@@ -181,8 +181,10 @@ def main() -> None:
             kept.append(found)
             print(row(scenario, found), flush=True)
     error = 100 * math.sqrt(LEVEL * (1 - LEVEL) / args.sets)
-    print(f"\n{args.sets} data sets a scenario, {args.resamples} resamples each, seed {args.seed}; "
-          f"standard error of a percentage {error:.1f}; {time.perf_counter() - begun:.0f} s")  # fmt: skip
+    print(
+        f"\n{args.sets} data sets a scenario, {args.resamples} resamples each, seed {args.seed}; "
+        f"standard error of a percentage {error:.1f}; {time.perf_counter() - begun:.0f} s"
+    )
 
 
 if __name__ == "__main__":

@@ -44,9 +44,9 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 
 from llem.scaling import Estimator, fit_law, get_law
-from llem.scaling.bootstrap import Draws, Resamples, refit
+from llem.scaling.fitting.bootstrap import Draws, Resamples, refit
+from llem.scaling.fitting.solve import solve
 from llem.scaling.observations import check_observations
-from llem.scaling.solve import solve
 
 FloatArray = NDArray[np.float64]
 T = TypeVar("T")

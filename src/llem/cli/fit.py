@@ -12,7 +12,7 @@ from llem.errors import Fault, InputError
 if TYPE_CHECKING:
     from llem.cluster import CampaignFolder
     from llem.scaling import Target
-    from llem.scaling.optimum import Prices
+    from llem.scaling.answers.optimum import Prices
 
 EXAMPLE = """  llem fit runs/first                              # a campaign folder, after aggregate
   llem fit observations.csv --target 1e24 --bootstrap 4000
@@ -23,8 +23,8 @@ EXAMPLE = """  llem fit runs/first                              # a campaign fol
 
 COLUMNS = """\
 params (or N), tokens (D), loss (L, nats per token); where they are known flops (C), run_id,
-weight, params_nonembedding, unique_tokens, energy_j, duration_s, gpu_seconds, ranks, status,
-reason; of intermediate checkpoints learning_rate, annealed, warmup_tokens, family"""
+weight, params_nonembedding, unique_tokens, energy_j, duration_s, gpu_seconds, ranks, nodes,
+steps, status, reason; of intermediate checkpoints learning_rate, annealed, warmup_tokens, family"""
 LOSSES = ("huber", "absolute", "squares")
 UNITS = ("FLOP", "GPUh", "kWh")
 PLOTS_FOLDER = "fit-plots"
@@ -35,36 +35,60 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     add = parser.add_argument
     add("source", type=Path, metavar="DIR|FILE.csv")
-    add("--law", metavar="NAME|FORMULA",
-        help=f"{', '.join(law_names())}, or a formula such as 'E + A/N^alpha + B/D^beta' "
-             "(default: the campaign's, else chinchilla)")  # fmt: skip
-    add("--target", action="append", default=[], metavar="AMOUNT",
-        help="where the optimum is wanted: 1e24, 2 MWh, 500 GPUh, 5000 EUR; repeatable")  # fmt: skip
-    add("--exclude", default="", metavar="RUN,RUN", help="runs to leave out, by name")
-    add("--compare", action="append", default=[], metavar="LAW,LAW",
-        help="rank laws by their error on the largest compute, held out; repeatable")  # fmt: skip
-    add("--allow-edge-minima", action="store_true",
-        help="fit an isoFLOP grid of which a slice has no minimum inside the sizes trained")  # fmt: skip
-    add("--declare", action="append", default=[], metavar="ITEM=TEXT",
-        help="answer the reporting checklist, as training.dataset='FineWeb'; repeatable")  # fmt: skip
-    add("--out", type=Path, metavar="FILE", help="write fit.json there")
-    add("--plot", nargs="?", const="", metavar="DIR",
-        help=f"draw every plot as PNG and SVG (default: {PLOTS_FOLDER} beside fit.json)")  # fmt: skip
+    laws = ", ".join(law_names())
+    for name, metavar, words in (
+        ("--law", "NAME|FORMULA",
+         f"{laws}, or as 'E + A/N^alpha + B/D^beta' (default: the campaign's, else chinchilla)"),
+        ("--target*", "AMOUNT",
+         "where the optimum is wanted: 1e24, 2 MWh, 500 GPUh, 5000 EUR; repeatable"),
+        ("--exclude", "RUN,RUN", "runs to leave out, by name"),
+        ("--compare*", "LAW,LAW",
+         "rank laws by their error on the largest compute, held out; repeatable"),
+        ("--declare*", "ITEM=TEXT",
+         "answer the reporting checklist: training.dataset=FineWeb; repeatable"),
+        ("--out", "FILE", "write fit.json there"),
+    ):  # fmt: skip
+        repeated = {"action": "append", "default": []} if name.endswith("*") else {}
+        add(name.rstrip("*"), metavar=metavar, help=words, **repeated)  # type: ignore[arg-type]
+    add(
+        "--plot",
+        nargs="?",
+        const="",
+        metavar="DIR",
+        help=f"draw every plot as PNG and SVG (default: {PLOTS_FOLDER} beside fit.json)",
+    )
+    add(
+        "--allow-edge-minima",
+        action="store_true",
+        help="fit an isoFLOP grid of which a slice has no minimum inside the sizes trained",
+    )
     add_json(parser)
 
-    group = parser.add_argument_group("how it is fitted")
-    add = group.add_argument
+    add = parser.add_argument_group("how it is fitted").add_argument
     add("--loss", choices=LOSSES, default="huber", help="of log residuals (default: huber)")
     add("--delta", type=float, default=1e-3, help="Huber's (default: 1e-3)")
-    add("--bootstrap", type=int, default=1000, metavar="K",
-        help="resamples for the intervals; 0: none (default: 1000)")  # fmt: skip
+    add(
+        "--bootstrap",
+        type=int,
+        default=1000,
+        metavar="K",
+        help="resamples for the intervals; 0: none (default: 1000)",
+    )
     add("--by", choices=("run", "row"), default="run", help="what is resampled (default: run)")
     add("--level", type=float, default=0.95, help="of the intervals (default: 0.95)")
     add("--seed", type=int, default=0, help="of the resamples (default: 0)")
-    add("--checkpoints", choices=("drop", "correct", "keep"), default="drop",
-        help="rows of a run taken before its learning rate came down (default: drop)")  # fmt: skip
-    add("--weights", choices=("run", "row"), default="run",
-        help="what counts as one where runs have several rows (default: run)")  # fmt: skip
+    add(
+        "--checkpoints",
+        choices=("drop", "correct", "keep"),
+        default="drop",
+        help="rows of a run taken before its learning rate came down (default: drop)",
+    )
+    add(
+        "--weights",
+        choices=("run", "row"),
+        default="run",
+        help="what counts as one where runs have several rows (default: run)",
+    )
 
     group = parser.add_argument_group("at the target (default: the site's, where there is one)")
     add = group.add_argument
@@ -72,8 +96,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--price-per-gpu-hour", type=float, metavar="P")
     add("--pue", type=float, metavar="X", help="power usage effectiveness, 1.0 or more")
     add("--unique-tokens", metavar="U", help="different tokens at hand, as 300B (default: any)")
-    add("--drift", type=float, metavar="S",
-        help="how far the exponent of N* may drift per decade beyond the data; 0: not at all")  # fmt: skip
+    add(
+        "--exponent-error",
+        type=float,
+        metavar="S",
+        help="the law's own error far beyond the data, in the exponent of N*; 0: none",
+    )
     parser.add_argument_group("columns of the CSV", COLUMNS)
 
 
@@ -118,14 +146,15 @@ def run(args: argparse.Namespace) -> int:
     if args.out is not None:
         from llem.cluster import write_json
 
-        place = args.out.parent
-        write_json(args.out, fit)
+        place = Path(args.out).parent
+        write_json(Path(args.out), fit)
         note(f"written: {args.out}")
     if args.plot is not None:
         from llem.report import draw_fit
 
         target = Path(args.plot) if args.plot else place / PLOTS_FOLDER
-        drawn = draw_fit(target, numbers=table.numbers, texts=table.texts, fit=fit)
+        texts = {**table.texts, "run_id": [table.name(i) for i in range(table.rows)]}
+        drawn = draw_fit(target, numbers=table.numbers, texts=texts, fit=fit)
         note(f"written: {len(drawn)} plots in {target}")
     tell_fit(fit, as_json=args.json)
     return 0
@@ -154,7 +183,7 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
         ("--price-per-kwh", (args.price_per_kwh or 0) < 0, "is negative"),
         ("--price-per-gpu-hour", (args.price_per_gpu_hour or 0) < 0, "is negative"),
         ("--pue", args.pue is not None and not args.pue >= 1, "must be 1 or more"),
-        ("--drift", args.drift is not None and not args.drift >= 0, "must be 0 or more"),
+        ("--exponent-error", (args.exponent_error or 0) < 0, "is negative"),
     ):
         if wrong:
             faults.append(Fault(name, message))
@@ -193,12 +222,12 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
         "resampling": "runs" if args.by == "run" else "rows",
         "level": args.level,
         "seed": args.seed,
-        "exclude": frozenset(filter(None, map(str.strip, args.exclude.split(",")))),
+        "exclude": frozenset(filter(None, map(str.strip, (args.exclude or "").split(",")))),
         "checkpoints": args.checkpoints,
         "weights": args.weights,
         "prices": _prices(args, currencies),
         "unique_tokens": unique,
-        "drift": args.drift,
+        "exponent_error": args.exponent_error,
         "declared": declared or None,
         "allow_edge_minima": args.allow_edge_minima,
     }
@@ -216,7 +245,7 @@ def _prices(args: argparse.Namespace, currencies: list[str]) -> Prices | None:
     given = {name: value for name, value in _late(args).items() if value is not None}
     if not given:
         return None
-    from llem.scaling.optimum import Prices
+    from llem.scaling.answers.optimum import Prices
 
     currency = {"currency": currencies[0]} if currencies else {}
     return Prices(**given, **currency)  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from llem.cluster import CampaignFolder
     from llem.results import Observation
     from llem.scaling import Estimator, Target
-    from llem.scaling.optimum import Prices
+    from llem.scaling.answers.optimum import Prices
 
 FIT_FILE = "fit.json"
 
@@ -32,7 +32,11 @@ PASSED = (
     "duration_s",
     "gpu_seconds",
     "ranks",
+    "nodes",
+    "steps",
 )
+# Columns in which 0 means that nothing is known.
+COUNTED = ("ranks", "nodes", "steps")
 
 
 @dataclass(frozen=True)
@@ -40,13 +44,15 @@ class Selected:
     """What is fitted: columns (n,) as `fit_law` takes them, and the account of what is not.
 
     left_out: {run_id, reason}. checkpoints: what `select_checkpoints` tells, None where each run
-    has one row. edges: slices of a designed grid without an interior minimum.
+    has one row. edges: slices of a designed grid without an interior minimum. rows: (n,) of the
+    table.
     """
 
     columns: dict[str, Any]
     left_out: list[dict[str, Any]]
     checkpoints: dict[str, Any] | None
     edges: list[EdgeMinimum]
+    rows: NDArray[np.intp]
 
 
 def fit_observations(
@@ -65,7 +71,7 @@ def fit_observations(
     weights: Literal["run", "row"] = "run",
     prices: Prices | None = None,
     unique_tokens: float | None = None,
-    drift: float | None = None,
+    exponent_error: float | None = None,
     declared: Mapping[str, str] | None = None,
     allow_edge_minima: bool = False,
     watch: Callable[[int, int], None] | None = None,
@@ -75,13 +81,16 @@ def fit_observations(
     Rows that did not complete, have no loss or are named in `exclude` are left out, by name and
     with the reason; `excluded` adds what was left out before. Where runs have several rows, those
     are chosen and weighed as `checkpoints` (what is done with un-annealed ones) and `weights`
-    say, see `select_checkpoints`. unique_tokens and drift hold at the targets, prices for money;
-    declared answers the checklist. The other options are those of `fit_law`.
+    say, see `select_checkpoints`. unique_tokens (of the data) and exponent_error (the law's own)
+    hold at the targets, prices for money; declared answers the checklist. The other options are
+    those of `fit_law`.
 
     Raises TableError and ScalingDataError where the rows cannot carry a law, EdgeMinimaError where
     a designed isoFLOP grid has slices without a minimum, unless `allow_edge_minima`.
     """
-    from llem.scaling import checklist, fit_law
+    from llem.scaling import fit_law
+    from llem.scaling.answers.allowance import EXPONENT_ERROR
+    from llem.scaling.judging.checklist import checklist
 
     table = Table.of(rows)
     selected = select(
@@ -89,7 +98,6 @@ def fit_observations(
     )
     if selected.edges and not allow_edge_minima:
         raise EdgeMinimaError(table.source, selected.edges)
-    late = {"prices": prices, "unique_tokens_at_target": unique_tokens, "drift": drift}
     fit = fit_law(
         **selected.columns,
         law=law,
@@ -100,10 +108,15 @@ def fit_observations(
         seed=seed,
         targets=tuple(targets),
         excluded=tuple(selected.left_out),
+        prices=prices,
+        target_unique_tokens=unique_tokens,
+        exponent_error=EXPONENT_ERROR if exponent_error is None else exponent_error,
         watch=watch,
-        **{name: value for name, value in late.items() if value is not None},
     )
     out = fit.to_dict()
+    for worst in out["residuals"]["worst"]:
+        row = int(selected.rows[worst["row"]])
+        worst |= {"row": row, "run_id": table.name(row)}
     out["checkpoints"] = selected.checkpoints
     out["refusals"] = {
         "slices": [edge.to_dict() for edge in selected.edges],
@@ -176,7 +189,7 @@ def campaign_prices(
     pue: float | None = None,
 ) -> Prices:
     """What the campaign's site pays; what is given stands in its place."""
-    from llem.scaling.optimum import Prices
+    from llem.scaling.answers.optimum import Prices
 
     site = folder.plan_values()["site"]
     prices = site.get("prices") or {}
@@ -212,37 +225,32 @@ def select(
     weights: Literal["run", "row"] = "run",
 ) -> Selected:
     """The rows to fit, as columns. Raises TableError, InputError."""
-    names = table.run_id()
-    unknown = sorted(exclude - set(names.tolist()))
-    if unknown:
-        known = [str(name) for name in dict.fromkeys(names.tolist())]
-        raise InputError(
-            table.source,
-            [Fault(n, "there is no such run", did_you_mean(n, known)) for n in unknown],
-        )
-    used, reasons = _usable(table, names, exclude)
+    used, reasons = _usable(table, exclude)
     table.check(used)
     left_out = [dict(item) for item in excluded]
-    left_out += [{"run_id": str(names[i]), "reason": reasons[i]} for i in sorted(reasons)]
-    columns = {name: table.number(name)[used] for name in ("params", "tokens", "loss")}
+    left_out += [{"run_id": table.name(i), "reason": reasons[i]} for i in sorted(reasons)]
+    columns: dict[str, Any] = {
+        name: table.number(name)[used] for name in ("params", "tokens", "loss")
+    }
     columns["weight"] = table.number("weight")[used] if "weight" in table.numbers else None
-    columns["run_id"] = names[used] if "run_id" in table.texts else None
+    columns["run_id"] = table.text("run_id")[used] if "run_id" in table.texts else None
     for name in PASSED:
         column = table.number(name)[used]
-        if name == "ranks":
+        if name in COUNTED:
             column = np.where(column > 0, column, np.nan)
         if np.isfinite(column).any():
             columns[name] = column
     account = None
     if columns["run_id"] is not None:
         account = _choose_checkpoints(table, used, columns, checkpoints, weights)
-    return Selected(columns, left_out, account, _edges(columns))
+    rows = np.flatnonzero(used)
+    if account is not None:
+        rows = np.delete(rows, np.searchsorted(rows, [d["row"] for d in account["dropped"]]))
+    return Selected(columns, left_out, account, _edges(columns), rows)
 
 
-def _usable(
-    table: Table, names: NDArray[np.str_], exclude: frozenset[str]
-) -> tuple[Mask, dict[int, str]]:
-    """Rows to fit (n,), and row -> why of the others.
+def _usable(table: Table, exclude: frozenset[str]) -> tuple[Mask, dict[int, str]]:
+    """Rows to fit (n,), and row -> why of the others. InputError for names that no run has.
 
     Only a table that tells a status may lack losses: elsewhere an empty loss is a fault.
     """
@@ -257,8 +265,13 @@ def _usable(
             else:
                 reasons[i] = f"{status[i]}: {why[i]}" if why[i] else str(status[i])
     if exclude:
-        for i in np.flatnonzero(np.isin(names, sorted(exclude))).tolist():
-            reasons[i] = "excluded by the user"
+        names = [table.name(i) for i in range(table.rows)]
+        known = list(dict.fromkeys(names))
+        unknown = sorted(exclude.difference(known))
+        if unknown:
+            faults = [Fault(n, "there is no such run", did_you_mean(n, known)) for n in unknown]
+            raise InputError(table.source, faults)
+        reasons |= {i: "excluded by the user" for i, n in enumerate(names) if n in exclude}
     used = np.ones(table.rows, dtype=bool)
     used[list(reasons)] = False
     return used, reasons

@@ -30,6 +30,8 @@ NUMBERS: dict[str, tuple[bool, bool, str]] = {
     "params_nonembedding": (True, False, "must be above 0, or empty where not known"),
     "unique_tokens": (True, False, "must be above 0, or empty where not known"),
     "ranks": (True, True, "must not be negative"),
+    "nodes": (True, True, "must not be negative"),
+    "steps": (True, True, "must not be negative"),
     "energy_j": (True, True, "must be 0 or more, or empty where not measured"),
     "duration_s": (True, True, "must be 0 or more, or empty where not measured"),
     "gpu_seconds": (True, True, "must be 0 or more, or empty where not measured"),
@@ -99,11 +101,9 @@ class Table:
         """A column (n,), empty where there is none."""
         return self.texts.get(name, np.full(self.rows, ""))
 
-    def run_id(self) -> NDArray[np.str_]:
-        """Names of the runs (n,): as given, else those of the rows."""
-        if "run_id" in self.texts:
-            return self.texts["run_id"]
-        return np.array([self.place(i) for i in range(self.rows)])
+    def name(self, row: int) -> str:
+        """Name of the run of a row: as given, else where it stands."""
+        return str(self.texts["run_id"][row]) if "run_id" in self.texts else self.place(row)
 
     def place(self, row: int) -> str:
         """Where a row stands, in words."""

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from llem.errors import UnavailableError
 from llem.report import summary, tables
@@ -79,7 +78,7 @@ def draw_fit(
     out_dir: str | Path,
     *,
     numbers: Mapping[str, FloatArray],
-    texts: Mapping[str, Sequence[str] | NDArray[np.str_]],
+    texts: Mapping[str, Any],
     fit: Mapping[str, Any],
 ) -> list[Path]:
     """Write every plot of a fit as PNG and SVG under `out_dir`; returns the files.
@@ -306,7 +305,7 @@ def _checklist(fit: Mapping[str, Any] | None) -> dict[str, Any] | None:
         for section, items in answers.items()
     }
     every = [open_ for items in sections.values() for _, _, open_ in items]
-    return {"sections": sections, "open": sum(every), "items": len(every)}
+    return {"sections": sections, "open": sum(every), "count": len(every)}
 
 
 def _isoflop(fit: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -392,7 +391,8 @@ def _energy(runs: Runs, fit: Mapping[str, Any] | None) -> dict[str, Any]:
             f"({entry['rows']} runs, mean error {tables.percent(entry['mean_error'])}"
         )
         error = number((entry.get("held_out") or {}).get("mean_abs_relative_error"))
-        text += f", {tables.percent(error)} on the largest, held out" * np.isfinite(error)
+        if np.isfinite(error):
+            text += f", {tables.percent(error)} on the largest, held out"
         laws.append(f"{text})")
     return {"qualities": qualities, "laws": laws}
 

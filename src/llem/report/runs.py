@@ -54,7 +54,7 @@ def gather(observations: Sequence[Mapping[str, Any]], fit: Mapping[str, Any] | N
 
 def gather_columns(
     numbers: Mapping[str, FloatArray],
-    texts: Mapping[str, Sequence[str] | NDArray[np.str_]],
+    texts: Mapping[str, Any],
     fit: Mapping[str, Any] | None = None,
     *,
     rows: Sequence[Mapping[str, Any]] = (),

@@ -13,6 +13,7 @@ from llem.report.tables import (
     UNKNOWN,
     aligned,
     answer,
+    answer_at,
     far_lines,
     format_count,
     format_flops,
@@ -30,6 +31,8 @@ from llem.report.tables import (
 TERMINAL_WIDTH = 96
 LABEL_WIDTH = 13
 NAMES_SHOWN = 8
+# Ways to count that move N* by less are told nowhere but in fit.json.
+SAME_SIZE = 0.01
 
 
 def summary_lines(fit: Mapping[str, Any]) -> list[str]:
@@ -50,6 +53,7 @@ def summary_lines(fit: Mapping[str, Any]) -> list[str]:
             TERMINAL_WIDTH,
             initial_indent=label.ljust(LABEL_WIDTH),
             subsequent_indent=" " * LABEL_WIDTH,
+            break_on_hyphens=False,
         )
     return lines
 
@@ -79,11 +83,8 @@ def detail_lines(fit: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if known(residuals.get("median_abs")):
         worst = residuals.get("worst") or []
         name = f" ({worst[0]['run_id']})" if worst else ""
-        yield (
-            "residuals",
-            f"median {_per_cent(number(residuals['median_abs']))}, "
-            f"largest {_per_cent(number(residuals['max_abs']))}{name}",
-        )
+        median, largest = (_per_cent(number(residuals[k])) for k in ("median_abs", "max_abs"))
+        yield "residuals", f"median {median}, largest {largest}{name}"
     for label, text in (
         ("choices", choices_line(fit)),
         ("definitions", definitions_line(fit)),
@@ -95,11 +96,8 @@ def detail_lines(fit: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "energy", text
     account = fit.get("checkpoints")
     if account:
-        yield (
-            "checkpoints",
-            f"{account['kept']} of {account['rows']} rows are fitted; each "
-            f"{account.get('weights', 'run')} has the same weight",
-        )
+        counted = f"{account['kept']} of {account['rows']} rows are fitted"
+        yield "checkpoints", f"{counted}; each {account['weights']} has the same weight"
     excluded = fit.get("excluded") or []
     if excluded:
         names = ", ".join(str(e.get("run_id")) for e in excluded[:NAMES_SHOWN])
@@ -136,22 +134,17 @@ def choices_line(fit: Mapping[str, Any]) -> str:
 
 
 def definitions_line(fit: Mapping[str, Any]) -> str:
-    """The answer under other ways to count N and C; empty where there is only one."""
+    """The answer under other ways to count N and C; empty where they do not differ."""
     entries = fit.get("definitions") or []
-    if len(entries) < 2:
+    sizes = [number(e["optimum"]["params"]) for e in entries]
+    if len(entries) < 2 or max(sizes) < min(sizes) * (1 + SAME_SIZE):
         return ""
     parts = [
-        f"{definition_name(e)} a = {significant(number(e['exponents']['a']))}, "
-        f"N* {format_count(e['optimum']['params'])}"
-        for e in entries
+        f"{e['params']} N with C {'as 6ND' if e['flops'] == '6ND' else 'as given'}: "
+        f"a = {significant(number(e['exponents']['a']))}, N* {format_count(size)}"
+        for e, size in zip(entries, sizes, strict=True)
     ]
-    return f"{'; '.join(parts)} at {format_flops(entries[0]['at_flops'])} FLOP"
-
-
-def definition_name(entry: Mapping[str, Any]) -> str:
-    """`total N, 6ND` of one entry of `definitions`."""
-    counted = "6ND" if entry["flops"] == "6ND" else "C as given"
-    return f"{entry['params']} N, {counted}:"
+    return f"{'; '.join(parts)} (at {format_flops(entries[0]['at_flops'])} FLOP)"
 
 
 def isoflop_line(fit: Mapping[str, Any]) -> str:
@@ -169,31 +162,38 @@ def isoflop_line(fit: Mapping[str, Any]) -> str:
 
 def energy_lines(fit: Mapping[str, Any]) -> list[str]:
     """The optimum of a budget beside the FLOP-optimal one, and the least energy at one loss."""
-    lines = []
+    lines, same = [], []
     for optimum in fit.get("optima") or []:
         target = format_target(optimum["target"])
-        other = optimum.get("flop_optimal")
-        if other and known(other.get("params")):
-            ci = other.get("ci") or {}
-            lost = format_interval(ci.get("loss_difference"), lambda v: significant(v, 2))
+        budget, least = optimum.get("flop_optimal"), optimum.get("equal_loss")
+        other = budget or least or {}
+        if not known(other.get("params_ratio")):
+            continue
+        if abs(math.log(number(other["params_ratio"]))) < SAME_SIZE:
+            same.append(target)
+        elif budget:
+            lost = _with_interval(budget, "loss_difference", lambda v: significant(v, 2))
             lines.append(
-                f"for {target} the FLOP-optimal model has "
-                f"{format_count(other['params'])} parameters, "
-                f"{_times(other['params_ratio'])} the size, and a loss higher by "
-                f"{significant(number(other['loss_difference']), 2)}"
-                + ("" if lost == UNKNOWN else f" ({lost})")
+                f"for {target} the FLOP-optimal model has {format_count(budget['params'])} "
+                f"parameters, {_times(budget['params_ratio'])} the size, and a loss higher "
+                f"by {lost}"
             )
-        other = optimum.get("equal_loss")
-        if other and known(other.get("energy_saving")):
-            saved = format_interval((other.get("ci") or {}).get("energy_saving"), percent)
+        elif least:
+            saved = _with_interval(least, "energy_saving", percent)
             lines.append(
-                f"at the loss of {target}, {format_count(other['params'])} parameters "
-                f"({_times(other['params_ratio'])} the size) take least energy: "
-                f"{FORMS['energy_j'](other['energy_j'])}, "
-                f"{percent(other['energy_saving'])} less"
-                + ("" if saved == UNKNOWN else f" ({saved})")
+                f"at the loss of {target} a model of {format_count(least['params'])} parameters, "
+                f"{_times(least['params_ratio'])} the size, takes least energy: "
+                f"{FORMS['energy_j'](least['energy_j'])}, less by {saved}"
             )
+    if same:
+        lines.append(f"for {', '.join(same)} the FLOP-optimal model is also that of least energy")
     return lines
+
+
+def _with_interval(entry: Mapping[str, Any], name: str, form: Any) -> str:
+    interval = format_interval((entry.get("ci") or {}).get(name), form)
+    value: str = form(number(entry[name]))
+    return value if interval == UNKNOWN else f"{value} ({interval})"
 
 
 def comparison_lines(found: Mapping[str, Any]) -> list[str]:
@@ -236,17 +236,11 @@ def _law_lines(fit: Mapping[str, Any]) -> list[str]:
     judged = estimator["loss"]
     if known(estimator.get("delta")):
         judged += f" {number(estimator['delta']):g}"
-    rows, runs = fit["n_observations"], fit["n_runs"]
-    counted = f"{rows} runs" if rows == runs else f"{rows} observations of {runs} runs"
+    count, runs = fit["n_observations"], fit["n_runs"]
+    counted = f"{runs} runs" if count == runs else f"{count} observations of {runs} runs"
     head = ("", "value", percent(fit["ci"]["level"]), "SE", "")
-    notes = max(len(row[4]) for row in law_rows(fit))
-    table = aligned([head, *law_rows(fit)], right=(1, 3))
-    if notes > 40:
-        # A long reason would double the width of the table.
-        table = aligned([head[:4], *(row[:4] for row in law_rows(fit))], right=(1, 3))
-        for row in law_rows(fit):
-            if row[4]:
-                table += _wrapped(f"{row[0]}: {row[4]}", indent="  ")
+    rows = [(*row[:4], row[4].partition(":")[0]) for row in law_rows(fit)]
+    table = aligned([head, *rows], right=(1, 3))
     return [*_wrapped(f"{fit['formula']}  ({judged} on log loss, sum; {counted})"), *table]
 
 
@@ -275,14 +269,22 @@ def _optimum_lines(rows: Sequence[Mapping[str, str]]) -> list[str]:
 def _warning_lines(fit: Mapping[str, Any]) -> list[str]:
     level = number(fit["ci"]["level"])
     lines: list[str] = []
-    for optimum in fit.get("optima") or []:
+    for i, optimum in enumerate(fit.get("optima") or []):
+        target = format_target(optimum["target"])
         if is_far(optimum):
             text = next(t for t in optimum["warnings"] if TOO_FAR in t)
-            lines += _warned(f"at {format_target(optimum['target'])}: {text}")
+            lines += _warned(f"at {target}: {text}")
             for line in far_lines(optimum, level=level):
                 lines += _wrapped(line, indent="  ")
+        elif i and not known(optimum["params"]):
+            # The first target's is the answer itself.
+            lines += _warned(answer_at(optimum, level=level))
+    why = {name: text for name, text in (fit.get("identification") or {}).items() if text}
+    if why:
+        told = "; ".join(f"{name} ({text})" for name, text in why.items())
+        lines += _warned(f"not identified: {told}")
     for text in fit.get("warnings") or []:
-        if TOO_FAR not in text:
+        if TOO_FAR not in text and "is not identified: " not in text:
             lines += _warned(text)
     return ["", *lines] if lines else []
 
@@ -293,7 +295,11 @@ def _warned(text: str) -> list[str]:
 
 def _wrapped(text: str, indent: str = "") -> list[str]:
     return textwrap.wrap(
-        text, TERMINAL_WIDTH, initial_indent=indent, subsequent_indent=indent + "  " * bool(indent)
+        text,
+        TERMINAL_WIDTH,
+        initial_indent=indent,
+        subsequent_indent=indent + "  " * bool(indent),
+        break_on_hyphens=False,
     )
 
 

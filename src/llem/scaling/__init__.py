@@ -9,11 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llem.scaling.checklist import checklist
+    from llem.scaling.answers.cost import CostLaw, fit_cost
+    from llem.scaling.answers.optimum import Optimum
+    from llem.scaling.answers.targets import Target
     from llem.scaling.checkpoints import Checkpoints, select_checkpoints
-    from llem.scaling.chinchilla import CHINCHILLA
-    from llem.scaling.compare import compare_laws
-    from llem.scaling.cost import CostLaw, fit_cost
     from llem.scaling.errors import (
         DataFault,
         OptionError,
@@ -21,52 +20,53 @@ if TYPE_CHECKING:
         ScalingError,
         UnknownLawError,
     )
-    from llem.scaling.estimator import Estimator
     from llem.scaling.fit import fit_law
+    from llem.scaling.fitting.estimator import Estimator
     from llem.scaling.flops import FlopsModel, fit_flops_model
-    from llem.scaling.formula import FormulaLaw
-    from llem.scaling.isoflop import (
+    from llem.scaling.judging.checklist import checklist
+    from llem.scaling.judging.compare import compare_laws
+    from llem.scaling.judging.isoflop import (
         IsoFlopLevel,
         PowerLaw,
         fit_power_law,
         isoflop_check,
         isoflop_levels,
     )
-    from llem.scaling.laws import Law, Parameter, get_law, law_names, register_law
-    from llem.scaling.optimum import Optimum
+    from llem.scaling.laws.chinchilla import CHINCHILLA
+    from llem.scaling.laws.formula import FormulaLaw
+    from llem.scaling.laws.law import Law, Parameter, get_law, law_names, register_law
     from llem.scaling.result import Fit
-    from llem.scaling.targets import Target
 
 _HOME = {
-    "CHINCHILLA": "chinchilla",
+    "CHINCHILLA": "laws.chinchilla",
     "Checkpoints": "checkpoints",
-    "CostLaw": "cost",
+    "CostLaw": "answers.cost",
     "DataFault": "errors",
-    "Estimator": "estimator",
+    "Estimator": "fitting.estimator",
     "Fit": "result",
     "FlopsModel": "flops",
-    "FormulaLaw": "formula",
-    "IsoFlopLevel": "isoflop",
-    "Law": "laws",
-    "Optimum": "optimum",
+    "FormulaLaw": "laws.formula",
+    "IsoFlopLevel": "judging.isoflop",
+    "Law": "laws.law",
+    "Optimum": "answers.optimum",
     "OptionError": "errors",
-    "Parameter": "laws",
-    "PowerLaw": "isoflop",
+    "Parameter": "laws.law",
+    "PowerLaw": "judging.isoflop",
     "ScalingDataError": "errors",
     "ScalingError": "errors",
-    "Target": "targets",
+    "Target": "answers.targets",
     "UnknownLawError": "errors",
-    "checklist": "checklist",
-    "compare_laws": "compare",
-    "fit_cost": "cost",
+    "checklist": "judging.checklist",
+    "compare_laws": "judging.compare",
+    "fit_cost": "answers.cost",
     "fit_flops_model": "flops",
     "fit_law": "fit",
-    "fit_power_law": "isoflop",
-    "get_law": "laws",
-    "isoflop_check": "isoflop",
-    "isoflop_levels": "isoflop",
-    "law_names": "laws",
-    "register_law": "laws",
+    "fit_power_law": "judging.isoflop",
+    "get_law": "laws.law",
+    "isoflop_check": "judging.isoflop",
+    "isoflop_levels": "judging.isoflop",
+    "law_names": "laws.law",
+    "register_law": "laws.law",
     "select_checkpoints": "checkpoints",
 }
 

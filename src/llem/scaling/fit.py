@@ -10,8 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from llem.scaling.allowance import EXPONENT_ERROR
-from llem.scaling.bootstrap import (
+from llem.scaling.answers.allowance import EXPONENT_ERROR
+from llem.scaling.answers.cost import CostLaw, cost_design, fit_cost
+from llem.scaling.answers.features import Layout, Layouts
+from llem.scaling.answers.optimum import Ensemble, Optimum
+from llem.scaling.answers.targets import Prices, Target
+from llem.scaling.errors import DataFault, OptionError, ScalingDataError
+from llem.scaling.fitting.bootstrap import (
     LEAST_SPARE,
     Draws,
     Resamples,
@@ -20,22 +25,18 @@ from llem.scaling.bootstrap import (
     refit,
     weight_variance,
 )
-from llem.scaling.cost import CostLaw, cost_design, fit_cost
-from llem.scaling.definitions import other_definitions
-from llem.scaling.errors import DataFault, OptionError, ScalingDataError
-from llem.scaling.estimator import Estimator
-from llem.scaling.features import Layout, Layouts
-from llem.scaling.isoflop import isoflop_check
-from llem.scaling.judgement import exponents, judge, residual_summary
-from llem.scaling.laws import Law, get_law
+from llem.scaling.fitting.estimator import Estimator
+from llem.scaling.fitting.problem import Problem
+from llem.scaling.fitting.profiles import identification, natural_jacobian, profile
+from llem.scaling.fitting.sandwich import covariance
+from llem.scaling.fitting.solve import Solution, solve
+from llem.scaling.judging.definitions import other_definitions
+from llem.scaling.judging.isoflop import isoflop_check
+from llem.scaling.judging.judgement import exponents, judge, residual_summary
+from llem.scaling.laws.law import Law, get_law
+from llem.scaling.native import compiled
 from llem.scaling.observations import Observations, check_observations
-from llem.scaling.optimum import Ensemble, Optimum
-from llem.scaling.problem import Problem
-from llem.scaling.profiles import identification, natural_jacobian, profile
 from llem.scaling.result import Fit
-from llem.scaling.sandwich import covariance
-from llem.scaling.solve import Solution, solve
-from llem.scaling.targets import Prices, Target
 
 FloatArray = NDArray[np.float64]
 Interval = tuple[float, float]
@@ -193,6 +194,7 @@ def fit_law(
         warnings=tuple(warnings),
         provenance={
             "observations_sha256": data.digest(),
+            "kernel": compiled.status().reason,
             "numpy": np.__version__,
             "python": platform.python_version(),
         },

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,7 +14,7 @@ from llem.scaling.errors import DataFault, ScalingDataError
 from llem.scaling.flops import FlopsModel, fit_flops_model
 
 if TYPE_CHECKING:
-    from llem.scaling.laws import Law
+    from llem.scaling.laws.law import Law
 
 FloatArray = NDArray[np.float64]
 
@@ -91,7 +91,7 @@ class Observations:
     def only(self, keep: NDArray[np.bool_]) -> Observations:
         """The rows marked in `keep` (n,). Runs are numbered anew."""
         kept, index = np.unique(self.run[keep], return_inverse=True)
-        parts = {
+        parts: dict[str, Any] = {
             f.name: value[keep]
             for f in fields(self)
             if isinstance(value := getattr(self, f.name), np.ndarray)

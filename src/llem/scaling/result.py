@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from llem.scaling.checklist import checklist
-from llem.scaling.cost import CostLaw
+from llem.scaling.answers.cost import CostLaw
+from llem.scaling.answers.optimum import Ensemble, Optimum, Target
 from llem.scaling.errors import OptionError
-from llem.scaling.estimator import Estimator
+from llem.scaling.fitting.estimator import Estimator
 from llem.scaling.flops import FlopsModel
-from llem.scaling.laws import Law, get_law, law_names
-from llem.scaling.optimum import Ensemble, Optimum, Target
+from llem.scaling.judging.checklist import checklist
+from llem.scaling.laws.law import Law, get_law, law_names
 
 FloatArray = NDArray[np.float64]
 Interval = tuple[float, float]
@@ -168,7 +168,7 @@ def _law(data: dict[str, Any]) -> Law:
     """The law of a fit.json: by its name, or from its formula where a user gave it."""
     if data["law"] in law_names():
         return get_law(data["law"])
-    from llem.scaling.formula import FormulaLaw
+    from llem.scaling.laws.formula import FormulaLaw
 
     return FormulaLaw.parse(data["formula"], name=data["law"], source=data["source"])
 

@@ -7,9 +7,9 @@ import pytest
 from scipy.stats import t as student
 
 from llem.scaling import CHINCHILLA, Estimator, fit_law
-from llem.scaling.bootstrap import Draws, refit, student_ratio, weight_variance
+from llem.scaling.fitting.bootstrap import Draws, refit, student_ratio, weight_variance
+from llem.scaling.fitting.solve import solve
 from llem.scaling.observations import check_observations
-from llem.scaling.solve import solve
 
 from .campaigns import campaign
 
@@ -88,9 +88,9 @@ def test_progress_is_told_to_the_end() -> None:
         c.params,
         c.tokens,
         c.loss,
-        bootstrap=600,
+        bootstrap=2100,
         watch=lambda done, all_: told.append((done, all_)),
     )
-    assert told[-1] == (600, 600)
+    assert told[-1] == (2100, 2100)
     assert [done for done, _ in told] == sorted(done for done, _ in told)
     assert len(told) > 1

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from llem.scaling.checklist import ITEMS, NOT_KNOWN, QUESTIONS, checklist, open_items
 from llem.scaling.errors import OptionError
+from llem.scaling.judging.checklist import ITEMS, NOT_KNOWN, QUESTIONS, checklist, open_items
 
 FIT = {
     "formula": "L(N, D) = E + A/N^alpha + B/D^beta",

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llem.scaling import compiled
-from llem.scaling.chinchilla import ChinchillaProblem
-from llem.scaling.minimiser import Minima, minimise, newton_step
-from llem.scaling.problem import PARTS, Local
+from llem.scaling.fitting.minimiser import Minima, minimise, newton_step
+from llem.scaling.fitting.problem import PARTS, Local
+from llem.scaling.laws.chinchilla import ChinchillaProblem
+from llem.scaling.native import compiled
 
 FloatArray = compiled.FloatArray
 
@@ -373,7 +373,7 @@ def test_a_file_that_is_no_library_is_not_used(environment: dict[str, str], tmp_
 
 @needs_compiler
 def test_four_processes_may_compile_at_once(environment: dict[str, str], tmp_path: Path) -> None:
-    code = "from llem.scaling import compiled as c; s = c.status(); print(s.active, s.path)"
+    code = "from llem.scaling.native import compiled as c; s = c.status(); print(s.active, s.path)"
     here = os.environ | environment | {"XDG_CACHE_HOME": str(tmp_path)}
     here.pop(compiled.SWITCH, None)
     here.pop("CC", None)

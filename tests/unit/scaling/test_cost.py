@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from scipy.optimize import nnls
 
-from llem.scaling.cost import CostLaw, cost_design, fit_cost, fit_cost_many
-from llem.scaling.features import CORE, Layout, Layouts
+from llem.scaling.answers.cost import CostLaw, cost_design, fit_cost, fit_cost_many
+from llem.scaling.answers.features import CORE, Layout, Layouts
 
 START, PER_TOKEN, PER_FLOP, STEP, ALL_REDUCE = 300.0, 2e-6, 3e-12, 0.5, 1e-8
 

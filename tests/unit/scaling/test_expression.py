@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llem.errors import InputError
-from llem.scaling.expression import DATA, PARAMETER, Graph, Node, Op, evaluate, order, symbols
-from llem.scaling.nonnegative import solve_normal
-from llem.scaling.parser import MAX_LENGTH, FormulaError, parse_formula
-from llem.scaling.plan import Plan
+from llem.scaling.fitting.nonnegative import solve_normal
+from llem.scaling.laws.expression import DATA, PARAMETER, Graph, Node, Op, evaluate, order, symbols
+from llem.scaling.laws.parser import MAX_LENGTH, FormulaError, parse_formula
+from llem.scaling.laws.program import Plan
 
 VALUES = {"N": 3.0e8, "D": 7.0e9, "C": 2.0e19, "U": 1.0e9, "E": 1.7, "A": 420.0, "B": 1900.0}
 VALUES |= {"alpha": 0.34, "beta": 0.29, "k": 2.5}

@@ -6,25 +6,25 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from llem.scaling.chinchilla import CHINCHILLA
 from llem.scaling.errors import OptionError
-from llem.scaling.estimator import Estimator
 from llem.scaling.fit import fit_law
+from llem.scaling.fitting.estimator import Estimator
+from llem.scaling.fitting.minimiser import minimise
+from llem.scaling.fitting.problem import Problem
+from llem.scaling.fitting.solve import solve
 from llem.scaling.flops import FlopsModel
-from llem.scaling.formula import FormulaLaw
-from llem.scaling.laws import Law, get_law, law_names
-from llem.scaling.minimiser import minimise
-from llem.scaling.observations import Observations, check_observations
-from llem.scaling.parser import FormulaError
-from llem.scaling.problem import Problem
-from llem.scaling.shipped import (
+from llem.scaling.laws.chinchilla import CHINCHILLA
+from llem.scaling.laws.formula import FormulaLaw
+from llem.scaling.laws.law import Law, get_law, law_names
+from llem.scaling.laws.parser import FormulaError
+from llem.scaling.laws.shipped import (
     CHINCHILLA_TIED,
     COMPUTE_POWER_LAW,
     DATA_CONSTRAINED,
     REPEATED_TOKENS,
     SHIPPED,
 )
-from llem.scaling.solve import solve
+from llem.scaling.observations import Observations, check_observations
 
 from .campaigns import campaign
 from .data_sets import load, shared_table

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from scipy.interpolate import Akima1DInterpolator
 from scipy.optimize import minimize_scalar
 
-from llem.scaling.akima import akima_minimum, akima_slopes
 from llem.scaling.errors import OptionError
-from llem.scaling.isoflop import (
+from llem.scaling.judging.akima import akima_minimum, akima_slopes
+from llem.scaling.judging.isoflop import (
     akima_levels,
     compute_levels,
     fit_power_law,

@@ -14,15 +14,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
-from llem.scaling.allowance import EXPONENT_ERROR, Widening, sd_of_log_loss, sd_of_log_params
-from llem.scaling.chinchilla import CHINCHILLA
-from llem.scaling.cost import CostLaw, Term
+from llem.scaling.answers.allowance import (
+    EXPONENT_ERROR,
+    Widening,
+    sd_of_log_loss,
+    sd_of_log_params,
+)
+from llem.scaling.answers.cost import CostLaw, Term
+from llem.scaling.answers.features import FEATURES, Layout
+from llem.scaling.answers.optimum import Ensemble, Optimum, Prices, Target
 from llem.scaling.errors import OptionError
-from llem.scaling.features import FEATURES, Layout
 from llem.scaling.fit import fit_law
 from llem.scaling.flops import FlopsModel
-from llem.scaling.laws import Law, Parameter
-from llem.scaling.optimum import Ensemble, Optimum, Prices, Target
+from llem.scaling.laws.chinchilla import CHINCHILLA
+from llem.scaling.laws.law import Law, Parameter
 
 from .data_sets import load
 

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar, nnls
 
 from llem.scaling import CHINCHILLA, FlopsModel, fit_flops_model
-from llem.scaling.chinchilla import ChinchillaProblem
-from llem.scaling.estimator import Estimator
-from llem.scaling.minimiser import derivatives, minimise, solve_spd
-from llem.scaling.nonnegative import solve_normal
+from llem.scaling.fitting.estimator import Estimator
+from llem.scaling.fitting.minimiser import derivatives, minimise, solve_spd
+from llem.scaling.fitting.nonnegative import solve_normal
+from llem.scaling.laws.chinchilla import ChinchillaProblem
 
 from .campaigns import TRUTH, campaign
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import brentq, minimize_scalar
 
-from llem.scaling.search import argmin, root
+from llem.scaling.answers.search import argmin, root
 
 
 def valleys(x: np.ndarray, at: np.ndarray, skew: float = 0.3) -> np.ndarray:

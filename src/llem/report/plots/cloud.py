@@ -13,7 +13,6 @@ from llem.report.plots.theme import (
     Theme,
     count,
     log_axis,
-    numbers,
     padded,
     span,
 )
@@ -23,8 +22,9 @@ from llem.scaling import FlopsModel
 
 MAX_TARGETS = 3
 MIN_POINTS = 20
-# Chi-square with two degrees of freedom: -2 log(1 - level).
-ELLIPSE_POINTS = 120
+# Of the kernel, as a share of Scott's rule, and points of the grid on each side.
+SMOOTHING = 0.6
+GRID = 70
 
 
 def plot(runs: Runs, fit: Mapping[str, Any] | None) -> Plot | None:
@@ -41,7 +41,7 @@ def plot(runs: Runs, fit: Mapping[str, Any] | None) -> Plot | None:
     words = (
         f"Each point: the optimum of one resample. Cross: the {level} intervals of N* and D* "
         "(thin: with the allowance for the law's own error, far beyond the data). Line: sizes and "
-        f"tokens of one compute. Ellipse: {level} of the resamples in size and loss."
+        f"tokens of one compute. Outline: {level} of the resamples in size and loss."
     )
     return Plot(
         "cloud",
@@ -89,7 +89,8 @@ def _sizes_and_tokens(
     wide_x, wide_y = np.append(x, spread["params"]), np.append(y, spread["tokens"])
     ax.set_xlim(span(wide_x[np.isfinite(wide_x)], 1.15))
     ax.set_ylim(span(wide_y[np.isfinite(wide_y)], 1.15))
-    line = np.geomspace(*ax.get_xlim(), 60)
+    low, high = ax.get_xlim()
+    line = np.geomspace(low, high, 60)
     model = FlopsModel.from_dict(dict(fit["flops_model"]))
     ax.plot(line, model.tokens(line, number(optimum["flops"])), color=theme.quiet, lw=0.9, zorder=1)
     ax.scatter(x, y, s=10, color=theme.blue, alpha=0.3, lw=0, zorder=2)
@@ -114,28 +115,42 @@ def _sizes_and_loss(
     theme: Theme,
 ) -> None:
     ax.scatter(x, loss, s=10, color=theme.blue, alpha=0.3, lw=0, zorder=2)
-    ring = _ellipse(np.log(x), loss, number(fit["ci"]["level"]))
+    ring = _density(np.log(x), loss, number(fit["ci"]["level"]))
     if ring is not None:
-        ax.plot(np.exp(ring[0]), ring[1], color=theme.blue, lw=1.3, zorder=3)
+        at_x, at_y, height, least = ring
+        ax.contour(np.exp(at_x), at_y, height, [least], colors=[theme.blue], linewidths=1.3)
     n, value = number(optimum["params"]), number(optimum["loss"])
     ax.scatter([n], [value], s=42, facecolor=theme.orange, edgecolor=theme.ink, lw=1.2, zorder=4)
-    every_x = np.append(x, np.exp(ring[0])) if ring is not None else x
-    every_y = np.append(loss, ring[1]) if ring is not None else loss
-    ax.set_xlim(span(every_x, 1.08))
-    ax.set_ylim(padded(np.append(every_y, value), 0.06))
+    ax.set_xlim(span(x, 1.08))
+    ax.set_ylim(padded(np.append(loss, value), 0.08))
     log_axis(ax, "x", count, narrow=True)
     ax.tick_params(labelsize=8)
     ax.set_xlabel("best size N*")
 
 
-def _ellipse(x: FloatArray, y: FloatArray, level: float) -> FloatArray | None:
-    """(2, m) around the resamples, which holds `level` of a normal cloud; None of a flat one."""
+def _density(
+    x: FloatArray, y: FloatArray, level: float
+) -> tuple[FloatArray, FloatArray, FloatArray, float] | None:
+    """Smoothed density of resamples on a grid, and the height above which `level` of them lie.
+
+    Clouds of weakly told laws are bent, which an ellipse would not show. None of a flat cloud.
+    """
     table = np.stack([x, y])
-    covariance = np.cov(table)
-    if not np.linalg.det(covariance) > 0:
+    spread = table.std(axis=1)
+    if not (spread > 1e-9 * np.abs(table).max(axis=1)).all():
         return None
-    root = np.linalg.cholesky(covariance)
-    angle = np.linspace(0, 2 * np.pi, ELLIPSE_POINTS)
-    radius = np.sqrt(-2 * np.log(1 - level))
-    ring = radius * np.stack([np.cos(angle), np.sin(angle)])
-    return np.asarray(table.mean(axis=1)[:, None] + root @ ring)
+    centre = table.mean(axis=1)
+    u, v = (table - centre[:, None]) / spread[:, None]
+    width = SMOOTHING * x.size ** (-1.0 / 6.0)
+    room = 3.0 * width
+    grid_u = np.linspace(u.min() - room, u.max() + room, GRID)
+    grid_v = np.linspace(v.min() - room, v.max() + room, GRID)
+
+    def kernel(points: FloatArray, grid: FloatArray) -> FloatArray:
+        return np.asarray(np.exp(-0.5 * ((points[:, None] - grid) / width) ** 2))
+
+    along_u, along_v = kernel(u, grid_u), kernel(v, grid_v)
+    at_points = np.sum(kernel(u, u) * kernel(v, v), axis=0)
+    least = float(np.quantile(at_points, 1 - level))
+    at_x, at_y = centre[0] + spread[0] * grid_u, centre[1] + spread[1] * grid_v
+    return at_x, at_y, along_v.T @ along_u, least

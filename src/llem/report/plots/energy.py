@@ -12,6 +12,9 @@ from llem.report.runs import Runs
 from llem.report.tables import format_si, known, number, percent
 from llem.scaling import CostLaw
 
+# Errors below this are none to look at.
+LEAST_PERCENT = 0.1
+
 
 def plot(runs: Runs, fit: Mapping[str, Any] | None) -> Plot | None:
     """The plot, None where no energy was measured."""
@@ -92,7 +95,7 @@ def _draw(runs: Runs, fit: Mapping[str, Any] | None, theme: Theme, figure: Any) 
     below.set_ylabel("measured above the cost law, %")
     finite = np.abs(error[shown & np.isfinite(error)])
     if finite.size:
-        limit = 1.25 * max(float(finite.max()), 1e-6)
+        limit = 1.25 * max(float(finite.max()), LEAST_PERCENT)
         below.set_ylim(-limit, limit)
     else:
         below.set_visible(False)

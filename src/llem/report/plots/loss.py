@@ -56,7 +56,7 @@ def _draw(runs: Runs, fit: Mapping[str, Any] | None, theme: Theme, figure: Any) 
     from matplotlib import colormaps
     from matplotlib.colors import LogNorm
 
-    from llem.scaling.isoflop import compute_levels
+    from llem.scaling.judging.isoflop import compute_levels
 
     (ax,) = figure.axes
     law = None if fit is None else law_of(fit)

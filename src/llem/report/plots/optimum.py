@@ -87,7 +87,10 @@ def _draw_targets(ax: Any, fit: Mapping[str, Any], name: str, colour: str, theme
         if any(abs(np.log(x / other)) < apart for other in named):
             continue
         named.append(x)
+        right = np.log(x / ends.min()) > 0.3 * np.log(ends.max() / ends.min())
         ax.annotate(
-            f"{format_target(optimum['target'])}\n{format_count(y)}", (x, y), xytext=(-9, 6),
-            textcoords="offset points", ha="right", va="bottom", fontsize=8.5, color=theme.ink,
+            f"{format_target(optimum['target'])}\n{format_count(y)}", (x, y),
+            xytext=(-9, 6) if right else (9, -6), textcoords="offset points",
+            ha="right" if right else "left", va="bottom" if right else "top", fontsize=8.5,
+            color=theme.ink,
         )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from llem.report.plots.theme import Plot, Theme, log_axis
-from llem.report.runs import Runs
+from llem.report.runs import FloatArray, Runs
 from llem.report.tables import number, significant
 
 COLUMNS = 3
@@ -47,7 +47,8 @@ def _draw(
         value = np.array([number(v) for v in entry["value"]])
         rise = np.array([number(v) for v in entry["deviance"]])
         threshold = number(entry["threshold"])
-        x, y = _smooth(value, rise)
+        wide = value[0] > 0 and value[-1] > WIDE * value[0]
+        x, y = _smooth(value, rise, wide)
         low, high = entry["interval"]
         left = value[0] if low is None else number(low)
         right = value[-1] if high is None else number(high)
@@ -59,7 +60,7 @@ def _draw(
         ax.axvline(best, color=theme.ink, lw=0.9)
         ax.set_ylim(0, TOP * threshold)
         ax.set_xlim(value[0], value[-1])
-        if value[0] > 0 and value[-1] > WIDE * value[0]:
+        if wide:
             log_axis(ax, "x", _plain, narrow=True)
         else:
             ax.locator_params(axis="x", nbins=4)
@@ -76,12 +77,13 @@ def _draw(
         ax.set_ylabel("deviance")
 
 
-def _smooth(value: Any, rise: Any) -> tuple[Any, Any]:
+def _smooth(value: FloatArray, rise: FloatArray, wide: bool) -> tuple[FloatArray, FloatArray]:
     """The root of a deviance is all but a line on each side: drawn so, it needs few points."""
+    turn = np.log if wide else np.asarray
     side = np.where(np.arange(rise.size) < int(np.argmin(rise)), -1.0, 1.0)
     root = side * np.sqrt(np.maximum(rise, 0.0))
-    x = np.linspace(value[0], value[-1], 200)
-    return x, np.interp(x, value, root) ** 2
+    x = (np.geomspace if wide else np.linspace)(float(value[0]), float(value[-1]), 200)
+    return x, np.interp(turn(x), turn(value), root) ** 2
 
 
 def _plain(value: float) -> str:

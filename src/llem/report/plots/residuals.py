@@ -11,6 +11,12 @@ from llem.report.choices import law_of
 from llem.report.plots.theme import Plot, Theme, compute, count, log_axis, span, thinned
 from llem.report.runs import FloatArray, Runs
 
+# Residuals beyond FAR_OUT times this quantile are drawn at the edge.
+MOST = 0.95
+FAR_OUT = 6.0
+# Names nearer than this share of the height would lie on each other.
+CROWDED = 0.08
+
 
 def plot(runs: Runs, fit: Mapping[str, Any] | None) -> Plot | None:
     """The plot, None where nothing was fitted."""
@@ -24,7 +30,8 @@ def plot(runs: Runs, fit: Mapping[str, Any] | None) -> Plot | None:
         "residuals",
         "What the law does not explain",
         "Relative error of the law for each fitted run, against size, tokens and compute. "
-        "A trend here means that the law has the wrong form. The worst runs are named.",
+        "A trend here means that the law has the wrong form. The worst runs are named"
+        + (", triangles lie outside the range." if (abs(percent) > _limit(percent)).any() else "."),
         "Three scatter plots of residuals around zero.",
         lambda figure, theme: _draw(runs, rows, percent, theme, figure),
         columns=3,
@@ -50,8 +57,10 @@ def _percent(runs: Runs, rows: np.ndarray[Any, Any], fit: Mapping[str, Any]) -> 
 def _draw(
     runs: Runs, rows: np.ndarray[Any, Any], percent: FloatArray, theme: Theme, figure: Any
 ) -> None:
-    limit = 1.25 * max(float(np.nanmax(np.abs(percent))), 1e-6)
+    limit = _limit(percent)
     worst = np.argsort(-np.abs(percent), kind="stable")[:2]
+    beyond = np.abs(percent) > limit
+    percent = np.clip(percent, -0.97 * limit, 0.97 * limit)
     shown = thinned(np.arange(rows.size))
     columns = (
         ("parameters N", runs.params[rows], count),
@@ -65,6 +74,11 @@ def _draw(
             x[shown], percent[shown], s=9 if crowded else 17, color=theme.blue,
             alpha=0.6 if crowded else 0.85, lw=0, zorder=3,
         )  # fmt: skip
+        for side, marker in ((1, "^"), (-1, "v")):
+            out = beyond & (side * percent > 0)
+            ax.scatter(
+                x[out], percent[out], s=22, marker=marker, color=theme.orange, lw=0, zorder=4
+            )
         ax.set_xlim(span(x, 1.7))
         ax.set_ylim(-limit, limit)
         log_axis(ax, "x", form, narrow=True)
@@ -80,8 +94,18 @@ def _draw(
             )
 
 
+def _limit(percent: FloatArray) -> float:
+    """Half height of the plot: all residuals, unless a few would press the others to a line."""
+    size = np.abs(percent[np.isfinite(percent)])
+    whole, most = float(size.max()), float(np.quantile(size, MOST))
+    return 1.25 * max(2.0 * most if whole > FAR_OUT * most else whole, 1e-6)
+
+
 def _name_worst(ax: Any, points: list[tuple[float, float, str]], theme: Theme) -> None:
     low, high = ax.get_xlim()
+    bottom, top = ax.get_ylim()
+    if len(points) > 1 and abs(points[0][1] - points[1][1]) < CROWDED * (top - bottom):
+        points = points[:1]
     for x, y, name in points:
         right = np.log(x / low) > 0.5 * np.log(high / low)
         ax.annotate(

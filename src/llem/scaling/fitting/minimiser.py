@@ -17,8 +17,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from llem.scaling import compiled
-from llem.scaling.problem import BLOCK_ELEMENTS, PARTS, Local, Problem
+from llem.scaling.fitting.problem import BLOCK_ELEMENTS, PARTS, Local, Problem
+from llem.scaling.native import compiled
 
 FloatArray = NDArray[np.float64]
 

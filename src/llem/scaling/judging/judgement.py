@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llem.scaling.estimator import Estimator
-from llem.scaling.isoflop import compute_levels
-from llem.scaling.laws import Law
+from llem.scaling.fitting.estimator import Estimator
+from llem.scaling.fitting.problem import Problem
+from llem.scaling.fitting.solve import Solution, descend, scatter
+from llem.scaling.judging.isoflop import compute_levels
+from llem.scaling.laws.law import Law
 from llem.scaling.observations import Observations
-from llem.scaling.problem import Problem
-from llem.scaling.solve import Solution, descend, scatter
 
 FloatArray = NDArray[np.float64]
 Mask = NDArray[np.bool_]

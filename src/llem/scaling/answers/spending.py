@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from llem.scaling.cost import Lines
+from llem.scaling.answers.cost import Lines
+from llem.scaling.answers.search import argmin, root
 from llem.scaling.flops import FlopsModel
-from llem.scaling.laws import LOG_PARAMS_RANGE, Law
-from llem.scaling.search import argmin, root
+from llem.scaling.laws.law import LOG_PARAMS_RANGE, Law
 
 FloatArray = NDArray[np.float64]
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from llem.errors import Fault, did_you_mean
 from llem.scaling.errors import ScalingError
-from llem.scaling.expression import DATA, PARAMETER, Graph, Node, symbols
+from llem.scaling.laws.expression import DATA, PARAMETER, Graph, Node, symbols
 
 # What a formula may read: size, tokens, compute, unique tokens.
 VARIABLES = ("N", "D", "C", "U")

@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from llem.scaling import compiled
+from llem.scaling.fitting.nonnegative import solve_normal
+from llem.scaling.fitting.problem import BLOCK_ELEMENTS, FLOOR_LOG_SHARE, Local
 from llem.scaling.flops import FlopsModel
-from llem.scaling.laws import Law, Parameter
-from llem.scaling.nonnegative import solve_normal
-from llem.scaling.problem import BLOCK_ELEMENTS, FLOOR_LOG_SHARE, Local
+from llem.scaling.laws.law import Law, Parameter
+from llem.scaling.native import compiled
 
 if TYPE_CHECKING:
-    from llem.scaling.estimator import Estimator, Space
+    from llem.scaling.fitting.estimator import Estimator, Space
+    from llem.scaling.fitting.problem import Problem
     from llem.scaling.observations import Observations
-    from llem.scaling.problem import Problem
 
 FloatArray = NDArray[np.float64]
 
@@ -50,7 +50,7 @@ class Chinchilla(Law):
     def bind(self, data: Observations, *, space: Space = "log") -> Problem:
         """Centre the logs of the columns. The kernel knows residuals of log loss alone."""
         if space == "loss":
-            from llem.scaling.formula import FormulaLaw
+            from llem.scaling.laws.formula import FormulaLaw
 
             return FormulaLaw.parse(self.formula).bind(data, space=space)
         return ChinchillaProblem.of(data.params, data.tokens, data.loss)

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from llem.scaling.chinchilla import EXPONENT_BOUNDS
 from llem.scaling.errors import OptionError
-from llem.scaling.expression import PARAMETER, Graph, Node, evaluate, symbols
-from llem.scaling.laws import Law, Parameter
-from llem.scaling.parser import VARIABLES, Formula, parse_formula, with_clauses
-from llem.scaling.plan import Plan
+from llem.scaling.laws.chinchilla import EXPONENT_BOUNDS
+from llem.scaling.laws.expression import PARAMETER, Graph, Node, evaluate, symbols
+from llem.scaling.laws.law import Law, Parameter
+from llem.scaling.laws.parser import VARIABLES, Formula, parse_formula, with_clauses
+from llem.scaling.laws.program import Plan
 
 if TYPE_CHECKING:
-    from llem.scaling.estimator import Space
-    from llem.scaling.formula_problem import FormulaProblem
+    from llem.scaling.fitting.estimator import Space
+    from llem.scaling.laws.formula_problem import FormulaProblem
     from llem.scaling.observations import Observations
 
 FloatArray = NDArray[np.float64]
@@ -52,7 +52,7 @@ class FormulaLaw(Law):
         fixed: Mapping[str, float] | None = None,
         centring: Mapping[str, str] | None = None,
     ) -> FormulaLaw:
-        """The law that `text` writes (see `llem.scaling.parser` for what it may hold).
+        """The law that `text` writes (see `llem.scaling.laws.parser` for what it may hold).
 
         shapes: soft bounds of shape parameters, where the usual ones of an exponent do not suit.
         positive: parameters that are positive, of unknown magnitude and not linear (a threshold, a
@@ -99,7 +99,7 @@ class FormulaLaw(Law):
 
     def bind(self, data: Observations, *, space: Space = "log") -> FormulaProblem:
         """Centre the columns that the formula reads."""
-        from llem.scaling.formula_problem import FormulaProblem
+        from llem.scaling.laws.formula_problem import FormulaProblem
 
         log_n, log_d = np.log(data.params), np.log(data.tokens)
         columns = {"N": log_n, "D": log_d, "C": np.log(data.flops), "U": log_d}

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from llem.scaling.estimator import Estimator
+from llem.scaling.fitting.estimator import Estimator
 
 FloatArray = NDArray[np.float64]
 
@@ -60,13 +60,21 @@ class Local:
 class Problem(Protocol):
     """A law bound to n observations, in p coordinates theta that suit these data.
 
-    z (n,): log of the observed loss. lower and upper (p,): bounds of theta, infinite where there
-    are none. An amplitude's lower bound is FLOOR_LOG_SHARE below the mean of z.
+    Bounds are infinite where there are none. An amplitude's lower bound is FLOOR_LOG_SHARE below
+    the mean of z.
     """
 
-    z: FloatArray
-    lower: FloatArray
-    upper: FloatArray
+    @property
+    def z(self) -> FloatArray:
+        """Log of the observed loss, (n,)."""
+
+    @property
+    def lower(self) -> FloatArray:
+        """Lower bounds of theta, (p,)."""
+
+    @property
+    def upper(self) -> FloatArray:
+        """Upper bounds of theta, (p,)."""
 
     @property
     def rows(self) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from llem.scaling.laws import Parameter
+from llem.scaling.laws.law import Parameter
 
 FloatArray = NDArray[np.float64]
 

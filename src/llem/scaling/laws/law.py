@@ -14,9 +14,9 @@ from llem.scaling.errors import OptionError, UnknownLawError
 from llem.scaling.flops import FlopsModel
 
 if TYPE_CHECKING:
-    from llem.scaling.estimator import Space
+    from llem.scaling.fitting.estimator import Space
+    from llem.scaling.fitting.problem import Problem
     from llem.scaling.observations import Observations
-    from llem.scaling.problem import Problem
 
 FloatArray = NDArray[np.float64]
 
@@ -140,7 +140,7 @@ class Law(ABC):
 
         Searched along log D = log(C/k) - g log N; a law with a closed form overrides it.
         """
-        from llem.scaling.search import argmin
+        from llem.scaling.answers.search import argmin
 
         log_c = np.log(np.asarray(flops, dtype=np.float64) / model.coefficient)
         shape = np.broadcast_shapes(natural.shape[:-1], log_c.shape)
@@ -177,7 +177,7 @@ def get_law(name: str | Law) -> Law:
     if name in known:
         return known[name]
     if any(mark in name for mark in "+*/^("):
-        from llem.scaling.formula import FormulaLaw
+        from llem.scaling.laws.formula import FormulaLaw
 
         return FormulaLaw.parse(name)
     raise UnknownLawError(name, tuple(known))
@@ -198,8 +198,8 @@ _LAWS: dict[str, Law] = {}
 def _known() -> dict[str, Law]:
     """The registry, filled on first use: the modules of the laws import this one."""
     if not _LAWS:
-        from llem.scaling.chinchilla import CHINCHILLA
-        from llem.scaling.shipped import SHIPPED
+        from llem.scaling.laws.chinchilla import CHINCHILLA
+        from llem.scaling.laws.shipped import SHIPPED
 
         _LAWS.update({law.name: law for law in (CHINCHILLA, *SHIPPED)})
     return _LAWS

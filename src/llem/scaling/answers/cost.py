@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llem.scaling.features import (
+from llem.scaling.answers.features import (
     CORE,
     FEATURES,
     ORDER,
@@ -26,7 +26,7 @@ from llem.scaling.features import (
     fill,
     known_columns,
 )
-from llem.scaling.nonnegative import solve_normal
+from llem.scaling.fitting.nonnegative import solve_normal
 
 FloatArray = NDArray[np.float64]
 NAN = float("nan")

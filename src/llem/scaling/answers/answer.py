@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from llem.scaling.targets import Target
+from llem.scaling.answers.targets import Target
 
 NAN = float("nan")
 FIGURES = ("params", "tokens", "loss", "energy_j", "gpu_hours", "money")

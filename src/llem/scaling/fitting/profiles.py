@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llem.scaling.estimator import Estimator
-from llem.scaling.laws import Law
-from llem.scaling.problem import FLOOR_LOG_SHARE, NEGLIGIBLE_LOG_SHARE, Problem
-from llem.scaling.solve import Solution, descend, scatter
+from llem.scaling.fitting.estimator import Estimator
+from llem.scaling.fitting.problem import FLOOR_LOG_SHARE, NEGLIGIBLE_LOG_SHARE, Problem
+from llem.scaling.fitting.solve import Solution, descend, scatter
+from llem.scaling.laws.law import Law
 
 FloatArray = NDArray[np.float64]
 

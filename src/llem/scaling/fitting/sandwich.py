@@ -14,8 +14,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from llem.scaling.estimator import Estimator
-from llem.scaling.problem import Problem
+from llem.scaling.fitting.estimator import Estimator
+from llem.scaling.fitting.problem import Problem
 
 FloatArray = NDArray[np.float64]
 

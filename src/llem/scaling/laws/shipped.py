@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llem.scaling.flops import FlopsModel
-from llem.scaling.formula import FormulaLaw
-from llem.scaling.laws import Law
+from llem.scaling.laws.formula import FormulaLaw
+from llem.scaling.laws.law import Law
 
 FloatArray = NDArray[np.float64]
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from llem.scaling.estimator import Estimator
-from llem.scaling.minimiser import Minima, Weights, derivatives, minimise, refine
-from llem.scaling.problem import FLOOR_LOG_SHARE, NEGLIGIBLE_LOG_SHARE, Problem
+from llem.scaling.fitting.estimator import Estimator
+from llem.scaling.fitting.minimiser import Minima, Weights, derivatives, minimise, refine
+from llem.scaling.fitting.problem import FLOOR_LOG_SHARE, NEGLIGIBLE_LOG_SHARE, Problem
 
 FloatArray = NDArray[np.float64]
 

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llem.scaling.estimator import Estimator
+from llem.scaling.answers.optimum import Target
+from llem.scaling.fitting.estimator import Estimator
+from llem.scaling.fitting.problem import Problem
+from llem.scaling.fitting.solve import Solution, solve
 from llem.scaling.flops import FlopsModel, fit_flops_model
-from llem.scaling.laws import Law
+from llem.scaling.laws.law import Law
 from llem.scaling.observations import Observations
-from llem.scaling.optimum import Target
-from llem.scaling.problem import Problem
-from llem.scaling.solve import Solution, solve
 
 FloatArray = NDArray[np.float64]
 

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from llem.scaling.chinchilla import SEED_LOG_SHARE
-from llem.scaling.estimator import Estimator, Space
-from llem.scaling.expression import Node, evaluate
-from llem.scaling.formula import Compiled, DerivativePlan
-from llem.scaling.nonnegative import solve_normal
-from llem.scaling.problem import FLOOR_LOG_SHARE, Local
-from llem.scaling.starts import spread, start_grid
+from llem.scaling.fitting.estimator import Estimator, Space
+from llem.scaling.fitting.nonnegative import solve_normal
+from llem.scaling.fitting.problem import FLOOR_LOG_SHARE, Local
+from llem.scaling.laws.chinchilla import SEED_LOG_SHARE
+from llem.scaling.laws.expression import Node, evaluate
+from llem.scaling.laws.formula import Compiled, DerivativePlan
+from llem.scaling.laws.starts import spread, start_grid
 
 FloatArray = NDArray[np.float64]
 

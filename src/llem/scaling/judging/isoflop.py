@@ -17,8 +17,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from llem.scaling.akima import akima_minimum
 from llem.scaling.errors import OptionError
+from llem.scaling.judging.akima import akima_minimum
 
 FloatArray = NDArray[np.float64]
 Method = Literal["quadratic", "akima"]

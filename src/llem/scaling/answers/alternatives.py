@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llem.scaling.answer import FIGURES, Interval
-from llem.scaling.spending import Buyer, Spending, at_edge, log_flops
-from llem.scaling.targets import MONEY, Target
+from llem.scaling.answers.answer import FIGURES, Interval
+from llem.scaling.answers.spending import Buyer, Spending, at_edge, log_flops
+from llem.scaling.answers.targets import MONEY, Target
 
 FloatArray = NDArray[np.float64]
 # (samples, estimate, level) -> (low, high)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llem.scaling.allowance import (
+from llem.scaling.answers.allowance import (
     EXPONENT_ERROR,
     EXTRAPOLATION_LIMIT,
     TYPICAL_EXPONENT,
@@ -17,7 +17,7 @@ from llem.scaling.allowance import (
     sd_of_log_loss,
     sd_of_log_params,
 )
-from llem.scaling.alternatives import (
+from llem.scaling.answers.alternatives import (
     SECONDS_PER_HOUR,
     IntervalRule,
     Intervals,
@@ -28,14 +28,14 @@ from llem.scaling.alternatives import (
     exp,
     flop_optimal,
 )
-from llem.scaling.answer import FIGURES, Interval, Optimum
-from llem.scaling.bootstrap import percentile_interval
-from llem.scaling.cost import CostLaw, Lines
-from llem.scaling.features import Layout
+from llem.scaling.answers.answer import FIGURES, Interval, Optimum
+from llem.scaling.answers.cost import CostLaw, Lines
+from llem.scaling.answers.features import Layout
+from llem.scaling.answers.spending import Buyer, Spending, at_edge
+from llem.scaling.answers.targets import MONEY, Prices, Target
+from llem.scaling.fitting.bootstrap import percentile_interval
 from llem.scaling.flops import TRUSTED_RATIO_TO_6ND, FlopsModel
-from llem.scaling.laws import Law
-from llem.scaling.spending import Buyer, Spending, at_edge
-from llem.scaling.targets import MONEY, Prices, Target
+from llem.scaling.laws.law import Law
 
 __all__ = ["Ensemble", "Optimum", "Prices", "Target"]
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from llem.scaling.expression import CONSTANT, DATA, MIXED, Graph, Node, Op, evaluate
+from llem.scaling.laws.expression import CONSTANT, DATA, MIXED, Graph, Node, Op, evaluate
 
 FloatArray = NDArray[np.float64]
 Function = Callable[..., FloatArray]

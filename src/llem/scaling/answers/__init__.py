@@ -1,0 +1,1 @@
+"""Answers: the best training at a target, what it costs, and how sure that is."""

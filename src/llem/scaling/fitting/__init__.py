@@ -1,0 +1,1 @@
+"""Fitting: the objective, its minimum, its certificate and its intervals."""

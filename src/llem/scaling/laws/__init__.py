@@ -1,0 +1,1 @@
+"""Laws: what they predict, given by formulas or kernels, bound to data."""

@@ -1,0 +1,1 @@
+"""The hot loops in C, where there is a compiler; nothing needs them."""
