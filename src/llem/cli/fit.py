@@ -26,6 +26,9 @@ params (or N), tokens (D), loss (L, nats per token); where they are known flops 
 weight, params_nonembedding, unique_tokens, energy_j, duration_s, gpu_seconds, ranks, nodes,
 steps, status, reason; of intermediate checkpoints learning_rate, annealed, warmup_tokens, family"""
 LOSSES = ("huber", "absolute", "squares")
+# What others call them.
+LOSS_NAMES = {"lad": "absolute", "l1": "absolute", "mae": "absolute"}
+LOSS_NAMES |= {"ls": "squares", "lsq": "squares", "l2": "squares", "mse": "squares"}
 UNITS = ("FLOP", "GPUh", "kWh")
 PLOTS_FOLDER = "fit-plots"
 
@@ -36,20 +39,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("source", type=Path, metavar="DIR|FILE.csv")
     laws = ", ".join(law_names())
-    for name, metavar, words in (
-        ("--law", "NAME|FORMULA",
-         f"{laws}, or as 'E + A/N^alpha + B/D^beta' (default: the campaign's, else chinchilla)"),
-        ("--target*", "AMOUNT",
-         "where the optimum is wanted: 1e24, 2 MWh, 500 GPUh, 5000 EUR; repeatable"),
-        ("--exclude", "RUN,RUN", "runs to leave out, by name"),
-        ("--compare*", "LAW,LAW",
-         "rank laws by their error on the largest compute, held out; repeatable"),
-        ("--declare*", "ITEM=TEXT",
-         "answer the reporting checklist: training.dataset=FineWeb; repeatable"),
-        ("--out", "FILE", "write fit.json there"),
-    ):  # fmt: skip
-        repeated = {"action": "append", "default": []} if name.endswith("*") else {}
-        add(name.rstrip("*"), metavar=metavar, help=words, **repeated)  # type: ignore[arg-type]
+    add(
+        "--law",
+        metavar="NAME|FORMULA",
+        help=f"{laws}, or as 'E + A/N^alpha' (default: the campaign's, else chinchilla)",
+    )
+    add(
+        "--target",
+        action="append",
+        default=[],
+        metavar="AMOUNT",
+        help="where the optimum is wanted: 1e24, 2 MWh, 500 GPUh, 5000 EUR; repeatable",
+    )
+    add("--exclude", default="", metavar="RUN,RUN", help="runs to leave out, by name")
+    add(
+        "--compare",
+        action="append",
+        default=[],
+        metavar="LAW,LAW",
+        help="rank laws by their error on the largest compute, held out; repeatable",
+    )
+    add(
+        "--declare",
+        action="append",
+        default=[],
+        metavar="ITEM=TEXT",
+        help="answer the reporting checklist: training.dataset=FineWeb; repeatable",
+    )
+    add("--out", type=Path, metavar="FILE", help="write fit.json there")
     add(
         "--plot",
         nargs="?",
@@ -65,7 +82,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
 
     add = parser.add_argument_group("how it is fitted").add_argument
-    add("--loss", choices=LOSSES, default="huber", help="of log residuals (default: huber)")
+    add(
+        "--loss",
+        type=lambda v: LOSS_NAMES.get(v, v),
+        choices=LOSSES,
+        default="huber",
+        help="of the residuals (default: huber)",
+    )
+    add(
+        "--space",
+        choices=("log", "loss"),
+        default="log",
+        help="whether residuals are of the log loss or of the loss (default: log)",
+    )
     add("--delta", type=float, default=1e-3, help="Huber's (default: 1e-3)")
     add(
         "--bootstrap",
@@ -146,8 +175,8 @@ def run(args: argparse.Namespace) -> int:
     if args.out is not None:
         from llem.cluster import write_json
 
-        place = Path(args.out).parent
-        write_json(Path(args.out), fit)
+        place = args.out.parent
+        write_json(args.out, fit)
         note(f"written: {args.out}")
     if args.plot is not None:
         from llem.report import draw_fit
@@ -210,6 +239,10 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
     currencies = sorted({t.unit for t in targets if t.quantity == "money"})
     if len(currencies) > 1:
         faults.append(Fault("--target", f"prices are in one currency, not {_all(currencies)}"))
+    priced = args.price_per_kwh is not None or args.price_per_gpu_hour is not None
+    if currencies and not priced and not args.source.is_dir():
+        hint = "give --price-per-kwh, --price-per-gpu-hour or both"
+        faults.append(Fault("--target", f"{currencies[0]} buys nothing without a price", hint))
     if faults:
         raise InputError("the call", faults)
     from llem.scaling import Estimator
@@ -217,12 +250,12 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "law": args.law,
         "targets": tuple(targets),
-        "estimator": Estimator(args.loss, args.delta),
+        "estimator": Estimator(args.loss, args.delta, args.space),
         "bootstrap": args.bootstrap,
         "resampling": "runs" if args.by == "run" else "rows",
         "level": args.level,
         "seed": args.seed,
-        "exclude": frozenset(filter(None, map(str.strip, (args.exclude or "").split(",")))),
+        "exclude": frozenset(filter(None, map(str.strip, args.exclude.split(",")))),
         "checkpoints": args.checkpoints,
         "weights": args.weights,
         "prices": _prices(args, currencies),

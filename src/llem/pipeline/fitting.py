@@ -88,7 +88,7 @@ def fit_observations(
     Raises TableError and ScalingDataError where the rows cannot carry a law, EdgeMinimaError where
     a designed isoFLOP grid has slices without a minimum, unless `allow_edge_minima`.
     """
-    from llem.scaling import fit_law
+    from llem.scaling import ScalingDataError, fit_law
     from llem.scaling.answers.allowance import EXPONENT_ERROR
     from llem.scaling.judging.checklist import checklist
 
@@ -98,21 +98,27 @@ def fit_observations(
     )
     if selected.edges and not allow_edge_minima:
         raise EdgeMinimaError(table.source, selected.edges)
-    fit = fit_law(
-        **selected.columns,
-        law=law,
-        estimator=estimator,
-        bootstrap=bootstrap,
-        resampling=resampling,
-        level=level,
-        seed=seed,
-        targets=tuple(targets),
-        excluded=tuple(selected.left_out),
-        prices=prices,
-        target_unique_tokens=unique_tokens,
-        exponent_error=EXPONENT_ERROR if exponent_error is None else exponent_error,
-        watch=watch,
-    )
+    try:
+        fit = fit_law(
+            **selected.columns,
+            law=law,
+            estimator=estimator,
+            bootstrap=bootstrap,
+            resampling=resampling,
+            level=level,
+            seed=seed,
+            targets=tuple(targets),
+            excluded=tuple(selected.left_out),
+            prices=prices,
+            target_unique_tokens=unique_tokens,
+            exponent_error=EXPONENT_ERROR if exponent_error is None else exponent_error,
+            watch=watch,
+        )
+    except ScalingDataError as error:
+        # The fitter knows columns; the reader knows which file they come from.
+        error.message = error.message.replace(error.source, table.source, 1)
+        error.source = table.source
+        raise
     out = fit.to_dict()
     for worst in out["residuals"]["worst"]:
         row = int(selected.rows[worst["row"]])
@@ -213,7 +219,9 @@ def campaign_table(folder: CampaignFolder, rows: Sequence[Observation] | None = 
         if not path.is_file():
             raise InputError(str(path), ["there is no such file: run `llem aggregate` first"])
         rows = read_observations(path)
-    return replace(Table.of([asdict(row) for row in rows]), source=str(path))
+    # What a step takes of the layout is told by the steps of the plan.
+    told = [{**asdict(row), "steps": row.expected_steps or row.steps_seen} for row in rows]
+    return replace(Table.of(told), source=str(path))
 
 
 def select(

@@ -19,6 +19,8 @@ FloatArray = NDArray[np.float64]
 
 # Runs of one slice have the same compute to within this factor.
 SLICE_FACTOR = 1.02
+# Nothing else lies within this factor of a slice: scattered runs fill the space between.
+APART = 1.1
 MIN_SIZES = 4
 MIN_SPAN = 3.0
 # A table is a designed grid where at least this share of its rows lies in slices.
@@ -69,20 +71,23 @@ def edge_minima(
     """The slices of a designed grid that have no interior minimum; none of any other table.
 
     All inputs (n,), positive. A slice is a compute level of at least MIN_SIZES sizes that span
-    MIN_SPAN and more. It is refused where its lowest loss lies at the smallest or largest size
-    and a parabola has no minimum inside either: one of them alone may be noise, or the bias of
-    parabolas over wide grids.
+    MIN_SPAN and more, with no other run near its compute. It is refused where its lowest loss lies
+    at the smallest or largest size and a parabola has no minimum inside either: one of them alone
+    may be noise, or the bias of parabolas over wide grids.
     """
     from llem.scaling import isoflop_levels
 
     levels = isoflop_levels(params, loss, flops, weight=weight, factor=SLICE_FACTOR)
-    log_loss = np.log(loss)
+    log_loss, ordered = np.log(loss), np.sort(flops)
     designed = 0
     out = []
     for level in levels:
         rows = np.array(level.rows)
         sizes, of = np.unique(params[rows], return_inverse=True)
         if sizes.size < MIN_SIZES or sizes[-1] < MIN_SPAN * sizes[0]:
+            continue
+        low, high = np.searchsorted(ordered, [level.flops / APART, level.flops * APART])
+        if high - low > rows.size:
             continue
         designed += rows.size
         mean = np.bincount(of, weights=log_loss[rows]) / np.bincount(of)

@@ -41,6 +41,8 @@ NUMBERS: dict[str, tuple[bool, bool, str]] = {
 }
 TEXTS = ("run_id", "status", "reason", "family", "energy_quality")
 CHUNK_ROWS = 65_536
+# Smaller files are read with the reader that names every fault; greater ones at once.
+GREAT_BYTES = 1 << 20
 FAULTS_SHOWN = 20
 DELIMITERS = ",;\t"
 
@@ -150,34 +152,94 @@ def read_table(path: str | Path) -> Table:
         with open(path, newline="", encoding="utf-8-sig") as file:
             first = file.readline()
             delimiter = max(DELIMITERS, key=first.count)
-            file.seek(0)
-            return _read(csv.reader(file, delimiter=delimiter), str(path))
+            header = _Header.of(next(csv.reader([first], delimiter=delimiter), []), str(path))
+            whole = _numeric(Path(path), header, delimiter)
+            if whole is not None:
+                return whole
+            return _read(csv.reader(file, delimiter=delimiter), header, str(path))
     except FileNotFoundError:
         raise InputError(str(path), ["there is no such file or folder"]) from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(str(path), [f"cannot be read as CSV: {error}"]) from None
 
 
-def _read(reader: Any, source: str) -> Table:
-    given = [name.strip() for name in next(reader, [])]
-    header = [ALIASES.get(name, name) for name in given]
-    if not any(header):
-        raise TableError(source, [Fault("", "the file is empty", _columns_hint())])
-    missing = [name for name in REQUIRED if name not in header]
-    twice = sorted({name for name in header if name in NUMBERS and header.count(name) > 1})
-    faults = [
-        Fault(n, "column is missing", did_you_mean(n, header) or _other_name(n)) for n in missing
-    ]
-    faults += [Fault(name, "stands in the header twice") for name in twice]
-    if faults:
-        raise TableError(source, faults)
-    numbers: dict[str, list[FloatArray]] = {n: [] for n in header if n in NUMBERS}
-    texts: dict[str, list[NDArray[np.str_]]] = {n: [] for n in header if n in TEXTS}
-    places = {name: header.index(name) for name in (*numbers, *texts)}
+@dataclass(frozen=True)
+class _Header:
+    """The first line: names as given, and as columns are called here."""
+
+    given: tuple[str, ...]
+    names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, cells: Sequence[str], source: str) -> _Header:
+        given = tuple(name.strip() for name in cells)
+        names = tuple(ALIASES.get(name, name) for name in given)
+        if not any(names):
+            raise TableError(source, [Fault("", "the file is empty", _columns_hint())])
+        missing = [name for name in REQUIRED if name not in names]
+        twice = sorted({name for name in names if name in NUMBERS and names.count(name) > 1})
+        faults = [
+            Fault(n, "column is missing", did_you_mean(n, names) or _other_name(n)) for n in missing
+        ]
+        faults += [Fault(name, "stands in the header twice") for name in twice]
+        if faults:
+            raise TableError(source, faults)
+        return cls(given, names)
+
+    def places(self, kind: Sequence[str] | Mapping[str, Any]) -> dict[str, int]:
+        """Where the columns of a kind stand."""
+        return {name: i for i, name in enumerate(self.names) if name in kind}
+
+    def as_given(self) -> dict[str, str]:
+        """Column -> its name in the file."""
+        return dict(zip(self.names, self.given, strict=True))
+
+
+def _numeric(path: Path, header: _Header, delimiter: str) -> Table | None:
+    """A great table of numbers alone, read at once; None where it is anything else.
+
+    What this reader of numpy's passes over (empty lines, cells too many) shows in the counts of
+    lines and delimiters, and such a table is left to the one that names its faults.
+    """
+    if path.stat().st_size < GREAT_BYTES or header.places(TEXTS):
+        return None
+    lines = cells = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            lines += block.count(b"\n")
+            cells += block.count(delimiter.encode())
+            last = block[-1:]
+    rows = lines - (last == b"\n")
+    if cells != (rows + 1) * (len(header.names) - 1):
+        return None
+    places = header.places(NUMBERS)
+    try:
+        table = np.loadtxt(
+            path, delimiter=delimiter, skiprows=1, usecols=list(places.values()), comments=None,
+            ndmin=2,
+        )  # fmt: skip
+    except ValueError:
+        return None
+    if table.shape[0] != rows or not rows:
+        return None
+    return Table(
+        rows=rows,
+        numbers={name: np.ascontiguousarray(table[:, i]) for i, name in enumerate(places)},
+        texts={},
+        source=str(path),
+        lines=np.arange(2, rows + 2),
+        names=header.as_given(),
+    )
+
+
+def _read(reader: Any, header: _Header, source: str) -> Table:
+    numbers: dict[str, list[FloatArray]] = {n: [] for n in header.places(NUMBERS)}
+    texts: dict[str, list[NDArray[np.str_]]] = {n: [] for n in header.places(TEXTS)}
+    places = header.places({**NUMBERS, **dict.fromkeys(TEXTS)})
     unread: dict[tuple[int, str], str] = {}
     lines: list[NDArray[np.int64]] = []
     begin = 0
-    for rows, at in _chunks(reader, len(header), source):
+    for rows, at in _chunks(reader, len(header.names), source):
         columns = list(zip(*rows, strict=True))
         for name in numbers:
             numbers[name].append(_numbers(columns[places[name]], begin, name, unread))
@@ -193,7 +255,7 @@ def _read(reader: Any, source: str) -> Table:
         texts={name: np.concatenate(parts) for name, parts in texts.items()},
         source=source,
         lines=np.concatenate(lines),
-        names=dict(zip(header, given, strict=True)),
+        names=header.as_given(),
         unread=unread,
     )
 
@@ -204,7 +266,7 @@ def _chunks(reader: Any, width: int, source: str) -> Iterator[tuple[list[list[st
     def numbered() -> Iterator[tuple[list[str], int]]:
         for row in reader:
             if row:
-                yield row, reader.line_num
+                yield row, reader.line_num + 1  # the header was read before
 
     stream = numbered()
     while chunk := list(islice(stream, CHUNK_ROWS)):

@@ -247,13 +247,14 @@ def _law(fit: Mapping[str, Any] | None) -> dict[str, Any] | None:
         )
     estimator = fit["estimator"]
     delta = f", delta {number(estimator['delta']):g}" if known(estimator.get("delta")) else ""
+    space = "the loss" if estimator.get("space") == "loss" else "log loss"
     ci = fit["ci"]
     return {
         "formula": fit["formula"],
         "source": fit["source"],
         "rows": tables.law_rows(fit),
         "compute": compute,
-        "estimator": f"{estimator['loss']}{delta}, on log loss, summed over observations",
+        "estimator": f"{estimator['loss']}{delta}, on {space}, summed over observations",
         "intervals": f"{ci['method']}, {ci['resamples']} resamples, seed {ci['seed']}",
         "counted": f"{fit['n_observations']} observations of {fit['n_runs']} runs",
     }

@@ -83,7 +83,8 @@ def detail_lines(fit: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if known(residuals.get("median_abs")):
         worst = residuals.get("worst") or []
         name = f" ({worst[0]['run_id']})" if worst else ""
-        median, largest = (_per_cent(number(residuals[k])) for k in ("median_abs", "max_abs"))
+        told = _per_cent if _in_log(fit) else _nats
+        median, largest = (told(number(residuals[k])) for k in ("median_abs", "max_abs"))
         yield "residuals", f"median {median}, largest {largest}{name}"
     for label, text in (
         ("choices", choices_line(fit)),
@@ -241,7 +242,11 @@ def _law_lines(fit: Mapping[str, Any]) -> list[str]:
     head = ("", "value", percent(fit["ci"]["level"]), "SE", "")
     rows = [(*row[:4], row[4].partition(":")[0]) for row in law_rows(fit)]
     table = aligned([head, *rows], right=(1, 3))
-    return [*_wrapped(f"{fit['formula']}  ({judged} on log loss, sum; {counted})"), *table]
+    judged += " on log loss" if _in_log(fit) else " on the loss"
+    return [
+        *_wrapped(f"{fit['formula']}  ({judged}, sum; {counted})"),
+        *table,
+    ]
 
 
 def _optimum_lines(rows: Sequence[Mapping[str, str]]) -> list[str]:
@@ -305,6 +310,14 @@ def _wrapped(text: str, indent: str = "") -> list[str]:
 
 def _per_cent(share: float) -> str:
     return f"{significant(100 * share, 2)} %" if math.isfinite(share) else UNKNOWN
+
+
+def _in_log(fit: Mapping[str, Any]) -> bool:
+    return str(fit["estimator"].get("space", "log")) == "log"
+
+
+def _nats(value: float) -> str:
+    return f"{significant(value, 2)} nats"
 
 
 def _times(value: Any) -> str:

@@ -175,7 +175,8 @@ def answer_at(optimum: Mapping[str, Any], *, level: float) -> str:
     if is_far(optimum):
         target += f", {ratio(optimum['extrapolation_ratio'])} times beyond the data"
     ci = optimum.get("ci") or {}
-    why = "; ".join(optimum.get("warnings") or []) or "not known"
+    reasons = [text for text in optimum.get("warnings") or [] if TOO_FAR not in text]
+    why = "; ".join(reasons) or "not known"
     said = False
 
     def part(name: str, what: str = "") -> str:

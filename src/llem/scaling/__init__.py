@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llem.scaling.answers.cost import CostLaw, fit_cost
+    from llem.scaling.answers.features import Layout
     from llem.scaling.answers.optimum import Optimum
-    from llem.scaling.answers.targets import Target
+    from llem.scaling.answers.targets import Prices, Target
     from llem.scaling.checkpoints import Checkpoints, select_checkpoints
     from llem.scaling.errors import (
         DataFault,
@@ -50,7 +51,9 @@ _HOME = {
     "Law": "laws.law",
     "Optimum": "answers.optimum",
     "OptionError": "errors",
+    "Layout": "answers.features",
     "Parameter": "laws.law",
+    "Prices": "answers.targets",
     "PowerLaw": "judging.isoflop",
     "ScalingDataError": "errors",
     "ScalingError": "errors",
@@ -81,10 +84,12 @@ __all__ = [
     "FormulaLaw",
     "IsoFlopLevel",
     "Law",
+    "Layout",
     "Optimum",
     "OptionError",
     "Parameter",
     "PowerLaw",
+    "Prices",
     "ScalingDataError",
     "ScalingError",
     "Target",

@@ -7,13 +7,27 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
-import pytest
+import numpy as np
 
 from llem.report import write_report
+from llem.report.page import draw_fit, render_page
+from llem.report.plots import make_plots
+from llem.report.runs import gather
 
-from .campaigns import PLAN, fit_json, observations
+from .campaigns import PLAN, observations
 
+PLOTS = (
+    "cloud",
+    "energy",
+    "left-out",
+    "loss",
+    "optimum",
+    "profiles",
+    "residuals",
+    "sensitivity",
+)
 VOID = {"meta", "source", "img", "br", "link"}
 
 
@@ -34,19 +48,12 @@ class Balance(HTMLParser):
         assert self.open.pop() == tag
 
 
-@pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    rows = observations()
-    folder = tmp_path_factory.mktemp("report")
-    return write_report(folder, observations=rows, fit=fit_json(rows), plan=PLAN, title="<b>&")
-
-
 def test_the_page_is_whole_and_refers_to_nothing_outside(page: Path) -> None:
     text = page.read_text()
     parser = Balance()
     parser.feed(text)
     assert parser.open == []
-    assert len(parser.references) == 8
+    assert len(parser.references) == 2 * len(PLOTS)
     assert all(ref.startswith("data:image/svg+xml;base64,") for ref in parser.references)
     assert "url(" not in text
     assert "@import" not in text
@@ -54,7 +61,7 @@ def test_the_page_is_whole_and_refers_to_nothing_outside(page: Path) -> None:
 
 def test_each_plot_lies_beside_the_page_as_png(page: Path) -> None:
     files = sorted(p.name for p in (page.parent / "plots").iterdir())
-    assert files == ["energy.png", "loss.png", "optimum.png", "residuals.png"]
+    assert files == [f"{name}.png" for name in PLOTS]
     for name in files:
         assert (page.parent / "plots" / name).read_bytes().startswith(b"\x89PNG")
 
@@ -87,10 +94,60 @@ def test_no_number_is_shown_as_nan_or_none(page: Path) -> None:
     assert not re.search(r"\b(nan|None|inf)\b", words)
 
 
-def test_the_same_data_give_the_same_page(page: Path, tmp_path: Path) -> None:
-    rows = observations()
-    again = write_report(tmp_path, observations=rows, fit=fit_json(rows), plan=PLAN, title="<b>&")
-    assert again.read_text() == page.read_text()
+def test_the_same_data_give_the_same_page(
+    page: Path, rows: list[dict[str, Any]], fitted: dict[str, Any]
+) -> None:
+    again = gather(rows, fitted)
+    plots = [p for p in make_plots(again, fitted) if p.name in ("loss", "cloud")]
+    text = render_page(again, fitted, PLAN, title="<b>&", plots=plots)
+    pictures = re.findall(r'<img src="([^"]+)"', text)
+    assert len(pictures) == 2
+    assert all(picture in page.read_text() for picture in pictures)
+
+    def words(text: str) -> str:
+        return re.sub(r"<figure.*?</figure>", "", text, flags=re.DOTALL).replace("\n", "")
+
+    assert words(text) == words(page.read_text())
+
+
+def test_the_checklist_is_folded_and_counts_what_is_open(page: Path) -> None:
+    text = page.read_text()
+    folded = text[text.index("<details>") : text.index("</details>")]
+    assert re.search(r"\d+ of \d+ items answered", folded)
+    assert "not known: declare training.dataset" in folded
+    assert "<h3>Validation</h3>" in folded
+
+
+def test_every_choice_and_every_way_to_count_has_a_row(page: Path, fit: dict[str, Any]) -> None:
+    text = page.read_text()
+    for entry in fit["sensitivity"]:
+        assert f"<td>{entry['choice']}</td>" in text
+    assert "Under other ways to count" in text
+
+
+def test_figures_far_beyond_the_data_are_marked_and_both_intervals_told(page: Path) -> None:
+    text = page.read_text().replace("\u00a0", " ")
+    assert "from the parameters alone" in text
+    assert "allowing for the law's own error" in text.replace("&#39;", "'")
+    row = text[text.index("<tr><td>1e24 FLOP") :].split("</tr>")[0]
+    assert row.count('<span class="status"> !</span>') >= 3
+    row = text[text.index("<tr><td>1e18 FLOP") :].split("</tr>")[0]
+    assert "status" not in row
+
+
+def test_a_fit_draws_every_plot_into_a_folder_as_png_and_svg(
+    tmp_path: Path, rows: list[dict[str, Any]], fit: dict[str, Any]
+) -> None:
+    fit["profiles"], fit["sensitivity"], fit["frontier"] = {}, [], []
+    for optimum in fit["optima"]:
+        optimum["cloud"] = {}
+    names = ("params", "tokens", "loss", "flops")
+    numbers = {n: np.array([float(r[n] or "nan") for r in rows]) for n in names}
+    texts = {n: [str(r[n]) for r in rows] for n in ("run_id", "status")}
+    files = draw_fit(tmp_path / "plots", numbers=numbers, texts=texts, fit=fit)
+    wanted = ("left-out", "loss", "residuals")
+    assert sorted(f.name for f in files) == [f"{n}.{e}" for n in wanted for e in ("png", "svg")]
+    assert all(f.stat().st_size > 1000 for f in files)
 
 
 def test_without_a_law_the_page_says_why_and_stale_plots_go(tmp_path: Path) -> None:

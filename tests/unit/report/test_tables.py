@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 
 from llem.report.tables import (
     answer,
+    answer_at,
+    far_lines,
     format_count,
     format_energy,
     format_flops,
@@ -18,10 +21,7 @@ from llem.report.tables import (
     optimum_rows,
     percent,
     significant,
-    summary_lines,
 )
-
-from .campaigns import fit_json, observations
 
 
 @pytest.mark.parametrize(
@@ -86,8 +86,8 @@ def test_an_interval_says_its_unit_once() -> None:
     assert format_interval([None, 3.4e9], format_count) == "–"
 
 
-def test_the_answer_names_size_tokens_loss_energy_and_interval() -> None:
-    text = answer(fit_json(observations()))
+def test_the_answer_names_size_tokens_loss_energy_and_interval(fit: dict[str, Any]) -> None:
+    text = answer(fit)
     assert text.startswith("For 1e18 FLOP: ")
     assert " parameters (95 %: " in text
     assert " tokens (" in text
@@ -96,26 +96,44 @@ def test_the_answer_names_size_tokens_loss_energy_and_interval() -> None:
     assert text.endswith("of GPU time (13.9 to 13.9 h).")
 
 
-def test_tables_have_a_row_for_each_parameter_and_target() -> None:
-    fit = fit_json(observations())
+def test_an_answer_far_beyond_the_data_says_so_in_its_first_words(fit: dict[str, Any]) -> None:
+    text = answer_at(fit["optima"][1], level=0.95)
+    assert text.startswith("For 1e24 FLOP, 3.33e6 times beyond the data: ")
+    lines = far_lines(fit["optima"][1], level=0.95)
+    assert lines[0].startswith("from the parameters alone, 95 %: N* ")
+    assert lines[1].startswith("allowing for the law's own error, 95 %: N* ")
+    assert far_lines(fit["optima"][0], level=0.95) == []
+
+
+def test_a_target_without_an_optimum_is_answered_with_the_loss_or_the_reason(
+    fit: dict[str, Any],
+) -> None:
+    optimum = fit["optima"][0] | {"params": None, "tokens": None, "warnings": ["no trade"]}
+    assert answer_at(optimum, level=0.95).endswith("No trade.")
+    optimum["loss"] = None
+    assert answer_at(optimum, level=0.95) == "For 1e18 FLOP there is no answer: no trade."
+
+
+def test_money_is_told_in_its_currency(fit: dict[str, Any]) -> None:
+    money = {"money": 1234.5, "currency": "EUR"}
+    optimum = fit["optima"][0] | money
+    assert "1\u202f234 EUR" in answer_at(optimum, level=0.95)
+    fit["optima"] = [optimum]
+    assert optimum_rows(fit)[0]["money"] == "1\u202f234 EUR"
+
+
+def test_tables_have_a_row_for_each_parameter_and_target(fit: dict[str, Any]) -> None:
     assert [row[0] for row in law_rows(fit)] == ["E", "A", "B", "alpha", "beta", "a", "b"]
     assert [row["target"] for row in optimum_rows(fit)] == ["1e18 FLOP", "1e24 FLOP", "5.00 kWh"]
+    assert [row["far"] for row in optimum_rows(fit)] == ["", "!", ""]
 
 
-def test_the_summary_says_warnings_law_optima_and_what_was_left_out() -> None:
-    text = "\n".join(summary_lines(fit_json(observations())))
-    assert "warning: at 1e24 FLOP" in text
-    assert "L(N, D) = E + A/N^alpha + B/D^beta" in text
-    assert "held out" in text
-    assert "left out: run-03, run-11, run-17" in text
-    assert max(len(line) for line in text.splitlines()) < 120
-
-
-def test_a_fit_without_intervals_or_energy_still_reads_well() -> None:
-    fit = fit_json(observations(), bootstrap=0)
-    for optimum in fit["optima"]:
-        optimum["energy_j"] = optimum["gpu_hours"] = None
-    text = " ".join(summary_lines(fit))
-    assert "energy not known (not measured)" in text
-    assert "nan" not in text.lower()
-    assert "None" not in text
+def test_each_parameter_has_its_sandwich_error_and_why_it_is_not_identified(
+    fit: dict[str, Any],
+) -> None:
+    fit["identified"]["B"] = False
+    fit["identification"]["B"] = "half of it fits as well"
+    rows = {row[0]: row for row in law_rows(fit)}
+    assert rows["B"][4] == "not identified: half of it fits as well"
+    assert rows["E"][3] == significant(fit["standard_errors"]["sandwich"]["E"], 2)
+    assert rows["a"][3] == ""

@@ -23,7 +23,7 @@ from llem.scaling import FlopsModel
 MAX_TARGETS = 3
 MIN_POINTS = 20
 # Of the kernel, as a share of Scott's rule, and points of the grid on each side.
-SMOOTHING = 0.6
+SMOOTHING = 0.85
 GRID = 70
 
 

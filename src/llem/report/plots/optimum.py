@@ -64,8 +64,9 @@ def _draw(fit: Mapping[str, Any], theme: Theme, figure: Any) -> None:
         ax.set_xlim(span(c, 1.6))
         ax.set_yscale("log")
         bottom, top = ax.get_ylim()
-        # Room above the line for the name of the target.
-        ax.set_ylim(bottom, top * (top / bottom) ** 0.12)
+        # Room above and below the line for the names of the targets.
+        room = (top / bottom) ** 0.12
+        ax.set_ylim(bottom / room, top * room)
         log_axis(ax, "x", compute)
         log_axis(ax, "y", count)
         ax.set_xlabel("compute C, FLOP")

@@ -108,9 +108,11 @@ def _name_worst(ax: Any, points: list[tuple[float, float, str]], theme: Theme) -
         points = points[:1]
     for x, y, name in points:
         right = np.log(x / low) > 0.5 * np.log(high / low)
+        # Away from zero, but within the plot.
+        up = (y > 0) == (abs(y) < 0.9 * top)
         ax.annotate(
             name if len(name) <= 14 else name[:13] + "…", (x, y),
-            xytext=(-5 if right else 5, 3 if y > 0 else -3), textcoords="offset points",
-            ha="right" if right else "left", va="bottom" if y > 0 else "top", fontsize=7.5,
+            xytext=(-5 if right else 5, 3 if up else -3), textcoords="offset points",
+            ha="right" if right else "left", va="bottom" if up else "top", fontsize=7.5,
             color=theme.quiet,
         )  # fmt: skip

@@ -109,6 +109,11 @@ class Plot:
             ax.grid(True, which="major")
             ax.set_axisbelow(True)
         self.draw(figure, theme)
+        # Axes are placed once, not at every saving.
+        engine = figure.get_layout_engine()
+        if engine is not None:
+            engine.execute(figure)
+        figure.set_layout_engine(None)
         return figure
 
 

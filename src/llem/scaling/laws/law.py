@@ -174,8 +174,9 @@ def get_law(name: str | Law) -> Law:
     if isinstance(name, Law):
         return name
     known = _known()
-    if name in known:
-        return known[name]
+    plain = name.strip().replace("-", "_")
+    if plain in known:
+        return known[plain]
     if any(mark in name for mark in "+*/^("):
         from llem.scaling.laws.formula import FormulaLaw
 
