@@ -101,7 +101,7 @@ def test_a_formula_that_is_nested_without_end_is_refused() -> None:
             parse_formula(text)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(st.text(alphabet="NDE+-*/^()., 1e0ax=;[]wheroinsqtlgp\n\"'\\#λ²", max_size=40))
 def test_any_text_is_read_or_refused_and_nothing_else_happens(text: str) -> None:
     refused = None
@@ -165,7 +165,7 @@ def expressions(graph: Graph, leaves: list[Node]) -> st.SearchStrategy[Node]:
     return st.recursive(base, above, max_leaves=8)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_derivatives_are_those_of_finite_differences_and_the_plan_those_of_the_graph(
     data: st.DataObject,

@@ -25,7 +25,7 @@ from llem.scaling import (
 
 from .campaigns import TRUTH, campaign
 
-FAST = settings(max_examples=15, deadline=None)
+FAST = settings(max_examples=8, deadline=None)
 
 
 def params_of(fit: Fit) -> list[float]:
