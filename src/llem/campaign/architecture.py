@@ -7,7 +7,7 @@ Nothing here needs torch, so that a login node can count.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -62,7 +62,7 @@ class Decoder:
         return 3 * (self.layers * (block + attention) + output)
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return dict(vars(self))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,7 @@ class CustomModel:
         return 6 * self.params
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**vars(self), "arguments": dict(self.arguments)}
 
 
 Architecture = Decoder | CustomModel

@@ -78,10 +78,14 @@ class DataChoice(Strict):
 
 
 class Grid(Strict):
-    """The first wave: an isoFLOP grid of `levels` budgets, `ratio` apart, `sizes` models each."""
+    """The first wave: an isoFLOP grid of `levels` budgets, `ratio` apart, `sizes` models each.
 
-    levels: PositiveInt = 3
-    sizes: PositiveInt = 5
+    What is left open (`levels`, `sizes`, `runs`) follows from the budget.
+    """
+
+    levels: PositiveInt | None = None
+    sizes: PositiveInt | None = None
+    runs: PositiveInt | None = Field(None, description="runs asked for; seeds fill the grid up")
     ratio: float = Field(3.0, gt=1)
     span: PositiveFloat = Field(0.6, description="decades of N to either side of the prior optimum")
     tokens_per_param: PositiveFloat = Field(20.0, description="D/N at the prior optimum")
@@ -90,15 +94,15 @@ class Grid(Strict):
 class Training(Strict):
     """Hyperparameters that the user fixes; what is left out follows from a named rule."""
 
-    rule: Literal["steplaw", "small"] = "steplaw"
+    rule: Literal["steplaw", "small", "olmo", "marin", "nanochat"] = "steplaw"
     batch_tokens: Count | None = None
     learning_rate: PositiveFloat | None = None
     max_learning_rate: PositiveFloat = 0.02
-    warmup_fraction: float = Field(0.05, ge=0, lt=1)
+    warmup_fraction: float | None = Field(None, ge=0, lt=1)
     schedule: Literal["wsd", "cosine", "constant"] = "wsd"
     decay_fraction: float = Field(0.3, ge=0, le=1)
     weight_decay: float = Field(0.1, ge=0)
-    beta2: float = Field(0.95, gt=0, lt=1)
+    beta2: float | None = Field(None, gt=0, lt=1)
     clip_norm: PositiveFloat = 1.0
     precision: Literal["fp32", "bf16"] = "bf16"
     checkpoint_every: PositiveInt | None = Field(None, description="steps between checkpoints")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from typing import Any
 
 from llem.campaign.architecture import Architecture, architecture_from_dict
@@ -57,13 +58,18 @@ class TokenData:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Where a run's ranks are and how the global batch is divided among them."""
+    """Where a run's ranks are and how the global batch is divided among them.
+
+    With `activation_checkpointing` a block keeps its input alone and computes the rest again in
+    the backward pass: less memory, a third more work of the forward kind, the same result.
+    """
 
     nodes: int = 1
     gpus_per_node: int = 1
     zero_stage: int = 0
     micro_batch: int = 1
     grad_accum: int = 1
+    activation_checkpointing: bool = False
 
     @property
     def ranks(self) -> int:
@@ -72,7 +78,11 @@ class Layout:
 
 @dataclass(frozen=True, kw_only=True)
 class Predicted:
-    """What the planner expects of a run; NaN where it cannot say."""
+    """What the planner expects of a run; NaN where it cannot say.
+
+    `duration_s` is the training alone; GPU-hours and energy also count the run's share of what
+    starting its element takes, since that is paid for as well.
+    """
 
     duration_s: float
     gpu_hours: float
@@ -81,11 +91,20 @@ class Predicted:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What the recipe's rule gave before it was rounded to whole sequences or capped."""
+
+    batch_tokens: float
+    learning_rate: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """One training: a model, its data, a recipe, a seed and a layout.
 
     `tokens` is always `steps * batch_tokens`. `checkpoint_steps` is how often a checkpoint is
-    written (0: only when asked to stop).
+    written (0: only when asked to stop). `segments` is how many jobs, one after the other, it is
+    given to end in: each resumes from the last one's checkpoint.
     """
 
     model: Architecture
@@ -98,6 +117,8 @@ class Run:
     predicted: Predicted
     level: int = 0
     checkpoint_steps: int = 0
+    segments: int = 1
+    asked: Asked | None = None
     workload: str = "training"
 
     @property
@@ -113,27 +134,19 @@ class Run:
         """Training FLOPs of the whole run."""
         return float(self.model.flops_per_token) * self.tokens
 
-    @property
+    @cached_property
     def run_id(self) -> str:
         """Twelve hex digits of a hash over all that changes the run's result.
 
         Layout and paths are left out: they change where and how fast, not what. A run that was
         trained elsewhere, with the same data, is the same run.
         """
-        data = asdict(self.data)
-        del data["path"]
-        # The rule is how the numbers were found, not what they are.
-        recipe = {k: v for k, v in asdict(self.recipe).items() if k != "rule"}
-        identity = {
-            "schema": RUN_SCHEMA,
-            "workload": self.workload,
-            "model": self.model.to_dict(),
-            "tokens": self.tokens,
-            "seed": self.seed,
-            "recipe": recipe,
-            "data": data,
-        }
-        canonical = json.dumps(identity, sort_keys=True, separators=(",", ":"))
+        try:
+            shared = _identity(self.model, self.recipe, self.data)
+        except TypeError:  # A user's class has a mapping of arguments, which no cache can hold.
+            shared = _identity.__wrapped__(self.model, self.recipe, self.data)
+        rest = {"seed": self.seed, "tokens": self.tokens, "workload": self.workload}
+        canonical = f"{shared[:-1]},{_canonical(rest)[1:]}"
         return hashlib.blake2b(canonical.encode(), digest_size=6).hexdigest()
 
     def with_layout(self, layout: Layout) -> Run:
@@ -153,11 +166,13 @@ class Run:
             "batch_tokens": self.recipe.batch_tokens,
             "steps": self.steps,
             "learning_rate": self.recipe.learning_rate,
-            "recipe": asdict(self.recipe),
-            "data": asdict(self.data),
-            "layout": asdict(self.layout),
-            "predicted": asdict(self.predicted),
+            "recipe": dict(vars(self.recipe)),
+            "data": dict(vars(self.data)),
+            "layout": dict(vars(self.layout)),
+            "predicted": dict(vars(self.predicted)),
             "checkpoint_steps": self.checkpoint_steps,
+            "segments": self.segments,
+            "asked": dict(vars(self.asked)) if self.asked else None,
             "workload": self.workload,
         }
 
@@ -175,6 +190,8 @@ class Run:
             predicted=Predicted(**values["predicted"]),
             level=values["level"],
             checkpoint_steps=values["checkpoint_steps"],
+            segments=values.get("segments", 1),
+            asked=Asked(**values["asked"]) if values.get("asked") else None,
             workload=values["workload"],
         )
         if run.run_id != values["run_id"]:
@@ -183,3 +200,19 @@ class Run:
                 "or written by another version of llem"
             )
         return run
+
+
+def _canonical(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, sort_keys=True, separators=(",", ":"))
+
+
+@lru_cache(maxsize=4096)
+def _identity(model: Architecture, recipe: Recipe, data: TokenData) -> str:
+    """The part of a run's identity that all its seeds share, as canonical JSON."""
+    content = dict(vars(data))
+    del content["path"]
+    # The rule is how the numbers were found, not what they are.
+    numbers = {k: v for k, v in vars(recipe).items() if k != "rule"}
+    return _canonical(
+        {"data": content, "model": model.to_dict(), "recipe": numbers, "schema": RUN_SCHEMA}
+    )

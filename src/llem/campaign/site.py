@@ -36,6 +36,9 @@ class Limits(Strict):
     time: Seconds = 24 * 3600
     array_size: PositiveInt = Field(1001, description="SLURM's MaxArraySize: caps the INDEX")
     throttle: PositiveInt | None = Field(None, description="elements of an array at one time")
+    submit: PositiveInt | None = Field(
+        None, description="SLURM's MaxSubmitJobs: elements of one user that wait or run"
+    )
 
 
 class Container(Strict):

@@ -13,6 +13,8 @@ from typing import Any, NoReturn, Protocol
 from llem.errors import Fault, InputError, LlemError, did_you_mean
 
 INTERRUPTED = 130
+# Spending less than this is not asked about.
+ASK_ABOVE_GPU_HOURS = 100.0
 
 
 class Command(Protocol):
@@ -99,6 +101,31 @@ def late_options(args: argparse.Namespace) -> dict[str, Any]:
         "price_per_kwh": args.price_per_kwh,
         "price_per_gpu_hour": args.price_per_gpu_hour,
     }
+
+
+def add_yes(parser: argparse.ArgumentParser) -> None:
+    """The `--yes` of commands that commit money."""
+    parser.add_argument(
+        "--yes", action="store_true",
+        help=f"do not ask, where more than {ASK_ABOVE_GPU_HOURS:g} GPU-hours would be spent",
+    )  # fmt: skip
+
+
+def confirm(gpu_hours: float, *, what: str, yes: bool) -> None:
+    """Ask before much is spent; without a terminal to ask at, `--yes` is needed.
+
+    Raises InputError where the answer is not yes.
+    """
+    if yes or gpu_hours <= ASK_ABOVE_GPU_HOURS:
+        return
+    text = f"{what} is expected to take {gpu_hours:,.0f} GPU-hours"
+    if sys.stdin is not None and sys.stdin.isatty():
+        print(f"{text}. Go on? [y/N] ", end="", file=sys.stderr, flush=True)
+        if sys.stdin.readline().strip().lower() in ("y", "yes"):
+            return
+        raise InputError("the call", [Fault("", "not confirmed: nothing was submitted")])
+    hint = f"above {ASK_ABOVE_GPU_HOURS:g} it must be confirmed: add --yes"
+    raise InputError("the call", [Fault("--yes", text, hint)])
 
 
 def print_json(value: Any) -> None:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from llem.campaign import format_duration, format_si
 
 if TYPE_CHECKING:
+    from llem.campaign import Run
     from llem.cluster import CampaignState
-    from llem.planning import Plan
+    from llem.planning import Dropped, Plan
 
 PLAIN_LINE_S = 15.0
+# A plan of many thousand runs has hundreds of arrays, which nobody reads.
+ARRAYS_SHOWN = 20
 
 
 def table(columns: list[str], rows: list[list[Any]], *, title: str = "") -> None:
@@ -36,25 +39,15 @@ def table(columns: list[str], rows: list[list[Any]], *, title: str = "") -> None
 
 def plan_tables(plan: Plan) -> None:
     """What will run and what it is expected to cost."""
-    values = plan.to_dict()
-    rows = []
-    for level in sorted({run.level for run in plan.runs}):
-        runs = [run for run in plan.runs if run.level == level]
-        sizes = sorted({run.params for run in runs})
-        tokens = sorted({run.tokens for run in runs})
-        rows.append(
-            [
-                f"{format_si(max(run.flops for run in runs))}FLOP",
-                len(runs),
-                f"{format_si(sizes[0])} - {format_si(sizes[-1])}",
-                f"{format_si(tokens[0])} - {format_si(tokens[-1])}",
-                format_duration(max(run.predicted.duration_s for run in runs)),
-                format_si(sum(run.predicted.gpu_hours for run in runs)),
-                format_si(sum(run.predicted.energy_j for run in runs), "J"),
-            ]
-        )
-    columns = ["compute a run", "runs", "parameters", "tokens", "longest", "GPU-hours", "energy"]
-    table(columns, rows, title=f"{plan.campaign.name}: {len(plan.runs)} runs")
+    by_level: dict[int, list[Run]] = {}
+    for run in plan.runs:
+        by_level.setdefault(run.level, []).append(run)
+    table(
+        ["compute a run", "6ND", "runs", "models", "parameters", "tokens", "longest", "GPU-hours",
+         "energy"],
+        [_level_row(by_level[level]) for level in sorted(by_level)],
+        title=f"{plan.campaign.name}: {len(plan.runs)} runs",
+    )  # fmt: skip
     print()
     rows = [
         [
@@ -63,25 +56,80 @@ def plan_tables(plan: Plan) -> None:
             sum(len(element) for element in array.elements),
             f"{array.nodes} x {array.gpus_per_node}",
             array.zero_stage,
-            format_duration(array.time_limit_s),
+            format_duration(array.time_limit_s)
+            + (f" x {array.segments}" if array.segments > 1 else ""),
         ]
-        for array in plan.arrays
+        for array in plan.arrays[:ARRAYS_SHOWN]
     ]
     table(["array", "elements", "runs", "nodes x ranks", "ZeRO", "time limit"], rows)
-    budget = values["budget"]
-    print(
-        f"\nexpected: {budget['spent']:.4g} of {plan.budget}"
-        f"  =  {format_si(budget['flops'])}FLOP, {format_si(budget['gpu_hours'])} GPU-hours, "
-        f"{format_si(budget['energy_j'])}J"
-    )
-    print(f"figures rest on: {plan.device.source}")
-    for dropped in plan.dropped:
-        print(
-            f"left out: level {dropped.level}, {format_si(dropped.params)} parameters: "
-            f"{dropped.reason}"
-        )
+    if len(plan.arrays) > ARRAYS_SHOWN:
+        print(f"and {len(plan.arrays) - ARRAYS_SHOWN} arrays more")
+    _plan_figures(plan)
+    for reason, dropped in _by_reason(plan.dropped).items():
+        sizes = ", ".join(dict.fromkeys(format_si(d.params) for d in dropped[:6]))
+        more = f" and {len(dropped) - 6} more" if len(dropped) > 6 else ""
+        print(f"left out: {sizes} parameters{more}: {reason}")
     for warning in plan.warnings:
         print(f"warning: {warning}")
+
+
+def _level_row(runs: list[Run]) -> list[Any]:
+    sizes = sorted({run.params for run in runs})
+    tokens = sorted({run.tokens for run in runs})
+    share = sum(6.0 * run.params * run.tokens for run in runs) / sum(run.flops for run in runs)
+    return [
+        f"{format_si(max(run.flops for run in runs))}FLOP",
+        f"{share:.0%}",
+        len(runs),
+        len(sizes),
+        f"{format_si(sizes[0])} - {format_si(sizes[-1])}",
+        f"{format_si(tokens[0])} - {format_si(tokens[-1])}",
+        format_duration(max(run.predicted.duration_s for run in runs)),
+        format_si(sum(run.predicted.gpu_hours for run in runs)),
+        format_si(sum(run.predicted.energy_j for run in runs), "J"),
+    ]
+
+
+def _plan_figures(plan: Plan) -> None:
+    """What is spent, how sure that is and what it rests on; the recipe with its rounding."""
+    from llem.planning.spend import spend, uncertainty
+
+    totals, known = plan.totals, uncertainty(plan.device)
+    error = known["uncertainty"]
+    spent = spend(plan.runs, plan.budget.unit, plan.site)
+    print(
+        f"\nexpected: {spent:.4g} of {plan.budget}  =  {format_si(totals['flops'])}FLOP, "
+        f"{format_si(totals['gpu_hours'])} GPU-hours (x/ {1 + error['gpu_hours']:.2f}), "
+        f"{format_si(totals['energy_j'])}J (x/ {1 + error['energy_j']:.2f})"
+    )
+    print(f"figures rest on: utilisation {known['source']['utilisation']}; "
+          f"power {known['source']['power']}")  # fmt: skip
+    told = plan.promise
+    if told:
+        half, twice = (told["for_budget"][k]["predicted_se_log_params"] for k in ("0.5", "2"))
+        print(
+            f"promised: standard error of log N* at the target "
+            f"{told['predicted_se_log_params']:.2g} if the law is right (half the budget {half:.2g}, twice {twice:.2g}; noise "
+            f"{told['noise']:.1%}, {told['laws']}), and {told['law_error_log_params']:.2g} for the "
+            "law's own error"
+        )
+    asked = [(run, run.asked) for run in plan.runs if run.asked]
+    if asked:
+        off = [run.recipe.batch_tokens / a.batch_tokens - 1 for run, a in asked]
+        capped = sum(run.recipe.learning_rate < 0.999 * a.learning_rate for run, a in asked)
+        print(
+            f"recipe: {plan.runs[0].recipe.rule}; batches rounded by {min(off):+.0%} to "
+            f"{max(off):+.0%} to powers of two of sequences, learning rate capped in {capped} runs"
+        )
+    if plan.limits is not None:
+        print(f"limits: {plan.limits.source}")
+
+
+def _by_reason(dropped: Iterable[Dropped]) -> dict[str, list[Dropped]]:
+    found: dict[str, list[Dropped]] = {}
+    for item in dropped:
+        found.setdefault(item.reason, []).append(item)
+    return found
 
 
 @contextmanager

@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llem.cli._command import add_json, note, option
-from llem.cli.plan import find_campaign
+from llem.cli._command import add_json, add_yes, note, option
+from llem.cli.plan import find_campaign, number_of_runs
 
 if TYPE_CHECKING:
     from llem.campaign import Budget, Campaign
@@ -19,7 +19,9 @@ EXAMPLE = """  llem run campaign.yaml --out runs/first
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("campaign", nargs="?", type=Path, metavar="CAMPAIGN.yaml")
     parser.add_argument("--budget", help="overrides the campaign's")
+    parser.add_argument("--runs", type=int, metavar="K", help="ask for so many runs")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: the campaign's name")
+    add_yes(parser)
     add_json(parser)
 
 
@@ -29,24 +31,32 @@ def run(args: argparse.Namespace) -> int:
     campaign, base = find_campaign(args.campaign)
     budget = option("--budget", parse_budget, args.budget) if args.budget else None
     return run_all(campaign, base=base, out=args.out or Path(campaign.name), budget=budget,
-                   as_json=args.json)  # fmt: skip
+                   runs=number_of_runs(args.runs), yes=args.yes, as_json=args.json)  # fmt: skip
 
 
 def run_all(
-    campaign: Campaign, *, base: Path, out: Path, budget: Budget | None, as_json: bool
+    campaign: Campaign,
+    *,
+    base: Path,
+    out: Path,
+    budget: Budget | None,
+    runs: int | None = None,
+    yes: bool = False,
+    as_json: bool,
 ) -> int:
     """Plan, run and finish, telling each stage; the exit status."""
     from llem.cli._answer import tell_finished
     from llem.cli._show import plan_tables, watching
-    from llem.cli.submit import local_status
+    from llem.cli.submit import confirm_spending, local_status
     from llem.cluster import LocalOutcome
     from llem.pipeline import finish, plan_campaign, run_campaign
 
-    planned = plan_campaign(campaign, out=out, base=base, budget=budget)
+    planned = plan_campaign(campaign, out=out, base=base, budget=budget, runs=runs)
     if not as_json:
         plan_tables(planned.plan)
         # Progress goes to standard error: what belongs before it must not wait in a buffer.
         print(flush=True)
+    confirm_spending(planned.folder, planned.plan, yes=yes)
     with watching(planned.plan) as watch:
         outcome = run_campaign(planned.folder, planned.plan, watch=watch)
     status = 0

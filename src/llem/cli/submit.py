@@ -5,13 +5,22 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from llem.cli._command import INTERRUPTED, add_folder, add_json, note, print_json
+from llem.cli._command import (
+    INTERRUPTED,
+    add_folder,
+    add_json,
+    add_yes,
+    confirm,
+    note,
+    print_json,
+)
 
 if TYPE_CHECKING:
     from llem.cluster import CampaignFolder, LocalOutcome, Submission
     from llem.planning import Plan
 
 EXAMPLE = """  llem submit runs/first
+  llem submit runs/first --yes         # more than 100 GPU-hours are confirmed
   llem submit runs/first --dry-run     # print the scripts; SLURM is not asked"""
 
 
@@ -19,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_folder(parser)
     parser.add_argument("--dry-run", action="store_true", help="print what would be submitted")
     parser.add_argument("--no-finish", action="store_true", help="no job that fits at the end")
+    add_yes(parser)
     add_json(parser)
 
 
@@ -29,9 +39,20 @@ def run(args: argparse.Namespace) -> int:
     plan = folder.load_plan()
     if args.dry_run:
         return _dry_run(folder, plan, as_json=args.json)
+    confirm_spending(folder, plan, yes=args.yes)
     if plan.site.executor == "local":
         return run_here(folder, plan, as_json=args.json)
     return tell(submit(folder, plan, finish=not args.no_finish), args)
+
+
+def confirm_spending(folder: CampaignFolder, plan: Plan, *, yes: bool) -> None:
+    """Ask before much is spent: for what was not submitted before. Raises InputError."""
+    from llem.cluster import submitted_jobs
+
+    before = submitted_jobs(folder)
+    names = [n for a in plan.arrays if a.name not in before for e in a.elements for n in e]
+    hours = sum(plan.run(name).predicted.gpu_hours for name in names)
+    confirm(hours, what=f"{len(names)} run{'s' if len(names) > 1 else ''}", yes=yes)
 
 
 def tell(done: Submission, args: argparse.Namespace) -> int:

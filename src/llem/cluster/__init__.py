@@ -4,6 +4,7 @@ from llem.cluster.files import finite_or_none, write_json, write_text
 from llem.cluster.folder import CampaignFolder
 from llem.cluster.local import LocalOutcome, run_locally
 from llem.cluster.render import render_files
+from llem.cluster.slurm import ask_limits
 from llem.cluster.state import CampaignState, RunState, campaign_state, submitted_jobs
 from llem.cluster.submit import Submission, cancel, resubmit, submit, wait
 
@@ -13,6 +14,7 @@ __all__ = [
     "LocalOutcome",
     "RunState",
     "Submission",
+    "ask_limits",
     "campaign_state",
     "cancel",
     "finite_or_none",

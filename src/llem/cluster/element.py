@@ -89,6 +89,8 @@ class Rank:
         self.folder = folder
         self.stop_reason: str | None = None
         self.parent = os.getppid()
+        # By the wall clock, in seconds; none where the job has no limit.
+        self.leave_at = float(os.environ.get("LLEM_LEAVE_AT") or "inf")
 
     def main(self) -> int:
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
@@ -291,6 +293,8 @@ class Rank:
         if self.stop_reason is None:
             if self.folder.stop_file.exists():
                 self.stop_reason = "asked to stop (jobs/stop)"
+            elif time.time() >= self.leave_at:
+                self.stop_reason = "the job's time limit is near"
             elif os.environ["SUBMITIT_EXECUTOR"] == "local" and os.getppid() != self.parent:
                 self.stop_reason = "the process that started this run is gone"
         return self.stop_reason

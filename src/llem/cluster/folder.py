@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llem.cluster.files import finite_or_none, write_json, write_text
+from llem.cluster.files import json_lists, write_text
 from llem.errors import Fault, InputError, LlemError
 from llem.planning import Plan
 
@@ -116,16 +116,16 @@ class CampaignFolder:
 
         Refuses to put a plan in the place of another one, whose records would lose their plan.
         """
-        values = finite_or_none(plan.to_dict())
         if self.plan_file.is_file() and not replace:
             old = self.plan_values()
-            if old.get("digest") != values["digest"]:
+            if old.get("digest") != plan.digest:
                 raise InputError(
                     str(self.root),
                     [Fault("plan.json", f"holds another plan ({old.get('digest')})",
                            "choose another --out, or --replace it")],
                 )  # fmt: skip
-        changed = write_json(self.plan_file, values)
+        text = json_lists(plan.to_dict(), one_line=("arrays", "runs"))
+        changed = write_text(self.plan_file, text)
         for path, text in files.items():
             changed = write_text(path, text) or changed
         self.logs.mkdir(parents=True, exist_ok=True)

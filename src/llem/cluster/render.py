@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from functools import lru_cache
@@ -13,9 +12,10 @@ from llem._resources import resource_folder
 from llem._version import __version__
 from llem.campaign import Site, slurm_time
 from llem.campaign.guards import check_directive, check_script_path
-from llem.cluster.files import finite_or_none
+from llem.cluster.files import json_line
 from llem.errors import Fault, InputError
 from llem.planning import ArrayJob, Plan
+from llem.planning.segments import lead_s
 
 FINISH = "finish"
 FINISH_TIME_S = 1800
@@ -49,6 +49,8 @@ def render_array(plan: Plan, array: ArrayJob) -> str:
         ranks_per_node=array.gpus_per_node,
         cpus_per_rank=site.cpus_per_rank,
         time=slurm_time(array.time_limit_s),
+        limit_s=array.time_limit_s,
+        lead_s=lead_s(array.time_limit_s),
         manifest=f"jobs/{array.name}.jsonl",
         overlap=site.overlap,
         step_gpus=f" --{gpus[0]}={gpus[1]}" if gpus else "",
@@ -69,23 +71,23 @@ def render_finish(plan: Plan) -> str:
 
 def render_manifest(plan: Plan, array: ArrayJob, image_digest: str = "") -> str:
     """JSON Lines, one element a line: all that a rank needs, and all that users typed freely."""
-    runs = {run.run_id: run for run in plan.runs}
-    lines = []
-    for index, names in enumerate(array.elements):
-        element = {
-            "element": index,
-            "array": array.name,
-            "campaign": plan.campaign.name,
-            "plan": plan.digest,
-            "ranks": array.nodes * array.gpus_per_node,
-            "zero_stage": array.zero_stage,
-            "precision": array.precision,
-            "sampler": "step" if plan.site.executor == "slurm" and plan.site.overlap else "child",
-            "environment": dict(plan.site.environment),
-            "image_digest": image_digest,
-            "runs": [runs[name].to_dict() for name in names],
-        }
-        lines.append(json.dumps(finite_or_none(element), separators=(",", ":"), allow_nan=False))
+    shared = {
+        "array": array.name,
+        "campaign": plan.campaign.name,
+        "plan": plan.digest,
+        "ranks": array.nodes * array.gpus_per_node,
+        "zero_stage": array.zero_stage,
+        "precision": array.precision,
+        "sampler": "step" if plan.site.executor == "slurm" and plan.site.overlap else "child",
+        "environment": dict(plan.site.environment),
+        "image_digest": image_digest,
+    }
+    lines = [
+        json_line(
+            {"element": index, **shared, "runs": [plan.by_id[name].to_dict() for name in names]}
+        )
+        for index, names in enumerate(array.elements)
+    ]
     return "\n".join(lines) + "\n"
 
 

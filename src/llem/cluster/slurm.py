@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from pathlib import Path
 
 from llem.cluster.gate import run_program
 from llem.errors import ClusterError, UnavailableError
+from llem.planning import ClusterLimits
+from llem.planning.limits import parse_config, parse_partition, parse_table
 
 # SLURM state -> meaning. What is not listed is unknown, never failed.
 STATES = {
@@ -89,6 +92,30 @@ def cancel(job_ids: Sequence[str]) -> None:
     """scancel; jobs that ended already are none of its business."""
     if job_ids:
         run_program(["scancel", *job_ids])
+
+
+def ask_limits(partition: str | None) -> ClusterLimits:
+    """What this cluster allows one user: arrays, time and nodes of a partition, submitted jobs.
+
+    `partition` None is the default one. Accounting is asked where it answers. Raises ClusterError,
+    UnavailableError where there is no scheduler.
+    """
+    name = partition or _default_partition()
+    limits = parse_config(run_program(["scontrol", "show", "config"])).within(
+        parse_partition(run_program(["scontrol", "show", "partition", name, "--oneliner"]))
+    )
+    user = f"user={getpass.getuser()}"
+    fields = "format=MaxSubmit,GrpSubmit,MaxWall,MaxTRES"
+    try:
+        table = run_program(["sacctmgr", "--parsable2", "show", "assoc", user, fields])
+    except (ClusterError, UnavailableError):
+        return limits
+    return limits.within(parse_table(table))
+
+
+def _default_partition() -> str:
+    names = run_program(["sinfo", "--noheader", "--format=%P"]).split()
+    return next((n.rstrip("*") for n in names if n.endswith("*")), names[0] if names else "")
 
 
 def has_accounting() -> bool:

@@ -78,7 +78,7 @@ def campaign_state(
     by_element = {(s.job_id, s.index): s for s in known}
     # Only the local executor holds the folder while runs run; `llem submit` does so in passing.
     held_here = plan.site.executor == "local" and folder_is_held(folder)
-    runs = {run.run_id: run for run in plan.runs}
+    runs = plan.by_id
     states: list[RunState] = []
     for array in plan.arrays:
         job_ids = [job["job_id"] for job in jobs.get(array.name, [])]

@@ -36,7 +36,8 @@ def submit(folder: CampaignFolder, plan: Plan, *, finish: bool = True) -> Submis
         before = {name: entries[-1]["job_id"] for name, entries in jobs.items()}
         new: dict[str, str] = {}
         for array in plan.arrays:
-            if array.name not in jobs:
+            # A chain that was cut off in the middle of being submitted goes on where it ended.
+            for _ in range(len(jobs.get(array.name, ())), array.segments):
                 new[array.name] = _sbatch(folder, plan, jobs, array.name)
         if finish and (new or FINISH not in jobs):
             new[FINISH] = _sbatch(folder, plan, jobs, FINISH)
@@ -62,7 +63,10 @@ def resubmit(folder: CampaignFolder, plan: Plan, *, finish: bool = True) -> Subm
         for array in plan.arrays:
             missing = sorted(i for name, i in open_runs - busy if name == array.name)
             if missing:
-                new[array.name] = _sbatch(folder, plan, jobs, array.name, elements=missing)
+                for number in range(array.segments):
+                    new[array.name] = _sbatch(
+                        folder, plan, jobs, array.name, elements=missing, first=number == 0
+                    )
         if finish and new:
             new[FINISH] = _sbatch(folder, plan, jobs, FINISH)
     return Submission(new, before)
@@ -118,9 +122,16 @@ def _sbatch(
     name: str,
     *,
     elements: Sequence[int] | None = None,
+    first: bool = False,
 ) -> str:
-    """Submit one script and put its job id on disk."""
+    """Submit one script and put its job id on disk.
+
+    A script that was submitted before begins when that job has ended, whatever became of it,
+    unless this is the `first` job of another try.
+    """
     options = []
+    if name != FINISH and jobs.get(name) and not first:
+        options.append(f"--dependency=afterany:{jobs[name][-1]['job_id']}")
     if name == FINISH:
         ids = [entry["job_id"] for n, entries in jobs.items() if n != FINISH for entry in entries]
         options.append(f"--dependency={':'.join(['afterany', *ids])}")

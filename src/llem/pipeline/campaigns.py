@@ -11,11 +11,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llem.campaign import Budget, TokenData
+from llem.campaign import Budget, TokenData, site_of
 from llem.cluster import (
     CampaignFolder,
     CampaignState,
     LocalOutcome,
+    ask_limits,
     render_files,
     run_locally,
     submit,
@@ -49,13 +50,16 @@ def plan_campaign(
     out: str | Path,
     base: str | Path = ".",
     budget: Budget | None = None,
+    runs: int | None = None,
+    ask_cluster: bool = False,
     replace_old: bool = False,
     write: bool = True,
 ) -> Planned:
     """Plan `campaign` into the folder `out`; a second identical call changes nothing.
 
-    `base` is the folder that a relative `data.path` starts from. With `write=False` nothing is
-    written. Raises InputError, BudgetError.
+    `base` is the folder that a relative `data.path` starts from. `runs` asks for so many runs;
+    with `ask_cluster` the scheduler here is asked for its limits, which the plan keeps. With
+    `write=False` nothing is written. Raises InputError, BudgetError.
     """
     folder = CampaignFolder(Path(out))
     with tempfile.TemporaryDirectory(prefix="llem-plan-") as scratch:
@@ -65,7 +69,9 @@ def plan_campaign(
     code: dict[str, str] = {}
     if campaign.model.family == "custom":
         own, code = own_model(campaign, Path(base).resolve())
-    plan = make_plan(campaign, budget=budget, data=data, own=own)
+    site = site_of(campaign)
+    limits = ask_limits(site.partition) if ask_cluster and site.executor == "slurm" else None
+    plan = make_plan(campaign, budget=budget, data=data, own=own, runs=runs, limits=limits)
     files = render_files(plan, image_digest=image_digest(plan))
     changed = False
     if write:

@@ -21,11 +21,12 @@ def write_python_sources(path: Path) -> Path:
     existing file of the same content alone. Raises UnavailableError where there are no sources.
     """
     root = Path(sysconfig.get_path("stdlib"))
-    names = [
-        name.relative_to(root)
-        for name in root.rglob("*.py")
-        if not _LEFT_OUT.intersection(name.relative_to(root).parts)
-    ]
+    names: list[Path] = []
+    for folder, below, files in os.walk(root):
+        # Not even looked into: a site-packages holds a hundred times as many files.
+        below[:] = [name for name in below if name not in _LEFT_OUT]
+        place = Path(folder).relative_to(root)
+        names += [place / name for name in files if name.endswith(".py") and name not in _LEFT_OUT]
     if not names:
         raise UnavailableError(
             f"no Python sources in {root}",

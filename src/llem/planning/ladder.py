@@ -25,18 +25,18 @@ def nearest_decoder(
     Width and depth are taken from a grid; the MLP's width then closes the gap, in multiples that
     matrix units like. None where no shape comes near enough (a vocabulary too large for N).
     """
-    best = min(
-        _candidates(
-            float(params),
-            vocabulary=vocabulary,
-            context=context,
-            tied_embeddings=tied_embeddings,
-            head_size=head_size,
-        ),
-        key=lambda pair: pair[0],
-        default=None,
-    )
-    return best[1] if best else None
+    best: tuple[float, int, int, int] | None = None
+    tables = (1 if tied_embeddings else 2) * vocabulary
+    for miss, layers, width, mlp in _candidates(float(params), tables, head_size):
+        if best is None or miss < best[0]:
+            best = (miss, layers, width, mlp)
+    if best is None:
+        return None
+    _, layers, width, mlp = best
+    return Decoder(
+        layers=layers, width=width, heads=width // (head_size or _head_size(width)), mlp_width=mlp,
+        vocabulary=vocabulary, context=context, tied_embeddings=tied_embeddings,
+    )  # fmt: skip
 
 
 def smallest_params(*, vocabulary: int, context: int, tied_embeddings: bool) -> int:
@@ -48,31 +48,35 @@ def smallest_params(*, vocabulary: int, context: int, tied_embeddings: bool) -> 
 
 
 def _candidates(
-    params: float, *, vocabulary: int, context: int, tied_embeddings: bool, head_size: int | None
-) -> Iterator[tuple[float, Decoder]]:
+    params: float, tables: int, head_size: int | None
+) -> Iterator[tuple[float, int, int, int]]:
+    """(distance, layers, width, MLP width) of shapes within the tolerance, cheaply counted.
+
+    `tables` is the number of embedding rows, of one or two tables.
+    """
     for width in _widths():
-        head = head_size or _head_size(width)
-        if width % head:
+        if width % (head_size or _head_size(width)):
             continue
-        tables = (1 if tied_embeddings else 2) * vocabulary * width
-        if tables + 12 * width * width > 1.5 * params and width > 16:
+        fixed = tables * width + width
+        if fixed - width + 12 * width * width > 1.5 * params and width > 16:
             return
         preferred = DEPTH_COEFFICIENT * math.sqrt(width)
+        block = 4 * width * width + 2 * width
         multiple = 4 if width < 64 else 8 if width < 256 else 64 if width < 2048 else 256
-        for layers in range(max(2, math.floor(0.6 * preferred)), math.ceil(1.7 * preferred) + 1):
+        # Only depths at which the MLP's width can come out within its range, give or take one.
+        low, high = (block + 3 * width * width * ratio for ratio in MLP_RATIO_RANGE)
+        least = max(2, math.floor(0.6 * preferred), math.floor((params - fixed) / high) - 1)
+        most = min(math.ceil(1.7 * preferred), math.ceil((params - fixed) / low) + 1)
+        for layers in range(least, most + 1):
             # params = tables + layers * (4 w^2 + 3 w m + 2 w) + w, solved for the MLP's width m
-            free = (params - tables - width) / layers - 4 * width * width - 2 * width
+            free = (params - fixed) / layers - block
             mlp = max(multiple, multiple * round(free / (3 * width * multiple)))
             if not MLP_RATIO_RANGE[0] <= mlp / width <= MLP_RATIO_RANGE[1]:
                 continue
-            model = Decoder(
-                layers=layers, width=width, heads=width // head, mlp_width=mlp,
-                vocabulary=vocabulary, context=context, tied_embeddings=tied_embeddings,
-            )  # fmt: skip
-            miss = abs(math.log(model.params / params))
+            miss = abs(math.log((fixed + layers * (block + 3 * width * mlp)) / params))
             if miss <= TOLERANCE:
                 shape = abs(math.log(layers / preferred)) + abs(math.log(mlp / width / MLP_RATIO))
-                yield miss + shape, model
+                yield miss + shape, layers, width, mlp
 
 
 def _head_size(width: int) -> int:

@@ -5,26 +5,30 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 from llem._version import __version__
-from llem.campaign import MONEY, Budget, Run, Site, TokenData, format_si
+from llem.campaign import Budget, Run, Site, TokenData, format_duration, format_si
 from llem.campaign.campaign import Campaign
 from llem.campaign.load import campaign_from, campaign_to_dict, site_of
-from llem.errors import Fault, InputError, LlemError
+from llem.errors import Fault, InputError
 from llem.planning.arrays import ArrayJob, pack
-from llem.planning.grid import Dropped, OwnModel, Wave, isoflop_wave
-from llem.planning.hardware import Accelerator, accelerator_of
+from llem.planning.cells import Bench, Dropped, OwnModel
+from llem.planning.fill import fill
+from llem.planning.grid import GridShape
+from llem.planning.hardware import Accelerator, Measured, accelerator_of
+from llem.planning.limits import ClusterLimits, narrowed
+from llem.planning.spend import spend, target_flops, uncertainty
+from llem.planning.waves import PROMISED, promise_of
 
 PLAN_SCHEMA = "llem-plan-1"
 # A plan that uses less than this share of its budget says so.
 FILL = 0.9
-
-
-class BudgetError(LlemError):
-    """No plan fits the budget; the message says what the least one would cost."""
+# A campaign that keeps the whole site busy for longer than this is hardly meant.
+LONG_S = 365 * 86400.0
 
 
 @dataclass(frozen=True)
@@ -39,22 +43,40 @@ class Plan:
     dropped: tuple[Dropped, ...]
     warnings: tuple[str, ...]
     device: Accelerator
+    shape: GridShape | None = None
+    limits: ClusterLimits | None = None
+    promise: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Names the plan's content: the runs and how they are submitted."""
-        text = json.dumps([[r.run_id for r in self.runs], [asdict(a) for a in self.arrays]])
+        text = json.dumps([[r.run_id for r in self.runs], [vars(a) for a in self.arrays]])
         return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
     def run(self, run_id: str) -> Run:
         """The run of that name. Raises KeyError."""
-        return {r.run_id: r for r in self.runs}[run_id]
+        return self.by_id[run_id]
+
+    @cached_property
+    def by_id(self) -> dict[str, Run]:
+        """Every run by its name."""
+        return {r.run_id: r for r in self.runs}
+
+    @cached_property
+    def totals(self) -> dict[str, float]:
+        """Runs, elements and what all of it is expected to cost; `flops_6nd` is 6 N D, summed."""
+        return {
+            "runs": len(self.runs),
+            "elements": sum(len(a.elements) for a in self.arrays),
+            "flops": math.fsum(r.flops for r in self.runs),
+            "flops_6nd": math.fsum(6.0 * r.params * r.tokens for r in self.runs),
+            "gpu_hours": math.fsum(r.predicted.gpu_hours for r in self.runs),
+            "energy_j": math.fsum(r.predicted.energy_j for r in self.runs),
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """`plan.json`, as DESIGN's contract has it."""
-        flops = sum(r.flops for r in self.runs)
-        gpu_hours = sum(r.predicted.gpu_hours for r in self.runs)
-        energy = sum(r.predicted.energy_j for r in self.runs)
+        totals = self.totals
         spent = spend(self.runs, self.budget.unit, self.site)
         target = self.campaign.target
         return {
@@ -70,27 +92,23 @@ class Plan:
                 "value": self.budget.value,
                 "unit": self.budget.unit,
                 "spent": spent,
-                "flops": flops,
-                "gpu_hours": gpu_hours,
-                "energy_j": energy,
+                "flops": totals["flops"],
+                "gpu_hours": totals["gpu_hours"],
+                "energy_j": totals["energy_j"],
+                **uncertainty(self.device),
             },
             "runs": [r.to_dict() for r in self.runs],
-            "arrays": [asdict(a) for a in self.arrays],
-            "totals": {
-                "runs": len(self.runs),
-                "elements": sum(len(a.elements) for a in self.arrays),
-                "flops": flops,
-                "gpu_hours": gpu_hours,
-                "energy_j": energy,
-            },
+            "arrays": [dict(vars(a)) for a in self.arrays],
+            "totals": dict(totals),
             "design": {
                 "kind": "isoflop-grid",
+                "grid": asdict(self.shape) if self.shape else None,
                 "target": {"value": target.value, "unit": target.unit},
                 "target_flops": target_flops(target, self.site, self.device),
                 "largest_run_flops": max(r.flops for r in self.runs),
-                # Stated before spending by a later planner; null says that nothing is promised.
-                "predicted_se_log_params": None,
+                **self.promise,
             },
+            "limits": asdict(self.limits) if self.limits else None,
             "dropped": [asdict(d) for d in self.dropped],
             "warnings": list(self.warnings),
         }
@@ -105,6 +123,8 @@ class Plan:
         try:
             site = {k: v for k, v in values["site"].items() if k != "device"}
             campaign = campaign_from({**values["campaign"], "site": site}, source="plan.json")
+            shape = values["design"].get("grid")
+            limits = values.get("limits")
             plan = cls(
                 campaign=campaign_from(values["campaign"], source="plan.json"),
                 site=site_of(campaign),
@@ -117,6 +137,9 @@ class Plan:
                 dropped=tuple(Dropped(**d) for d in values["dropped"]),
                 warnings=tuple(values["warnings"]),
                 device=Accelerator(**values["site"]["device"]),
+                shape=GridShape(**shape) if shape else None,
+                limits=ClusterLimits(**limits) if limits else None,
+                promise={k: values["design"][k] for k in PROMISED},
             )
         except (KeyError, TypeError, ValueError) as error:
             raise InputError("plan.json", [f"not a plan: {error!r}"]) from None
@@ -129,159 +152,92 @@ def make_plan(
     budget: Budget | None = None,
     data: TokenData,
     own: OwnModel | None = None,
+    runs: int | None = None,
+    limits: ClusterLimits | None = None,
+    measured: Sequence[Measured] = (),
 ) -> Plan:
-    """Spend the budget on an isoFLOP grid as nearly as whole batches allow, never above it.
+    """Spend the budget on an isoFLOP grid: all of it but a step of the smallest run, never more.
 
-    `budget` overrides the campaign's. Raises InputError where none is given or a price is
-    missing, BudgetError where not even the smallest grid fits.
+    `budget` overrides the campaign's; `runs` asks for so many runs; `limits` are the cluster's
+    own, where it was asked, and `measured` what trainings there have shown. Raises InputError
+    where no budget is given or a price is missing, BudgetError where not even the least plan fits.
     """
     budget = budget or campaign.budget
     if budget is None:
         text = "no budget: give `budget:` in the campaign or --budget"
         raise InputError("campaign", [Fault("budget", text)])
     site = site_of(campaign)
-    device = accelerator_of(site)
-
-    def wave(flops: float) -> Wave:
-        return isoflop_wave(
-            campaign, largest_flops=flops, site=site, device=device, data=data,
-            own=own,
-        )  # fmt: skip
-
-    chosen = _fill(wave, budget, campaign, site, device)
-    warnings = _warnings(chosen, campaign, budget, site, data)
+    if limits is not None:
+        site = narrowed(site, limits)
+    device = accelerator_of(site, measured)
+    bench = Bench(campaign=campaign, site=site, device=device, data=data, own=own)
+    filled = fill(bench, budget, runs=runs)
+    made = tuple(run for cell, seeds in filled.cells for run in bench.runs(cell, seeds))
+    arrays = pack(made, site)
     return Plan(
         campaign=campaign,
         site=site,
         budget=budget,
-        runs=chosen.runs,
-        arrays=pack(chosen.runs, site),
-        dropped=chosen.dropped,
-        warnings=tuple(warnings),
+        runs=made,
+        arrays=arrays,
+        dropped=filled.dropped,
+        warnings=tuple(_warnings(made, arrays, campaign, budget, site, device, data)),
         device=device,
+        shape=filled.shape,
+        limits=limits,
+        promise=promise_of(made, target_flops=target_flops(campaign.target, site, device)),
     )
 
 
-def spend(runs: tuple[Run, ...], unit: str, site: Site) -> float:
-    """What the runs are expected to cost, in a budget's unit. Raises InputError without a price."""
-    if unit == "FLOP":
-        return sum(r.flops for r in runs)
-    gpu_hours = sum(r.predicted.gpu_hours for r in runs)
-    if unit == "GPUh":
-        return gpu_hours
-    if unit == "node-h":
-        return sum(r.predicted.duration_s * r.layout.nodes for r in runs) / 3600
-    kwh = sum(r.predicted.energy_j for r in runs) * site.pue / 3.6e6
-    if unit == "kWh":
-        return kwh
-    return _money_rate(unit, site, gpu_hours=gpu_hours, kwh=kwh)
-
-
-def target_flops(target: Budget, site: Site, device: Accelerator) -> float:
-    """The target in FLOPs, through the device's stated utilisation, power and prices."""
-    rate = device.peak_flops * device.utilisation * 3600
-    kwh_per_gpu_hour = device.power_w * site.pue / 1e3
-    match target.unit:
-        case "FLOP":
-            return target.value
-        case "GPUh":
-            return target.value * rate
-        case "node-h":
-            return target.value * site.gpus_per_node * rate
-        case "kWh":
-            return target.value / kwh_per_gpu_hour * rate
-    return target.value / _money_rate(target.unit, site, gpu_hours=1.0, kwh=kwh_per_gpu_hour) * rate
-
-
-def _money_rate(unit: str, site: Site, *, gpu_hours: float, kwh: float) -> float:
-    assert unit in MONEY
-    prices = site.prices
-    faults = []
-    if prices.currency != unit:
-        faults.append(Fault("prices.currency", f"is {prices.currency}, the budget is in {unit}"))
-    if prices.per_gpu_hour is None and prices.per_kwh is None:
-        text = "money needs a price: per_gpu_hour or per_kwh"
-        faults.append(Fault("prices", text))
-    if faults:
-        raise InputError(f"site {site.name}", faults)
-    if prices.per_gpu_hour is not None:
-        return gpu_hours * prices.per_gpu_hour
-    return kwh * (prices.per_kwh or math.nan)
-
-
-def _fill(
-    wave: Callable[[float], Wave],
-    budget: Budget,
+def _warnings(
+    runs: Sequence[Run],
+    arrays: Sequence[ArrayJob],
     campaign: Campaign,
+    budget: Budget,
     site: Site,
     device: Accelerator,
-) -> Wave:
-    """The largest grid within the budget, by fixed-point steps on the largest level's FLOPs.
-
-    Cost grows about linearly with the level, but in steps (whole batches, shapes of models):
-    a few proportional corrections come within a per cent where the steps are fine.
-    """
-    grid = campaign.grid
-    share = campaign.seeds * grid.sizes * sum(grid.ratio**-i for i in range(grid.levels))
-    flops = target_flops(budget, site, device) / share
-    best: Wave | None = None
-    best_spent = 0.0
-    least = math.inf
-    below, above = 0.0, math.inf
-    for _ in range(24):
-        candidate = wave(flops)
-        spent = spend(candidate.runs, budget.unit, site)
-        if candidate.runs:
-            least = min(least, spent)
-        if candidate.runs and best_spent < spent <= budget.value:
-            best, best_spent = candidate, spent
-        if best is not None and best_spent >= 0.98 * budget.value:
-            break
-        # Aim a little below the budget: landing above it is of no use. Where shapes of models
-        # come and go between two levels, proportion misleads, and halving takes over.
-        if spent > 0:
-            factor = 0.995 * budget.value / spent
-        else:
-            factor = 4.0 if all(d.too_small for d in candidate.dropped) else 0.1
-        if spent > budget.value or (spent == 0 and factor < 1):
-            above = min(above, flops)
-        else:
-            below = max(below, flops)
-        flops *= min(max(factor, 0.1), 10.0)
-        if not below < flops < above:
-            flops = math.sqrt(below * above)
-    if best is None:
-        reasons = sorted({d.reason for d in candidate.dropped})
-        text = f"no grid of {grid.levels} levels x {grid.sizes} sizes fits {budget}"
-        if math.isfinite(least):
-            text += f"; the least one costs {least:.3g} {budget.unit}"
-        if reasons:
-            text += f": {'; '.join(reasons[:3])}"
-        raise BudgetError(text, remedy="raise the budget, or ask for fewer levels, sizes or seeds")
-    return best
-
-
-def _warnings(
-    wave: Wave, campaign: Campaign, budget: Budget, site: Site, data: TokenData
+    data: TokenData,
 ) -> list[str]:
     found = []
-    spent = spend(wave.runs, budget.unit, site)
+    spent = spend(runs, budget.unit, site)
     if spent < FILL * budget.value:
         found.append(f"the plan spends only {spent / budget.value:.0%} of the budget")
-    longest = max(r.tokens for r in wave.runs)
+    longest = max(r.tokens for r in runs)
     if longest > data.training_tokens:
-        over = sum(r.tokens > data.training_tokens for r in wave.runs)
+        over = sum(r.tokens > data.training_tokens for r in runs)
         found.append(
             f"{over} run{'s' if over > 1 else ''} would see tokens more than once: up to "
             f"{format_si(longest)} of {format_si(data.training_tokens)} unique tokens"
         )
-    levels = {r.level for r in wave.runs}
-    for level in sorted(levels):
-        sizes = {r.params for r in wave.runs if r.level == level}
-        if len(sizes) < 3:
-            found.append(f"compute level {level} has only {len(sizes)} model size(s)")
-    target = target_flops(campaign.target, site, accelerator_of(site))
-    ratio = target / max(r.flops for r in wave.runs)
+    sizes: dict[int, set[int]] = {}
+    for run in runs:
+        sizes.setdefault(run.level, set()).add(run.params)
+    found += [
+        f"compute level {level} has only {len(sizes[level])} model size(s)"
+        for level in sorted(sizes)
+        if len(sizes[level]) < 3
+    ]
+    ratio = target_flops(campaign.target, site, device) / max(r.flops for r in runs)
     if ratio > 10:
         found.append(f"the target lies {ratio:.3g} times beyond the largest run: extrapolated")
+    chained = [r for r in runs if r.segments > 1]
+    if chained:
+        found.append(
+            f"{len(chained)} run{'s' if len(chained) > 1 else ''} take longer than a job may "
+            f"({format_duration(site.limits.time)}): up to {max(r.segments for r in chained)} "
+            "jobs one after the other, each from the last one's checkpoint"
+        )
+    hours = math.fsum(r.predicted.gpu_hours for r in runs)
+    least_s = max(
+        hours * 3600 / (site.nodes * site.gpus_per_node),
+        max(r.predicted.duration_s for r in runs),
+    )
+    if least_s > LONG_S:
+        found.append(f"all of it takes {least_s / LONG_S:.3g} years at least, on the whole site")
+    elements = sum(len(a.elements) * a.segments for a in arrays)
+    if site.limits.submit is not None and elements > site.limits.submit:
+        found.append(
+            f"{elements} elements, and the site lets a user submit {site.limits.submit} at a time: "
+            "`llem submit` again when some have ended"
+        )
     return found

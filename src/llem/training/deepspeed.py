@@ -78,7 +78,11 @@ class DeepSpeedEngine:
             gradient_accumulation_steps=run.layout.grad_accum,
             deepspeed_plugin=Plugin(hf_ds_config=deepspeed_config(run)),
         )
-        model = build_model(run.model, seed=run.seed)
+        model = build_model(
+            run.model,
+            seed=run.seed,
+            activation_checkpointing=run.layout.activation_checkpointing,
+        )
         self._model, self._optimizer = self._accelerator.prepare(model, adamw(model, run.recipe))
 
     def step(self, batch: Batch, lr: float) -> tuple[Tensor, Tensor]:

@@ -57,7 +57,11 @@ class TorchEngine:
     def __init__(self, run: Run, world: World) -> None:
         self._world = world
         self._clip_norm = run.recipe.clip_norm
-        self._model = build_model(run.model, seed=run.seed).to(world.device)
+        self._model = build_model(
+            run.model,
+            seed=run.seed,
+            activation_checkpointing=run.layout.activation_checkpointing,
+        ).to(world.device)
         self._module: nn.Module = self._model
         if world.grouped:
             self._module = nn.parallel.DistributedDataParallel(

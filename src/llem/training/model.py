@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from llem import campaign
 from llem.errors import Fault, InputError
@@ -67,10 +68,14 @@ class Block(nn.Module):  # type: ignore[misc]
 
 
 class Decoder(nn.Module):  # type: ignore[misc]
-    """Token ids of shape (batch, time <= context) to logits of shape (batch, time, vocabulary)."""
+    """Token ids of shape (batch, time <= context) to logits of shape (batch, time, vocabulary).
 
-    def __init__(self, shape: campaign.Decoder) -> None:
+    With `activation_checkpointing` the backward pass computes each block again from its input.
+    """
+
+    def __init__(self, shape: campaign.Decoder, *, activation_checkpointing: bool = False) -> None:
         super().__init__()
+        self.activation_checkpointing = activation_checkpointing
         self.embedding = nn.Embedding(shape.vocabulary, shape.width)
         self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.layers))
         self.norm = nn.RMSNorm(shape.width, eps=shape.norm_eps)
@@ -86,8 +91,13 @@ class Decoder(nn.Module):  # type: ignore[misc]
         time = tokens.shape[1]
         cos, sin = self.cos[:time], self.sin[:time]
         x = self.embedding(tokens)
+        again = self.activation_checkpointing and torch.is_grad_enabled()
         for block in self.blocks:
-            x = block(x, cos, sin)
+            if again:
+                # Blocks draw no random numbers, so there is no generator to keep.
+                x = checkpoint(block, x, cos, sin, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = block(x, cos, sin)
         return self.output(self.norm(x))
 
     def _initialise(self, shape: campaign.Decoder) -> None:
@@ -121,14 +131,22 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1).to(x.dtype)
 
 
-def build_model(architecture: campaign.Architecture, *, seed: int) -> nn.Module:
+def build_model(
+    architecture: campaign.Architecture, *, seed: int, activation_checkpointing: bool = False
+) -> nn.Module:
     """The model on the CPU in fp32, its weights drawn by `seed` alone.
 
-    Raises InputError where the architecture cannot be built, or has not the planned parameters.
+    Raises InputError where the architecture cannot be built, or has not the planned parameters,
+    or where a user's own class is to be checkpointed, whose blocks nobody but its author knows.
     """
     torch.manual_seed(seed)
     if isinstance(architecture, campaign.Decoder):
-        model: nn.Module = Decoder(_checked(architecture))
+        model: nn.Module = Decoder(
+            _checked(architecture), activation_checkpointing=activation_checkpointing
+        )
+    elif activation_checkpointing:
+        text = "a model class of your own does its own activation checkpointing"
+        raise InputError("model", [Fault("layout.activation_checkpointing", text)])
     else:
         model = _custom(architecture)
     found = count_params(model)

@@ -53,17 +53,11 @@ def test_a_budget_in_any_unit_is_filled_and_never_exceeded(exponent, unit, seeds
     device = accelerator_of(plan.site)
     for run in plan.runs:
         assert run.predicted.memory_bytes <= MEMORY_MARGIN * device.memory_bytes
-        assert run.predicted.duration_s <= plan.site.limits.time
+        assert run.predicted.duration_s <= run.segments * plan.site.limits.time
         assert run.tokens == run.steps * run.recipe.batch_tokens
         layout = run.layout
         sequences = layout.ranks * layout.micro_batch * layout.grad_accum
         assert sequences * run.model.context == run.recipe.batch_tokens
-
-
-def test_runs_that_no_layout_finishes_in_time_are_dropped_by_name_and_the_rest_is_warned_about():
-    plan = make_plan(big(budget="1e24"), data=DATA)
-    assert any("the site's limit is 24.0 h" in dropped.reason for dropped in plan.dropped)
-    assert any("of the budget" in warning for warning in plan.warnings)
 
 
 def test_every_run_is_in_exactly_one_element_and_arrays_keep_the_sites_limit():
@@ -92,7 +86,7 @@ def test_the_same_call_gives_the_same_plan():
 
 
 def test_a_budget_too_small_says_what_the_least_plan_costs():
-    with pytest.raises(BudgetError, match="fits") as caught:
+    with pytest.raises(BudgetError, match="the least one costs") as caught:
         make_plan(big(), budget=Budget(1.0, "FLOP"), data=DATA)
     assert caught.value.exit_status == 1
 

@@ -1,0 +1,216 @@
+"""A cell: one model on a number of tokens, with its recipe, its place and what it will cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from llem.campaign import Layout, Predicted, Run, Site, TokenData
+from llem.campaign.architecture import Architecture
+from llem.campaign.campaign import Campaign
+from llem.campaign.run import Recipe
+from llem.planning.arrays import pack_length_s
+from llem.planning.hardware import Accelerator
+from llem.planning.ladder import nearest_decoder, smallest_params
+from llem.planning.layout import choose_layout, duration_s, memory_bytes
+from llem.planning.recipe import MIN_STEPS, asked_of, recipe_for
+from llem.planning.segments import checkpoint_steps_of, segments_of
+from llem.planning.spend import cost_of
+
+LEAST_STEPS = MIN_STEPS // 2
+# A time limit that nothing reaches: what is left to keep a run from a layout is memory.
+FOREVER_S = 10**15
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A cell of the grid that has no run, and why."""
+
+    level: int
+    params: float
+    reason: str
+    too_small: bool = False
+
+
+@dataclass(frozen=True)
+class OwnModel:
+    """A user's own class: parameters by the value of its size, and a hash of its code."""
+
+    count: Callable[[int], int]
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What all seeds of a cell share: everything of a run but its seed."""
+
+    level: int
+    model: Architecture
+    recipe: Recipe
+    steps: int
+    layout: Layout
+    predicted: Predicted
+
+    @property
+    def tokens(self) -> int:
+        return self.steps * self.recipe.batch_tokens
+
+    @property
+    def flops(self) -> float:
+        return float(self.model.flops_per_token) * self.tokens
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where cells are made: the campaign's choices, the site, its device, the data."""
+
+    campaign: Campaign
+    site: Site
+    device: Accelerator
+    data: TokenData
+    own: OwnModel | None = None
+
+    def cell(self, level: int, model: Architecture, flops: float) -> Cell | Dropped:
+        """The cell of at most `flops` FLOPs and less by at most one batch, or why there is none."""
+        tokens = flops / model.flops_per_token
+        recipe = recipe_for(model, tokens, self.campaign.training)
+        steps = int(tokens // recipe.batch_tokens)
+        if steps < LEAST_STEPS:
+            reason = f"only {steps} steps of {recipe.batch_tokens} tokens"
+            return Dropped(level, model.params, reason, too_small=True)
+        layout = self._layout(model, recipe, steps * recipe.batch_tokens)
+        if isinstance(layout, str):
+            return Dropped(level, model.params, layout)
+        memory = memory_bytes(model, recipe, layout)
+        return Cell(level, model, recipe, steps, layout, self._predicted(model, layout, steps,
+                    recipe.batch_tokens, memory))  # fmt: skip
+
+    def with_steps(self, cell: Cell, steps: int) -> Cell:
+        """The same cell with other steps: of the same batch, in the same place."""
+        batch = cell.recipe.batch_tokens
+        return replace(
+            cell,
+            steps=steps,
+            recipe=recipe_for(cell.model, steps * batch, self.campaign.training,
+                              batch_tokens=batch),
+            predicted=self._predicted(cell.model, cell.layout, steps, batch,
+                                      cell.predicted.memory_bytes),
+        )  # fmt: skip
+
+    def cost(self, cell: Cell, unit: str, *, steps: int | None = None) -> float:
+        """What one run of the cell costs in a budget's unit, with other steps where given."""
+        if steps is None or steps == cell.steps:
+            return cost_of(cell.flops, cell.predicted, cell.layout, unit=unit, site=self.site)
+        batch = cell.recipe.batch_tokens
+        flops = float(cell.model.flops_per_token) * (steps * batch)
+        if unit == "FLOP":
+            return flops
+        predicted = self._predicted(cell.model, cell.layout, steps, batch, math.nan)
+        return cost_of(flops, predicted, cell.layout, unit=unit, site=self.site)
+
+    def runs(self, cell: Cell, seeds: int) -> list[Run]:
+        """The cell's runs, one for each of the seeds from 0 on."""
+        training = self.campaign.training
+        duration = cell.predicted.duration_s
+        asked = asked_of(cell.model, cell.tokens, training, batch_tokens=cell.recipe.batch_tokens)
+        checkpoints = checkpoint_steps_of(
+            duration, cell.steps, training.checkpoint_every, self.site
+        )
+        segments = segments_of(duration, self.site)
+        return [
+            Run(
+                model=cell.model, tokens=cell.tokens, steps=cell.steps, seed=seed,
+                recipe=cell.recipe, data=self.data, layout=cell.layout, predicted=cell.predicted,
+                level=cell.level, checkpoint_steps=checkpoints, segments=segments, asked=asked,
+            )
+            for seed in range(seeds)
+        ]  # fmt: skip
+
+    def least(self) -> Cell | Dropped:
+        """The smallest run there is: the smallest model, for as few steps as a schedule needs."""
+        choice = self.campaign.model
+        model = self.smallest
+        if model is None:
+            return Dropped(0, 0.0, "the family has no model", too_small=True)
+        batch = self.campaign.training.batch_tokens or choice.context
+        batch = max(1, round(batch / choice.context)) * choice.context
+        return self.cell(0, model, float(model.flops_per_token) * LEAST_STEPS * batch)
+
+    @cached_property
+    def smallest(self) -> Architecture | None:
+        """The smallest model that the ladder makes, or that the user's class was given to try."""
+        choice = self.campaign.model
+        if self.own is not None:
+            return self.own_model(min(choice.values, key=self.own.count))
+        least = smallest_params(
+            vocabulary=choice.vocabulary, context=choice.context,
+            tied_embeddings=choice.tied_embeddings,
+        )  # fmt: skip
+        # Heads of a size that the user fixed make the smallest widths impossible.
+        tries = (self.decoder(least * math.exp(0.05 * power)) for power in range(400))
+        return next((found for found in tries if found), None)
+
+    def decoder(self, params: float) -> Architecture | None:
+        """The reference family's model of that size, as the campaign's file shapes it."""
+        choice = self.campaign.model
+        return nearest_decoder(
+            params, vocabulary=choice.vocabulary, context=choice.context,
+            tied_embeddings=choice.tied_embeddings, head_size=choice.head_size,
+        )  # fmt: skip
+
+    def own_model(self, value: int) -> Architecture:
+        """The user's own class at one value of its size."""
+        from llem.campaign.architecture import CustomModel
+
+        choice = self.campaign.model
+        assert self.own is not None and choice.class_path and choice.size
+        return CustomModel(
+            class_path=choice.class_path, size=choice.size, value=value,
+            params=self.own.count(value), vocabulary=choice.vocabulary, context=choice.context,
+            arguments=dict(choice.arguments), source=self.own.source,
+        )  # fmt: skip
+
+    def _layout(self, model: Architecture, recipe: Recipe, tokens: int) -> Layout | str:
+        """In one job's time where that can be, else in as few jobs as the site's nodes allow."""
+
+        def choose(time_s: int) -> Layout | str:
+            site = self.site
+            if time_s != site.limits.time:
+                limits = site.limits.model_copy(update={"time": time_s})
+                site = site.model_copy(update={"limits": limits})
+            return choose_layout(
+                model, recipe, tokens, site=site, device=self.device, fixed=self.campaign.layout
+            )
+
+        time_s = self.site.limits.time
+        found = choose(time_s)
+        if isinstance(found, Layout):
+            return found
+        anyhow = choose(FOREVER_S)
+        if isinstance(anyhow, str):
+            return anyhow
+        while not isinstance(found, Layout):
+            time_s *= 2
+            if time_s >= FOREVER_S:
+                return anyhow
+            found = choose(time_s)
+        return found
+
+    def _predicted(
+        self, model: Architecture, layout: Layout, steps: int, batch: int, memory: float
+    ) -> Predicted:
+        flops = float(model.flops_per_token) * (steps * batch)
+        seconds = duration_s(flops, steps, layout, self.device)
+        # A short run shares the start of its element with those that are packed with it.
+        length = pack_length_s(self.site)
+        share = min(1.0, seconds / length) if length > 0 else 1.0
+        starts = share * segments_of(seconds, self.site)
+        device_s = (seconds + starts * self.site.startup_s) * layout.ranks
+        return Predicted(
+            duration_s=seconds,
+            gpu_hours=device_s / 3600,
+            energy_j=device_s * self.device.power_w,
+            memory_bytes=memory,
+        )

@@ -1,0 +1,217 @@
+"""Waves: what a plan promises before it is run, and which runs come next after what was learnt."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llem.campaign import Run
+from llem.planning.cells import Bench, Cell
+from llem.planning.design import (
+    Cells,
+    Design,
+    Expected,
+    Question,
+    choose_runs,
+    expected_error,
+    measured_noise,
+    prior_laws,
+    spread_of_laws,
+)
+from llem.scaling import FlopsModel, fit_law
+
+FloatArray = NDArray[np.float64]
+
+# Candidates of a later wave: so many amounts of compute, and of tokens per parameter.
+COMPUTE_STEPS = 12
+RATIO_STEPS = 14
+TOKENS_PER_PARAM = (0.2, 1e5)
+# From the largest run downwards, and no run that alone takes more than this share of what is left.
+SMALLEST_SHARE = 1 / 300
+LARGEST_SHARE = 1 / 8
+RESAMPLES = 300
+# Seeds of later waves do not meet those of earlier ones.
+SEED_STRIDE = 1000
+BUDGETS = (0.5, 2.0)
+# What `promise_of` tells, as keys of plan.json's `design`.
+PROMISED = (
+    "predicted_se_log_params",
+    "predicted_se_loss",
+    "law_error_log_params",
+    "law_error_loss",
+    "noise",
+    "laws",
+    "for_budget",
+)
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """What earlier waves have shown, one entry a completed run: counts, FLOP, nats; and the fit.
+
+    laws: (k, 5) resamples of the fit, natural coordinates. noise: of log loss between seeds.
+    """
+
+    params: FloatArray
+    tokens: FloatArray
+    flops: FloatArray
+    laws: FloatArray
+    noise: float
+    flops_model: FlopsModel
+
+    @classmethod
+    def of(cls, rows: Sequence[Mapping[str, Any]], *, seed: int = 0) -> Learnt:
+        """From observations (mappings with params, tokens, loss, flops), completed runs only.
+
+        Raises ScalingDataError where they cannot carry a law yet.
+        """
+        columns = {
+            name: np.array([float(row[name]) for row in rows])
+            for name in ("params", "tokens", "loss", "flops")
+        }
+        fit = fit_law(
+            columns["params"],
+            columns["tokens"],
+            columns["loss"],
+            flops=columns["flops"],
+            bootstrap=RESAMPLES,
+            seed=seed,
+        )
+        samples = fit.ensemble.samples
+        laws = samples if samples.size else fit.ensemble.natural[None, :]
+        pairs = np.stack([columns["params"], columns["tokens"]], axis=1)
+        cell = np.unique(pairs, axis=0, return_inverse=True)[1].ravel()
+        return cls(
+            params=columns["params"],
+            tokens=columns["tokens"],
+            flops=columns["flops"],
+            laws=laws,
+            noise=measured_noise(np.log(columns["loss"]), cell),
+            flops_model=fit.flops_model,
+        )
+
+
+@dataclass(frozen=True)
+class NextWave:
+    """Cells of the next wave with the seeds of each, and the design that chose them."""
+
+    cells: tuple[tuple[Cell, int], ...]
+    design: Design
+    question: Question
+
+
+def promise_of(runs: Sequence[Run], *, target_flops: float) -> dict[str, Any]:
+    """What a first wave is expected to tell, from published laws and a prior noise.
+
+    Also for half and twice the budget: the same grid at that compute.
+    """
+    question = Question(target_flops=target_flops, laws=prior_laws())
+    params = np.array([float(r.params) for r in runs])
+    tokens = np.array([float(r.tokens) for r in runs])
+    pairs, counts = np.unique(np.stack([params, tokens], axis=1), axis=0, return_counts=True)
+
+    def expected(share: float) -> Expected:
+        at = pairs * math.sqrt(share)
+        cells = Cells(at[:, 0], at[:, 1], np.ones(len(at)))
+        return expected_error(cells, counts, question=question)
+
+    return {
+        **told(expected(1.0)),
+        "noise": question.noise,
+        "laws": "published fits, before anything is measured",
+        "for_budget": {f"{share:g}": told(expected(share)) for share in BUDGETS},
+    }
+
+
+def told(expected: Expected) -> dict[str, float]:
+    """Expected errors as in plan.json: noise alone if the law is right, and the law's own error."""
+    return {
+        "predicted_se_log_params": expected.se_log_params,
+        "predicted_se_loss": expected.se_loss,
+        "law_error_log_params": expected.law_error_log_params,
+        "law_error_loss": expected.law_error_loss,
+    }
+
+
+def next_wave(
+    bench: Bench,
+    learnt: Learnt,
+    *,
+    target_flops: float,
+    budget: float,
+    unit: str,
+    first_level: int,
+    runs: int | None = None,
+) -> NextWave:
+    """Spend `budget` (in `unit`) on the runs that tell most of log N* at the target.
+
+    first_level: number of the lowest compute level of this wave. Candidates are models of the
+    campaign's family, or the values of the user's class, at amounts of compute below the largest
+    run so far, on no more tokens than the data have.
+    """
+    candidates = _candidates(bench, learnt, budget=budget, unit=unit, first_level=first_level)
+    if not candidates:
+        raise ValueError("no run fits what is left of the budget")
+    cost = np.array([bench.cost(cell, unit) for cell in candidates])
+    params = np.array([float(cell.model.params) for cell in candidates])
+    tokens = np.array([float(cell.tokens) for cell in candidates])
+    # What was observed takes part in the fit, and cannot be chosen again.
+    cells = Cells(
+        np.concatenate([params, learnt.params]),
+        np.concatenate([tokens, learnt.tokens]),
+        np.concatenate([cost, np.full(learnt.params.size, np.inf)]),
+    )
+    done = np.concatenate(
+        [np.zeros(len(candidates), dtype=np.int64), np.ones(learnt.params.size, dtype=np.int64)]
+    )
+    question = Question(
+        target_flops=target_flops,
+        laws=spread_of_laws(learnt.laws, target_flops),
+        noise=learnt.noise,
+        flops_model=learnt.flops_model,
+    )
+    design = choose_runs(cells, question=question, budget=budget, done=done, max_runs=runs)
+    chosen = [
+        (cell, int(count))
+        for cell, count in zip(candidates, design.counts[: len(candidates)], strict=True)
+        if count
+    ]
+    return NextWave(tuple(chosen), design, question)
+
+
+def runs_of_wave(bench: Bench, wave: NextWave, *, number: int) -> tuple[Run, ...]:
+    """The runs of a later wave, their seeds apart from those of others."""
+    return tuple(
+        replace(run, seed=run.seed + SEED_STRIDE * number)
+        for cell, seeds in wave.cells
+        for run in bench.runs(cell, seeds)
+    )
+
+
+def _candidates(
+    bench: Bench, learnt: Learnt, *, budget: float, unit: str, first_level: int
+) -> list[Cell]:
+    largest = float(learnt.flops.max())
+    found: dict[tuple[int, int], Cell] = {}
+    for step, flops in enumerate(np.geomspace(largest * SMALLEST_SHARE, largest, COMPUTE_STEPS)):
+        for model in _models(bench, float(flops)):
+            cell = bench.cell(first_level + step, model, float(flops))
+            if not isinstance(cell, Cell) or cell.tokens > bench.data.training_tokens:
+                continue
+            if bench.cost(cell, unit) > LARGEST_SHARE * budget:
+                continue
+            found.setdefault((cell.model.params, cell.tokens), cell)
+    return list(found.values())
+
+
+def _models(bench: Bench, flops: float) -> list[Any]:
+    if bench.own is not None:
+        return [bench.own_model(value) for value in bench.campaign.model.values]
+    ratios = np.geomspace(*TOKENS_PER_PARAM, RATIO_STEPS)
+    models = [bench.decoder(math.sqrt(flops / (6.0 * ratio))) for ratio in ratios]
+    return [model for model in models if model is not None]

@@ -1,0 +1,240 @@
+"""Designs: what they promise is what fits then do, and the promise is what they are chosen by."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from llem.planning import design
+from llem.planning.design import (
+    Cells,
+    LawError,
+    Question,
+    choose_runs,
+    efficiency_loss,
+    expected_error,
+    measured_noise,
+    prior_laws,
+    spread_of_laws,
+)
+from llem.scaling import CHINCHILLA, Estimator, FlopsModel
+from llem.scaling.fitting.solve import solve
+from llem.scaling.observations import check_observations
+
+LAW = {"E": 1.8172, "A": 477.8, "B": 2143.4, "alpha": 0.3473, "beta": 0.3672}
+TARGET = 1e22
+START = 1e16
+
+
+def lattice(sizes: int = 9, levels: int = 7) -> Cells:
+    params, flops = np.meshgrid(np.geomspace(1e7, 5e9, sizes), np.geomspace(1e17, 1e20, levels))
+    return Cells(params.ravel(), (flops / (6 * params)).ravel(), flops.ravel() + START)
+
+
+def spread_out(cells: Cells, *, every: int = 4) -> NDArray[np.int64]:
+    counts = np.zeros(len(cells), dtype=np.int64)
+    counts[::every] = 1
+    return counts
+
+
+def question(**changes: object) -> Question:
+    return Question(TARGET, CHINCHILLA.natural(LAW)[None, :], **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("noise", [0.005, 0.01])
+def test_the_stated_error_is_what_repeated_campaigns_scatter_by(noise: float) -> None:
+    cells = lattice()
+    counts = spread_out(cells, every=2) * 2
+    stated = expected_error(cells, counts, question=question(noise=noise))
+    params, tokens = np.repeat(cells.params, counts), np.repeat(cells.tokens, counts)
+    rng = np.random.default_rng(1)
+    log_n, loss = [], []
+    for _ in range(100):
+        drawn = np.exp(noise * rng.standard_normal(params.size))
+        data = check_observations(params, tokens, CHINCHILLA.predict(LAW, params, tokens) * drawn)
+        problem = CHINCHILLA.bind(data)
+        natural = problem.natural(solve(problem, data.weight, Estimator()).theta)
+        best = CHINCHILLA.optimum(natural, TARGET, FlopsModel())
+        log_n.append(float(best[0]))
+        loss.append(float(CHINCHILLA.loss(natural, *best)))
+    # 100 campaigns tell their scatter within 14 % at two standard errors.
+    assert np.std(log_n) == pytest.approx(stated.se_log_params, rel=0.25)
+    assert np.std(loss) == pytest.approx(stated.se_loss, rel=0.25)
+
+
+def test_the_law_error_is_what_wrong_truths_do_to_a_fit_without_noise() -> None:
+    cells = lattice()
+    asked = question(law_error=LawError(smooth=1e-4, length=2.0, small=1e-4))
+    stakes = design._Stakes.of(cells, asked)
+    x, y = np.log(cells.params), np.log(cells.tokens)
+    natural = asked.laws[0]
+    # Least squares by the linearised law: exact for errors this small.
+    jacobian = stakes.jacobian[0]
+    squares = 0.0
+    log_n, _ = CHINCHILLA.optimum(natural, TARGET, FlopsModel())
+    along = float(log_n) + np.linspace(-0.5, 0.5, 20_001)
+    across = math.log(TARGET / 6) - along
+    corners = np.append(x, log_n), np.append(y, math.log(TARGET / 6) - log_n)
+    smooth = design._Smooth.over(*corners, error=asked.law_error)
+    for component in range(stakes.d.shape[1]):
+        moved = np.linalg.lstsq(jacobian, stakes.d[:, component], rcond=None)[0] @ stakes.aim[0]
+        values = np.log(CHINCHILLA.loss(natural, along, across))
+        if component < smooth.root.shape[1]:
+            values = values + smooth(along, across)[:, component]
+        fine = np.polynomial.Polynomial.fit(along - along[10_000], values, 6)
+        roots = np.asarray(fine.deriv().roots(), dtype=np.complex128)
+        inside = [float(r.real) for r in roots if abs(r) < 0.4]
+        assert len(inside) == 1
+        squares += (moved - inside[0]) ** 2
+    stated = expected_error(cells, np.ones(len(cells)), question=asked).law_error_log_params
+    assert stated == pytest.approx(math.sqrt(squares), rel=1e-2)
+
+
+def test_the_first_run_taken_is_the_best_by_trying_all() -> None:
+    cells = lattice()
+    done = spread_out(cells)
+    asked = Question(TARGET, prior_laws()[:1])
+    before = math.log(expected_error(cells, done, question=asked).total_log_params)
+    gain = []
+    for cell in range(len(cells)):
+        tried = done.copy()
+        tried[cell] += 1
+        after = math.log(expected_error(cells, tried, question=asked).total_log_params)
+        gain.append((before - after) / cells.cost[cell])
+    best = int(np.argmax(gain))
+    chosen = choose_runs(cells, question=asked, budget=float(cells.cost[best]), done=done)
+    # What is left of the budget buys nothing more of the same price.
+    assert chosen.counts[best] >= 1
+
+
+def test_a_plan_keeps_to_the_budget_and_to_the_cap_on_seeds() -> None:
+    cells = lattice()
+    done = spread_out(cells)
+    plan = choose_runs(cells, question=question(), budget=1e21, done=done, per_cell=3)
+    assert plan.cost == pytest.approx(float(plan.counts @ cells.cost))
+    assert 0.95e21 < plan.cost <= 1e21
+    assert (plan.counts + done).max() <= 3
+    assert plan.counts.min() >= 0
+
+
+def test_a_plan_states_what_other_budgets_would_give() -> None:
+    cells = lattice()
+    plan = choose_runs(cells, question=question(), budget=5e20, done=spread_out(cells))
+    half, same, twice = (plan.for_budget[b].total_log_params for b in (0.5, 1.0, 2.0))
+    assert half > same > twice
+    assert plan.for_budget[1.0] == plan.expected
+    # What is stated is what the same runs are worth when asked about afterwards.
+    again = expected_error(cells, plan.counts + spread_out(cells), question=question())
+    assert again.se_log_params == pytest.approx(plan.expected.se_log_params, rel=1e-6)
+
+
+def test_the_same_question_gives_the_same_plan() -> None:
+    cells = lattice()
+    one, other = (choose_runs(cells, question=question(), budget=3e20) for _ in range(2))
+    assert np.array_equal(one.counts, other.counts)
+
+
+def test_as_many_runs_as_asked_for_are_planned_and_they_are_larger() -> None:
+    cells = lattice()
+    done = spread_out(cells)
+    free = choose_runs(cells, question=question(), budget=1e21, done=done)
+    few = choose_runs(cells, question=question(), budget=1e21, done=done, max_runs=25)
+    assert free.counts.sum() > 40
+    assert 20 <= few.counts.sum() <= 25
+    assert few.cost > 0.8e21
+    assert few.cost / few.counts.sum() > 1.5 * free.cost / free.counts.sum()
+    assert few.expected.se_log_params > free.expected.se_log_params
+
+
+def test_cells_that_were_observed_but_cannot_be_run_again_inform_and_are_not_chosen() -> None:
+    cells = lattice()
+    done = spread_out(cells)
+    cost = np.where(done > 0, np.inf, cells.cost)
+    kept = Cells(cells.params, cells.tokens, cost)
+    plan = choose_runs(kept, question=question(), budget=1e20, done=done)
+    assert plan.counts[done > 0].sum() == 0
+    assert plan.counts.sum() > 0
+    alone = choose_runs(kept, question=question(), budget=1e20)
+    assert plan.expected.total_log_params < alone.expected.total_log_params
+
+
+def test_a_budget_below_the_cheapest_run_plans_nothing() -> None:
+    plan = choose_runs(lattice(), question=question(), budget=1e15)
+    assert plan.counts.sum() == 0
+    assert plan.cost == 0.0
+
+
+def test_doubt_about_the_law_moves_money_to_larger_runs() -> None:
+    cells = lattice()
+    done = spread_out(cells)
+    flops = 6 * cells.params * cells.tokens
+
+    def share_of_small_runs(error: LawError) -> float:
+        asked = question(law_error=error)
+        plan = choose_runs(cells, question=asked, budget=5e20, done=done, per_cell=10_000)
+        return float(plan.counts[flops < 1e19] @ cells.cost[flops < 1e19]) / plan.cost
+
+    # Noise alone would have it all spent on runs as small as can be.
+    assert share_of_small_runs(LawError(smooth=0.0, small=0.0)) > 0.9
+    assert share_of_small_runs(LawError()) < 0.5
+
+
+def test_a_chosen_design_halves_the_error_of_an_isoflop_grid_of_the_same_cost() -> None:
+    cells = lattice()
+    ratio = cells.tokens / cells.params
+    grid = np.where((ratio > 1) & (ratio < 400), 1, 0)
+    done = spread_out(cells, every=9)
+    budget = float(grid @ cells.cost - done @ cells.cost)
+    plan = choose_runs(cells, question=question(), budget=budget, done=done)
+    of_grid = expected_error(cells, grid, question=question())
+    assert plan.expected.se_log_params < 0.5 * of_grid.se_log_params
+
+
+def test_seeds_of_one_cell_lower_the_noise_but_not_the_error_of_the_law() -> None:
+    cells = lattice()
+    once = expected_error(cells, np.ones(len(cells)), question=question())
+    often = expected_error(cells, np.full(len(cells), 100), question=question())
+    assert often.se_log_params == pytest.approx(once.se_log_params / 10, rel=1e-3)
+    assert often.law_error_log_params == pytest.approx(once.law_error_log_params, rel=1e-3)
+
+
+def test_hubers_function_costs_pi_halves_where_its_threshold_is_small() -> None:
+    assert efficiency_loss(1.0, 1e-7) == pytest.approx(math.pi / 2, rel=1e-6)
+    assert efficiency_loss(1.0, math.inf) == 1.0
+    # Huber 1964: 95 % efficient at 1.345 standard deviations.
+    assert 1 / efficiency_loss(1.0, 1.345) == pytest.approx(0.95, abs=2e-3)
+
+
+def test_noise_is_pooled_over_cells_and_drawn_towards_the_prior() -> None:
+    rng = np.random.default_rng(0)
+    cell = np.repeat(np.arange(200), 3)
+    log_loss = np.repeat(rng.standard_normal(200), 3) + 0.02 * rng.standard_normal(600)
+    assert measured_noise(log_loss, cell) == pytest.approx(0.02, rel=0.08)
+    assert measured_noise(log_loss[::3], cell[::3]) == pytest.approx(design.PRIOR_NOISE)
+
+
+def test_few_laws_stand_for_many_and_lost_ones_are_left_out() -> None:
+    rng = np.random.default_rng(0)
+    laws = CHINCHILLA.natural(LAW) + 0.01 * rng.standard_normal((500, 5))
+    laws[7] = np.nan
+    kept = spread_of_laws(laws, TARGET, count=5)
+    assert kept.shape == (5, 5)
+    all_n = CHINCHILLA.optimum(np.delete(laws, 7, axis=0), TARGET, FlopsModel())[0]
+    few_n = CHINCHILLA.optimum(kept, TARGET, FlopsModel())[0]
+    assert np.all(np.diff(few_n) > 0)
+    assert abs(np.mean(few_n) - np.mean(all_n)) < 0.3 * np.std(all_n)
+
+
+def test_two_thousand_cells_and_two_hundred_runs_take_less_than_a_second() -> None:
+    cells = lattice(sizes=50, levels=40)
+    laws = np.repeat(prior_laws(), 2, axis=0)
+    begun = time.process_time()
+    plan = choose_runs(
+        cells, question=Question(TARGET, laws), budget=2.5e20, done=spread_out(cells, every=80)
+    )
+    assert time.process_time() - begun < 1.0
+    assert plan.counts.sum() >= 200
