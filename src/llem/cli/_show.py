@@ -107,11 +107,11 @@ def _plan_figures(plan: Plan) -> None:
     told = plan.promise
     if told:
         half, twice = (told["for_budget"][k]["predicted_se_log_params"] for k in ("0.5", "2"))
+        now = told["predicted_se_log_params"]
         print(
-            f"promised: standard error of log N* at the target "
-            f"{told['predicted_se_log_params']:.2g} if the law is right (half the budget {half:.2g}, twice {twice:.2g}; noise "
-            f"{told['noise']:.1%}, {told['laws']}), and {told['law_error_log_params']:.2g} for the "
-            "law's own error"
+            f"promised: standard error of log N* at the target {now:.2g} if the law is right "
+            f"(half the budget {half:.2g}, twice {twice:.2g}; noise {told['noise']:.1%}, "
+            f"{told['laws']}), and {told['law_error_log_params']:.2g} for the law's own error"
         )
     asked = [(run, run.asked) for run in plan.runs if run.asked]
     if asked:
