@@ -48,7 +48,7 @@ def test_every_decade_of_every_unit_is_filled_within_the_sites_limits(site, mode
         check(make_plan(campaign_at(site, model), budget=budget, data=DATA), budget)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.sampled_from(list(SITES)),
     st.sampled_from(["FLOP", "GPUh", "kWh", "node-h", "EUR"]),
