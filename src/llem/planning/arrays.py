@@ -94,7 +94,8 @@ def _elements(runs: Sequence[Equal], longest: float) -> list[Bins]:
     for seconds, names in runs:
         after: list[Bins] = []
         placed = 0
-        for used, elements in [*filled, (0.0, [[] for _ in names])]:
+        empty: Bins = (0.0, [[] for _ in names])
+        for used, elements in [*filled, empty]:
             # Twice at most: elements filled as far as they go, then one with what is left over.
             while elements and placed < len(names):
                 room, full = _room(used, seconds, longest, len(names) - placed)

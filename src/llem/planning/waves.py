@@ -24,7 +24,7 @@ from llem.planning.design import (
     prior_laws,
     spread_of_laws,
 )
-from llem.scaling import FlopsModel, fit_law
+from llem.scaling import FlopsModel
 
 FloatArray = NDArray[np.float64]
 
@@ -71,6 +71,9 @@ class Learnt:
 
         Raises ScalingDataError where they cannot carry a law yet.
         """
+        # A first wave is planned without a fit: importing the fitter takes longer than planning.
+        from llem.scaling import fit_law
+
         columns = {
             name: np.array([float(row[name]) for row in rows])
             for name in ("params", "tokens", "loss", "flops")
