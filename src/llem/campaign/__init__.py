@@ -23,7 +23,7 @@ from llem.campaign.quantities import (
 from llem.campaign.run import Layout, Predicted, Recipe, Run, TokenData
 
 if TYPE_CHECKING:
-    from llem.campaign.campaign import Campaign
+    from llem.campaign.campaign import MOST_WAVES, Campaign
     from llem.campaign.load import (
         campaign_from,
         campaign_to_dict,
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BUDGET_HELP",
     "MONEY",
+    "MOST_WAVES",
     "Architecture",
     "Budget",
     "Campaign",
@@ -68,6 +69,7 @@ __all__ = [
 
 _LAZY = {
     "Campaign": "llem.campaign.campaign",
+    "MOST_WAVES": "llem.campaign.campaign",
     "Site": "llem.campaign.site",
     **dict.fromkeys(
         (

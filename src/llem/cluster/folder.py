@@ -124,12 +124,13 @@ class CampaignFolder:
                     [Fault("plan.json", f"holds another plan ({old.get('digest')})",
                            "choose another --out, or --replace it")],
                 )  # fmt: skip
-        text = json_lists(plan.to_dict(), one_line=("arrays", "runs"))
-        changed = write_text(self.plan_file, text)
+        # The plan comes last: what it names is there, also where writing was cut off before.
+        changed = False
         for path, text in files.items():
             changed = write_text(path, text) or changed
         self.logs.mkdir(parents=True, exist_ok=True)
-        return changed
+        text = json_lists(plan.to_dict(), one_line=("arrays", "runs"))
+        return write_text(self.plan_file, text) or changed
 
     @contextmanager
     def locked(self, what: str) -> Iterator[None]:

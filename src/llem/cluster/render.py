@@ -21,11 +21,15 @@ FINISH = "finish"
 FINISH_TIME_S = 1800
 
 
-def render_files(plan: Plan, *, image_digest: str = "") -> dict[str, str]:
-    """Every file of `jobs/` by its name: a manifest per array and, for SLURM, the scripts."""
-    files = {f"{a.name}.jsonl": render_manifest(plan, a, image_digest) for a in plan.arrays}
+def render_files(plan: Plan, *, image_digest: str = "", wave: int | None = None) -> dict[str, str]:
+    """Every file of `jobs/` by its name: a manifest per array and, for SLURM, the scripts.
+
+    With `wave`, the arrays of that one alone: those of earlier ones may be at work.
+    """
+    arrays = [a for a in plan.arrays if wave in (None, a.wave)]
+    files = {f"{a.name}.jsonl": render_manifest(plan, a, image_digest) for a in arrays}
     if plan.site.executor == "slurm":
-        files |= {f"{a.name}.sbatch": render_array(plan, a) for a in plan.arrays}
+        files |= {f"{a.name}.sbatch": render_array(plan, a) for a in arrays}
         files[f"{FINISH}.sbatch"] = render_finish(plan)
     return files
 

@@ -35,9 +35,10 @@ class ArrayJob:
     throttle: int | None
     elements: tuple[tuple[str, ...], ...]
     segments: int = 1
+    wave: int = 1
 
 
-def pack(runs: Sequence[Run], site: Site) -> tuple[ArrayJob, ...]:
+def pack(runs: Sequence[Run], site: Site, *, wave: int = 1) -> tuple[ArrayJob, ...]:
     """Group `runs` by shape, pack short ones into elements, cut arrays at the site's limits.
 
     Where the site lets a user submit only so many elements, more runs share one, as far as half
@@ -65,7 +66,7 @@ def pack(runs: Sequence[Run], site: Site) -> tuple[ArrayJob, ...]:
         for seconds, element in filled[shape]:
             classes[math.ceil(math.log(max(seconds, 60.0), TIME_CLASS))].append((seconds, element))
         for rank in sorted(classes):
-            jobs.extend(_chunks(shape, rank, classes[rank], site))
+            jobs.extend(_chunks(shape, rank, classes[rank], site, wave))
     return tuple(jobs)
 
 
@@ -96,16 +97,17 @@ def _elements(runs: Sequence[Run], longest: float, site: Site) -> list[Element]:
 
 
 def _chunks(
-    shape: Shape, time_class: int, elements: Sequence[Element], site: Site
+    shape: Shape, time_class: int, elements: Sequence[Element], site: Site, wave: int
 ) -> list[ArrayJob]:
     nodes, gpus, stage, precision, segments = shape
     # Twice the prediction and five minutes: predictions are priors until a run has been measured.
     limit = math.ceil((2 * max(s for s, _ in elements) + 300) / 60) * 60
     size = min(site.limits.array_size, site.limits.submit or site.limits.array_size)
     kind = f"t{time_class}" if segments == 1 else f"s{segments}"
+    stem = "train" if wave == 1 else f"wave{wave}"
     return [
         ArrayJob(
-            name=f"train-{nodes}x{gpus}-z{stage}-{precision}-{kind}-{start // size}",
+            name=f"{stem}-{nodes}x{gpus}-z{stage}-{precision}-{kind}-{start // size}",
             nodes=nodes,
             gpus_per_node=gpus,
             zero_stage=stage,
@@ -114,6 +116,7 @@ def _chunks(
             throttle=site.limits.throttle,
             elements=tuple(names for _, names in elements[start : start + size]),
             segments=segments,
+            wave=wave,
         )
         for start in range(0, len(elements), size)
     ]
