@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llem.cluster.files import json_lists, write_text
+from llem.cluster.files import write_text
+from llem.cluster.render import render_plan
 from llem.errors import Fault, InputError, LlemError
 from llem.planning import Plan
 
@@ -129,8 +130,7 @@ class CampaignFolder:
         for path, text in files.items():
             changed = write_text(path, text) or changed
         self.logs.mkdir(parents=True, exist_ok=True)
-        text = json_lists(plan.to_dict(), one_line=("arrays", "runs"))
-        return write_text(self.plan_file, text) or changed
+        return write_text(self.plan_file, render_plan(plan)) or changed
 
     @contextmanager
     def locked(self, what: str) -> Iterator[None]:

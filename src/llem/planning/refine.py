@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from llem.campaign import Budget, Run, Site
+from llem.campaign import Budget, Run, Runs, Site
 from llem.errors import Fault, InputError
 from llem.planning.arrays import pack
 from llem.planning.cells import Bench, OwnModel
@@ -76,7 +76,7 @@ def refine_plan(
         text = f"{error}: {value:.4g} {budget.unit} of {budget}"
         raise BudgetError(text, remedy="give a larger total with --budget") from None
     known = plan.by_id
-    made = tuple(
+    made = Runs.of(
         run for run in runs_of_wave(bench, wave, number=number - 1) if run.run_id not in known
     )
     arrays = pack(made, site, wave=number)
