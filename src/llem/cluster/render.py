@@ -76,6 +76,11 @@ def render_finish(plan: Plan) -> str:
     )
 
 
+def job_name(plan: Plan, name: str) -> str:
+    """What the job of an array, or the one that fits at the end, is called on the cluster."""
+    return check_directive(f"llem-{plan.campaign.name}-{name}")
+
+
 def render_manifest(
     plan: Plan, array: ArrayJob, texts: Mapping[str, str], image_digest: str = ""
 ) -> str:
@@ -139,7 +144,7 @@ def _render(template: str, plan: Plan, name: str, **values: Any) -> str:
         .render(
             template=template,
             version=__version__,
-            job_name=check_directive(f"llem-{plan.campaign.name}-{name}"),
+            job_name=job_name(plan, name),
             comment=check_directive(f"llem:{plan.digest}:{name}"),
             modules=site.modules,
             container=_container(plan),

@@ -19,8 +19,7 @@ from llem.cluster import (
     ask_limits,
     render_files,
     run_locally,
-    submit,
-    wait,
+    submit_and_wait,
 )
 from llem.errors import Fault, InputError, LlemError
 from llem.planning import ClusterLimits, OwnModel, Plan, make_plan, write_python_sources
@@ -188,8 +187,7 @@ def run_campaign(
     """
     if plan.site.executor == "local":
         return run_locally(folder, plan, watch=watch)
-    submit(folder, plan, finish=False)
-    return wait(folder, plan, watch=watch)
+    return submit_and_wait(folder, plan, watch=watch)
 
 
 def aggregate_campaign(

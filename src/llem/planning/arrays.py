@@ -45,7 +45,8 @@ def pack(runs: Iterable[Run], site: Site, *, wave: int = 1) -> tuple[ArrayJob, .
     """Group `runs` by shape, pack short ones into elements, cut arrays at the site's limits.
 
     Where the site lets a user submit only so many elements, more runs share one, as far as half
-    the time limit goes. Deterministic: the same runs in any order give the same arrays.
+    the time limit goes, unless the site asks for one run in each (`pack_s: 0`). Deterministic: the
+    same runs in any order give the same arrays.
     """
     by_shape: dict[Shape, dict[float, list[str]]] = defaultdict(lambda: defaultdict(list))
     for some in Runs.of(runs).replicates:
@@ -62,6 +63,7 @@ def pack(runs: Iterable[Run], site: Site, *, wave: int = 1) -> tuple[ArrayJob, .
     filled = {shape: _elements(equals[shape], longest) for shape in equals}
     while (
         site.limits.submit is not None
+        and site.pack_s != 0
         and sum(len(names) for bins in filled.values() for _, names in bins) > site.limits.submit
         and longest < 0.5 * site.limits.time
     ):
