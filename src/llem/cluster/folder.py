@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import getpass
 import json
+import os
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -137,10 +141,22 @@ class CampaignFolder:
     def locked(self, what: str) -> Iterator[None]:
         """Hold the campaign for `what`; the kernel lets go of it when the process dies."""
         self.jobs.mkdir(parents=True, exist_ok=True)
-        with open(self.jobs / ".lock", "a+") as file:
+        try:
+            lock = open(self.jobs / ".lock", "a+")  # noqa: SIM115 - closed by the `with` below
+        except PermissionError:
+            raise LlemError(
+                f"{self.root} belongs to another user, who alone can act on it",
+                remedy="`llem status` and `llem report` only read",
+            ) from None
+        with lock as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except OSError as error:
+                if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                    raise LlemError(
+                        f"{self.root}: this filesystem locks no file ({error.strerror})",
+                        remedy="mount it with locks (Lustre: flock), or move the campaign",
+                    ) from None
                 file.seek(0)
                 holder = file.read().strip() or "another process"
                 raise LlemError(
@@ -148,7 +164,9 @@ class CampaignFolder:
                     remedy="wait for it to end; a dead process holds nothing",
                 ) from None
             file.truncate(0)
-            file.write(what)
+            file.write(
+                f"{what} of {getpass.getuser()}, process {os.getpid()} on {socket.gethostname()}"
+            )
             file.flush()
             yield
 

@@ -23,12 +23,16 @@ FINISH = "finish"
 FINISH_TIME_S = 1800
 
 
-def render_files(plan: Plan, *, image_digest: str = "") -> dict[str, str]:
-    """Every file of `jobs/` by its name: a manifest per array and, for SLURM, the scripts."""
+def render_files(plan: Plan, *, image_digest: str = "", wave: int | None = None) -> dict[str, str]:
+    """Every file of `jobs/` by its name: a manifest per array and, for SLURM, the scripts.
+
+    With `wave`, the arrays of that one alone: those of earlier ones may be at work.
+    """
+    arrays = [a for a in plan.arrays if wave in (None, a.wave)]
     texts = run_texts(plan.runs)
-    files = {f"{a.name}.jsonl": render_manifest(plan, a, texts, image_digest) for a in plan.arrays}
+    files = {f"{a.name}.jsonl": render_manifest(plan, a, texts, image_digest) for a in arrays}
     if plan.site.executor == "slurm":
-        files |= {f"{a.name}.sbatch": render_array(plan, a) for a in plan.arrays}
+        files |= {f"{a.name}.sbatch": render_array(plan, a) for a in arrays}
         files[f"{FINISH}.sbatch"] = render_finish(plan)
     return files
 
@@ -70,6 +74,11 @@ def render_finish(plan: Plan) -> str:
         directives=_directives(plan.site),
         time=slurm_time(min(FINISH_TIME_S, plan.site.limits.time)),
     )
+
+
+def job_name(plan: Plan, name: str) -> str:
+    """What the job of an array, or the one that fits at the end, is called on the cluster."""
+    return check_directive(f"llem-{plan.campaign.name}-{name}")
 
 
 def render_manifest(
@@ -142,7 +151,7 @@ def _render(template: str, plan: Plan, name: str, **values: Any) -> str:
         .render(
             template=template,
             version=__version__,
-            job_name=check_directive(f"llem-{plan.campaign.name}-{name}"),
+            job_name=job_name(plan, name),
             comment=check_directive(f"llem:{plan.digest}:{name}"),
             modules=site.modules,
             container=_container(plan),

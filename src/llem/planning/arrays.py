@@ -38,13 +38,15 @@ class ArrayJob:
     throttle: int | None
     elements: tuple[tuple[str, ...], ...]
     segments: int = 1
+    wave: int = 1
 
 
-def pack(runs: Iterable[Run], site: Site) -> tuple[ArrayJob, ...]:
+def pack(runs: Iterable[Run], site: Site, *, wave: int = 1) -> tuple[ArrayJob, ...]:
     """Group `runs` by shape, pack short ones into elements, cut arrays at the site's limits.
 
     Where the site lets a user submit only so many elements, more runs share one, as far as half
-    the time limit goes. Deterministic: the same runs in any order give the same arrays.
+    the time limit goes, unless the site asks for one run in each (`pack_s: 0`). Deterministic: the
+    same runs in any order give the same arrays.
     """
     by_shape: dict[Shape, dict[float, list[str]]] = defaultdict(lambda: defaultdict(list))
     for some in Runs.of(runs).replicates:
@@ -61,6 +63,7 @@ def pack(runs: Iterable[Run], site: Site) -> tuple[ArrayJob, ...]:
     filled = {shape: _elements(equals[shape], longest) for shape in equals}
     while (
         site.limits.submit is not None
+        and site.pack_s != 0
         and sum(len(names) for bins in filled.values() for _, names in bins) > site.limits.submit
         and longest < 0.5 * site.limits.time
     ):
@@ -74,7 +77,7 @@ def pack(runs: Iterable[Run], site: Site) -> tuple[ArrayJob, ...]:
             rank = math.ceil(math.log(max(seconds, 60.0), TIME_CLASS))
             classes[rank].append((seconds, elements))
         for rank in sorted(classes):
-            jobs.extend(_chunks(shape, rank, classes[rank], site))
+            jobs.extend(_chunks(shape, rank, classes[rank], site, wave))
     return tuple(jobs)
 
 
@@ -125,16 +128,19 @@ def _room(used: float, seconds: float, longest: float, most: int) -> tuple[int, 
     return count, used
 
 
-def _chunks(shape: Shape, time_class: int, bins: Sequence[Bins], site: Site) -> list[ArrayJob]:
+def _chunks(
+    shape: Shape, time_class: int, bins: Sequence[Bins], site: Site, wave: int
+) -> list[ArrayJob]:
     nodes, gpus, stage, precision, segments = shape
     # Twice the prediction and five minutes: predictions are priors until a run has been measured.
     limit = math.ceil((2 * max(s for s, _ in bins) + 300) / 60) * 60
     size = min(site.limits.array_size, site.limits.submit or site.limits.array_size)
     kind = f"t{time_class}" if segments == 1 else f"s{segments}"
+    stem = "train" if wave == 1 else f"wave{wave}"
     elements = [tuple(names) for _, alike in bins for names in alike]
     return [
         ArrayJob(
-            name=f"train-{nodes}x{gpus}-z{stage}-{precision}-{kind}-{start // size}",
+            name=f"{stem}-{nodes}x{gpus}-z{stage}-{precision}-{kind}-{start // size}",
             nodes=nodes,
             gpus_per_node=gpus,
             zero_stage=stage,
@@ -143,6 +149,7 @@ def _chunks(shape: Shape, time_class: int, bins: Sequence[Bins], site: Site) -> 
             throttle=site.limits.throttle,
             elements=tuple(elements[start : start + size]),
             segments=segments,
+            wave=wave,
         )
         for start in range(0, len(elements), size)
     ]

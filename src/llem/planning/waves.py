@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llem.campaign import Runs
+from llem.campaign import Run, Runs
 from llem.planning.cells import Bench, Cell
 from llem.planning.design import (
+    PRIOR_NOISE,
     Cells,
     Design,
     Expected,
@@ -38,6 +39,10 @@ LARGEST_SHARE = 1 / 8
 RESAMPLES = 300
 # Seeds of later waves do not meet those of earlier ones.
 SEED_STRIDE = 1000
+# Of a budget for several waves the first, which has only a prior to go by, gets this share; every
+# other one gets half as much again as the one before it.
+FIRST_SHARE = 0.25
+GROWTH = 1.5
 BUDGETS = (0.5, 2.0)
 # What `promise_of` tells, as keys of plan.json's `design`.
 PROMISED = (
@@ -133,6 +138,57 @@ def promise_of(runs: Runs, *, target_flops: float) -> dict[str, Any]:
     }
 
 
+def wave_share(number: int, waves: int) -> float:
+    """The share of what is left of the budget that wave `number` of `waves` spends, from 1 on.
+
+    All of it for the last one, and for a wave that the campaign did not ask for.
+    """
+    if number >= waves:
+        return 1.0
+    if number == 1:
+        return FIRST_SHARE
+    weights = [GROWTH**later for later in range(waves - number + 1)]
+    return weights[0] / sum(weights)
+
+
+def promise_of_waves(
+    bench: Bench, runs: Runs, *, target_flops: float, budget: float, unit: str
+) -> dict[str, Any]:
+    """What the first wave's `runs` and later ones for `budget` are expected to tell together.
+
+    The later ones as they would be chosen if the published laws were all that is ever known; what
+    the first wave tells makes them better.
+    """
+    assumed = Learnt(
+        params=np.array([float(r.params) for r in runs]),
+        tokens=np.array([float(r.tokens) for r in runs]),
+        flops=np.array([r.flops for r in runs]),
+        laws=prior_laws(),
+        noise=PRIOR_NOISE,
+        flops_model=FlopsModel(),
+    )
+    try:
+        wave = next_wave(
+            bench, assumed, target_flops=target_flops, budget=budget, unit=unit,
+            first_level=1 + max(r.level for r in runs),
+        )  # fmt: skip
+    except ValueError:
+        return promise_of(runs, target_flops=target_flops)
+    text = "published fits, before anything is measured; all waves"
+    return {**promise_of_wave(wave), "laws": text}
+
+
+def promise_of_wave(wave: NextWave) -> dict[str, Any]:
+    """What a later wave is expected to tell, together with all runs before it."""
+    design = wave.design
+    return {
+        **told(design.expected),
+        "noise": wave.question.noise,
+        "laws": "resamples of the fit so far",
+        "for_budget": {f"{share:g}": told(design.for_budget[share]) for share in BUDGETS},
+    }
+
+
 def told(expected: Expected) -> dict[str, float]:
     """Expected errors as in plan.json: noise alone if the law is right, and the law's own error."""
     return {
@@ -152,10 +208,12 @@ def next_wave(
     unit: str,
     first_level: int,
     runs: int | None = None,
+    pending: Sequence[Run] = (),
 ) -> NextWave:
     """Spend `budget` (in `unit`) on the runs that tell most of log N* at the target.
 
-    first_level: number of the lowest compute level of this wave. Candidates are models of the
+    first_level: number of the lowest compute level of this wave. pending: runs that are paid for
+    and not observed yet: they will be. Candidates are models of the
     campaign's family, or the values of the user's class, at amounts of compute below the largest
     run so far, on no more tokens than the data have.
     """
@@ -165,14 +223,15 @@ def next_wave(
     cost = np.array([bench.cost(cell, unit) for cell in candidates])
     params = np.array([float(cell.model.params) for cell in candidates])
     tokens = np.array([float(cell.tokens) for cell in candidates])
-    # What was observed takes part in the fit, and cannot be chosen again.
+    # What was observed, or will be, takes part in the fit, and cannot be chosen again.
+    others = learnt.params.size + len(pending)
     cells = Cells(
-        np.concatenate([params, learnt.params]),
-        np.concatenate([tokens, learnt.tokens]),
-        np.concatenate([cost, np.full(learnt.params.size, np.inf)]),
+        np.concatenate([params, learnt.params, [float(run.params) for run in pending]]),
+        np.concatenate([tokens, learnt.tokens, [float(run.tokens) for run in pending]]),
+        np.concatenate([cost, np.full(others, np.inf)]),
     )
     done = np.concatenate(
-        [np.zeros(len(candidates), dtype=np.int64), np.ones(learnt.params.size, dtype=np.int64)]
+        [np.zeros(len(candidates), dtype=np.int64), np.ones(others, dtype=np.int64)]
     )
     question = Question(
         target_flops=target_flops,
