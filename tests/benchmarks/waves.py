@@ -5,9 +5,9 @@
     python tests/benchmarks/waves.py --repeats 5      # a minute and a half
 
 Everything is llem's own: the plan of the first wave, `refine_plan` after each wave, the fit at the
-end; only the losses are drawn, from a published law (arXiv 2203.15556's runs fitted again) with .5 %
-noise. The error is that of log N* at the target. Three truths: the law itself; runs below 1e19 FLOP
-1 % above it; runs of few steps above it (2 % at 200 steps, falling with their number).
+end; only the losses are drawn, from a published law (the runs of arXiv 2203.15556 fitted again)
+with .5 % noise. The error is that of log N* at the target. Three truths: the law itself; runs below
+1e19 FLOP 1 % above it; runs of few steps above it (2 % at 200 steps, falling with their number).
 """
 
 from __future__ import annotations

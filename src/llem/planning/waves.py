@@ -30,8 +30,8 @@ from llem.scaling import FlopsModel
 
 FloatArray = NDArray[np.float64]
 
-# Candidates of a later wave: so many amounts of compute from the smallest run to the largest, and so
-# many ratios of tokens to parameters.
+# Candidates of a later wave: so many amounts of compute from the smallest run to the largest, and
+# so many ratios of tokens to parameters.
 COMPUTE_STEPS = 12
 RATIO_STEPS = 14
 TOKENS_PER_PARAM = (0.2, 1e5)
