@@ -21,6 +21,7 @@ from llem.campaign.quantities import (
     slurm_time,
 )
 from llem.campaign.run import Layout, Predicted, Recipe, Run, TokenData
+from llem.campaign.runs import Replicates, Runs
 
 if TYPE_CHECKING:
     from llem.campaign.campaign import Campaign
@@ -46,7 +47,9 @@ __all__ = [
     "Layout",
     "Predicted",
     "Recipe",
+    "Replicates",
     "Run",
+    "Runs",
     "Site",
     "TokenData",
     "architecture_from_dict",

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llem.cluster.files import json_lists, write_text
+from llem.cluster.files import write_text
+from llem.cluster.render import render_plan
 from llem.errors import Fault, InputError, LlemError
 from llem.planning import Plan
 
@@ -124,12 +125,12 @@ class CampaignFolder:
                     [Fault("plan.json", f"holds another plan ({old.get('digest')})",
                            "choose another --out, or --replace it")],
                 )  # fmt: skip
-        text = json_lists(plan.to_dict(), one_line=("arrays", "runs"))
-        changed = write_text(self.plan_file, text)
+        # The plan comes last: what it names is there, also where writing was cut off before.
+        changed = False
         for path, text in files.items():
             changed = write_text(path, text) or changed
         self.logs.mkdir(parents=True, exist_ok=True)
-        return changed
+        return write_text(self.plan_file, render_plan(plan)) or changed
 
     @contextmanager
     def locked(self, what: str) -> Iterator[None]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
 from llem._version import __version__
-from llem.campaign import Budget, Run, Site, TokenData, format_duration, format_si
+from llem.campaign import Budget, Run, Runs, Site, TokenData, format_duration, format_si
 from llem.campaign.campaign import Campaign
 from llem.campaign.load import campaign_from, campaign_to_dict, site_of
 from llem.errors import Fault, InputError
@@ -38,7 +37,7 @@ class Plan:
     campaign: Campaign
     site: Site
     budget: Budget
-    runs: tuple[Run, ...]
+    runs: Runs
     arrays: tuple[ArrayJob, ...]
     dropped: tuple[Dropped, ...]
     warnings: tuple[str, ...]
@@ -47,10 +46,14 @@ class Plan:
     limits: ClusterLimits | None = None
     promise: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        # Whoever has a list of runs may give that.
+        object.__setattr__(self, "runs", Runs.of(self.runs))
+
     @cached_property
     def digest(self) -> str:
         """Names the plan's content: the runs and how they are submitted."""
-        text = json.dumps([[r.run_id for r in self.runs], [vars(a) for a in self.arrays]])
+        text = json.dumps([self.runs.run_ids, [vars(a) for a in self.arrays]])
         return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
     def run(self, run_id: str) -> Run:
@@ -68,14 +71,22 @@ class Plan:
         return {
             "runs": len(self.runs),
             "elements": sum(len(a.elements) for a in self.arrays),
-            "flops": math.fsum(r.flops for r in self.runs),
-            "flops_6nd": math.fsum(6.0 * r.params * r.tokens for r in self.runs),
-            "gpu_hours": math.fsum(r.predicted.gpu_hours for r in self.runs),
-            "energy_j": math.fsum(r.predicted.energy_j for r in self.runs),
+            "flops": self.runs.total(lambda r: r.flops),
+            "flops_6nd": self.runs.total(lambda r: 6.0 * r.params * r.tokens),
+            "gpu_hours": self.runs.total(lambda r: r.predicted.gpu_hours),
+            "energy_j": self.runs.total(lambda r: r.predicted.energy_j),
         }
 
     def to_dict(self) -> dict[str, Any]:
         """`plan.json`, as DESIGN's contract has it."""
+        return {
+            **self.head(),
+            "arrays": [dict(vars(a)) for a in self.arrays],
+            "runs": [r.to_dict() for r in self.runs],
+        }
+
+    def head(self) -> dict[str, Any]:
+        """`plan.json` without its long lists, the arrays and the runs."""
         totals = self.totals
         spent = spend(self.runs, self.budget.unit, self.site)
         target = self.campaign.target
@@ -97,15 +108,13 @@ class Plan:
                 "energy_j": totals["energy_j"],
                 **uncertainty(self.device),
             },
-            "runs": [r.to_dict() for r in self.runs],
-            "arrays": [dict(vars(a)) for a in self.arrays],
             "totals": dict(totals),
             "design": {
                 "kind": "isoflop-grid",
                 "grid": asdict(self.shape) if self.shape else None,
                 "target": {"value": target.value, "unit": target.unit},
                 "target_flops": target_flops(target, self.site, self.device),
-                "largest_run_flops": max(r.flops for r in self.runs),
+                "largest_run_flops": max(r.run.flops for r in self.runs.replicates),
                 **self.promise,
             },
             "limits": asdict(self.limits) if self.limits else None,
@@ -129,7 +138,7 @@ class Plan:
                 campaign=campaign_from(values["campaign"], source="plan.json"),
                 site=site_of(campaign),
                 budget=Budget(values["budget"]["value"], values["budget"]["unit"]),
-                runs=tuple(Run.from_dict(r) for r in values["runs"]),
+                runs=Runs.from_dicts(values["runs"]),
                 arrays=tuple(
                     ArrayJob(**{**a, "elements": tuple(tuple(e) for e in a["elements"])})
                     for a in values["arrays"]
@@ -172,7 +181,7 @@ def make_plan(
     device = accelerator_of(site, measured)
     bench = Bench(campaign=campaign, site=site, device=device, data=data, own=own)
     filled = fill(bench, budget, runs=runs)
-    made = tuple(run for cell, seeds in filled.cells for run in bench.runs(cell, seeds))
+    made = Runs(bench.runs(cell, range(seeds)) for cell, seeds in filled.cells)
     arrays = pack(made, site)
     return Plan(
         campaign=campaign,
@@ -190,7 +199,7 @@ def make_plan(
 
 
 def _warnings(
-    runs: Sequence[Run],
+    runs: Runs,
     arrays: Sequence[ArrayJob],
     campaign: Campaign,
     budget: Budget,
@@ -199,38 +208,39 @@ def _warnings(
     data: TokenData,
 ) -> list[str]:
     found = []
+    firsts = [some.run for some in runs.replicates]
     spent = spend(runs, budget.unit, site)
     if spent < FILL * budget.value:
         found.append(f"the plan spends only {spent / budget.value:.0%} of the budget")
-    longest = max(r.tokens for r in runs)
+    longest = max(r.tokens for r in firsts)
     if longest > data.training_tokens:
-        over = sum(r.tokens > data.training_tokens for r in runs)
+        over = runs.how_many(lambda r: r.tokens > data.training_tokens)
         found.append(
             f"{over} run{'s' if over > 1 else ''} would see tokens more than once: up to "
             f"{format_si(longest)} of {format_si(data.training_tokens)} unique tokens"
         )
     sizes: dict[int, set[int]] = {}
-    for run in runs:
+    for run in firsts:
         sizes.setdefault(run.level, set()).add(run.params)
     found += [
         f"compute level {level} has only {len(sizes[level])} model size(s)"
         for level in sorted(sizes)
         if len(sizes[level]) < 3
     ]
-    ratio = target_flops(campaign.target, site, device) / max(r.flops for r in runs)
+    ratio = target_flops(campaign.target, site, device) / max(r.flops for r in firsts)
     if ratio > 10:
         found.append(f"the target lies {ratio:.3g} times beyond the largest run: extrapolated")
-    chained = [r for r in runs if r.segments > 1]
+    chained = runs.how_many(lambda r: r.segments > 1)
     if chained:
         found.append(
-            f"{len(chained)} run{'s' if len(chained) > 1 else ''} take longer than a job may "
-            f"({format_duration(site.limits.time)}): up to {max(r.segments for r in chained)} "
+            f"{chained} run{'s' if chained > 1 else ''} take longer than a job may "
+            f"({format_duration(site.limits.time)}): up to {max(r.segments for r in firsts)} "
             "jobs one after the other, each from the last one's checkpoint"
         )
-    hours = math.fsum(r.predicted.gpu_hours for r in runs)
+    hours = runs.total(lambda r: r.predicted.gpu_hours)
     least_s = max(
         hours * 3600 / (site.nodes * site.gpus_per_node),
-        max(r.predicted.duration_s for r in runs),
+        max(r.predicted.duration_s for r in firsts),
     )
     if least_s > LONG_S:
         found.append(f"all of it takes {least_s / LONG_S:.3g} years at least, on the whole site")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llem.campaign import Run
+from llem.campaign import Runs
 from llem.planning.cells import Bench, Cell
 from llem.planning.design import (
     Cells,
@@ -23,7 +24,7 @@ from llem.planning.design import (
     prior_laws,
     spread_of_laws,
 )
-from llem.scaling import FlopsModel, fit_law
+from llem.scaling import FlopsModel
 
 FloatArray = NDArray[np.float64]
 
@@ -70,6 +71,9 @@ class Learnt:
 
         Raises ScalingDataError where they cannot carry a law yet.
         """
+        # A first wave is planned without a fit: importing the fitter takes longer than planning.
+        from llem.scaling import fit_law
+
         columns = {
             name: np.array([float(row[name]) for row in rows])
             for name in ("params", "tokens", "loss", "flops")
@@ -105,15 +109,16 @@ class NextWave:
     question: Question
 
 
-def promise_of(runs: Sequence[Run], *, target_flops: float) -> dict[str, Any]:
+def promise_of(runs: Runs, *, target_flops: float) -> dict[str, Any]:
     """What a first wave is expected to tell, from published laws and a prior noise.
 
     Also for half and twice the budget: the same grid at that compute.
     """
     question = Question(target_flops=target_flops, laws=prior_laws())
-    params = np.array([float(r.params) for r in runs])
-    tokens = np.array([float(r.tokens) for r in runs])
-    pairs, counts = np.unique(np.stack([params, tokens], axis=1), axis=0, return_counts=True)
+    seeds: Counter[tuple[float, float]] = Counter()
+    for some in runs.replicates:
+        seeds[float(some.run.params), float(some.run.tokens)] += len(some)
+    pairs, counts = np.array(sorted(seeds)), np.array([seeds[pair] for pair in sorted(seeds)])
 
     def expected(share: float) -> Expected:
         at = pairs * math.sqrt(share)
@@ -184,13 +189,10 @@ def next_wave(
     return NextWave(tuple(chosen), design, question)
 
 
-def runs_of_wave(bench: Bench, wave: NextWave, *, number: int) -> tuple[Run, ...]:
+def runs_of_wave(bench: Bench, wave: NextWave, *, number: int) -> Runs:
     """The runs of a later wave, their seeds apart from those of others."""
-    return tuple(
-        replace(run, seed=run.seed + SEED_STRIDE * number)
-        for cell, seeds in wave.cells
-        for run in bench.runs(cell, seeds)
-    )
+    first = SEED_STRIDE * number
+    return Runs(bench.runs(cell, range(first, first + seeds)) for cell, seeds in wave.cells)
 
 
 def _candidates(
