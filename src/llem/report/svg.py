@@ -110,8 +110,7 @@ def clean(text: object) -> str:
 
 def pixels(value: float) -> str:
     """A length to a tenth of a pixel, as short as it goes."""
-    text = f"{value:.1f}"
-    return text.removesuffix(".0") if text != "-0.0" else "0"
+    return f"{round(value, 1) + 0.0:.7g}"
 
 
 def element(name: str, content: str = "", **attributes: object) -> str:
@@ -160,14 +159,20 @@ def area(points: Sequence[Point], floor: float, class_: str = "", *, told: str =
 
 def bar(left: float, right: float, top: float, floor: float, class_: str, *, told: str = "") -> str:
     """A bar, never thinner or lower than can be seen."""
-    height = max(floor - top, 0.5)
-    return element("rect", title(told), x=left, y=floor - height, width=max(right - left, 0.5),
-                   height=height, class_=class_)  # fmt: skip
+    height, width = max(floor - top, 0.5), max(right - left, 0.5)
+    # Written out, and so is a point: a plan has hundreds.
+    return (
+        f'<rect x="{pixels(left)}" y="{pixels(floor - height)}" width="{width:.2f}" '
+        f'height="{pixels(height)}" class="{clean(class_)}">{title(told)}</rect>'
+    )
 
 
 def dot(at: Point, radius: float, class_: str, *, told: str = "") -> str:
     """A point."""
-    return element("circle", title(told), cx=at[0], cy=at[1], r=radius, class_=class_)
+    return (
+        f'<circle cx="{pixels(at[0])}" cy="{pixels(at[1])}" r="{pixels(radius)}" '
+        f'class="{clean(class_)}">{title(told)}</circle>'
+    )
 
 
 def picture(width: float, height: float, content: Sequence[str], *, told: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 from llem.report import svg
@@ -14,7 +14,7 @@ from llem.report.plan.timeline import Timeline
 from llem.report.svg import Axis
 from llem.report.tables import (
     format_count,
-    format_duration,
+    format_days,
     format_flops,
     format_hours,
     format_si,
@@ -31,8 +31,8 @@ LABEL_GAP = 14.0
 LARGEST_DOT, SMALLEST_DOT = 11.0, 2.0
 # More bars, rows or steps than this say no more than these.
 MOST_BARS = 300
-MOST_ROWS = 16
-MOST_STEPS = 400
+MOST_ROWS = 20
+MOST_STEPS = 200
 ROW = 26.0
 
 
@@ -79,10 +79,10 @@ def design(levels: Sequence[Level], goal: Goal) -> str:
     parts += _prior(x, y, goal.tokens_per_param)
     parts += _unique(x, y, cells)
     parts += _levels(x, y, levels)
-    most = max(c.seeds for c in cells)
+    most, largest_dot = max(c.seeds for c in cells), _radius(x, y, levels)
     for level in levels:
         for cell in level.cells:
-            radius = max(SMALLEST_DOT, _radius(most) * math.sqrt(cell.seeds / most))
+            radius = max(SMALLEST_DOT, largest_dot * math.sqrt(cell.seeds / most))
             at = (x.at(cell.params), y.at(cell.tokens))
             parts.append(svg.dot(at, radius, f"dot l{level.place}", told=_told(cell)))
     parts += _target(x, y, goal) if shown else _far_target(x, y, goal, largest)
@@ -90,9 +90,16 @@ def design(levels: Sequence[Level], goal: Goal) -> str:
                        "parameters and tokens, compute levels, and the target")  # fmt: skip
 
 
-def _radius(most: int) -> float:
-    """Of the cell with the most seeds: one seed is a small dot, many a large one."""
-    return min(LARGEST_DOT, 5.0 * math.sqrt(math.sqrt(most)))
+def _radius(x: Axis, y: Axis, levels: Sequence[Level]) -> float:
+    """Of the cell with the most seeds: as large as lets the cells of a level be told apart."""
+    gaps = sorted(
+        math.hypot(x.at(a.params) - x.at(b.params), y.at(a.tokens) - y.at(b.tokens))
+        for level in levels
+        for a, b in pairwise(level.cells)
+    )
+    gap = gaps[len(gaps) // 2] if gaps else math.inf
+    most = max(c.seeds for level in levels for c in level.cells)
+    return max(SMALLEST_DOT, min(LARGEST_DOT, 5.0 * math.sqrt(math.sqrt(most)), 0.5 * gap))
 
 
 def _told(cell: Cell) -> str:
@@ -128,12 +135,16 @@ def _prior(x: Axis, y: Axis, tokens_per_param: float) -> list[str]:
         return []
     start, end = ((x.at(n), y.at(n * tokens_per_param)) for n in (low, high))
     turn = math.degrees(math.atan2(end[1] - start[1], end[0] - start[0]))
-    # Named along its lower end, on its upper side.
+    # Named on its upper side, along its lower end unless what levels are called stands there.
     away = math.radians(turn)
-    at = (start[0] + 24 * math.cos(away) + 7 * math.sin(away),
-          start[1] + 24 * math.sin(away) - 7 * math.cos(away))  # fmt: skip
+    right, up = math.cos(away), math.sin(away)
     words = f"D = {tokens_per_param:g} N, the prior optimum"
-    return [svg.line(start, end, "prior"), svg.text(at, words, "tick", turn=turn)]
+    if low > x.low:
+        at, anchor = (start[0] + 24 * right + 7 * up, start[1] + 24 * up - 7 * right), ""
+    else:
+        at, anchor = (end[0] - 24 * right + 7 * up, end[1] - 24 * up - 7 * right), "end"
+    named = svg.text(at, words, "tick", anchor=anchor, turn=turn)
+    return [svg.line(start, end, "prior"), named]
 
 
 def _unique(x: Axis, y: Axis, cells: Sequence[Cell]) -> list[str]:
@@ -234,7 +245,8 @@ def cost(found: Cost) -> str:
         so_far += value
         at = left + index * slot
         sums.append((at + slot, share.at(so_far / whole)))
-        told = f"{_told(cell)}; {percent(value / whole)} of all"
+        told = f"{format_count(cell.params)} parameters on {format_count(cell.tokens)} tokens: "
+        told += f"{found.told(value)}, {percent(value / whole)} of all"
         class_ = f"bar l{found.places[cell.level]}"
         parts.append(svg.bar(at + 0.5 * gap, at + slot - 0.5 * gap, y.at(value / unit), y.start,
                              class_, told=told))  # fmt: skip
@@ -272,23 +284,24 @@ def _unit(found: Cost, top: float) -> tuple[float, Callable[[float], str]]:
 
 def schedule(found: Timeline, arrays: Sequence[Mapping[str, Any]], *, local: bool) -> str:
     """A row for each array, as high as its share of elements at work, and the nodes in use."""
-    shown = arrays[:MOST_ROWS]
+    shown = found.heaviest(MOST_ROWS)
     left, right = 208.0, WIDTH - 12
     x = Axis(0.0, found.end_s, left, right)
     floor = 12 + ROW * (len(shown) + 1) + 10
     ticks = svg.time_ticks(found.end_s)
     parts = svg.across(x, ticks, _clock(ticks[-1] - ticks[-2]), top=8, floor=floor)
-    for row, array in enumerate(shown):
+    for row, index in enumerate(shown):
+        array, steps = arrays[index], found.elements[index]
         base = 12 + ROW * (row + 1) - 5
-        steps = found.elements_of(row)
         peak = max(count for _, count in steps)
         told = (
             f"{array['name']}: {len(array['elements'])} elements, up to {peak} at a time, "
-            f"from {format_duration(steps[0][0])} to {format_duration(steps[-1][0])}"
+            f"from {format_days(steps[0][0])} to {format_days(steps[-1][0])}"
         )
         parts.append(svg.text((0, base - 3), array["name"], "tick mono"))
         parts.append(svg.area(_steps(steps, x, base, peak), base, "work", told=told))
-        for at in map(x.at, found.begins(row)[1:]):
+        begins = found.begins(index)[1:] if int(array.get("segments", 1)) > 1 else []
+        for at in map(x.at, begins):
             parts.append(svg.line((at, base), (at, base - ROW + 7), "cut"))
     base = floor - 5
     told = f"up to {max(n for _, n in found.used)} of {found.nodes} in use"
@@ -314,15 +327,17 @@ def _clock(step_s: float) -> Callable[[float], str]:
 
 
 def _steps(steps: Sequence[tuple[float, int]], x: Axis, floor: float, peak: int) -> list[svg.Point]:
-    """A stepped line; of many steps within a pixel, the highest."""
+    """A stepped line; of many steps within two pixels, the highest."""
+    scale = (x.end - x.start) / x.high
     if len(steps) > MOST_STEPS:
-        highest: dict[float, int] = {}
+        highest: dict[int, int] = {}
         for time, count in steps:
-            pixel = float(round(x.at(time)))
-            highest[pixel] = max(highest.get(pixel, 0), count)
-        pairs = list(highest.items())
+            place = int(0.5 * scale * time)
+            if count > highest.get(place, -1):
+                highest[place] = count
+        pairs = [(x.start + 2.0 * place, count) for place, count in highest.items()]
     else:
-        pairs = [(x.at(time), count) for time, count in steps]
+        pairs = [(x.start + scale * time, count) for time, count in steps]
     points: list[svg.Point] = []
     for at, count in pairs:
         if points:

@@ -10,17 +10,25 @@ from pathlib import Path
 from typing import Any
 
 from llem.report.plan import figures, promise
-from llem.report.plan.cells import Cell, Level, cells_of, levels_of, total
+from llem.report.plan.cells import Cell, Level, cells_of, levels_of
 from llem.report.plan.figures import Cost, Goal
+from llem.report.plan.rows import (
+    arrays_in_rows,
+    dearest_cells,
+    layouts,
+    levels_in_rows,
+    promises,
+    recipes,
+    span,
+)
 from llem.report.plan.timeline import Timeline, timeline
 from llem.report.tables import (
-    UNKNOWN,
     format_count,
-    format_duration,
+    format_days,
     format_energy,
     format_flops,
     format_hours,
-    format_si,
+    format_money,
     format_target,
     known,
     number,
@@ -31,10 +39,8 @@ from llem.report.tables import (
 from llem.report.templates import render
 
 TEMPLATE = "plan.html.j2"
-# Rows of a table that a person reads; what is beyond is counted.
-MOST_ARRAYS = 30
+# Sizes that were left out, named for each reason; what is beyond is counted.
 MOST_DROPPED = 6
-DEAREST = 5
 # The report's colours of compute, cheap to dear: viridis, cut where the page is too near to it.
 VIRIDIS = ("440154", "482878", "3e4a89", "31688e", "26828e", "1f9e89", "35b779", "6ece58",
            "b5de2b", "fde725")  # fmt: skip
@@ -72,32 +78,29 @@ def render_plan_page(plan: Mapping[str, Any]) -> str:
         facts=[tuple(map(together, fact)) for fact in _facts(plan, cells, times, device)],
         warnings=[together(str(text)) for text in plan.get("warnings") or []],
         colours=[(_colour(s, ON_LIGHT), _colour(s, ON_DARK)) for s in _shares(levels)],
-        promise=promise.rows_of(plan["design"]),
+        promise=promises(plan["design"]),
         noise=percent(plan["design"].get("noise")),
         laws=plan["design"].get("laws", ""),
         target=goal.name,
         design=figures.design(levels, goal),
-        seeds=_range([c.seeds for c in cells], str),
+        seeds=span([c.seeds for c in cells], str),
         beyond=ratio(goal.flops / levels[-1].flops),
         far=goal.flops > figures.FAR * levels[-1].flops,
         cost=figures.cost(cost) if cost.total > 0 else "",
         cost_unit=f"{device}-hours" if cost.hours else "FLOPs",
         cost_shown=figures.MOST_BARS if len(cells) > figures.MOST_BARS else 0,
         cells=len(cells),
-        dearest=[_dear_row(cost, cell) for cell in cost.cells[:DEAREST]],
+        dearest=dearest_cells(cost),
         schedule=figures.schedule(times, plan["arrays"], local=local) if times else "",
         times=together(_schedule_text(times, plan, local=local)) if times else "",
         local=local,
         arrays_drawn=min(len(plan["arrays"]), figures.MOST_ROWS),
-        arrays=[_array_row(a, local=local) for a in plan["arrays"][:MOST_ARRAYS]],
+        arrays=arrays_in_rows(plan["arrays"], local=local),
         arrays_all=len(plan["arrays"]),
-        levels=[_level_row(level) for level in levels],
-        device=device,
+        levels=levels_in_rows(levels, device),
         recipe=_recipe(plan, cells),
-        recipes=[_recipe_row(level) for level in levels],
-        layouts=_layouts(cells, number(plan["site"]["device"]["memory_bytes"])),
-        memory=format_si(plan["site"]["device"]["memory_bytes"], "B"),
-        device_name=plan["site"]["device"]["name"],
+        recipes=recipes(levels),
+        layouts=layouts(cells, plan["site"]["device"]),
         dropped=_dropped(plan.get("dropped") or []),
         rest=_rest(plan),
         provenance=_provenance(plan),
@@ -122,10 +125,11 @@ def _goal(plan: Mapping[str, Any]) -> Goal:
 
 def _lead(plan: Mapping[str, Any], cells: Sequence[Cell], goal: Goal) -> str:
     runs = sum(c.seeds for c in cells)
+    counted = f"{runs:,}".replace(",", "\u202f")
     spent = _budget(plan["budget"], "spent")
     text = (
-        f"{runs} training{'s' if runs > 1 else ''} of "
-        f"{_range([c.params for c in cells], format_count)} parameters, for {spent}, to say how "
+        f"{counted} training{'s' if runs > 1 else ''} of "
+        f"{span([c.params for c in cells], format_count)} parameters, for {spent}, to say how "
         f"large a model for {goal.name} should be"
     )
     if math.isfinite(goal.factor):
@@ -136,7 +140,7 @@ def _lead(plan: Mapping[str, Any], cells: Sequence[Cell], goal: Goal) -> str:
 
 def _budget(budget: Mapping[str, Any], key: str) -> str:
     value, unit = number(budget[key]), str(budget["unit"])
-    return f"{format_flops(value) if unit == 'FLOP' else significant(value)} {unit}"
+    return f"{format_flops(value) if unit == 'FLOP' else format_money(value)} {unit}"
 
 
 def _facts(
@@ -160,7 +164,7 @@ def _facts(
     if known(totals.get("energy_j")):
         facts.append(("energy", format_energy(totals["energy_j"]), off("energy_j")))
     if times is not None:
-        facts.append(("duration", format_duration(times.end_s), "if the site were free"))
+        facts.append(("duration", format_days(times.end_s), "if the site were free"))
     return facts
 
 
@@ -185,67 +189,6 @@ def _colour(share: float, ends: tuple[float, float]) -> str:
     return "#" + "".join(f"{value:02x}" for value in mixed)
 
 
-def _range(values: Sequence[float], form: Any) -> str:
-    """`15.2 M to 1.25 B`; one value alone where all agree."""
-    low, high = form(min(values)), form(max(values))
-    return low if low == high else f"{low} to {high}"
-
-
-def _dear_row(cost: Cost, cell: Cell) -> dict[str, str]:
-    value = cost.of_cell(cell)
-    first, *more = cell.run_ids
-    return {
-        "params": format_count(cell.params),
-        "tokens": format_count(cell.tokens),
-        "model": _model(cell.run["model"]),
-        "seeds": str(cell.seeds),
-        "cost": cost.told(value),
-        "share": percent(value / cost.total),
-        "runs": f"{first} and {len(more)} more" if len(more) > 3 else ", ".join(cell.run_ids),
-    }
-
-
-def _model(model: Mapping[str, Any]) -> str:
-    """The shape of a model in a few words."""
-    if model.get("class_path"):
-        return f"{model['class_path']}, {model['size']} {model['value']}"
-    return f"{model['layers']} layers, width {model['width']}, {model['heads']} heads"
-
-
-def _array_row(array: Mapping[str, Any], *, local: bool) -> dict[str, str]:
-    chain = int(array.get("segments", 1))
-    limit = format_duration(array["time_limit_s"])
-    throttle = array.get("throttle")
-    return {
-        "name": array["name"],
-        "elements": str(len(array["elements"])),
-        "runs": str(sum(len(names) for names in array["elements"])),
-        "shape": f"{array['nodes']} × {array['gpus_per_node']}",
-        "zero": str(array["zero_stage"]),
-        "limit": f"{chain} × {limit}" if chain > 1 else limit,
-        "throttle": UNKNOWN if local or not throttle else str(throttle),
-    }
-
-
-def _level_row(level: Level) -> dict[str, Any]:
-    cells = level.cells
-    flops = total([c.flops for c in cells])
-    six = total([6.0 * c.params * c.tokens * c.seeds for c in cells])
-    return {
-        "place": level.place,
-        "flops": format_si(level.flops, "FLOP"),
-        "six": percent(six / flops),
-        "cells": str(len(cells)),
-        "runs": str(level.runs),
-        "params": _range([c.params for c in cells], format_count),
-        "tokens": _range([c.tokens for c in cells], format_count),
-        "ratio": _range([c.tokens / c.params for c in cells], lambda v: significant(v, 2)),
-        "longest": format_duration(max(c.predicted("duration_s") for c in cells)),
-        "hours": format_hours(total([c.gpu_hours for c in cells])),
-        "energy": format_energy(total([c.seeds * c.predicted("energy_j") for c in cells])),
-    }
-
-
 def _recipe(plan: Mapping[str, Any], cells: Sequence[Cell]) -> str:
     recipe = cells[0].run["recipe"]
     words = (
@@ -258,57 +201,6 @@ def _recipe(plan: Mapping[str, Any], cells: Sequence[Cell]) -> str:
             f"{number(plan['campaign']['training']['max_learning_rate']):g}."
         )
     return words
-
-
-def _recipe_row(level: Level) -> dict[str, Any]:
-    runs = [c.run for c in level.cells]
-    asked = [(r, r["asked"]) for r in runs if r.get("asked")]
-    off = [r["batch_tokens"] / number(a["batch_tokens"]) - 1 for r, a in asked]
-    capped = sum(r["learning_rate"] < 0.999 * number(a["learning_rate"]) for r, a in asked)
-    return {
-        "place": level.place,
-        "flops": format_si(level.flops, "FLOP"),
-        "batch": _range([r["batch_tokens"] for r in runs], _whole),
-        "rounded": _range(off, lambda v: f"{100 * v:+.0f} %".replace("-", "−"))
-        if off
-        else "as given",
-        "rate": _range([r["learning_rate"] for r in runs], lambda v: f"{v:.2g}"),
-        "capped": f"{capped} of {len(runs)}" if capped else "none",
-        "steps": _range([r["steps"] for r in runs], _whole),
-        "warmup": _range([r["recipe"]["warmup_steps"] for r in runs], _whole),
-    }
-
-
-def _whole(value: float) -> str:
-    """A number of things, whole below a thousand."""
-    return f"{value:.0f}" if value < 1000 else format_count(value)
-
-
-def _layouts(cells: Sequence[Cell], memory: float) -> list[dict[str, str]]:
-    """Where runs go, with the most memory that any of them takes, smallest layout first."""
-    found: dict[tuple[Any, ...], list[Cell]] = {}
-    for cell in cells:
-        at = cell.run["layout"]
-        key = (at["nodes"], at["gpus_per_node"], at["zero_stage"],
-               bool(at.get("activation_checkpointing")))  # fmt: skip
-        found.setdefault(key, []).append(cell)
-    rows = []
-    for (nodes, devices, stage, again), group in sorted(found.items()):
-        most = max(c.predicted("memory_bytes") for c in group)
-        rows.append(
-            {
-                "shape": f"{nodes} × {devices}",
-                "zero": str(stage) + (", activations recomputed" if again else ""),
-                "runs": str(sum(c.seeds for c in group)),
-                "params": _range([c.params for c in group], format_count),
-                "micro": _range([c.run["layout"]["micro_batch"] for c in group], str),
-                "accum": _range([c.run["layout"]["grad_accum"] for c in group], str),
-                "memory": format_si(most, "B"),
-                "share": percent(round(most / memory, 3)),
-                "full": f"{100 * most / memory:.0f}",
-            }
-        )
-    return rows
 
 
 def _dropped(dropped: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
@@ -328,7 +220,7 @@ def _dropped(dropped: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
 def _schedule_text(times: Timeline, plan: Mapping[str, Any], *, local: bool) -> str:
     """What the picture shows, and what nobody knows."""
     chained = max(int(a.get("segments", 1)) for a in plan["arrays"])
-    words = f"If the site were free, all of it would take {format_duration(times.end_s)}"
+    words = f"If the site were free, all of it would take {format_days(times.end_s)}"
     if local:
         words += f", {times.nodes} element{'s' if times.nodes > 1 else ''} at a time"
     else:

@@ -10,6 +10,7 @@ from llem.report.tables import known, number, significant
 
 # 95 % of a normal distribution lie within so many standard errors.
 STANDARD_ERRORS_95 = 1.96
+THIS = "this budget"
 PARTS = ("predicted_se_log_params", "law_error_log_params")
 
 
@@ -48,7 +49,6 @@ def rows_of(design: Mapping[str, Any]) -> list[dict[str, str]]:
                 "law": significant(number(told.get(PARTS[1])), 2),
                 "both": significant(error, 2),
                 "factor": factor_text(error),
-                "factor_noise": factor_text(number(told[PARTS[0]])),
                 "loss": significant(both(told, "loss"), 2),
             }
         )
@@ -56,6 +56,6 @@ def rows_of(design: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def _share(share: float) -> str:
-    return {0.5: "half the budget", 1.0: "this budget", 2.0: "twice the budget"}.get(
+    return {0.5: "half the budget", 1.0: THIS, 2.0: "twice the budget"}.get(
         share, f"{share:g} times the budget"
     )
