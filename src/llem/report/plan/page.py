@@ -22,6 +22,7 @@ from llem.report.plan.rows import (
     span,
 )
 from llem.report.plan.timeline import Timeline, timeline
+from llem.report.svg import NOT_XML
 from llem.report.tables import (
     format_count,
     format_days,
@@ -71,7 +72,7 @@ def render_plan_page(plan: Mapping[str, Any]) -> str:
     times = _times(plan, cells)
     local = plan["site"].get("executor") == "local"
     device = "core" if plan["site"]["device"]["name"] == "cpu" else "GPU"
-    return render(
+    text = render(
         TEMPLATE,
         title=f"{plan['campaign']['name']}: the plan",
         lead=together(_lead(plan, cells, goal)),
@@ -105,6 +106,7 @@ def render_plan_page(plan: Mapping[str, Any]) -> str:
         rest=_rest(plan),
         provenance=_provenance(plan),
     )
+    return NOT_XML.sub("\ufffd", text)
 
 
 def together(text: str) -> str:
