@@ -9,7 +9,7 @@ from typing import Any
 
 from llem.campaign.guards import check_script_path
 from llem.cluster import slurm
-from llem.cluster.files import write_json
+from llem.cluster.files import force_to_disk, write_json
 from llem.cluster.folder import FINAL, CampaignFolder
 from llem.cluster.render import FINISH
 from llem.cluster.state import CampaignState, campaign_state, submitted_jobs
@@ -138,6 +138,9 @@ def _sbatch(
     if elements is not None:
         throttle = f"%{plan.site.limits.throttle}" if plan.site.limits.throttle else ""
         options.append(f"--array={index_list(elements)}{throttle}")
+    for path in (folder.script(name), folder.manifest(name)):
+        if path.is_file():
+            force_to_disk(path)
     script = folder.script(name).relative_to(folder.root)
     job_id = slurm.submit_script(script, cwd=folder.root, options=options)
     entry = {"job_id": job_id, "submitted_ns": time.time_ns(), "plan": plan.digest}
