@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import sys
 import textwrap
 import time
@@ -70,18 +71,14 @@ def plan_tables(plan: Plan) -> None:
 
 def lines(told: Iterable[tuple[str, str]]) -> None:
     """Print `label: text`, the texts below each other and folded where a terminal ends."""
-    from rich.console import Console
-
-    console = Console()
     told = list(told)
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
     indent = max(len(label) for label, _ in told) + 2
     for label, text in told:
         first = f"{label}:".ljust(indent)
-        if not console.is_terminal:
-            print(first + text)
-            continue
-        print(textwrap.fill(text, console.width, initial_indent=first,
-                            subsequent_indent=" " * indent, break_on_hyphens=False))  # fmt: skip
+        # A file or a pipe has no width: never fold what another program may read.
+        print(textwrap.fill(text, width, initial_indent=first, subsequent_indent=" " * indent,
+                            break_on_hyphens=False) if width else first + text)  # fmt: skip
 
 
 def _level_row(runs: Runs) -> list[Any]:
