@@ -81,7 +81,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.dry_run:
         note(f"dry run: {where} was not written")
     elif planned.changed:
-        note(f"written: {where}; next: llem submit {where}")
+        note(f"written: {where}; read {planned.folder.plan_page}; next: llem submit {where}")
     else:
         note(f"{where} holds this plan already; nothing was changed")
     return 0

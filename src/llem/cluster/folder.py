@@ -37,6 +37,10 @@ class CampaignFolder:
         return self.root / "plan.json"
 
     @property
+    def plan_page(self) -> Path:
+        return self.root / "plan.html"
+
+    @property
     def jobs(self) -> Path:
         return self.root / "jobs"
 

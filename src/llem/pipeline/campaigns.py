@@ -23,6 +23,7 @@ from llem.cluster import (
 )
 from llem.errors import Fault, InputError, LlemError
 from llem.planning import ClusterLimits, OwnModel, Plan, make_plan, write_python_sources
+from llem.report.plan import render_plan_page
 
 if TYPE_CHECKING:
     from llem.campaign import Campaign
@@ -77,6 +78,7 @@ def plan_campaign(
     if write:
         paths = {folder.jobs / name: text for name, text in files.items()}
         paths |= {folder.root / name: text for name, text in code.items()}
+        paths[folder.plan_page] = render_plan_page(by_cell(plan))
         changed = folder.write_plan(plan, paths, replace=replace_old)
     return Planned(plan, folder, changed)
 
@@ -94,6 +96,12 @@ def _grown(folder: CampaignFolder, plan: Plan) -> Plan | None:
 def limits_of(site: Site) -> ClusterLimits | None:
     """What the scheduler here allows on the site's partition; None where there is no scheduler."""
     return ask_limits(site.partition) if site.executor == "slurm" else None
+
+
+def by_cell(plan: Plan) -> dict[str, Any]:
+    """plan.json with `cells` for its runs: one run of each cell, and the `run_ids` of all seeds."""
+    cells = [{**some.run.to_dict(), "run_ids": some.run_ids} for some in plan.runs.replicates]
+    return {**plan.head(), "arrays": [vars(array) for array in plan.arrays], "cells": cells}
 
 
 def resolve_data(campaign: Campaign, root: Path, *, base: Path) -> TokenData:

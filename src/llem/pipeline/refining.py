@@ -9,11 +9,13 @@ from llem.cluster import render_files
 from llem.pipeline.campaigns import (
     Planned,
     aggregate_campaign,
+    by_cell,
     image_digest,
     limits_of,
     own_model,
 )
 from llem.planning import measured_from_runs, refine_plan
+from llem.report.plan import render_plan_page
 
 if TYPE_CHECKING:
     from llem.campaign import Budget
@@ -55,6 +57,7 @@ def refine_campaign(
             wave = grown.waves[-1].number
             files = render_files(grown, image_digest=image_digest(grown), wave=wave)
             paths = {folder.jobs / name: text for name, text in files.items()}
+            paths[folder.plan_page] = render_plan_page(by_cell(grown))
             folder.write_plan(grown, paths, replace=True)
     return Planned(grown, folder, changed=write)
 

@@ -70,7 +70,7 @@ def test_plan_shows_what_will_run_and_what_it_costs(tmp_path):
     done = llem("plan", "--out", "c", "--dry-run", cwd=tmp_path)
     assert "20 runs" in done.stdout
     assert "expected:" in done.stdout
-    assert "figures rest on:" in done.stdout
+    assert "rests on:" in done.stdout
     assert list(tmp_path.iterdir()) == []
 
 
