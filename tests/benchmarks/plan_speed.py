@@ -120,13 +120,18 @@ def median(timings: list[Timing]) -> Timing:
     )
 
 
+def least(timings: list[Timing]) -> float:
+    """Processor seconds when others disturbed least; submitit's grow tenfold on a busy disk."""
+    return min(t.processor_s for t in timings)
+
+
 def told(timings: list[Timing]) -> str:
-    middle, least = median(timings), min(t.processor_s for t in timings)
-    return f"{middle.wall_s:.3f} s   {middle.processor_s:.3f} s ({least:.3f})"
+    middle = median(timings)
+    return f"{middle.wall_s:.3f} s   {middle.processor_s:.3f} s ({least(timings):.3f})"
 
 
 def tell(what: str, value: str, wanted: str, met: bool) -> bool:
-    print(f"{what:<52} {value:>9}   wanted {wanted:<10} {'met' if met else 'NOT MET'}")
+    print(f"{what:<58} {value:>9}   wanted {wanted:<10} {'met' if met else 'NOT MET'}")
     return met
 
 
@@ -176,6 +181,7 @@ def main() -> int:
             for kind, ratio in (
                 ("wall-clock", theirs.wall_s / size / (each.wall_s / runs)),
                 ("processor", theirs.processor_s / size / (each.processor_s / runs)),
+                ("least processor", least(timings) / size / (least(plans[runs]) / runs)),
             ):
                 met = tell(f"{runs:,} runs against submitit's {other}, {kind}",
                            f"{ratio:.1f} x", "10 x a run", ratio >= 10)  # fmt: skip
