@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         load_site,
         site_names,
         site_of,
+        validated,
     )
     from llem.campaign.site import Site
 
@@ -64,6 +65,7 @@ __all__ = [
     "site_names",
     "site_of",
     "slurm_time",
+    "validated",
 ]
 
 _LAZY = {
@@ -78,6 +80,7 @@ _LAZY = {
             "load_site",
             "site_names",
             "site_of",
+            "validated",
         ),
         "llem.campaign.load",
     ),

@@ -19,7 +19,7 @@ from llem.planning.arrays import ArrayJob, pack
 from llem.planning.cells import Bench, Dropped, OwnModel
 from llem.planning.fill import fill
 from llem.planning.grid import GridShape
-from llem.planning.hardware import Accelerator, Measured, accelerator_of
+from llem.planning.hardware import Accelerator, Measured, accelerator_of, site_as_measured
 from llem.planning.limits import ClusterLimits, narrowed
 from llem.planning.spend import spend, target_flops, uncertainty
 from llem.planning.waves import PROMISED, promise_of
@@ -169,6 +169,7 @@ def make_plan(
     site = site_of(campaign)
     if limits is not None:
         site = narrowed(site, limits)
+    site = site_as_measured(site, measured)
     device = accelerator_of(site, measured)
     bench = Bench(campaign=campaign, site=site, device=device, data=data, own=own)
     filled = fill(bench, budget, runs=runs)
