@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llem.cli._command import add_json, add_yes, note, option
+from llem.cli._command import add_calibration, add_json, add_yes, note, option
 from llem.cli.plan import find_campaign, number_of_runs
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("campaign", nargs="?", type=Path, metavar="CAMPAIGN.yaml")
     parser.add_argument("--budget", help="overrides the campaign's")
     parser.add_argument("--runs", type=int, metavar="K", help="ask for so many runs")
+    add_calibration(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: the campaign's name")
     add_yes(parser)
     add_json(parser)
@@ -31,7 +32,8 @@ def run(args: argparse.Namespace) -> int:
     campaign, base = find_campaign(args.campaign)
     budget = option("--budget", parse_budget, args.budget) if args.budget else None
     return run_all(campaign, base=base, out=args.out or Path(campaign.name), budget=budget,
-                   runs=number_of_runs(args.runs), yes=args.yes, as_json=args.json)  # fmt: skip
+                   runs=number_of_runs(args.runs), calibration=args.calibration, yes=args.yes,
+                   as_json=args.json)  # fmt: skip
 
 
 def run_all(
@@ -41,6 +43,7 @@ def run_all(
     out: Path,
     budget: Budget | None,
     runs: int | None = None,
+    calibration: Path | None = None,
     yes: bool = False,
     as_json: bool,
 ) -> int:
@@ -51,7 +54,9 @@ def run_all(
     from llem.cluster import LocalOutcome
     from llem.pipeline import finish, plan_campaign, run_campaign
 
-    planned = plan_campaign(campaign, out=out, base=base, budget=budget, runs=runs)
+    planned = plan_campaign(
+        campaign, out=out, base=base, budget=budget, runs=runs, calibration=calibration
+    )
     if not as_json:
         plan_tables(planned.plan)
         # Progress goes to standard error: what belongs before it must not wait in a buffer.

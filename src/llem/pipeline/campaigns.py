@@ -23,7 +23,7 @@ from llem.cluster import (
     wait,
 )
 from llem.errors import Fault, InputError, LlemError
-from llem.planning import OwnModel, Plan, make_plan, write_python_sources
+from llem.planning import OwnModel, Plan, load_calibration, make_plan, write_python_sources
 
 if TYPE_CHECKING:
     from llem.campaign import Campaign
@@ -54,12 +54,16 @@ def plan_campaign(
     ask_cluster: bool = False,
     replace_old: bool = False,
     write: bool = True,
+    calibration: str | Path | None = None,
+    change: Callable[[Plan], Plan] | None = None,
 ) -> Planned:
     """Plan `campaign` into the folder `out`; a second identical call changes nothing.
 
     `base` is the folder that a relative `data.path` starts from. `runs` asks for so many runs;
     with `ask_cluster` the scheduler here is asked for its limits, which the plan keeps. With
-    `write=False` nothing is written. Raises InputError, BudgetError.
+    `write=False` nothing is written. `calibration` is the folder or file of `llem calibrate` that
+    the figures rest on, in place of the campaign's. `change` makes another plan of it before it is
+    written. Raises InputError, BudgetError.
     """
     folder = CampaignFolder(Path(out))
     with tempfile.TemporaryDirectory(prefix="llem-plan-") as scratch:
@@ -71,7 +75,20 @@ def plan_campaign(
         own, code = own_model(campaign, Path(base).resolve())
     site = site_of(campaign)
     limits = ask_limits(site.partition) if ask_cluster and site.executor == "slurm" else None
-    plan = make_plan(campaign, budget=budget, data=data, own=own, runs=runs, limits=limits)
+    found, measured = None, []
+    if calibration is None and campaign.calibration is not None:
+        calibration = Path(base) / Path(campaign.calibration).expanduser()
+    if calibration is not None:
+        found = load_calibration(calibration)
+        found.check(site, campaign.training.precision, source=str(calibration))
+        measured = [found.measured(site)]
+    plan = make_plan(
+        campaign, budget=budget, data=data, own=own, runs=runs, limits=limits, measured=measured
+    )
+    if found is not None:
+        plan = replace(plan, warnings=(*plan.warnings, *found.warnings(site, plan.runs)))
+    if change is not None:
+        plan = change(plan)
     files = render_files(plan, image_digest=image_digest(plan))
     changed = False
     if write:

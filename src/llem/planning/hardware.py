@@ -267,6 +267,6 @@ def _number(row: Mapping[str, Any], name: str) -> float:
     """A cell as a number, NaN where there is none."""
     value = row.get(name)
     try:
-        return math.nan if value in (None, "") else float(value)  # type: ignore[arg-type]
+        return math.nan if value in (None, "") else float(value)
     except (TypeError, ValueError):
         return math.nan
