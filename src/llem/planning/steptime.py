@@ -49,73 +49,120 @@ class StepLaw:
 def fit_steps(times: Sequence[StepTime], *, utilisation: float) -> StepLaw:
     """Least squares of step time in relative error, both coefficients 0 or more.
 
+    A step that was measured badly counts less: weights are 1 / (USUAL_SCATTER^2 + its error^2).
     Steps that all do alike (or one alone) tell one coefficient: all of it is taken for work.
     Where overhead hides the work, the `utilisation` that is given is kept, and NaN returned for it.
     Raises ValueError without a step.
     """
     if not times:
         raise ValueError("no step was timed")
-    x = [t.work_s / t.step_s for t in times]
-    y = [t.micro_steps / t.step_s for t in times]
-    floor = _median([t.error for t in times])
-    xx, yy, xy = _dot(x, x), _dot(y, y), _dot(x, y)
-    count = len(times)
-    determinant = xx * yy - xy * xy
-    if determinant > ALIKE * xx * yy:
-        slope = (sum(x) * yy - sum(y) * xy) / determinant
-        overhead = (sum(y) * xx - sum(x) * xy) / determinant
-        spread = _spread(x, y, slope, overhead, parameters=2, floor=floor)
-        slope_error = spread * math.sqrt(yy / determinant)
-        if overhead > 0 and slope > slope_error:
+    system = _System.of(times)
+    slope, overhead = system.both()
+    if overhead > 0:
+        slope_error, overhead_error, spread = system.errors_of_both(slope, overhead)
+        if slope > slope_error:
             return StepLaw(
                 utilisation=1 / slope, utilisation_error=slope_error / slope,
-                step_overhead_s=overhead,
-                step_overhead_error_s=spread * math.sqrt(xx / determinant),
-                scatter=_rms(x, y, slope, overhead), time_error=spread * math.sqrt(2 / count),
+                step_overhead_s=overhead, step_overhead_error_s=overhead_error,
+                scatter=system.rms(slope, overhead), time_error=spread * system.share(2),
             )  # fmt: skip
-        if overhead > 0:
-            # Work is lost in the overhead: what is known of it beforehand has to do.
-            rest = [1 - u / utilisation for u in x]
-            overhead = max(0.0, _dot(y, rest) / yy)
-            spread = _spread(x, y, 1 / utilisation, overhead, parameters=1, floor=floor)
-            return StepLaw(
-                utilisation=math.nan, utilisation_error=math.nan, step_overhead_s=overhead,
-                step_overhead_error_s=spread / math.sqrt(yy),
-                scatter=_rms(x, y, 1 / utilisation, overhead), time_error=spread / math.sqrt(count),
-            )  # fmt: skip
-    slope = sum(x) / xx
-    spread = _spread(x, y, slope, 0.0, parameters=1, floor=floor)
-    error = spread / math.sqrt(xx)
+        # Work is lost in the overhead: what is known of it beforehand has to do.
+        slope = 1 / utilisation
+        overhead = max(0.0, (system.yz - slope * system.xy) / system.yy)
+        spread = system.spread(slope, overhead, parameters=1)
+        return StepLaw(
+            utilisation=math.nan, utilisation_error=math.nan,
+            step_overhead_s=overhead, step_overhead_error_s=spread / math.sqrt(system.yy),
+            scatter=system.rms(slope, overhead), time_error=spread * system.share(1),
+        )  # fmt: skip
+    slope = system.xz / system.xx
+    spread = system.spread(slope, 0.0, parameters=1)
     return StepLaw(
-        utilisation=1 / slope, utilisation_error=error / slope, step_overhead_s=0.0,
-        step_overhead_error_s=math.nan, scatter=_rms(x, y, slope, 0.0),
-        time_error=spread / math.sqrt(count),
+        utilisation=1 / slope, utilisation_error=spread / math.sqrt(system.xx) / slope,
+        step_overhead_s=0.0, step_overhead_error_s=math.nan,
+        scatter=system.rms(slope, 0.0), time_error=spread * system.share(1),
     )  # fmt: skip
 
 
-def _dot(a: Sequence[float], b: Sequence[float]) -> float:
-    return math.fsum(p * q for p, q in zip(a, b, strict=True))
+@dataclass(frozen=True)
+class _System:
+    """Normal equations of slope * x + overhead * y = 1, with x = work / time, y = micro-steps /
+    time and weights w whose mean is 1; `floor` is the median of the times' own errors."""
 
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    w: tuple[float, ...]
+    floor: float
 
-def _rms(x: Sequence[float], y: Sequence[float], slope: float, overhead: float) -> float:
-    residuals = [slope * p + overhead * q - 1 for p, q in zip(x, y, strict=True)]
-    return math.sqrt(_dot(residuals, residuals) / len(residuals))
+    @classmethod
+    def of(cls, times: Sequence[StepTime]) -> _System:
+        raw = [1 / (USUAL_SCATTER**2 + t.error**2) for t in times]
+        mean = math.fsum(raw) / len(raw)
+        return cls(
+            x=tuple(t.work_s / t.step_s for t in times),
+            y=tuple(t.micro_steps / t.step_s for t in times),
+            w=tuple(weight / mean for weight in raw),
+            floor=sorted(t.error for t in times)[len(times) // 2],
+        )
 
+    def _sum(self, *columns: Sequence[float]) -> float:
+        return math.fsum(math.prod(row) for row in zip(self.w, *columns, strict=True))
 
-def _spread(
-    x: Sequence[float], y: Sequence[float], slope: float, overhead: float,
-    *, parameters: int, floor: float,
-) -> float:  # fmt: skip
-    """Standard deviation of one step time's relative error: never below its own measurement's.
+    @property
+    def xx(self) -> float:
+        return self._sum(self.x, self.x)
 
-    Where as many steps as coefficients leave no residual, a machine's usual scatter is taken.
-    """
-    free = len(x) - parameters
-    if free < 1:
-        return max(USUAL_SCATTER, floor)
-    return max(_rms(x, y, slope, overhead) * math.sqrt(len(x) / free), floor)
+    @property
+    def yy(self) -> float:
+        return self._sum(self.y, self.y)
 
+    @property
+    def xy(self) -> float:
+        return self._sum(self.x, self.y)
 
-def _median(values: Sequence[float]) -> float:
-    known = sorted(v for v in values if math.isfinite(v))
-    return known[len(known) // 2] if known else 0.0
+    @property
+    def xz(self) -> float:
+        return self._sum(self.x)
+
+    @property
+    def yz(self) -> float:
+        return self._sum(self.y)
+
+    @property
+    def determinant(self) -> float:
+        return self.xx * self.yy - self.xy**2
+
+    def both(self) -> tuple[float, float]:
+        """Slope and overhead without a bound; an overhead of 0 where they cannot be told apart."""
+        if self.determinant <= ALIKE * self.xx * self.yy:
+            return self.xz / self.xx, 0.0
+        slope = (self.xz * self.yy - self.yz * self.xy) / self.determinant
+        return slope, (self.yz * self.xx - self.xz * self.xy) / self.determinant
+
+    def errors_of_both(self, slope: float, overhead: float) -> tuple[float, float, float]:
+        """Standard errors of slope and overhead, and the spread that they follow from."""
+        spread = self.spread(slope, overhead, parameters=2)
+        return (
+            spread * math.sqrt(self.yy / self.determinant),
+            spread * math.sqrt(self.xx / self.determinant),
+            spread,
+        )
+
+    def rms(self, slope: float, overhead: float) -> float:
+        """Root mean square of the relative errors, weighted."""
+        residuals = [slope * p + overhead * q - 1 for p, q in zip(self.x, self.y, strict=True)]
+        return math.sqrt(self._sum(residuals, residuals) / len(self.x))
+
+    def spread(self, slope: float, overhead: float, *, parameters: int) -> float:
+        """Standard deviation of one time's relative error: never below its own measurement's.
+
+        Where as many times as coefficients leave no residual, the usual scatter is taken.
+        """
+        free = len(self.x) - parameters
+        if free < 1:
+            return max(USUAL_SCATTER, self.floor)
+        return max(self.rms(slope, overhead) * math.sqrt(len(self.x) / free), self.floor)
+
+    def share(self, parameters: int) -> float:
+        """What a mean over the measured steps keeps of the spread of one."""
+        return math.sqrt(parameters / len(self.x))
