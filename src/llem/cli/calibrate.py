@@ -19,6 +19,8 @@ EXAMPLE = """  llem calibrate campaign.yaml --out runs/calibration
   llem plan campaign.yaml --calibration runs/calibration
   llem calibrate campaign.yaml --out runs/calibration --shapes 8 --steps 100 --json"""
 
+LEFT_OUT_SHOWN = 3
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("campaign", nargs="?", type=Path, metavar="CAMPAIGN.yaml")
@@ -74,8 +76,10 @@ def _tell_cost(planned: Planned) -> None:
         f"{format_si(hours)} GPU-hours, {format_si(plan.totals['energy_j'])}J, longest "
         f"{format_duration(max(r.predicted.duration_s for r in plan.runs) + plan.site.startup_s)}"
     )
-    for dropped in plan.dropped:
-        note(f"left out: {dropped.reason}")
+    if plan.dropped:
+        shown = "; ".join(dropped.reason for dropped in plan.dropped[:LEFT_OUT_SHOWN])
+        more = len(plan.dropped) - LEFT_OUT_SHOWN
+        note(f"not measured: {shown}" + (f"; and {more} more" if more > 0 else ""))
 
 
 def _tell(done: Calibrated, calibration: Calibration, *, as_json: bool) -> None:
@@ -83,6 +87,7 @@ def _tell(done: Calibrated, calibration: Calibration, *, as_json: bool) -> None:
         print_json({**calibration.to_dict(), "file": str(done.file)})
         return
     from llem.cli._show import table
+    from llem.planning import LAYOUT
 
     table(
         ["parameters", "nodes x ranks", "ZeRO", "micro-batch", "steps", "step", "tokens/s",
@@ -94,7 +99,8 @@ def _tell(done: Calibrated, calibration: Calibration, *, as_json: bool) -> None:
     for line in device_lines(calibration):
         print(line)
     for item in calibration.left_out:
-        print(f"left out: {item.what}: {item.reason}")
+        if item.what != LAYOUT:
+            print(f"left out: {item.what}: {item.reason}")
     note(f"written: {done.file}; next: llem plan --calibration {done.planned.folder.root}")
 
 

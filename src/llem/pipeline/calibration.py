@@ -29,6 +29,7 @@ from llem.errors import Fault, InputError, LlemError
 from llem.pipeline.campaigns import Planned, plan_campaign, run_campaign
 from llem.planning import (
     CALIBRATION_FILE,
+    LAYOUT,
     SHAPES,
     Calibration,
     DeviceFound,
@@ -142,7 +143,7 @@ def reduce_calibration(folder: CampaignFolder, plan: Plan) -> Calibration:
         for run in plan.runs
         if not steady[run.run_id].step_s > 0
     ]
-    left_out += [LeftOut(what="layout", reason=dropped.reason) for dropped in plan.dropped]
+    left_out += [LeftOut(what=LAYOUT, reason=dropped.reason) for dropped in plan.dropped]
     if not timed:
         reasons = "; ".join(dict.fromkeys(item.reason for item in left_out))
         raise LlemError(

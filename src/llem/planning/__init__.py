@@ -3,6 +3,7 @@
 from llem.planning.arrays import ArrayJob, pack
 from llem.planning.calibration import (
     CALIBRATION_FILE,
+    LAYOUT,
     Calibration,
     DeviceFound,
     LeftOut,
@@ -32,6 +33,7 @@ from llem.planning.steptime import StepLaw, StepTime, fit_steps
 __all__ = [
     "ACCELERATORS",
     "CALIBRATION_FILE",
+    "LAYOUT",
     "SHAPES",
     "Accelerator",
     "ArrayJob",

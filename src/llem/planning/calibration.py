@@ -20,6 +20,8 @@ CALIBRATION_SCHEMA = "llem-calibration-1"
 CALIBRATION_FILE = "calibration.json"
 # Work that lies this many times outside what was measured is worth a warning.
 FAR = 10.0
+# What is left out: a layout that no shape stands for.
+LAYOUT = "layout"
 
 # JSON has no NaN: what was not measured is null there, and has a reason beside it.
 Measurement = Annotated[float, BeforeValidator(lambda v: math.nan if v is None else v)]
