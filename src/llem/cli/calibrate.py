@@ -120,7 +120,9 @@ def device_lines(calibration: Calibration) -> list[str]:
         how = {"model": "estimated by a model, not measured"}.get(found.energy_quality, "measured")
         lines.append(f"power {found.power_w:.4g} W +- {found.power_error:.0%} a device: {how}")
     else:
-        lines.append(f"power not measured: {found.energy_reason or 'no meter'}")
+        # Every shape has a reason of its own in the file; the first says what to look for.
+        first = found.energy_reason.partition("; ")[0]
+        lines.append(f"power not measured: {first or 'no meter'}")
     if found.startup_s >= 0:
         lines.append(f"an element takes {found.startup_s:.2g} s to start")
     return lines
