@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         finish,
         fit_campaign,
         plan_campaign,
+        refine_campaign,
         report_campaign,
         run_campaign,
     )
@@ -41,6 +42,7 @@ __all__ = [
     "load_campaign",
     "measure",
     "plan_campaign",
+    "refine_campaign",
     "report_campaign",
     "run_campaign",
 ]

@@ -1,6 +1,7 @@
 """The library behind the commands: each stage of a campaign as one call on its folder.
 
     calibrate -> plan_campaign -> run_campaign (submit, wait) -> finish (aggregate -> fit -> report)
+                                       ^------ refine_campaign <------'
 
 This is the one package that joins the floors below; the command line calls it and prints. Names
 load on first use: to fit a table takes nothing of what plans and runs a campaign.
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
         fit_campaign,
         fit_observations,
     )
+    from llem.pipeline.refining import refine_campaign, wave_is_due
     from llem.pipeline.slices import EdgeMinimaError
     from llem.pipeline.table import Table, TableError, read_table
 
@@ -56,10 +58,12 @@ _HOME = {
     "plan_campaign": "campaigns",
     "read_table": "table",
     "reduce_calibration": "calibration",
+    "refine_campaign": "refining",
     "report_campaign": "finishing",
     "resolve_data": "campaigns",
     "run_calibration": "calibration",
     "run_campaign": "campaigns",
+    "wave_is_due": "refining",
 }
 
 __all__ = [
@@ -81,10 +85,12 @@ __all__ = [
     "plan_campaign",
     "read_table",
     "reduce_calibration",
+    "refine_campaign",
     "report_campaign",
     "resolve_data",
     "run_calibration",
     "run_campaign",
+    "wave_is_due",
 ]
 
 

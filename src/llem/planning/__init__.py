@@ -25,7 +25,8 @@ from llem.planning.hardware import (
 )
 from llem.planning.ladder import nearest_decoder
 from llem.planning.limits import ClusterLimits
-from llem.planning.plan import Plan, make_plan
+from llem.planning.plan import Plan, WavePlan, make_plan
+from llem.planning.refine import refine_plan
 from llem.planning.shapes import SHAPES, calibration_plan, choose_shapes
 from llem.planning.spend import spend, target_flops
 from llem.planning.steptime import StepLaw, StepTime, fit_steps
@@ -51,6 +52,7 @@ __all__ = [
     "ShapeFound",
     "StepLaw",
     "StepTime",
+    "WavePlan",
     "accelerator_of",
     "calibration_plan",
     "choose_shapes",
@@ -62,6 +64,7 @@ __all__ = [
     "measured_from_runs",
     "nearest_decoder",
     "pack",
+    "refine_plan",
     "spend",
     "target_flops",
     "weighted_mean",

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from llem.campaign import Layout, Run, Site, validated
+from llem.campaign import Layout, Run, Runs, Site, validated
 from llem.campaign.site import Strict
 from llem.errors import Fault, InputError
 from llem.planning.hardware import Measured, accelerator_of
@@ -146,11 +146,13 @@ class Calibration(Strict):
                   for s in self.shapes}  # fmt: skip
         elsewhere: dict[tuple[int, int, int], int] = {}
         far = 0
-        for run in runs:
-            place = (run.layout.nodes, run.layout.gpus_per_node, run.layout.zero_stage)
+        for some in Runs.of(runs).replicates:
+            run, layout = some.run, some.run.layout
+            place = (layout.nodes, layout.gpus_per_node, layout.zero_stage)
             if place not in places:
-                elsewhere[place] = elsewhere.get(place, 0) + 1
-            far += not min(work) / FAR <= work_of(run) <= max(work) * FAR
+                elsewhere[place] = elsewhere.get(place, 0) + len(some)
+            if not min(work) / FAR <= work_of(run) <= max(work) * FAR:
+                far += len(some)
         for (nodes, ranks, stage), count in sorted(elsewhere.items()):
             found.append(
                 f"{count} run{'s' if count > 1 else ''} on {nodes} x {ranks} ranks with ZeRO "

@@ -6,12 +6,12 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from llem.campaign import Budget, Layout, Predicted, Run, Site
+from llem.campaign import Budget, Layout, Predicted, Run, Runs, Site
 from llem.planning.arrays import pack
 from llem.planning.cells import Dropped
 from llem.planning.hardware import Accelerator
 from llem.planning.layout import duration_s
-from llem.planning.plan import Plan
+from llem.planning.plan import Plan, WavePlan
 from llem.planning.waves import PROMISED
 
 SHAPES = 5
@@ -24,7 +24,8 @@ EVALUATION_WINDOWS = 8
 # What one shape may cost: this share of the plan's GPU-hours, or so many.
 COST_SHARE = 0.02
 CHEAP_GPU_HOURS = 0.2
-NAME_ENDING = "-calibration"
+CALIBRATION = "calibration"
+NAME_ENDING = f"-{CALIBRATION}"
 LONGEST_NAME = 64
 
 Place = tuple[int, int, int, bool]
@@ -56,10 +57,10 @@ def calibration_plan(plan: Plan, *, shapes: int = SHAPES, steps: int | None = No
         affordable=max(COST_SHARE * plan.totals["gpu_hours"], CHEAP_GPU_HOURS),
     )
     # Layout is no part of a run's name: one model in two places must not be one run.
-    runs = tuple(replace(short(run), seed=number) for number, run in enumerate(chosen.runs))
+    runs = Runs.of(replace(short(run), seed=number) for number, run in enumerate(chosen.runs))
     name = plan.campaign.name[: LONGEST_NAME - len(NAME_ENDING)] + NAME_ENDING
     hours = math.fsum(run.predicted.gpu_hours for run in runs)
-    return replace(
+    made = replace(
         plan,
         campaign=plan.campaign.model_copy(update={"name": name, "calibration": None}),
         site=site,
@@ -71,6 +72,8 @@ def calibration_plan(plan: Plan, *, shapes: int = SHAPES, steps: int | None = No
         shape=None,
         promise=dict.fromkeys(PROMISED),
     )
+    wave = WavePlan(number=1, kind=CALIBRATION, value=hours, runs=len(runs), digest=made.digest)
+    return replace(made, waves=(wave,))
 
 
 def choose_shapes(
@@ -84,9 +87,10 @@ def choose_shapes(
     """
     hours_of_place: dict[Place, float] = {}
     distinct: dict[tuple[object, ...], Run] = {}
-    for run in runs:
-        place = _place(run.layout)
-        hours_of_place[place] = hours_of_place.get(place, 0.0) + run.predicted.gpu_hours
+    for some in Runs.of(runs).replicates:
+        run, place = some.run, _place(some.run.layout)
+        hours = len(some) * run.predicted.gpu_hours
+        hours_of_place[place] = hours_of_place.get(place, 0.0) + hours
         distinct.setdefault(_shape(run), run)
     order = sorted(distinct.values(), key=lambda run: (work_of(run), run.params, run.run_id))
     cheap = [run for run in order if gpu_hours(run) <= affordable]
