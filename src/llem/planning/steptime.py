@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 # Columns of steps that all cost alike tell nothing of work and overhead apart.
 ALIKE = 1e-4
+# Rounds in which the scale of the errors settles: each brings them nearer tenfold and more.
+ROUNDS = 8
 # The scatter of a step's time where there are too few to show one, as a relative error.
 USUAL_SCATTER = 0.15
 
@@ -30,7 +32,7 @@ class StepTime:
 class StepLaw:
     """Utilisation and overhead of steps; NaN for a utilisation that the steps do not tell.
 
-    `scatter` is the root mean square of (predicted - measured) / measured over the steps it rests
+    `scatter` is the root mean square of (predicted - measured) / predicted over the steps it rests
     on, `time_error` the standard error of the mean of what it predicts; all errors are relative
     but that of the overhead.
     """
@@ -49,6 +51,8 @@ class StepLaw:
 def fit_steps(times: Sequence[StepTime], *, utilisation: float) -> StepLaw:
     """Least squares of step time in relative error, both coefficients 0 or more.
 
+    Errors are relative to what is predicted, found in a few rounds: relative to what was measured,
+    a time that came out short would count more than one that came out long, and all be told short.
     A step that was measured badly counts less: weights are 1 / (USUAL_SCATTER^2 + its error^2).
     Steps that all do alike (or one alone) tell one coefficient: all of it is taken for work.
     Where overhead hides the work, the `utilisation` that is given is kept, and NaN returned for it.
@@ -56,7 +60,15 @@ def fit_steps(times: Sequence[StepTime], *, utilisation: float) -> StepLaw:
     """
     if not times:
         raise ValueError("no step was timed")
-    system = _System.of(times)
+    law = _fit(_System.of(times, [t.step_s for t in times]), utilisation)
+    for _ in range(ROUNDS):
+        known = law.utilisation if law.utilisation > 0 else utilisation
+        told = [t.work_s / known + law.step_overhead_s * t.micro_steps for t in times]
+        law = _fit(_System.of(times, told), utilisation)
+    return law
+
+
+def _fit(system: _System, utilisation: float) -> StepLaw:
     slope, overhead = system.both()
     if overhead > 0:
         slope_error, overhead_error, spread = system.errors_of_both(slope, overhead)
@@ -86,21 +98,24 @@ def fit_steps(times: Sequence[StepTime], *, utilisation: float) -> StepLaw:
 
 @dataclass(frozen=True)
 class _System:
-    """Normal equations of slope * x + overhead * y = 1, with x = work / time, y = micro-steps /
-    time and weights w whose mean is 1; `floor` is the median of the times' own errors."""
+    """Normal equations of slope * x + overhead * y = z: work, micro-steps and time of each step,
+    divided by its scale, with weights w whose mean is 1; `floor` is the median of the times' own
+    errors."""
 
     x: tuple[float, ...]
     y: tuple[float, ...]
+    z: tuple[float, ...]
     w: tuple[float, ...]
     floor: float
 
     @classmethod
-    def of(cls, times: Sequence[StepTime]) -> _System:
+    def of(cls, times: Sequence[StepTime], scale: Sequence[float]) -> _System:
         raw = [1 / (USUAL_SCATTER**2 + t.error**2) for t in times]
         mean = math.fsum(raw) / len(raw)
         return cls(
-            x=tuple(t.work_s / t.step_s for t in times),
-            y=tuple(t.micro_steps / t.step_s for t in times),
+            x=tuple(t.work_s / s for t, s in zip(times, scale, strict=True)),
+            y=tuple(t.micro_steps / s for t, s in zip(times, scale, strict=True)),
+            z=tuple(t.step_s / s for t, s in zip(times, scale, strict=True)),
             w=tuple(weight / mean for weight in raw),
             floor=sorted(t.error for t in times)[len(times) // 2],
         )
@@ -122,11 +137,11 @@ class _System:
 
     @property
     def xz(self) -> float:
-        return self._sum(self.x)
+        return self._sum(self.x, self.z)
 
     @property
     def yz(self) -> float:
-        return self._sum(self.y)
+        return self._sum(self.y, self.z)
 
     @property
     def determinant(self) -> float:
@@ -150,7 +165,8 @@ class _System:
 
     def rms(self, slope: float, overhead: float) -> float:
         """Root mean square of the relative errors, weighted."""
-        residuals = [slope * p + overhead * q - 1 for p, q in zip(self.x, self.y, strict=True)]
+        rows = zip(self.x, self.y, self.z, strict=True)
+        residuals = [slope * p + overhead * q - r for p, q, r in rows]
         return math.sqrt(self._sum(residuals, residuals) / len(self.x))
 
     def spread(self, slope: float, overhead: float, *, parameters: int) -> float:

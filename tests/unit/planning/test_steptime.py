@@ -44,6 +44,19 @@ def test_the_stated_errors_are_those_of_repeated_calibrations():
     assert total.std() / total.mean() < 2 * np.mean([law.time_error for law in laws])
 
 
+def test_what_it_predicts_in_all_is_neither_short_nor_long():
+    """Scatter alone, however wide, must not make every plan look cheaper than it is."""
+    rng = np.random.default_rng(4)
+    told = []
+    for _ in range(2000):
+        noise = list(np.exp(0.25 * rng.standard_normal(5) - 0.25**2 / 2))
+        law = fit_steps(times(0.4, 2e-3, noise=noise), utilisation=0.35)
+        known = law.utilisation if law.utilisation > 0 else 0.35
+        told.append(sum(w / known + law.step_overhead_s for w in WORKS[:4]))
+    truth = sum(w / 0.4 + 2e-3 for w in WORKS[:4])
+    assert np.mean(told) == pytest.approx(truth, rel=0.02)
+
+
 def test_a_badly_measured_step_counts_less():
     good = times(0.4, 2e-3)
     bad = StepTime(1e-2, 1, 5 * (1e-2 / 0.4 + 2e-3), error=2.0)
