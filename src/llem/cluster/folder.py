@@ -129,10 +129,11 @@ class CampaignFolder:
                     [Fault("plan.json", f"holds another plan ({old.get('digest')})",
                            "choose another --out, or --replace it")],
                 )  # fmt: skip
-        # The plan comes last: what it names is there, also where writing was cut off before.
+        # The plan comes last, so that what it names is there where writing was cut off. It alone is
+        # waited for: the rest follows from it, and is forced to disk when it is submitted.
         changed = False
         for path, text in files.items():
-            changed = write_text(path, text) or changed
+            changed = write_text(path, text, wait=False) or changed
         self.logs.mkdir(parents=True, exist_ok=True)
         return write_text(self.plan_file, render_plan(plan)) or changed
 

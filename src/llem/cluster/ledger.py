@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from llem.cluster import slurm
-from llem.cluster.files import write_json
+from llem.cluster.files import force_to_disk, write_json
 from llem.cluster.folder import CampaignFolder
 
 
@@ -95,6 +95,10 @@ class Ledger:
         }
         intent = {"name": name, "job_name": job_name, "mark": mark, "submitted_ns": now_ns}
         write_json(self._intent, {**intent, **entry})
+        # `llem plan` does not wait for the disk: from here on a job rests on these.
+        for path in (self.folder.script(name), self.folder.manifest(name)):
+            if path.is_file():
+                force_to_disk(path)
         script = self.folder.script(name).relative_to(self.folder.root)
         options = [*options, f"--comment=llem:{plan}:{name}:{mark}"]
         try:

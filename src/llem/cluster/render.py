@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from llem._resources import resource_folder
 from llem._version import __version__
-from llem.campaign import Runs, Site, slurm_time
+from llem.campaign import Replicates, Runs, Site, slurm_time
 from llem.campaign.guards import check_directive, check_script_path
 from llem.cluster.files import finite_or_none, json_line
 from llem.errors import Fault, InputError
@@ -106,34 +106,41 @@ def render_manifest(
     )
 
 
-def render_plan(plan: Plan) -> str:
-    """`plan.json`: indented, with each array and each run on a line of its own.
+def render_plan(plan: Plan) -> Iterator[str]:
+    """`plan.json`, piece by piece: indented, with each array and each run on a line of its own.
 
     A file of many equal things reads better so, and is written ten times faster.
     """
-    head = json.dumps(finite_or_none(plan.head()), indent=1, allow_nan=False)[:-2]
-    arrays = ",\n".join(json_line(vars(array)) for array in plan.arrays)
-    runs = ",\n".join(run_texts(plan.runs).values())
-    return f'{head},\n "arrays": [\n{arrays}\n ],\n "runs": [\n{runs}\n ]\n}}\n'
+    yield json.dumps(finite_or_none(plan.head()), indent=1, allow_nan=False)[:-2]
+    yield ',\n "arrays": [\n'
+    yield ",\n".join(json_line(vars(array)) for array in plan.arrays)
+    yield '\n ],\n "runs": [\n'
+    for number, some in enumerate(plan.runs.replicates):
+        if number:
+            yield ",\n"
+        yield ",\n".join(_lines(some))
+    yield "\n ]\n}\n"
 
 
 def run_texts(runs: Runs) -> dict[str, str]:
-    """Each run on one line of JSON, by its name: `json_line(run.to_dict())`, made once for a cell.
+    """Each run on one line of JSON, by its name."""
+    return {
+        run_id: line
+        for some in runs.replicates
+        for run_id, line in zip(some.run_ids, _lines(some), strict=True)
+    }
 
-    Between the runs of a cell only the name and the seed differ.
-    """
-    texts = {}
-    for some in runs.replicates:
-        around: list[list[str]] = [[]]
-        for key, value in some.run.to_dict().items():
-            text = "" if key in ("run_id", "seed") else json_line(value)
-            around[-1].append(f'"{key}":{text}')
-            if not text:
-                around.append([])
-        name, seed, rest = (",".join(part) for part in around)
-        for run_id, number in zip(some.run_ids, some.seeds, strict=True):
-            texts[run_id] = f'{{{name}"{run_id}",{seed}{number},{rest}}}'
-    return texts
+
+def _lines(some: Replicates) -> Iterator[str]:
+    """`json_line(run.to_dict())` of each run. Only name and seed differ: the rest is made once."""
+    values = some.run.to_dict()
+    keys = list(values)
+    assert keys[0] == "run_id"
+    seed_at = keys.index("seed")
+    middle = json_line({key: values[key] for key in keys[1:seed_at]})[1:-1]
+    rest = json_line({key: values[key] for key in keys[seed_at + 1 :]})[1:-1]
+    for run_id, seed in zip(some.run_ids, some.seeds, strict=True):
+        yield f'{{"run_id":"{run_id}",{middle},"seed":{seed},{rest}}}'
 
 
 def _render(template: str, plan: Plan, name: str, **values: Any) -> str:

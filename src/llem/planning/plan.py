@@ -83,7 +83,7 @@ class Plan:
     @cached_property
     def by_id(self) -> dict[str, Run]:
         """Every run by its name."""
-        return {r.run_id: r for r in self.runs}
+        return dict(zip(self.runs.run_ids, self.runs, strict=True))
 
     @cached_property
     def totals(self) -> dict[str, float]:

@@ -66,7 +66,7 @@ def test_a_run_is_written_as_json_would_write_it(make):
 
 def test_a_plan_is_written_as_json_would_write_it(make):
     plan = make(seeds=3)
-    again = json.loads(render_plan(plan))
+    again = json.loads("".join(render_plan(plan)))
     assert again == json.loads(json.dumps(plan.to_dict()))
     assert list(again) == list(plan.to_dict())
 

@@ -1,8 +1,10 @@
 """Submitting, with a stand-in sbatch that answers job ids and notes how it was called."""
 
+import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -219,3 +221,21 @@ def test_submitting_again_what_is_missing_begins_a_new_chain(planned, sbatch):
     for call in again:
         first.setdefault(call[-1], call)
     assert not any("dependency" in word for call in first.values() for word in call)
+
+
+def test_what_a_job_needs_is_on_the_disk_before_it_is_submitted(planned, sbatch, monkeypatch):
+    """`llem plan` does not wait for the disk: scripts and manifests are forced to it here."""
+    folder, plan = planned
+    forced = []
+    fsync = os.fsync
+
+    def noting(number):
+        forced.append((Path(os.readlink(f"/proc/self/fd/{number}")).name, len(sbatch())))
+        fsync(number)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    submit(folder, plan)
+    for position, call in enumerate(sbatch()):
+        script = Path(call[-1])
+        assert (script.name, position) in forced
+        assert script.stem == "finish" or (f"{script.stem}.jsonl", position) in forced
