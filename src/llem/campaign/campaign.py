@@ -142,3 +142,6 @@ class Campaign(Strict):
     training: Training = Training()
     layout: LayoutChoice | None = None
     site: SiteChoice = "laptop"
+    calibration: DataText | None = Field(
+        None, description="what `llem calibrate` measured on the site: its DIR, or its file"
+    )

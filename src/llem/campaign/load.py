@@ -26,7 +26,7 @@ def load_campaign(path: str | Path) -> Campaign:
 
 def campaign_from(values: Any, *, source: str = "campaign") -> Campaign:
     """Validate a mapping as a campaign. Raises InputError with every fault."""
-    return _validate(Campaign, values, source)
+    return validated(Campaign, values, source)
 
 
 def default_campaign() -> Campaign:
@@ -43,12 +43,12 @@ def load_site(name: str) -> Site:
     """A site by name: `$XDG_CONFIG_HOME/llem/sites/NAME.yaml`, then the shipped profiles."""
     own = user_sites() / f"{name}.yaml"
     if own.is_file():
-        return _validate(Site, read_yaml(own), str(own))
+        return validated(Site, read_yaml(own), str(own))
     known = site_names()
     if name not in known:
         hint = did_you_mean(name, known) or f"known sites: {', '.join(known)}"
         raise InputError("site", [Fault("site", f"no site profile {name!r}", hint)])
-    return _validate(Site, builtin_yaml("sites", name), f"the shipped site {name}")
+    return validated(Site, builtin_yaml("sites", name), f"the shipped site {name}")
 
 
 def user_sites() -> Path:
@@ -106,7 +106,8 @@ def _parse(text: str, source: str) -> Any:
         raise InputError(source, [Fault(where, f"not YAML: {problem}")]) from None
 
 
-def _validate(model: type[M], values: Any, source: str) -> M:
+def validated(model: type[M], values: Any, source: str) -> M:
+    """Read plain data as a model. Raises InputError with every fault and the path to its key."""
     if not isinstance(values, Mapping):
         raise InputError(source, ["expected a mapping of keys to values"])
     try:

@@ -7,7 +7,7 @@ import gc
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llem.cli._command import add_json, note, option, print_json
+from llem.cli._command import add_calibration, add_json, note, option, print_json
 from llem.errors import Fault, InputError
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 EXAMPLE = """  llem plan campaign.yaml --budget "500 GPUh" --out runs/first
   llem plan --budget 1e12FLOP --out /tmp/try      # campaign.yaml here, or the built-in one
   llem plan campaign.yaml --runs 200 --ask-cluster
+  llem plan campaign.yaml --calibration runs/calibration     # of llem calibrate
   llem plan campaign.yaml --dry-run --json
   llem plan campaign.yaml --waves 3               # a quarter now; the rest from what it shows
   llem plan --refine runs/first                   # the next wave, from the records so far
@@ -41,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="ask the scheduler here for its limits, and keep within them",
     )
+    add_calibration(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: the campaign's name")
     parser.add_argument("--dry-run", action="store_true", help="show, and write nothing")
     parser.add_argument("--replace", action="store_true", help="put this plan in another's place")
@@ -69,7 +71,7 @@ def _run(args: argparse.Namespace) -> int:
         planned = plan_campaign(
             campaign, out=args.out or Path(campaign.name), base=base, budget=budget,
             runs=positive("--runs", args.runs), ask_cluster=args.ask_cluster,
-            replace_old=args.replace, write=not args.dry_run,
+            replace_old=args.replace, write=not args.dry_run, calibration=args.calibration,
         )  # fmt: skip
     if args.json:
         print_json({**planned.plan.to_dict(), "folder": str(planned.folder.root)})

@@ -74,6 +74,19 @@ def node_name() -> str:
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
+def job_started_ns() -> int:
+    """When this job began by the wall clock: SLURM's word (to the second), else this process's.
+
+    What lies between that and a run's first step is the price of starting an element.
+    """
+    if told := os.environ.get("SLURM_JOB_START_TIME"):
+        return int(told) * 1_000_000_000
+    # proc_pid_stat(5): field 22, ticks after boot; the name in field 2 may hold spaces.
+    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    return time.time_ns() - round(age_s * 1e9)
+
+
 def _sample() -> int:
     from llem.energy.sampler import main as sampler_main
 
@@ -89,6 +102,7 @@ class Rank:
         self.folder = folder
         self.stop_reason: str | None = None
         self.parent = os.getppid()
+        self.job_started_ns = job_started_ns()
         # By the wall clock, in seconds; none where the job has no limit.
         self.leave_at = float(os.environ.get("LLEM_LEAVE_AT") or "inf")
 
@@ -169,6 +183,7 @@ class Rank:
             "array": self.element["array"],
             "element": self.element["element"],
             "job_id": os.environ.get("SLURM_JOB_ID", ""),
+            "job_started_ns": self.job_started_ns,
             "array_job_id": os.environ.get("SLURM_ARRAY_JOB_ID", ""),
             "restart_count": int(os.environ.get("SLURM_RESTART_COUNT", 0)),
             "image_digest": self.element["image_digest"],

@@ -22,7 +22,15 @@ from llem.cluster import (
     submit_and_wait,
 )
 from llem.errors import Fault, InputError, LlemError
-from llem.planning import ClusterLimits, OwnModel, Plan, make_plan, write_python_sources
+from llem.planning import (
+    Calibration,
+    ClusterLimits,
+    OwnModel,
+    Plan,
+    load_calibration,
+    make_plan,
+    write_python_sources,
+)
 from llem.report.plan import render_plan_page
 
 if TYPE_CHECKING:
@@ -54,12 +62,16 @@ def plan_campaign(
     ask_cluster: bool = False,
     replace_old: bool = False,
     write: bool = True,
+    calibration: str | Path | None = None,
+    change: Callable[[Plan], Plan] | None = None,
 ) -> Planned:
     """Plan `campaign` into the folder `out`; a second identical call changes nothing.
 
     `base` is the folder that a relative `data.path` starts from. `runs` asks for so many runs;
     with `ask_cluster` the scheduler here is asked for its limits, which the plan keeps. With
-    `write=False` nothing is written. Raises InputError, BudgetError.
+    `write=False` nothing is written. `calibration` is the folder or file of `llem calibrate` that
+    the figures rest on, in place of the campaign's. `change` makes another plan of it before it is
+    written. Raises InputError, BudgetError.
     """
     folder = CampaignFolder(Path(out))
     with tempfile.TemporaryDirectory(prefix="llem-plan-") as scratch:
@@ -69,8 +81,17 @@ def plan_campaign(
     code: dict[str, str] = {}
     if campaign.model.family == "custom":
         own, code = own_model(campaign, Path(base).resolve())
-    limits = limits_of(site_of(campaign)) if ask_cluster else None
-    plan = make_plan(campaign, budget=budget, data=data, own=own, runs=runs, limits=limits)
+    site = site_of(campaign)
+    limits = limits_of(site) if ask_cluster else None
+    found = calibration_of(campaign, site, base=Path(base), given=calibration)
+    measured = [found.measured(site)] if found is not None else []
+    plan = make_plan(
+        campaign, budget=budget, data=data, own=own, runs=runs, limits=limits, measured=measured
+    )
+    if found is not None:
+        plan = replace(plan, warnings=(*plan.warnings, *found.warnings(site, plan.runs)))
+    if change is not None:
+        plan = change(plan)
     if write and not replace_old and (grown := _grown(folder, plan)) is not None:
         return Planned(grown, folder, changed=False)
     files = render_files(plan, image_digest=image_digest(plan))
@@ -91,6 +112,22 @@ def _grown(folder: CampaignFolder, plan: Plan) -> Plan | None:
     if len(waves) > 1 and waves[0].get("digest") == plan.digest:
         return folder.load_plan()
     return None
+
+
+def calibration_of(
+    campaign: Campaign, site: Site, *, base: Path, given: str | Path | None = None
+) -> Calibration | None:
+    """The calibration that was given, else the campaign's (relative to `base`), if there is one.
+
+    Raises InputError where it cannot be read, or is another device's or precision's.
+    """
+    if given is None and campaign.calibration is not None:
+        given = base / Path(campaign.calibration).expanduser()
+    if given is None:
+        return None
+    found = load_calibration(given)
+    found.check(site, campaign.training.precision, source=str(given))
+    return found
 
 
 def limits_of(site: Site) -> ClusterLimits | None:

@@ -14,7 +14,7 @@ from llem.pipeline.campaigns import (
     limits_of,
     own_model,
 )
-from llem.planning import measured_from_runs, refine_plan
+from llem.planning import measured_from_observations, refine_plan
 from llem.report.plan import render_plan_page
 
 if TYPE_CHECKING:
@@ -44,10 +44,7 @@ def refine_campaign(
         if plan.campaign.model.family == "custom":
             own, _ = own_model(plan.campaign, (folder.root / "code").resolve())
         completed = [row for row in rows if row["status"] == "completed"]
-        seen = measured_from_runs(
-            [(r["flops"], r["gpu_seconds"], r["energy_j"]) for r in completed],
-            peak_flops=plan.device.peak_flops,
-        )
+        seen = measured_from_observations(completed, peak_flops=plan.device.peak_flops)
         grown = refine_plan(
             plan, rows, budget=budget, runs=runs, own=own,
             limits=limits_of(plan.site) if ask_cluster else None,

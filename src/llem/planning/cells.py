@@ -199,7 +199,9 @@ class Bench:
     def _predicted(
         self, model: Architecture, layout: Layout, steps: int, batch: int, memory: float
     ) -> Predicted:
-        flops = float(model.flops_per_token) * (steps * batch)
+        # A run ends with a forward of all held-out tokens: a third of what training on them takes.
+        tokens = steps * batch + self.data.evaluation_tokens / 3
+        flops = float(model.flops_per_token) * tokens
         seconds = duration_s(flops, steps, layout, self.device)
         # A short run shares the start of its element with those that are packed with it.
         length = pack_length_s(self.site)

@@ -18,7 +18,7 @@ from llem.planning.arrays import ArrayJob, pack
 from llem.planning.cells import Bench, Dropped, OwnModel
 from llem.planning.fill import fill
 from llem.planning.grid import GridShape
-from llem.planning.hardware import Accelerator, Measured, accelerator_of
+from llem.planning.hardware import Accelerator, Measured, accelerator_of, site_as_measured
 from llem.planning.limits import ClusterLimits, narrowed
 from llem.planning.spend import spend, target_flops, uncertainty
 from llem.planning.waves import PROMISED, promise_of, promise_of_waves, wave_share
@@ -201,6 +201,7 @@ def make_plan(
     site = site_of(campaign)
     if limits is not None:
         site = narrowed(site, limits)
+    site = site_as_measured(site, measured)
     device = accelerator_of(site, measured)
     bench = Bench(campaign=campaign, site=site, device=device, data=data, own=own)
     share = wave_share(1, campaign.waves)

@@ -32,6 +32,7 @@ class EndRecord:
     boot_id: str = ""
     hosts: tuple[str, ...] = ()
     ranks: int | None = None
+    peak_memory_bytes: float = math.nan
 
     @property
     def window_ns(self) -> tuple[int, int] | None:
@@ -70,6 +71,7 @@ def read_end(path: Path, *, run_id: str) -> EndRecord | str | None:
         boot_id=_text(values.get("boot_id")),
         hosts=tuple(map(str, hosts)) if isinstance(hosts, list) else (),
         ranks=_integer(values.get("ranks")),
+        peak_memory_bytes=_number(values.get("peak_memory_bytes")),
     )
 
 
