@@ -174,7 +174,7 @@ def _container(site: Site) -> list[Check]:
         rows.append(Check("container", OK, run_program([container.runtime, "--version"]).strip()))
     except LlemError as error:
         rows.append(Check("container", FAIL, error.message, "load its module, or ask your site"))
-    image = Path(container.image)
+    image = Path(container.image or "")
     if image.exists():
         rows.append(Check("image", OK, str(image)))
     else:

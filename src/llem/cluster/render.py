@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from llem._resources import resource_folder
 from llem._version import __version__
 from llem.campaign import Site, slurm_time
 from llem.campaign.guards import check_directive, check_script_path
 from llem.cluster.files import json_line
+from llem.cluster.templates import render_template
 from llem.errors import Fault, InputError
 from llem.planning import ArrayJob, Plan
 from llem.planning.segments import lead_s
@@ -33,16 +31,14 @@ def render_files(plan: Plan, *, image_digest: str = "") -> dict[str, str]:
 def render_array(plan: Plan, array: ArrayJob) -> str:
     """The sbatch script of one array."""
     site = plan.site
-    gpus = {
-        "gres": ("gres", f"gpu:{array.gpus_per_node}"),
-        "gpus-per-node": ("gpus-per-node", str(array.gpus_per_node)),
-    }.get(site.gpu_request)
+    gpus = _gpus(site, array.gpus_per_node, steps=False)
+    step_gpus = _gpus(site, array.gpus_per_node, steps=True)
     return _render(
         "array.sbatch.j2",
         plan,
         array.name,
         log="%x-%A_%a.log",
-        directives=[*([gpus] if gpus else []), *_directives(site)],
+        directives=[*gpus, *_directives(site), *_placement(site)],
         last=len(array.elements) - 1,
         throttle=array.throttle,
         nodes=array.nodes,
@@ -53,7 +49,17 @@ def render_array(plan: Plan, array: ArrayJob) -> str:
         lead_s=lead_s(array.time_limit_s),
         manifest=f"jobs/{array.name}.jsonl",
         overlap=site.overlap,
-        step_gpus=f" --{gpus[0]}={gpus[1]}" if gpus else "",
+        step_gpus="".join(f" --{flag}={value}" for flag, value in step_gpus),
+        gpu_request=site.gpu_request,
+        launch=[
+            # srun's own variables, so that the sampler's step is told too.
+            (variable, value)
+            for variable, value in (
+                ("SLURM_CPU_BIND", site.cpu_bind),
+                ("SLURM_GPU_BIND", site.gpu_bind),
+            )
+            if value
+        ],
     )
 
 
@@ -64,7 +70,8 @@ def render_finish(plan: Plan) -> str:
         plan,
         FINISH,
         log="%x-%j.log",
-        directives=_directives(plan.site),
+        # A partition of GPUs often refuses a job that asks for none.
+        directives=[*_gpus(plan.site, 1, steps=False), *_directives(plan.site)],
         time=slurm_time(min(FINISH_TIME_S, plan.site.limits.time)),
     )
 
@@ -93,19 +100,18 @@ def render_manifest(plan: Plan, array: ArrayJob, image_digest: str = "") -> str:
 
 def _render(template: str, plan: Plan, name: str, **values: Any) -> str:
     site = plan.site
-    text: str = (
-        _environment()
-        .get_template(template)
-        .render(
-            template=template,
-            version=__version__,
-            job_name=check_directive(f"llem-{plan.campaign.name}-{name}"),
-            comment=check_directive(f"llem:{plan.digest}:{name}"),
-            modules=site.modules,
-            container=_container(plan),
-            python=_python(),
+    text = render_template(
+        template,
+        own=Path(site.template) if site.template else None,
+        values={
+            "version": __version__,
+            "job_name": check_directive(f"llem-{plan.campaign.name}-{name}"),
+            "comment": check_directive(f"llem:{plan.digest}:{name}"),
+            "modules": site.modules,
+            "container": _container(plan),
+            "python": _python(),
             **values,
-        )
+        },
     )
     # Blank lines that blocks leave at their ends say nothing to a reader.
     lines = [line.rstrip() for line in text.splitlines()]
@@ -113,24 +119,9 @@ def _render(template: str, plan: Plan, name: str, **values: Any) -> str:
     return "\n".join(kept).strip() + "\n"
 
 
-@lru_cache
-def _environment() -> Any:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(resource_folder("slurm_templates")),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["quote"] = lambda value: shlex.quote(str(value))
-    return environment
-
-
 def _container(plan: Plan) -> dict[str, Any] | None:
     container = plan.site.container
-    if container is None:
+    if container is None or container.image is None:
         return None
     options = {"nv": ["--nv"], "rocm": ["--rocm"], "none": []}[container.gpu]
     binds = [*container.binds, *_data_folders(plan)]
@@ -157,13 +148,34 @@ def _python() -> str:
         raise InputError("this Python", [str(error)]) from None
 
 
-def _directives(site: Site) -> list[tuple[str, str]]:
+def _gpus(site: Site, count: int, *, steps: bool) -> list[tuple[str, str]]:
+    """How `count` GPUs of a node are asked for, by the job or by its steps."""
+    kind = f"{site.gpu_type}:" if site.gpu_type else ""
+    match site.gpu_request:
+        case "gres":
+            return [("gres", f"gpu:{kind}{count}")]
+        case "gpus-per-task" if not steps:
+            return [("gpus-per-task", f"{kind}1")]
+        case "gpus-per-task" | "gpus-per-node":
+            return [("gpus-per-node", f"{kind}{count}")]
+        case _:
+            return []
+
+
+def _directives(site: Site) -> list[tuple[str, str | None]]:
+    """What every job of the site says; None is an option without a value."""
     values = {
         "partition": site.partition,
         "account": site.account,
         "qos": site.qos,
         "reservation": site.reservation,
         "constraint": site.constraint,
+        "exclude": site.exclude,
         "mem": site.memory_per_node,
     }
-    return [(flag, value) for flag, value in values.items() if value]
+    given: list[tuple[str, str | None]] = [(f, value) for f, value in values.items() if value]
+    return given + [(f, None if value is True else value) for f, value in site.extra.items()]
+
+
+def _placement(site: Site) -> list[tuple[str, str | None]]:
+    return [("hint", site.hint)] if site.hint else []
