@@ -8,9 +8,9 @@ manifest, which is data.
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, BeforeValidator
 
 _DIRECTIVE = re.compile(r"[A-Za-z0-9_.,:=+@%/\[\]*-]+")
 _CONSTRAINT = re.compile(r"[A-Za-z0-9_.,:=+@%/\[\]*&|()!-]+")
@@ -49,6 +49,15 @@ def check_flag(value: str) -> str:
     if not _FLAG.fullmatch(value):
         raise ValueError(f"{shown(value)} is not the long name of an sbatch option")
     return value
+
+
+def check_extra(value: object) -> object:
+    """The value of a further sbatch option: `true` where it takes none. Raises ValueError."""
+    if value is True:
+        return True
+    if isinstance(value, (str, int)) and not isinstance(value, bool):
+        return check_directive(str(value))
+    raise ValueError(f"{shown(str(value))} is no value of an sbatch option: text, a number or true")
 
 
 def check_gres_type(value: str) -> str:
@@ -110,6 +119,7 @@ def check_data_text(value: str) -> str:
 
 Directive = Annotated[str, AfterValidator(check_directive)]
 Constraint = Annotated[str, AfterValidator(check_constraint)]
+Extra = Annotated[Literal[True] | str, BeforeValidator(check_extra)]
 Flag = Annotated[str, AfterValidator(check_flag)]
 GresType = Annotated[str, AfterValidator(check_gres_type)]
 Nodelist = Annotated[str, AfterValidator(check_nodelist)]

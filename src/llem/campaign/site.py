@@ -20,6 +20,7 @@ from llem.campaign.guards import (
     Constraint,
     DataText,
     Directive,
+    Extra,
     Flag,
     GresType,
     Name,
@@ -150,20 +151,22 @@ class Site(Strict):
     gpus_per_node: PositiveInt = 1
     cpus_per_rank: PositiveInt = 1
     hint: Literal["nomultithread", "multithread"] | None = None
-    cpu_bind: Directive | None = Field(None, description="srun's --cpu-bind, for all steps")
-    gpu_bind: Directive | None = Field(None, description="srun's --gpu-bind, for all steps")
+    cpu_bind: Directive | None = Field(None, description="srun's --cpu-bind, for the ranks")
+    gpu_bind: Directive | None = Field(None, description="srun's --gpu-bind, for the ranks")
     gpu: Gpu = Gpu()
     gpu_request: Literal["gres", "gpus-per-node", "gpus-per-task", "none"] = "gpus-per-node"
     gpu_type: GresType | None = Field(None, description="the gres type, as in gpu:a100:4")
     memory_per_node: Directive | None = None
-    extra: Annotated[dict[Flag, Directive | Literal[True]], AfterValidator(_not_own)] = Field(
+    extra: Annotated[dict[Flag, Extra], AfterValidator(_not_own)] = Field(
         default_factory=dict, description="more sbatch options; `true` for one without a value"
     )
     overlap: bool = Field(True, description="the sampler runs in a step of its own (--overlap)")
     limits: Limits = Limits()
     concurrency: PositiveInt = Field(1, description="elements at one time on the local executor")
     modules: tuple[Directive, ...] = ()
-    container: Container | None = None
+    container: Annotated[
+        Container | None, BeforeValidator(lambda value: None if value == "none" else value)
+    ] = None
     template: DataText | None = Field(
         None, description="a Jinja file that overrides blocks of array.sbatch.j2: your own code"
     )

@@ -17,6 +17,9 @@ from llem.planning.segments import lead_s
 
 FINISH = "finish"
 FINISH_TIME_S = 1800
+# srun reads how tasks are bound from these; the option undoes it for the sampler, which is one task
+# to a node and must see all of it.
+BINDS = {"SLURM_CPU_BIND": "cpu-bind", "SLURM_GPU_BIND": "gpu-bind"}
 
 
 def render_files(plan: Plan, *, image_digest: str = "") -> dict[str, str]:
@@ -33,6 +36,8 @@ def render_array(plan: Plan, array: ArrayJob) -> str:
     site = plan.site
     gpus = _gpus(site, array.gpus_per_node, steps=False)
     step_gpus = _gpus(site, array.gpus_per_node, steps=True)
+    given = {"SLURM_CPU_BIND": site.cpu_bind, "SLURM_GPU_BIND": site.gpu_bind}
+    binds = {variable: value for variable, value in given.items() if value}
     return _render(
         "array.sbatch.j2",
         plan,
@@ -51,15 +56,8 @@ def render_array(plan: Plan, array: ArrayJob) -> str:
         overlap=site.overlap,
         step_gpus="".join(f" --{flag}={value}" for flag, value in step_gpus),
         gpu_request=site.gpu_request,
-        launch=[
-            # srun's own variables, so that the sampler's step is told too.
-            (variable, value)
-            for variable, value in (
-                ("SLURM_CPU_BIND", site.cpu_bind),
-                ("SLURM_GPU_BIND", site.gpu_bind),
-            )
-            if value
-        ],
+        launch=list(binds.items()),
+        unbound="".join(f" --{BINDS[variable]}=none" for variable in binds),
     )
 
 

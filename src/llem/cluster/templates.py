@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 ARRAY = "array.sbatch.j2"
+BASE = "base.sbatch.j2"
 # Block -> what it holds.
 BLOCKS = {
     "directives": "the #SBATCH lines",
@@ -48,14 +49,15 @@ def render_template(template: str, *, own: Path | None, values: Mapping[str, Any
         return environment.get_template(template).render(**values, template=template)
     source = _read(own)
     _check(environment, own, source)
-    from jinja2 import FunctionLoader, TemplateError
+    from jinja2 import FunctionLoader, TemplateError, TemplateNotFound
 
     # The same blocks hold for every job: under the name that the site's template extends lies the
     # template that is rendered now.
-    def load(name: str) -> tuple[str, str, None]:
-        if name == str(own):
-            return source, name, None
-        return _shipped(template if name == ARRAY else name), name, None
+    def load(name: str) -> tuple[str, str, None] | None:
+        texts = {str(own): source, BASE: BASE, ARRAY: template}
+        if name not in texts:
+            return None
+        return source if name == str(own) else _shipped(texts[name]), name, None
 
     overlay = environment.overlay(loader=FunctionLoader(load))
     try:
@@ -63,7 +65,8 @@ def render_template(template: str, *, own: Path | None, values: Mapping[str, Any
             **values, template=f"{template} and {own.name}"
         )
     except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
-        raise InputError(str(own), [Fault(_line(error, own), str(error))]) from None
+        told = f"no template {error}" if isinstance(error, TemplateNotFound) else str(error)
+        raise InputError(str(own), [Fault(_line(error, own), told)]) from None
     return str(text)
 
 
