@@ -105,7 +105,7 @@ echo "before the ranks: $LLEM_FARM $CUDA_VISIBLE_DEVICES"
 SMALL = """\
 name: bound
 target: 1e11 FLOP
-budget: 1e9 FLOP
+budget: 3e9 FLOP
 model: {{vocabulary: 256, context: 128}}
 data: {{builtin: python-sources, evaluation_tokens: 32768}}
 grid: {{levels: 1, sizes: 1}}
