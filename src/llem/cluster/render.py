@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from llem.planning.segments import lead_s
 
 FINISH = "finish"
 FINISH_TIME_S = 1800
+DOCTOR_TIME_S = 300
 # srun reads how tasks are bound from these; the option undoes it for the sampler, which is one task
 # to a node and must see all of it.
 BINDS = {"SLURM_CPU_BIND": "cpu-bind", "SLURM_GPU_BIND": "gpu-bind"}
@@ -34,36 +36,45 @@ def render_files(plan: Plan, *, image_digest: str = "") -> dict[str, str]:
 def render_array(plan: Plan, array: ArrayJob) -> str:
     """The sbatch script of one array."""
     site = plan.site
-    gpus = _gpus(site, array.gpus_per_node, steps=False)
-    step_gpus = _gpus(site, array.gpus_per_node, steps=True)
-    given = {"SLURM_CPU_BIND": site.cpu_bind, "SLURM_GPU_BIND": site.gpu_bind}
-    binds = {variable: value for variable, value in given.items() if value}
-    return _render(
+    return _render_plan(
         "array.sbatch.j2",
         plan,
         array.name,
         log="%x-%A_%a.log",
-        directives=[*gpus, *_directives(site), *_placement(site)],
+        directives=[
+            *_gpus(site, array.gpus_per_node, steps=False),
+            *_directives(site),
+            *_hint(site),
+        ],
         last=len(array.elements) - 1,
         throttle=array.throttle,
-        nodes=array.nodes,
-        ranks_per_node=array.gpus_per_node,
-        cpus_per_rank=site.cpus_per_rank,
         time=slurm_time(array.time_limit_s),
         limit_s=array.time_limit_s,
         lead_s=lead_s(array.time_limit_s),
         manifest=f"jobs/{array.name}.jsonl",
-        overlap=site.overlap,
-        step_gpus="".join(f" --{flag}={value}" for flag, value in step_gpus),
-        gpu_request=site.gpu_request,
-        launch=list(binds.items()),
-        unbound="".join(f" --{BINDS[variable]}=none" for variable in binds),
+        **_steps(site, nodes=array.nodes, ranks_per_node=array.gpus_per_node),
+    )
+
+
+def render_doctor(site: Site, *, nodes: int) -> str:
+    """The script of the job that looks at nodes: the ranks of an array, with a probe in them."""
+    count = site.gpus_per_node
+    return _render(
+        "doctor.sbatch.j2",
+        site,
+        binds=[],
+        job_name="llem-doctor",
+        comment="llem:doctor",
+        log="%x-%j.log",
+        directives=[*_gpus(site, count, steps=False), *_directives(site), *_hint(site)],
+        time=slurm_time(min(DOCTOR_TIME_S, site.limits.time)),
+        **_steps(site, nodes=nodes, ranks_per_node=count),
     )
 
 
 def render_finish(plan: Plan) -> str:
     """The script of the job that aggregates and fits after all arrays."""
-    return _render(
+    return _render_plan(
         "finish.sbatch.j2",
         plan,
         FINISH,
@@ -96,17 +107,25 @@ def render_manifest(plan: Plan, array: ArrayJob, image_digest: str = "") -> str:
     return "\n".join(lines) + "\n"
 
 
-def _render(template: str, plan: Plan, name: str, **values: Any) -> str:
-    site = plan.site
+def _render_plan(template: str, plan: Plan, name: str, **values: Any) -> str:
+    return _render(
+        template,
+        plan.site,
+        binds=_data_folders(plan),
+        job_name=check_directive(f"llem-{plan.campaign.name}-{name}"),
+        comment=check_directive(f"llem:{plan.digest}:{name}"),
+        **values,
+    )
+
+
+def _render(template: str, site: Site, *, binds: Sequence[str], **values: Any) -> str:
     text = render_template(
         template,
         own=Path(site.template) if site.template else None,
         values={
             "version": __version__,
-            "job_name": check_directive(f"llem-{plan.campaign.name}-{name}"),
-            "comment": check_directive(f"llem:{plan.digest}:{name}"),
             "modules": site.modules,
-            "container": _container(plan),
+            "container": _container(site, binds),
             "python": _python(),
             **values,
         },
@@ -117,13 +136,12 @@ def _render(template: str, plan: Plan, name: str, **values: Any) -> str:
     return "\n".join(kept).strip() + "\n"
 
 
-def _container(plan: Plan) -> dict[str, Any] | None:
-    container = plan.site.container
+def _container(site: Site, more_binds: Sequence[str]) -> dict[str, Any] | None:
+    container = site.container
     if container is None or container.image is None:
         return None
     options = {"nv": ["--nv"], "rocm": ["--rocm"], "none": []}[container.gpu]
-    binds = [*container.binds, *_data_folders(plan)]
-    for bind in dict.fromkeys(binds):
+    for bind in dict.fromkeys([*container.binds, *more_binds]):
         options = [*options, "--bind", bind]
     return {"runtime": container.runtime, "options": options, "image": container.image}
 
@@ -175,5 +193,22 @@ def _directives(site: Site) -> list[tuple[str, str | None]]:
     return given + [(f, None if value is True else value) for f, value in site.extra.items()]
 
 
-def _placement(site: Site) -> list[tuple[str, str | None]]:
+def _hint(site: Site) -> list[tuple[str, str | None]]:
     return [("hint", site.hint)] if site.hint else []
+
+
+def _steps(site: Site, *, nodes: int, ranks_per_node: int) -> dict[str, Any]:
+    """What a template needs to start the sampler's step and the ranks'."""
+    given = {"SLURM_CPU_BIND": site.cpu_bind, "SLURM_GPU_BIND": site.gpu_bind}
+    binds = {variable: value for variable, value in given.items() if value}
+    gpus = _gpus(site, ranks_per_node, steps=True)
+    return {
+        "nodes": nodes,
+        "ranks_per_node": ranks_per_node,
+        "cpus_per_rank": site.cpus_per_rank,
+        "overlap": site.overlap,
+        "step_gpus": "".join(f" --{flag}={value}" for flag, value in gpus),
+        "gpu_request": site.gpu_request,
+        "launch": list(binds.items()),
+        "unbound": "".join(f" --{BINDS[variable]}=none" for variable in binds),
+    }

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 ARRAY = "array.sbatch.j2"
-BASE = "base.sbatch.j2"
 # Block -> what it holds.
 BLOCKS = {
     "directives": "the #SBATCH lines",
@@ -54,10 +53,10 @@ def render_template(template: str, *, own: Path | None, values: Mapping[str, Any
     # The same blocks hold for every job: under the name that the site's template extends lies the
     # template that is rendered now.
     def load(name: str) -> tuple[str, str, None] | None:
-        texts = {str(own): source, BASE: BASE, ARRAY: template}
-        if name not in texts:
-            return None
-        return source if name == str(own) else _shipped(texts[name]), name, None
+        if name == str(own):
+            return source, name, None
+        text = _shipped(template if name == ARRAY else name)
+        return None if text is None else (text, name, None)
 
     overlay = environment.overlay(loader=FunctionLoader(load))
     try:
@@ -86,8 +85,9 @@ def _environment() -> Environment:
 
 
 @lru_cache
-def _shipped(name: str) -> str:
-    return (resource_folder("slurm_templates") / name).read_text(encoding="utf-8")
+def _shipped(name: str) -> str | None:
+    path = resource_folder("slurm_templates") / name
+    return path.read_text(encoding="utf-8") if "/" not in name and path.is_file() else None
 
 
 def _read(own: Path) -> str:
