@@ -47,6 +47,11 @@ def site_plan(make, name):
     return make(site=site, layout=layout)
 
 
+def test_a_plan_for_a_site_tells_what_its_user_has_not_given(make):
+    told = [w for w in make(site="lumi-g").warnings if w.startswith("site lumi-g")]
+    assert [w.split("`")[1] for w in told] == ["account", "container.image"]
+
+
 @pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.sbatch")), ids=lambda p: p.stem)
 def test_bash_reads_every_script(path):
     subprocess.run(["bash", "-n", path], check=True)

@@ -134,9 +134,11 @@ def job_rows(
 ) -> list[Check]:
     """All that was told, node by node; then whether the ranks met."""
     rows = []
-    names = {facts["node"] for facts in (*nodes, *ranks)} | ({host["node"]} if host else set())
+    names = {facts["node"] for facts in (*nodes, *ranks)} | (
+        {host["node"]} if "node" in host else set()
+    )
     for name in sorted(names):
-        if host and host["node"] == name:
+        if host.get("node") == name:
             rows += at(name, host_rows(site, host))
         for facts in nodes:
             if facts["node"] == name:

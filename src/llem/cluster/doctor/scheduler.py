@@ -245,9 +245,10 @@ def submit_rows(site: Site, facts: SchedulerFacts) -> list[Check]:
         else:
             limit = "no time limit of its own" if longest is None else format_duration(longest)
             rows.append(Check("QOS", OK, f"{site.qos}: {limit}"))
+    account = _rows_of(facts.associations, site.account) or facts.associations
     allowed = [
         parse_table(text).submit
-        for text in (facts.associations, _one_row(facts.qos, site.qos or "normal"))
+        for text in (account, _rows_of(facts.qos, site.qos or "normal"))
         if text
     ]
     least = min((n for n in allowed if n is not None), default=None)
@@ -268,8 +269,8 @@ def table_rows(text: str | None) -> list[dict[str, str]]:
     return [dict(zip(lines[0], row, strict=False)) for row in lines[1:]] if lines else []
 
 
-def _one_row(text: str | None, name: str) -> str | None:
+def _rows_of(text: str | None, name: str | None) -> str | None:
+    """The header and the rows that begin with `name`; None without such a row."""
     lines = (text or "").strip().splitlines()
-    return (
-        "\n".join([lines[0], *(x for x in lines[1:] if x.split("|")[0] == name)]) if lines else None
-    )
+    mine = [line for line in lines[1:] if line.split("|")[0] == name]
+    return "\n".join([lines[0], *mine]) if mine else None
