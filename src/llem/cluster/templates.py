@@ -8,8 +8,9 @@ A site's template is its author's own code: what is typed there is shell. It say
     export FI_CXI_DEFAULT_CQ_SIZE=131072
     {% endblock %}
 
-and may override the blocks of `BLOCKS`. All but `launch` and `work` hold for the job that fits at
-the end as well. What a template is handed has passed the guards: names, numbers, checked paths.
+and may override the blocks of `BLOCKS`. `work` is an array's alone, `launch` holds for the doctor's
+job too, and the others for every job, also the one that fits at the end. What a template is handed
+has passed the guards: names, numbers, checked paths.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llem.campaign import Run, load_site, site_names
-from llem.cluster.render import render_array, render_files, render_finish
+from llem.cluster.render import render_array, render_doctor, render_files, render_finish
 from llem.errors import InputError
 
 from .conftest import CLUSTER
@@ -55,6 +55,12 @@ def test_a_plan_for_a_site_tells_what_its_user_has_not_given(make):
 @pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.sbatch")), ids=lambda p: p.stem)
 def test_bash_reads_every_script(path):
     subprocess.run(["bash", "-n", path], check=True)
+
+
+def test_the_doctors_script_is_the_one_that_was_reviewed(make):
+    plan = make(site={**CLUSTER, "cpu_bind": "cores", "gpu_request": "gpus-per-task"})
+    script = render_doctor(plan.site, nodes=2)
+    assert normal(script, plan) == (GOLDEN / "doctor.sbatch").read_text()
 
 
 @pytest.mark.parametrize("kind", ["array", "finish", "array_bare"])

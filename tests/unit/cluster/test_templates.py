@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from llem.cluster.render import render_array, render_files, render_finish
+from llem.cluster.render import render_array, render_doctor, render_files, render_finish
 from llem.cluster.templates import BLOCKS
 from llem.errors import InputError
 
@@ -16,13 +16,14 @@ HEAD = '{% extends "array.sbatch.j2" %}\n'
 
 @pytest.fixture
 def scripts(make, tmp_path):
-    """Render the array's and the last script with a site's template of this text."""
+    """Render the array's, the last and the doctor's script with a site's template of this text."""
 
     def scripts(text):
         path = tmp_path / "mysite.sbatch.j2"
         path.write_text(text)
         plan = make(site={**CLUSTER, "template": str(path)})
-        return render_array(plan, plan.arrays[0]), render_finish(plan)
+        doctor = render_doctor(plan.site, nodes=1)
+        return render_array(plan, plan.arrays[0]), render_finish(plan), doctor
 
     return scripts
 
@@ -35,7 +36,7 @@ def fault_of(scripts, text):
 
 
 def test_a_block_of_three_lines_changes_those_lines_alone(make, scripts):
-    array, _ = scripts(
+    array, *_ = scripts(
         HEAD + "{% block environment %}\n{{ super() }}\nexport A=1\n{% endblock %}\n"
     )
     plan = make()
@@ -50,21 +51,22 @@ def test_what_is_common_holds_for_the_last_job_and_the_ranks_blocks_do_not(scrip
     blocks = "".join(
         f"{{% block {name} %}}\nexport B_{name}=1\n{{% endblock %}}\n" for name in BLOCKS
     )
-    array, finish = scripts(HEAD + blocks)
+    array, finish, doctor = scripts(HEAD + blocks)
     assert set(re.findall(r"B_(\w+)=", array)) == set(BLOCKS)
     assert set(re.findall(r"B_(\w+)=", finish)) == set(BLOCKS) - {"launch", "work"}
-    assert "llem finish ." in finish
+    assert set(re.findall(r"B_(\w+)=", doctor)) == set(BLOCKS) - {"work"}
+    assert "llem finish ." in finish and "doctor.probe" in doctor
 
 
 def test_the_plans_values_are_at_hand(scripts):
-    array, _ = scripts(
+    array, *_ = scripts(
         HEAD + "{% block launch %}\nexport N={{ nodes * ranks_per_node }}\n{% endblock %}\n"
     )
     assert "export N=4" in array
 
 
 def test_an_empty_override_takes_a_block_away(scripts):
-    array, _ = scripts(HEAD + "{% block modules %}{% endblock %}\n")
+    array, *_ = scripts(HEAD + "{% block modules %}{% endblock %}\n")
     assert "module load" not in array
 
 

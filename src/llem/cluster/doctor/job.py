@@ -20,8 +20,10 @@ from llem.cluster.gate import run_program
 from llem.cluster.render import render_doctor
 from llem.errors import ClusterError, LlemError
 
-POLL_S = 0.1
-ASK_S = 3.0
+# The clock's bounds are as far apart as polls; a job that waits for long is looked for less often.
+POLL_S, LATE_POLL_S = 0.1, 1.0
+ASK_S, LATE_ASK_S = 3.0, 15.0
+LATE_S = 60.0
 # After the job has left the queue, its last files may still be on their way.
 LINGER_S = 5.0
 LAST_LINES = 5
@@ -41,7 +43,9 @@ def examine_job(
     line of progress. Raises InputError where no script can be made.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".llem-doctor-") as name:
+    with tempfile.TemporaryDirectory(
+        dir=folder, prefix=".llem-doctor-", ignore_cleanup_errors=True
+    ) as name:
         scratch = Path(name).resolve()
         talk = Talk(site, scratch, nodes or min(2, site.nodes))
         try:
@@ -95,12 +99,13 @@ class Talk:
                     return "the job ended before its end: the log's last lines follow"
                 if now - start > wait_s:
                     return f"no end within {wait_s:.0f} s ({state or 'no state'})"
-                if gone is None and now - asked > ASK_S:
+                late = now - start > LATE_S and "RUNNING" not in state
+                if gone is None and now - asked > (LATE_ASK_S if late else ASK_S):
                     asked = now
                     held = [s for s in _held(job_id) if s.meaning in slurm.ACTIVE]
                     state = ", ".join(f"{s.state} {s.reason}" for s in held)
                     gone = None if held else now
-                time.sleep(POLL_S)
+                time.sleep(LATE_POLL_S if late else POLL_S)
         return ""
 
     def end(self, job_id: str) -> None:

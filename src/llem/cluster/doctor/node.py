@@ -38,7 +38,9 @@ def host_rows(site: Site, host: Mapping[str, str]) -> list[Check]:
 def node_rows(site: Site, facts: Mapping[str, Any]) -> list[Check]:
     """Everything that a node's sampler told."""
     inside = facts["image"] or "no image"
-    rows = [Check("image", OK, f"started: {inside}, Python {facts['python']}")]
+    rows = [
+        Check("image", OK, f"started: {inside}, Python {facts['python']}, llem {facts['llem']}")
+    ]
     if site.image and not facts["image"]:
         rows = [
             Check("image", FAIL, "the probe ran outside of an image", "see the site's template")
