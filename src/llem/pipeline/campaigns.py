@@ -172,12 +172,12 @@ def resolve_data(campaign: Campaign, root: Path, *, base: Path) -> TokenData:
 
 def image_digest(plan: Plan) -> str:
     """`sha256:...` of the site's image file where it can be read here, else empty."""
-    container = plan.site.container
-    if container is None or not Path(container.image).is_file():
+    image = plan.site.image
+    if image is None or not Path(image).is_file():
         return ""
     from llem.cluster.image import digest
 
-    return f"sha256:{digest(Path(container.image))}"
+    return f"sha256:{digest(Path(image))}"
 
 
 def own_model(campaign: Campaign, base: Path) -> tuple[OwnModel, dict[str, str]]:

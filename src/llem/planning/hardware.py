@@ -78,6 +78,8 @@ ACCELERATORS: dict[str, Accelerator] = {
     for a in (
         Accelerator("V100", 125e12, 32e9, 300),
         Accelerator("A100-40GB", 312e12, 40e9, 400),
+        # CINECA's own A100: its FP64 peak (309 PFLOP/s over 13824 boards) times the A100's 16.
+        Accelerator("A100-64GB", 358e12, 64e9, 400),
         Accelerator("A100-80GB", 312e12, 80e9, 400),
         Accelerator("L40S", 362e12, 48e9, 350),
         Accelerator("H100", 989e12, 80e9, 700),

@@ -287,6 +287,7 @@ def plan_warnings(
     )
     if least_s > LONG_S:
         found.append(f"all of it takes {least_s / LONG_S:.3g} years at least, on the whole site")
+    found += [f"site {site.name}: no `{key}`: {then}" for key, then in site.left_open()]
     elements = sum(len(a.elements) * a.segments for a in arrays)
     if site.limits.submit is not None and elements > site.limits.submit:
         found.append(
