@@ -13,12 +13,17 @@ from llem._version import __version__
 from llem.campaign import Site, slurm_time
 from llem.campaign.guards import check_directive, check_script_path
 from llem.cluster.files import json_line
+from llem.cluster.folder import INTERRUPTED
 from llem.errors import Fault, InputError
 from llem.planning import ArrayJob, Plan
 from llem.planning.segments import lead_s
 
 FINISH = "finish"
 FINISH_TIME_S = 1800
+# Nets below the policy by which a run is tried again: times that an element requeues itself, and
+# that its ranks are started in one job.
+RESTARTS = 100
+TRIES = 20
 
 
 def render_files(plan: Plan, *, image_digest: str = "") -> dict[str, str]:
@@ -51,6 +56,9 @@ def render_array(plan: Plan, array: ArrayJob) -> str:
         time=slurm_time(array.time_limit_s),
         limit_s=array.time_limit_s,
         lead_s=lead_s(array.time_limit_s),
+        interrupted=INTERRUPTED,
+        restarts=RESTARTS,
+        tries=TRIES,
         manifest=f"jobs/{array.name}.jsonl",
         overlap=site.overlap,
         step_gpus=f" --{gpus[0]}={gpus[1]}" if gpus else "",
