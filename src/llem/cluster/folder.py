@@ -48,6 +48,16 @@ class CampaignFolder:
         return self.jobs / "stop"
 
     @property
+    def leave(self) -> Path:
+        """Where scripts and ranks of jobs tell each other to leave, and how they left."""
+        return self.jobs / "leave"
+
+    @property
+    def anew_file(self) -> Path:
+        """When `llem resubmit` last asked for another try at runs that were given up."""
+        return self.jobs / "anew.json"
+
+    @property
     def results(self) -> Path:
         return self.root / "results"
 

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from llem.cluster.attempts import count_anew
 from llem.cluster.folder import INTERRUPTED, CampaignFolder
 from llem.cluster.state import CampaignState, campaign_state
 from llem.planning import ArrayJob, Plan
@@ -99,6 +100,9 @@ def run_locally(
 
     with folder.locked(f"`llem` on {socket.gethostname()}, process {os.getpid()}"):
         folder.stop_file.unlink(missing_ok=True)
+        if waiting:
+            # Whoever calls this asks for another try at what failed before.
+            count_anew(folder)
         previous = {n: signal.signal(n, ask) for n in (signal.SIGINT, signal.SIGTERM)}
         try:
             while running or (waiting and not stopping):

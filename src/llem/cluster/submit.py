@@ -9,6 +9,7 @@ from typing import Any
 
 from llem.campaign.guards import check_script_path
 from llem.cluster import slurm
+from llem.cluster.attempts import count_anew
 from llem.cluster.files import write_json
 from llem.cluster.folder import FINAL, CampaignFolder
 from llem.cluster.render import FINISH
@@ -35,6 +36,7 @@ def submit(folder: CampaignFolder, plan: Plan, *, finish: bool = True) -> Submis
         jobs = submitted_jobs(folder)
         before = {name: entries[-1]["job_id"] for name, entries in jobs.items()}
         new: dict[str, str] = {}
+        folder.stop_file.unlink(missing_ok=True)
         for array in plan.arrays:
             # A chain that was cut off in the middle of being submitted goes on where it ended.
             for _ in range(len(jobs.get(array.name, ())), array.segments):
@@ -47,8 +49,9 @@ def submit(folder: CampaignFolder, plan: Plan, *, finish: bool = True) -> Submis
 def resubmit(folder: CampaignFolder, plan: Plan, *, finish: bool = True) -> Submission:
     """Submit again the elements that are not settled and that the scheduler no longer holds.
 
-    Runs that completed or diverged stay as they are; an element's ranks pass over them. Raises
-    InputError where nothing was submitted yet.
+    Runs that completed or diverged stay as they are; an element's ranks pass over them. Runs that
+    were given up are tried again, their earlier attempts not counting any more. Raises InputError
+    where nothing was submitted yet.
     """
     _check_place(folder, plan)
     with folder.locked("`llem resubmit`"):
@@ -60,6 +63,8 @@ def resubmit(folder: CampaignFolder, plan: Plan, *, finish: bool = True) -> Subm
         busy = {(r.array, r.element) for r in state.runs if r.status in slurm.ACTIVE}
         open_runs = {(r.array, r.element) for r in state.runs if r.status not in FINAL}
         new: dict[str, str] = {}
+        folder.stop_file.unlink(missing_ok=True)
+        count_anew(folder)
         for array in plan.arrays:
             missing = sorted(i for name, i in open_runs - busy if name == array.name)
             if missing:
@@ -74,9 +79,10 @@ def resubmit(folder: CampaignFolder, plan: Plan, *, finish: bool = True) -> Subm
 
 def cancel(folder: CampaignFolder, plan: Plan) -> list[str]:
     """Ask everything that works on this campaign to stop; returns the job ids told so."""
+    # Also tells elements that are warned in order that nobody wants them requeued.
+    folder.jobs.mkdir(parents=True, exist_ok=True)
+    folder.stop_file.touch()
     if plan.site.executor == "local":
-        folder.jobs.mkdir(parents=True, exist_ok=True)
-        folder.stop_file.touch()
         return []
     jobs = [entry["job_id"] for entries in submitted_jobs(folder).values() for entry in entries]
     slurm.cancel(jobs)
