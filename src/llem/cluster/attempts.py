@@ -58,15 +58,15 @@ def write_end(attempt: Path, run: Run, values: Mapping[str, Any]) -> bool:
 def read_endings(folder: CampaignFolder, run: Run) -> list[Ending]:
     """How each attempt at a run ended, oldest first; call it when none of them is at work."""
     attempts = folder.attempts(run.run_id)
-    found = []
-    for attempt, following in zip(attempts, [*attempts[1:], None], strict=True):
-        newest = newest_step(folder.checkpoints(run.run_id)) if following is None else 0
-        found.append(_read_ending(folder, attempt, following, newest))
-    return found
+    saved = newest_step(folder.checkpoints(run.run_id))
+    return [
+        _read_ending(folder, attempt, attempts[i + 1] if i + 1 < len(attempts) else None, saved)
+        for i, attempt in enumerate(attempts)
+    ]
 
 
 def _read_ending(
-    folder: CampaignFolder, attempt: Path, following: Path | None, newest: int
+    folder: CampaignFolder, attempt: Path, following: Path | None, saved_step: int
 ) -> Ending:
     begin, end = _read(attempt / "begin.json"), _read(attempt / "end.json")
     progress = _read(attempt / "progress.json")
@@ -85,7 +85,7 @@ def _read_ending(
         reason=reason,
         layout=_layout(begin.get("layout")),
         start_step=int(start),
-        saved_step=max(newest, step_of(end.get("checkpoint"))),
+        saved_step=max(step_of(end.get("checkpoint")), 0 if following else saved_step),
         started_ns=int(begin.get("started_ns") or end.get("started_ns") or 0),
         given_up=str(end.get("given_up") or ""),
     )
