@@ -75,16 +75,18 @@ def next_try(
         if ending.layout is not None and _divides_alike(ending.layout, run.layout):
             layout = ending.layout
     counted = [ending for ending in endings if ending.started_ns >= since_ns]
+    if counted and counted[-1].given_up:
+        return GiveUp(counted[-1].cause, counted[-1].given_up)
+    if endings and endings[-1].cause == "out-of-memory":
+        smaller = smaller_layout(run, layout)
+        if smaller is None and counted:
+            reason = "memory does not suffice for the smallest layout there is"
+            return GiveUp("out-of-memory", reason)
+        layout = smaller or layout
+        return Go(layout, _told(layout, run))
     if not counted:
         return Go(layout, _told(layout, run))
     last = counted[-1]
-    if last.given_up:
-        return GiveUp(last.cause, last.given_up)
-    if last.cause == "out-of-memory":
-        smaller = smaller_layout(run, layout)
-        if smaller is None:
-            return GiveUp(last.cause, "memory does not suffice for the smallest layout there is")
-        return Go(smaller, _told(smaller, run))
     same = 0
     for ending in _since_progress(endings):
         if ending.started_ns >= since_ns and ending.cause == last.cause:

@@ -103,8 +103,12 @@ def test_resubmitting_begins_the_count_anew_but_keeps_what_memory_taught():
     assert isinstance(next_try(RUN, tried, since_ns=101), Go)
     given_up = [replace(tried[-1], given_up="said so")]
     assert next_try(RUN, given_up) == GiveUp("exception", "said so")
-    small = replace(RUN.layout, micro_batch=1, grad_accum=8)
-    assert next_try(RUN, endings("out-of-memory", layout=small), since_ns=999).layout == small
+    # where memory was too little last, the next smaller layout; the smallest, where there is none
+    tight = replace(RUN.layout, micro_batch=1, grad_accum=8)
+    least = replace(tight, activation_checkpointing=True)
+    for layout in (tight, least):
+        assert next_try(RUN, endings("out-of-memory", layout=layout), since_ns=999).layout == least
+    assert isinstance(next_try(RUN, endings("out-of-memory", layout=least)), GiveUp)
 
 
 @given(st.lists(st.sampled_from([*TRIES, "out-of-memory", "diverged"]), max_size=60))
