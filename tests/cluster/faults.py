@@ -251,8 +251,18 @@ def preempt(cell: Cell) -> str:
     return cell.login.run("sbatch", "--parsable", *where, *what).stdout.strip()
 
 
-def tear_newest_checkpoint(cell: Cell) -> str:
-    """Cut the newest checkpoint's weights in half; its name."""
+def kill_rank(cell: Cell) -> None:
+    """SIGKILL to the last rank, as the kernel does where memory runs out."""
+    os.kill(cell.ranks()[-1], signal.SIGKILL)
+
+
+def requeue_and_tear(cell: Cell) -> None:
+    """Requeue, and cut the newest checkpoint's weights in half before it starts again."""
+    job = cell.element
+    requeue(cell)
+    wait_for(
+        lambda: show_job(job)["JobState"] == "PENDING" and not cell.ranks(),
+        what="the requeued job", timeout_s=60, told=lambda: cell.log,
+    )  # fmt: skip
     state = cell.checkpoints[-1] / "state.pt"
     os.truncate(state, state.stat().st_size // 2)
-    return cell.checkpoints[-1].name
