@@ -84,6 +84,8 @@ class DeepSpeedEngine:
             activation_checkpointing=run.layout.activation_checkpointing,
         )
         self._model, self._optimizer = self._accelerator.prepare(model, adamw(model, run.recipe))
+        # It would copy a script into each checkpoint, and fail rank 0 alone where the disk is full.
+        self._model._copy_recovery_script = lambda _folder: None
 
     def step(self, batch: Batch, lr: float) -> tuple[Tensor, Tensor]:
         for group in self._optimizer.param_groups:

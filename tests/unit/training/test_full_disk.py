@@ -6,13 +6,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from llem.campaign import Run
+from llem.records import read_rank
 
 pytest.importorskip("torch")
 pytest.importorskip("accelerate")
@@ -26,6 +27,7 @@ SCRIPT = """
 import json, os, sys
 from pathlib import Path
 from llem.campaign import Run
+from llem.records import read_rank
 from llem.records import read_rank
 from llem.training import find_checkpoint, start_world, train
 
@@ -125,3 +127,34 @@ def test_measuring_ends_on_a_full_disk_and_the_training_does_not(
     assert found["loss"] == train_alone(run, "elsewhere").loss
     assert found["record"] == "rank 0: record incomplete: disk full"
     assert "record incomplete: disk full; the training goes on" in told
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A tmpfs that no checkpoint fits on, for processes that are not this one's children only."""
+    disk = tmp_path / "tiny"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("this user may not mount a tmpfs")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2])
+def test_no_rank_waits_for_one_whose_checkpoint_does_not_fit(
+    make_run: MakeRun, run_ranks: Callable[..., Any], tiny_disk: Path, zero_stage: int,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    if zero_stage:
+        pytest.importorskip("deepspeed")
+    run = make_run(ranks=2, zero_stage=zero_stage, checkpoint_steps=10)
+    task = {"name": "full", "run": run.to_dict(), "attempt": str(tmp_path / "attempt"),
+            "checkpoints": str(tiny_disk / "checkpoints")}  # fmt: skip
+    results = run_ranks([task], ranks=2, folder=tmp_path / "job", zero_stage=zero_stage)
+    assert [outcome["status"] for outcome in results["full"]] == ["completed"] * 2
+    for rank in (0, 1):
+        record = read_rank(tmp_path / "attempt" / f"rank-{rank:05d}.h5")
+        codes = [event["code"].decode() for event in record.events]
+        assert codes.count("checkpoint-failed") == 2
+    assert list((tiny_disk / "checkpoints").iterdir()) == []
