@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llem.cluster.files import write_text
-from llem.cluster.render import render_plan
+from llem.cluster.plan_text import render_plan
 from llem.errors import Fault, InputError, LlemError
 from llem.planning import Plan
 
@@ -55,6 +55,16 @@ class CampaignFolder:
     @property
     def stop_file(self) -> Path:
         return self.jobs / "stop"
+
+    @property
+    def leave(self) -> Path:
+        """Where scripts and ranks of jobs tell each other to leave, and how they left."""
+        return self.jobs / "leave"
+
+    @property
+    def anew_file(self) -> Path:
+        """When `llem resubmit` last asked for another try at runs that were given up."""
+        return self.jobs / "anew.json"
 
     @property
     def results(self) -> Path:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from llem._version import __version__
-from llem.campaign import Replicates, Runs, Site, slurm_time
+from llem.campaign import Site, slurm_time
 from llem.campaign.guards import check_directive, check_script_path
-from llem.cluster.files import finite_or_none, json_line
+from llem.cluster.files import json_line
+from llem.cluster.folder import INTERRUPTED
+from llem.cluster.plan_text import run_texts
 from llem.cluster.templates import render_template
 from llem.errors import Fault, InputError
 from llem.planning import ArrayJob, Plan
@@ -23,6 +24,10 @@ DOCTOR_TIME_S = 300
 # srun reads how tasks are bound from these; the option undoes it for the sampler, which is one task
 # to a node and must see all of it.
 BINDS = {"SLURM_CPU_BIND": "cpu-bind", "SLURM_GPU_BIND": "gpu-bind"}
+# Nets below the policy by which a run is tried again: times that an element requeues itself, and
+# that its ranks are started in one job.
+RESTARTS = 100
+TRIES = 20
 
 
 def render_files(plan: Plan, *, image_digest: str = "", wave: int | None = None) -> dict[str, str]:
@@ -57,6 +62,9 @@ def render_array(plan: Plan, array: ArrayJob) -> str:
         time=slurm_time(array.time_limit_s),
         limit_s=array.time_limit_s,
         lead_s=lead_s(array.time_limit_s),
+        interrupted=INTERRUPTED,
+        restarts=RESTARTS,
+        tries=TRIES,
         manifest=f"jobs/{array.name}.jsonl",
         **_steps(site, nodes=array.nodes, ranks_per_node=array.gpus_per_node),
     )
@@ -119,43 +127,6 @@ def render_manifest(
         f'{{"element":{index},{rest},"runs":[{",".join([texts[name] for name in names])}]}}\n'
         for index, names in enumerate(array.elements)
     )
-
-
-def render_plan(plan: Plan) -> Iterator[str]:
-    """`plan.json`, piece by piece: indented, with each array and each run on a line of its own.
-
-    A file of many equal things reads better so, and is written ten times faster.
-    """
-    yield json.dumps(finite_or_none(plan.head()), indent=1, allow_nan=False)[:-2]
-    yield ',\n "arrays": [\n'
-    yield ",\n".join(json_line(vars(array)) for array in plan.arrays)
-    yield '\n ],\n "runs": [\n'
-    for number, some in enumerate(plan.runs.replicates):
-        if number:
-            yield ",\n"
-        yield ",\n".join(_lines(some))
-    yield "\n ]\n}\n"
-
-
-def run_texts(runs: Runs) -> dict[str, str]:
-    """Each run on one line of JSON, by its name."""
-    return {
-        run_id: line
-        for some in runs.replicates
-        for run_id, line in zip(some.run_ids, _lines(some), strict=True)
-    }
-
-
-def _lines(some: Replicates) -> Iterator[str]:
-    """`json_line(run.to_dict())` of each run. Only name and seed differ: the rest is made once."""
-    values = some.run.to_dict()
-    keys = list(values)
-    assert keys[0] == "run_id"
-    seed_at = keys.index("seed")
-    middle = json_line({key: values[key] for key in keys[1:seed_at]})[1:-1]
-    rest = json_line({key: values[key] for key in keys[seed_at + 1 :]})[1:-1]
-    for run_id, seed in zip(some.run_ids, some.seeds, strict=True):
-        yield f'{{"run_id":"{run_id}",{middle},"seed":{seed},{rest}}}'
 
 
 def _render_plan(template: str, plan: Plan, name: str, **values: Any) -> str:

@@ -9,6 +9,7 @@ from functools import partial
 
 from llem.campaign.guards import check_script_path
 from llem.cluster import slurm
+from llem.cluster.attempts import count_anew
 from llem.cluster.folder import FINAL, CampaignFolder
 from llem.cluster.ledger import Ledger, Submitted, index_list
 from llem.cluster.render import FINISH, job_name
@@ -43,6 +44,7 @@ def submit(folder: CampaignFolder, plan: Plan, *, finish: bool = True) -> Submis
     _check_place(folder, plan)
     with folder.locked("`llem submit`"):
         batch = _Batch.begin(folder, plan)
+        folder.stop_file.unlink(missing_ok=True)
         for array in plan.arrays:
             count = len(array.elements)
             for segment in range(array.segments):
@@ -54,8 +56,9 @@ def submit(folder: CampaignFolder, plan: Plan, *, finish: bool = True) -> Submis
 def resubmit(folder: CampaignFolder, plan: Plan, *, finish: bool = True) -> Submission:
     """Submit again the elements that are not settled and that the scheduler no longer holds.
 
-    Runs that completed or diverged stay as they are; an element's ranks pass over them. Raises
-    InputError where nothing was submitted yet.
+    Runs that completed or diverged stay as they are; an element's ranks pass over them. Runs that
+    were given up are tried again, their earlier attempts not counting any more. Raises InputError
+    where nothing was submitted yet.
     """
     _check_place(folder, plan)
     with folder.locked("`llem resubmit`"):
@@ -65,6 +68,8 @@ def resubmit(folder: CampaignFolder, plan: Plan, *, finish: bool = True) -> Subm
         state = campaign_state(folder, plan)
         busy = {(r.array, r.element) for r in state.runs if r.status in slurm.ACTIVE}
         open_ = {(r.array, r.element) for r in state.runs if r.status not in FINAL} - busy
+        folder.stop_file.unlink(missing_ok=True)
+        count_anew(folder)
         for array in plan.arrays:
             # What was never submitted is `submit`'s to do.
             fresh = set(batch.ledger.never_submitted(array.name, len(array.elements), 0))
@@ -175,9 +180,10 @@ def _after(job_ids: Iterable[str]) -> str:
 
 def cancel(folder: CampaignFolder, plan: Plan) -> list[str]:
     """Ask everything that works on this campaign to stop; returns the job ids told so."""
+    # Also tells elements that are warned in order that nobody wants them requeued.
+    folder.jobs.mkdir(parents=True, exist_ok=True)
+    folder.stop_file.touch()
     if plan.site.executor == "local":
-        folder.jobs.mkdir(parents=True, exist_ok=True)
-        folder.stop_file.touch()
         return []
     with folder.locked("`llem cancel`"):
         ledger = Ledger.read(folder)

@@ -84,6 +84,8 @@ class DeepSpeedEngine:
             activation_checkpointing=run.layout.activation_checkpointing,
         )
         self._model, self._optimizer = self._accelerator.prepare(model, adamw(model, run.recipe))
+        # It would copy a script into each checkpoint, and fail rank 0 alone where the disk is full.
+        self._model._copy_recovery_script = lambda _folder: None
 
     def step(self, batch: Batch, lr: float) -> tuple[Tensor, Tensor]:
         for group in self._optimizer.param_groups:
@@ -108,7 +110,24 @@ class DeepSpeedEngine:
         return logits
 
     def save(self, folder: Path) -> None:
-        self._model.save_checkpoint(str(folder), tag=_TAG, save_latest=False)
+        # DeepSpeed's ranks meet while they save: one whose disk is full must come to that meeting,
+        # or the others would wait for it, and tells of its failure afterwards.
+        writer = self._model.checkpoint_engine
+        write, faults = writer.save, []
+
+        def guarded(*arguments: Any, **options: Any) -> Any:
+            try:
+                return write(*arguments, **options)
+            except (OSError, RuntimeError) as error:
+                faults.append(error)
+
+        writer.save = guarded
+        try:
+            self._model.save_checkpoint(str(folder), tag=_TAG, save_latest=False)
+        finally:
+            del writer.save
+        if faults:
+            raise faults[0]
 
     def load(self, folder: Path) -> None:
         path, _ = self._model.load_checkpoint(str(folder), tag=_TAG)

@@ -16,9 +16,10 @@ class Outcome:
     `step` is the number of finished optimiser steps of `steps`, `start_step` where this attempt
     began (more than 0 after a resume, from the folder `resumed_from`). Losses are nats per token
     over all ranks; `loss` and its standard error `loss_se` are of the held-out windows and NaN
-    unless completed. `t*_ns` are CLOCK_MONOTONIC, `wall*_ns` the wall clock, at the attempt's
-    two ends; `tokens` are those of all steps so far, `tokens_per_s` the rate of this attempt's
-    steps from the start of its first to the end of its last.
+    unless completed. `record` says which ranks' records are incomplete and why. `t*_ns` are
+    CLOCK_MONOTONIC, `wall*_ns` the wall clock, at the attempt's two ends; `tokens` are those of
+    all steps so far, `tokens_per_s` the rate of this attempt's steps from the start of its first
+    to the end of its last.
     """
 
     status: Status
@@ -33,6 +34,7 @@ class Outcome:
     train_loss_last: float
     resumed_from: str | None
     checkpoint: str | None
+    record: str
     t0_ns: int
     t1_ns: int
     wall0_ns: int
@@ -49,6 +51,7 @@ class Progress:
 
     step: int
     steps: int
+    start_step: int
     loss: float
     tokens_per_s: float
 

@@ -15,13 +15,12 @@ from hypothesis import strategies as st
 
 from llem.campaign import CustomModel, Replicates, Run, load_site, site_names
 from llem.cluster.files import json_line
+from llem.cluster.plan_text import render_plan, run_texts
 from llem.cluster.render import (
     render_array,
     render_doctor,
     render_files,
     render_finish,
-    render_plan,
-    run_texts,
 )
 from llem.errors import InputError
 
