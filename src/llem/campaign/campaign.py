@@ -16,7 +16,7 @@ from pydantic import (
 
 from llem.campaign.guards import DataText, Name
 from llem.campaign.quantities import Budget, parse_budget, parse_count
-from llem.campaign.site import Site, Strict
+from llem.campaign.site import Notify, Site, Strict
 
 Amount = Annotated[
     Budget, BeforeValidator(lambda v: v if isinstance(v, Budget) else parse_budget(v))
@@ -132,3 +132,4 @@ class Campaign(Strict):
     training: Training = Training()
     layout: LayoutChoice | None = None
     site: SiteChoice = "laptop"
+    notify: Notify | None = Field(None, description="instead of the site's")

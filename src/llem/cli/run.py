@@ -47,8 +47,9 @@ def run_all(
     """Plan, run and finish, telling each stage; the exit status."""
     from llem.cli._answer import tell_finished
     from llem.cli._show import plan_tables, watching
+    from llem.cli._status import both
     from llem.cli.submit import confirm_spending, local_status
-    from llem.cluster import LocalOutcome
+    from llem.cluster import LocalOutcome, Notifier
     from llem.pipeline import finish, plan_campaign, run_campaign
 
     planned = plan_campaign(campaign, out=out, base=base, budget=budget, runs=runs)
@@ -57,8 +58,9 @@ def run_all(
         # Progress goes to standard error: what belongs before it must not wait in a buffer.
         print(flush=True)
     confirm_spending(planned.folder, planned.plan, yes=yes)
+    notifier = Notifier(planned.folder, planned.plan, note)
     with watching(planned.plan) as watch:
-        outcome = run_campaign(planned.folder, planned.plan, watch=watch)
+        outcome = run_campaign(planned.folder, planned.plan, watch=both(watch, notifier))
     status = 0
     if isinstance(outcome, LocalOutcome):
         status = local_status(outcome, planned.folder)

@@ -1,19 +1,20 @@
-"""Submitting a campaign to SLURM, once; submitting again what is missing; waiting for it."""
+"""Submitting a campaign to SLURM, once; submitting again what is missing."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from llem.campaign.guards import check_script_path
 from llem.cluster import slurm
+from llem.cluster.facts import ACTIVE, index_list
 from llem.cluster.files import write_json
 from llem.cluster.folder import FINAL, CampaignFolder
 from llem.cluster.render import FINISH
-from llem.cluster.state import CampaignState, campaign_state, submitted_jobs
-from llem.errors import Fault, InputError
+from llem.cluster.state import campaign_state, submitted_jobs
+from llem.errors import ClusterError, Fault, InputError
 from llem.planning import Plan
 
 
@@ -57,7 +58,11 @@ def resubmit(folder: CampaignFolder, plan: Plan, *, finish: bool = True) -> Subm
             raise InputError(str(folder.root), [Fault("", "nothing was submitted yet", "submit")])
         before = {name: entries[-1]["job_id"] for name, entries in jobs.items()}
         state = campaign_state(folder, plan)
-        busy = {(r.array, r.element) for r in state.runs if r.status in slurm.ACTIVE}
+        if state.scheduler.problem:
+            # What is queued or runs cannot be known: submitting could do it twice.
+            raise ClusterError(state.scheduler.problem, remedy="nothing was submitted; try again")
+        held = {*ACTIVE, "unknown"}
+        busy = {(r.array, r.element) for r in state.runs if r.status in held}
         open_runs = {(r.array, r.element) for r in state.runs if r.status not in FINAL}
         new: dict[str, str] = {}
         for array in plan.arrays:
@@ -81,38 +86,6 @@ def cancel(folder: CampaignFolder, plan: Plan) -> list[str]:
     jobs = [entry["job_id"] for entries in submitted_jobs(folder).values() for entry in entries]
     slurm.cancel(jobs)
     return jobs
-
-
-def wait(
-    folder: CampaignFolder,
-    plan: Plan,
-    *,
-    watch: Callable[[CampaignState], None] | None = None,
-    first_poll_s: float = 1.0,
-    longest_poll_s: float = 30.0,
-) -> CampaignState:
-    """Poll until the scheduler holds nothing of the campaign any more; one query a poll."""
-    pause = first_poll_s
-    while True:
-        state = campaign_state(folder, plan)
-        if watch is not None:
-            watch(state)
-        if not state.active:
-            return state
-        time.sleep(pause)
-        # A campaign of hours is not asked for every second: fewer questions, the longer it runs.
-        pause = min(1.2 * pause, longest_poll_s)
-
-
-def index_list(indices: Sequence[int]) -> str:
-    """Array indices as sbatch reads them: `3,17-19`. `indices` are sorted and distinct."""
-    spans: list[list[int]] = []
-    for index in indices:
-        if spans and index == spans[-1][1] + 1:
-            spans[-1][1] = index
-        else:
-            spans.append([index, index])
-    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)
 
 
 def _sbatch(
@@ -141,6 +114,8 @@ def _sbatch(
     script = folder.script(name).relative_to(folder.root)
     job_id = slurm.submit_script(script, cwd=folder.root, options=options)
     entry = {"job_id": job_id, "submitted_ns": time.time_ns(), "plan": plan.digest}
+    if elements is not None:
+        entry["elements"] = index_list(elements)
     jobs.setdefault(name, []).append(entry)
     write_json(folder.submitted_file, jobs)
     return job_id

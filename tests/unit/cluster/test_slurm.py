@@ -2,8 +2,8 @@
 
 import pytest
 
-from llem.cluster.slurm import STATES, ElementState, parse_job_id, parse_squeue
-from llem.cluster.submit import index_list
+from llem.cluster.facts import STATES, ElementState, index_list, parse_squeue
+from llem.cluster.slurm import parse_job_id
 from llem.errors import ClusterError
 
 
