@@ -39,25 +39,32 @@ def console() -> Console:
     )
 
 
-def glance(summary: Summary) -> Group:
-    """The whole of `llem status` but the runs."""
+def show(summary: Summary) -> None:
+    """Print `llem status`; without a terminal no line ends in spaces."""
+    screen = console()
+    if screen.is_terminal:
+        screen.print(glance(summary, width=screen.width))
+        return
+    with screen.capture() as caught:
+        screen.print(glance(summary, width=screen.width))
+    print("\n".join(line.rstrip() for line in caught.get().splitlines()))
+
+
+def glance(summary: Summary, *, width: int) -> Group:
+    """The whole of `llem status` but the runs, in `width` columns."""
     from rich.console import Group
 
     parts: list[RenderableType] = [_head(summary)]
-    parts += _sized(_arrays(summary), f"and {len(summary.arrays) - ARRAYS_SHOWN} arrays more",
-                    len(summary.arrays) > ARRAYS_SHOWN)  # fmt: skip
     cells = _chosen(summary.cells)
-    left_out = len(summary.cells) - len(cells)
-    parts += _sized(_cells(summary, cells), f"and {left_out} cells more; --runs tells all",
-                    left_out > 0)  # fmt: skip
+    for table, more, what in (
+        (_arrays(summary, width), len(summary.arrays) - ARRAYS_SHOWN, "arrays"),
+        (_cells(cells, width), len(summary.cells) - len(cells), "cells"),
+    ):
+        parts += ["", table, *([f"and {more} {what} more"] if more > 0 else [])]
     if summary.causes:
         parts += ["", _causes(summary)]
     parts += ["", f"next: {summary.next}"]
     return Group(*parts)
-
-
-def _sized(table: RenderableType, more: str, too_many: bool) -> list[RenderableType]:
-    return ["", table, *([more] if too_many else [])]
 
 
 def told_counts(tally: Tally) -> str:
@@ -102,25 +109,26 @@ def _hours(hours: float) -> str:
     return f"{hours:,.0f}" if hours >= 100 else f"{hours:.3g}"
 
 
-def _arrays(summary: Summary) -> RenderableType:
+def _arrays(summary: Summary, width: int) -> RenderableType:
     shown = summary.arrays[:ARRAYS_SHOWN]
     columns, counts = _counts(shown)
     rows = [
         [a.name, a.job_id or "-", str(a.elements), str(a.gpus), *counted, f"{a.progress:.0%}"]
         for a, counted in zip(shown, counts, strict=True)
     ]
-    return _table(["array", "job", "elements", "devices", *columns, "trained"], rows, styled=4)
+    heads = ["array", "job", "elements", "devices", *columns, "trained"]
+    return _table(heads, rows, width=width, spare=("devices", "elements", "job"))
 
 
-def _cells(summary: Summary, shown: Sequence[CellRow]) -> RenderableType:
+def _cells(shown: Sequence[CellRow], width: int) -> RenderableType:
     columns, counts = _counts(shown)
     rows = [
-        [format_si(c.params), format_si(c.tokens), str(c.runs), *counted, f"{c.progress:.0%}",
-         _loss(c)]
+        [str(c.level), format_si(c.params), format_si(c.tokens), str(c.runs), *counted,
+         f"{c.progress:.0%}", _loss(c)]
         for c, counted in zip(shown, counts, strict=True)
     ]  # fmt: skip
-    heads = ["params", "tokens", "seeds", *columns, "trained", "loss"]
-    return _table(heads, rows, styled=3, left=0)
+    heads = ["level", "params", "tokens", "seeds", *columns, "trained", "loss"]
+    return _table(heads, rows, width=width, spare=("level", "seeds"))
 
 
 def _loss(cell: CellRow) -> str:
@@ -161,23 +169,24 @@ def _causes(summary: Summary) -> RenderableType:
 
 
 def _table(
-    heads: Sequence[str], rows: Iterable[Sequence[str]], *, styled: int, left: int = 2
+    heads: list[str], rows: list[list[str]], *, width: int, spare: Sequence[str]
 ) -> RenderableType:
-    """A table without lines; the first `left` columns are text, those from `styled` on coloured."""
+    """A table without lines; columns of `spare` go, in their order, until it fits into `width`."""
     from rich.table import Table
 
-    drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for index, head in enumerate(heads):
-        drawn.add_column(
-            head, justify="left" if index < left else "right", no_wrap=index > 0, overflow="fold"
-        )
+    gap = 2
+    widths = {h: max(len(row[i]) for row in [heads, *rows]) for i, h in enumerate(heads)}
+    for head in spare:
+        if sum(widths.values()) + gap * (len(widths) - 1) <= width:
+            break
+        del widths[head]
+    drawn = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="dim")
+    for head in widths:
+        words = head in ("array", "job")
+        drawn.add_column(head, justify="left" if words else "right", no_wrap=True)
     for row in rows:
-        drawn.add_row(
-            *(
-                _text(cell, STYLES.get(heads[i], "") if i >= styled else "")
-                for i, cell in enumerate(row)
-            )
-        )
+        cells = dict(zip(heads, row, strict=True))
+        drawn.add_row(*(_text(cells[head], STYLES.get(head, "")) for head in widths))
     return drawn
 
 
@@ -258,7 +267,7 @@ def watch_live(
     with Live(console=screen, auto_refresh=False, vertical_overflow="ellipsis") as live:
         while True:
             state = look()
-            live.update(glance(summarise(folder, plan, state)), refresh=True)
+            live.update(glance(summarise(folder, plan, state), width=screen.width), refresh=True)
             if not state.active:
                 return state
             sleep(seconds)

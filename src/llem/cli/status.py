@@ -47,12 +47,11 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json(summary.to_dict(state))
         return 0
-    from llem.cli._status import console, glance, run_lines
+    from llem.cli._status import console, run_lines, show
 
-    screen = console()
     if args.runs:
-        print("\n".join(run_lines(plan, state.runs, width=screen.width)), end="\n\n")
-    screen.print(glance(summary))
+        print("\n".join(run_lines(plan, state.runs, width=console().width)), end="\n\n")
+    show(summary)
     return 0
 
 

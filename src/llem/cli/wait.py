@@ -17,9 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from llem.campaign import parse_duration
+    from llem.campaign import format_duration, parse_duration
     from llem.cli._show import watching
-    from llem.cli._status import both, console, glance, told_counts
+    from llem.cli._status import both, show, told_counts
     from llem.cluster import CampaignFolder, Notifier, summarise, wait
 
     timeout_s = option("--timeout", parse_duration, args.timeout) if args.timeout else None
@@ -34,7 +34,8 @@ def run(args: argparse.Namespace) -> int:
     elif state.active or state.settled:
         note(told_counts(summary.tally))
     else:
-        console().print(glance(summary))
+        show(summary)
     if state.active:
-        note(f"not over after {args.timeout}: it goes on; `llem wait {args.dir}` waits on")
+        told = format_duration(timeout_s or 0)
+        note(f"not over after {told}: it goes on, and `llem wait {args.dir}` waits on")
     return 0 if state.settled else 1

@@ -216,7 +216,7 @@ class _Reader:
                 # The files were read before the scheduler was asked: it may have ended between.
                 files = self.ends.again(self.folder, name)
             if files.final:
-                self.states.append(_final(name, array.name, index, files))
+                self.states.append(_final(self.plan.by_id[name], array.name, index, files))
             else:
                 self.states.append(
                     self._open(
@@ -324,18 +324,18 @@ class _Reader:
         return found
 
 
-def _final(name: str, array: str, index: int, files: RunFiles) -> RunState:
+def _final(run: Run, array: str, index: int, files: RunFiles) -> RunState:
     """The state of a run whose end record settles it."""
     status = str(files.end["status"])
     completed = status == "completed"
     reason = str(files.end.get("reason") or "")
     return RunState(
-        run_id=name,
+        run_id=run.run_id,
         array=array,
         element=index,
         status=status,
         attempts=files.attempts,
-        progress=1.0,
+        progress=1.0 if completed else min(1.0, float(files.end.get("step") or 0) / run.steps),
         loss=files.end.get("loss") if completed else None,
         reason=reason,
         device_s=files.device_s,

@@ -331,6 +331,10 @@ def _next(folder: CampaignFolder, state: CampaignState, causes: Sequence[CauseRo
         if (folder.results / "report.html").is_file():
             return f"llem report {place}"
         return f"llem finish {place}"
+    # Safe while others run: it submits what is missing and nothing else.
+    failed = any(COLUMNS.get(r.status, FAILED) == FAILED for r in state.runs)
+    if failed and not state.scheduler.problem:
+        return f"llem resubmit {place}"
     if state.active:
         return f"llem status {place} --watch"
     if not state.submitted and not any(r.attempts for r in state.runs):
