@@ -35,10 +35,8 @@ def run_program(
         raise UnavailableError(
             f"{args[0]} is not on PATH", remedy="run this on a login node, or load its module"
         ) from None
-    except PermissionError:
-        raise UnavailableError(
-            f"{args[0]} may not be started", remedy="is it executable?"
-        ) from None
+    except OSError as error:
+        raise UnavailableError(f"{args[0]} cannot be started: {error.strerror}") from None
     except subprocess.TimeoutExpired:
         raise ClusterError(f"{args[0]} did not answer within {timeout_s:.0f} s") from None
     if done.returncode != 0:

@@ -61,8 +61,7 @@ def test_what_was_said_before_a_requeue_belongs_to_another_try():
 # Lines of clusters that this machine cannot be: made after their documentation and bug reports.
 LINES = [
     ("slurmstepd: error: Detected 1 oom-kill event(s) in StepId=17.0", "out-of-memory"),
-    ("slurmstepd: error: Detected 1 oom_kill event in StepId=17.0. Some of the step tasks have been "
-     "OOM Killed.", "out-of-memory"),
+    ("slurmstepd: error: Detected 1 oom_kill event in StepId=17.0. OOM Killed.", "out-of-memory"),
     ("srun: error: n7: task 3: Out Of Memory", "out-of-memory"),
     ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB", "out-of-memory"),
     ("torch.OutOfMemoryError: HIP out of memory.", "out-of-memory"),
@@ -77,8 +76,10 @@ LINES = [
     ("script: line 20: apptainer: command not found", "container-missing"),
     ("torch.distributed.DistNetworkError: The client socket has timed out after 60000ms",
      "rendezvous"),
-    ("torch.distributed.DistBackendError: NCCL error in: ProcessGroupNCCL.cpp:1691, unhandled system "
-     "error, ncclSystemError: System call failed", "rendezvous"),
+    ("torch.distributed.DistBackendError: NCCL error in: ProcessGroupNCCL.cpp:1691",
+     "rendezvous"),
+    ("ncclSystemError: System call (e.g. socket, malloc) or external library call failed",
+     "rendezvous"),
     ("slurmstepd: error: *** JOB 17 ON n1 CANCELLED AT 2026-01-01T00:00:00 DUE TO PREEMPTION ***",
      "preempted"),
     ("srun: error: Node failure on n12", "node-failure"),
@@ -121,9 +122,11 @@ def test_every_name_has_an_advice_of_one_line():
         ({"status": "interrupted", "cause": "signal", "reason": "signal SIGTERM"},
          ended("PREEMPTED"), "", "preempted"),
         ({"status": "interrupted", "reason": "signal SIGTERM"}, ended("TIMEOUT"), "", "time-limit"),
-        ({"status": "interrupted", "reason": "signal SIGTERM"}, ended("CANCELLED"), "", "cancelled"),
+        ({"status": "interrupted", "reason": "signal SIGTERM"}, ended("CANCELLED"), "",
+         "cancelled"),
         ({"status": "interrupted", "reason": "signal SIGTERM"}, None, "", "signal"),
-        ({"status": "interrupted", "reason": "asked to stop (jobs/stop)"}, None, "", "asked-to-stop"),
+        ({"status": "interrupted", "reason": "asked to stop (jobs/stop)"}, None, "",
+         "asked-to-stop"),
         ({"status": "interrupted", "reason": "the job's time limit is near"}, None, "",
          "time-limit"),
         # old end records have no cause

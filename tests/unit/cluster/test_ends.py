@@ -1,4 +1,4 @@
-"""The files of all runs: read whole, cached where final, right again whatever becomes of the cache."""
+"""The files of all runs: cached where final, and right again whatever becomes of the cache."""
 
 import csv
 import json

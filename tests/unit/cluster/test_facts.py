@@ -31,8 +31,8 @@ def by_key(states):
 def squeue_line(**values):
     fields = dict.fromkeys(SQUEUE_FIELDS, "") | {
         "ArrayJobID": "17", "ArrayTaskID": "3", "State": "RUNNING", "TimeUsed": "0:05",
-        "TimeLeft": "55:00", "StartTime": "2026-11-27T00:00:21", "RestartCnt": "0", "NodeList": "n2",
-        "Reason": "None",
+        "TimeLeft": "55:00", "StartTime": "2026-11-27T00:00:21", "RestartCnt": "0",
+        "NodeList": "n2", "Reason": "None",
     }  # fmt: skip
     return "".join(f"{(fields | values)[name]}|" for name in SQUEUE_FIELDS)
 
@@ -148,10 +148,13 @@ def test_a_state_that_is_not_in_the_table_is_unknown_and_not_failed():
     assert set(STATES.values()) == {"queued", "held", "running", "ended"}
 
 
-# Every state of the manual of squeue, 25.05.
-MANUAL = """BOOT_FAIL CANCELLED COMPLETED CONFIGURING COMPLETING DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY
-PENDING PREEMPTED RUNNING RESV_DEL_HOLD REQUEUE_FED REQUEUE_HOLD REQUEUED RESIZING REVOKED SIGNALING
-SPECIAL_EXIT STAGE_OUT STOPPED SUSPENDED TIMEOUT""".split()
+# Every state that squeue's manual lists under JOB STATE CODES.
+MANUAL = [
+    "BOOT_FAIL", "CANCELLED", "COMPLETED", "CONFIGURING", "COMPLETING", "DEADLINE", "FAILED",
+    "NODE_FAIL", "OUT_OF_MEMORY", "PENDING", "PREEMPTED", "RUNNING", "RESV_DEL_HOLD", "REQUEUE_FED",
+    "REQUEUE_HOLD", "REQUEUED", "RESIZING", "REVOKED", "SIGNALING", "SPECIAL_EXIT", "STAGE_OUT",
+    "STOPPED", "SUSPENDED", "TIMEOUT",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("state", MANUAL)
@@ -192,8 +195,15 @@ def test_times_that_are_none():
 
 
 @pytest.mark.parametrize(
-    ("nodes", "first"), [("n2", "n2"), ("n[2-3,7]", "n2"), ("n2,n5", "n2"), ("jwb[0012,0101]", "jwb0012"), ("", "")]
-)  # fmt: skip
+    ("nodes", "first"),
+    [
+        ("n2", "n2"),
+        ("n[2-3,7]", "n2"),
+        ("n2,n5", "n2"),
+        ("jwb[0012,0101]", "jwb0012"),
+        ("", ""),
+    ],
+)
 def test_the_first_node_of_a_list(nodes, first):
     assert first_node(nodes) == first
 

@@ -9,21 +9,6 @@ LONG = {"budget": "1e17", "layout": None, "grid": {"levels": 2, "sizes": 2}}
 
 
 @pytest.fixture
-def sbatch(tmp_path, monkeypatch):
-    """The calls of sbatch so far, as lists of words; squeue knows of no job."""
-    calls = tmp_path / "calls"
-    calls.touch()
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    script = f'echo "$*" >> {calls}; wc -l < {calls}'
-    for name, text in {"sbatch": script, "squeue": "true"}.items():
-        (programs / name).write_text(f"#!/bin/sh\n{text}\n")
-        (programs / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
-    return lambda: [line.split() for line in calls.read_text().splitlines()]
-
-
-@pytest.fixture
 def planned(make, tmp_path):
     plan = make(**LONG)
     folder = CampaignFolder(tmp_path / "c")
