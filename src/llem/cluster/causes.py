@@ -110,7 +110,7 @@ LOG_LINES: Final[Mapping[str, tuple[str, ...]]] = {
         r"FATAL: .*(?:image|container|mount|squashfuse)",
     ),
     "program-missing": (
-        r"No module named '?llem",
+        r"No module named '?(?:llem|torch|accelerate|deepspeed|submitit)\b",
         r"execve\(\): \S*python\S*: No such file",
         r"python\S*: (?:command not found|No such file)",
     ),

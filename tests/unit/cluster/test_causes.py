@@ -83,6 +83,8 @@ LINES = [
     ("slurmstepd: error: *** JOB 17 ON n1 CANCELLED AT 2026-01-01T00:00:00 DUE TO PREEMPTION ***",
      "preempted"),
     ("srun: error: Node failure on n12", "node-failure"),
+    ("ModuleNotFoundError: No module named 'torch'", "program-missing"),
+    ("ModuleNotFoundError: No module named 'torchish'", "exception"),
     ("ValueError: a must be positive", "exception"),
     ("subprocess.CalledProcessError: Command 'x' returned 1", "exception"),
 ]  # fmt: skip

@@ -74,7 +74,7 @@ def test_states_from_the_scheduler_and_the_files(planned, says):
     attempt(folder, runs[5].run_id, end=completed(runs[5]))
     says(
         {
-            (0, 0): {"state": "RUNNING", "nodes": "n[1-2]", "started_s": NOW - 60},
+            (0, 0): {"state": "RUNNING", "nodes": "n[1-2]", "started_s": time.time() - 60},
             (0, 1): {"state": "PENDING", "reason": "Priority"},
             (0, 2): {"state": "NODE_FAIL", "exit_code": "0:0", "nodes": "n3"},
             (0, 3): {"state": "CANCELLED", "exit_code": "0:0"},
@@ -193,7 +193,7 @@ def test_progress_cost_and_time_to_go(planned, says):
     span = int(2e9 * runs[0].predicted.duration_s)
     attempt(folder, runs[0].run_id, end=completed(runs[0], ended_ns=1 + span, energy_j=40.0))
     attempt(folder, runs[1].run_id, progress={"step": runs[1].steps / 2})
-    says({(0, 1): {"state": "RUNNING", "started_s": NOW}, (0, 2): {"state": "PENDING"}})
+    says({(0, 1): {"state": "RUNNING", "started_s": time.time()}, (0, 2): {"state": "PENDING"}})
     state = campaign_state(folder, plan)
     summary = summarise(folder, plan, state)
     assert summary.tokens_done == pytest.approx(runs[0].tokens + runs[1].tokens / 2)
