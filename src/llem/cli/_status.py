@@ -50,21 +50,25 @@ def show(summary: Summary) -> None:
     print("\n".join(line.rstrip() for line in caught.get().splitlines()))
 
 
-def glance(summary: Summary, *, width: int) -> Group:
-    """The whole of `llem status` but the runs, in `width` columns."""
+def glance(summary: Summary, *, width: int, live: bool = False) -> Group:
+    """The whole of `llem status` but the runs, in `width` columns.
+
+    What failed stands last, nearest to the prompt; `live` first, where a low window cuts the end.
+    """
     from rich.console import Group
 
-    parts: list[RenderableType] = [_head(summary)]
     cells = _chosen(summary.cells)
+    tables: list[RenderableType] = []
     for table, more, what in (
         (_arrays(summary, width), len(summary.arrays) - ARRAYS_SHOWN, "arrays"),
         (_cells(cells, width), len(summary.cells) - len(cells), "cells"),
     ):
-        parts += ["", table, *([f"and {more} {what} more"] if more > 0 else [])]
-    if summary.causes:
-        parts += ["", _causes(summary)]
-    parts += ["", f"next: {summary.next}"]
-    return Group(*parts)
+        tables += ["", table, *([f"and {more} {what} more"] if more > 0 else [])]
+    causes: list[RenderableType] = ["", _causes(summary)] if summary.causes else []
+    following: list[RenderableType] = ["", f"next: {summary.next}"]
+    if live:
+        return Group(_head(summary), *causes, *tables, *following)
+    return Group(_head(summary), *tables, *causes, *following)
 
 
 def told_counts(tally: Tally) -> str:
@@ -83,7 +87,7 @@ def _head(summary: Summary) -> RenderableType:
     tally = summary.tally
     grid.add_row(_text(summary.name, "bold"), _text(told_counts(tally)))
     full = round(BAR_WIDTH * tally.progress)
-    bar = _text("━" * full, "green")
+    bar = _text("").append("━" * full, "green")
     bar.append("╌" * (BAR_WIDTH - full), "dim")
     bar.append(
         f" {tally.progress:.1%} of {format_si(summary.tokens)} tokens"
@@ -267,7 +271,9 @@ def watch_live(
     with Live(console=screen, auto_refresh=False, vertical_overflow="ellipsis") as live:
         while True:
             state = look()
-            live.update(glance(summarise(folder, plan, state), width=screen.width), refresh=True)
+            live.update(
+                glance(summarise(folder, plan, state), width=screen.width, live=True), refresh=True
+            )
             if not state.active:
                 return state
             sleep(seconds)

@@ -142,9 +142,9 @@ def parse_squeue(text: str) -> list[ElementState]:
             left_s=parse_limit_s(left),
             restarts=int(restarts) if restarts.isdigit() else 0,
         )
-        if common.meaning == "queued":
-            # The time at which it is expected to start; it may be a guess or nothing at all.
-            common = replace(common, left_s=None)
+        if common.meaning != "running" and not common.final:
+            # What has not started has at most a time at which it may, which is a guess.
+            common = replace(common, started_s=None)
         numbers = parse_indices(indices)
         found += [replace(common, index=n) for n in numbers] if numbers else [common]
     return found

@@ -53,6 +53,7 @@ def test_squeue_of_22_05():
         by_meaning.setdefault(state.meaning, []).append(state)
     running = by_meaning["running"]
     assert all(s.nodes and s.started_s and s.left_s for s in running)
+    assert not any(s.started_s for s in by_meaning["queued"])
     assert {s.reason for s in by_meaning["queued"]} >= {
         "JobArrayTaskLimit", "Dependency", "JobHeldUser",
     }  # fmt: skip
