@@ -69,7 +69,8 @@ def test_a_campaign_that_cannot_run_says_why_where_and_what_to_do(login, broken,
     assert found["scheduler"]["answered"] and not found["active"]
     (cause,) = found["causes"]
     assert cause["name"] == expected and words in cause["text"]
-    assert cause["runs"] == len(found["runs"]) == 3
+    planned = json.loads((login.home / name / "plan.json").read_text())["runs"]
+    assert cause["runs"] == len(found["runs"]) == len(planned) >= 2
     assert set(cause["nodes"]) <= {"n1", "n2", "n3", "n4"} and cause["nodes"]
     assert found["next"] == f"llem resubmit {name}"
     assert {r["status"] for r in found["runs"]} == {"failed"}
@@ -153,6 +154,7 @@ def test_resubmitting_notes_what_its_jobs_cover(login, broken):
     login.llem("resubmit", "module", "--no-finish")
     jobs = json.loads((login.home / "module/jobs/submitted.json").read_text())
     (entries,) = jobs.values()
-    assert entries[-1]["elements"] == "0-2"
+    planned = json.loads((login.home / "module/plan.json").read_text())["runs"]
+    assert entries[-1]["elements"] == f"0-{len(planned) - 1}"
     login.llem("wait", "module", "--timeout", "60s", check=False)
     assert status(login, "module")["causes"][0]["name"] == "module-failed"

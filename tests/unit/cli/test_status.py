@@ -230,3 +230,22 @@ def test_five_thousand_finished_runs_are_told_within_a_second(tmp_path, monkeypa
         )  # fmt: skip
     print("processor and wall seconds:", spent)
     assert min(spent[1:])[0] < 1.0, spent
+
+
+def test_the_job_at_the_end_and_wait_tell_those_who_asked_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    hook = tmp_path / "hook"
+    hook.write_text(f"#!/bin/sh\ncat >> {tmp_path}/told; echo >> {tmp_path}/told\n")
+    hook.chmod(0o755)
+    (tmp_path / "campaign.yaml").write_text(CAMPAIGN + f"notify: {{command: [{hook}]}}\n")
+    assert main(["plan", "campaign.yaml", "--out", "c"]) == 0
+    folder = CampaignFolder(tmp_path / "c")
+    for run in folder.load_plan().runs:
+        end = {"run_id": run.run_id, "status": "diverged", "reason": "the loss is nan"}
+        (folder.new_attempt(run.run_id) / "end.json").write_text(json.dumps(end))
+    # no law can be fitted to this: whoever waits is told all the same
+    assert main(["finish", "c"]) == 1
+    assert main(["wait", "c"]) == 0
+    told = [json.loads(line) for line in (tmp_path / "told").read_text().splitlines()]
+    assert [body["event"] for body in told] == ["done"]
+    assert "notification" not in capsys.readouterr().err
