@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import TYPE_CHECKING
 
 from llem.cli._command import add_folder, add_json, note
@@ -34,7 +35,7 @@ def _notify(folder: CampaignFolder) -> None:
     from llem.cluster import Notifier, campaign_state
 
     plan = folder.load_plan()
-    notifier = Notifier(folder, plan, note)
+    notifier = Notifier(folder, plan, note, over="SLURM_JOB_ID" in os.environ)
     if notifier.hooks is not None:
         # In the image there is no scheduler to ask; all arrays have ended anyway.
         notifier(campaign_state(folder, plan, ask_scheduler=False))

@@ -31,12 +31,14 @@ BAD = frozenset({"failed", "lost", "cancelled"})
 class Notifier:
     """Called with every state that is seen; tells each event of a campaign once, whoever sees it.
 
-    `note` gets a line where a hook failed.
+    `note` gets a line where a hook failed. `over` is set by the job at the end, after which nothing
+    works any more: what is not settled then has failed, though its job left no word.
     """
 
     folder: CampaignFolder
     plan: Plan
     note: Callable[[str], None]
+    over: bool = False
     hooks: Notify | None = field(init=False)
 
     def __post_init__(self) -> None:
@@ -45,7 +47,7 @@ class Notifier:
     def __call__(self, state: CampaignState) -> None:
         if self.hooks is None:
             return
-        for event in events(self.plan, state):
+        for event in events(self.plan, state, over=self.over):
             if event in self.hooks.on and self._first(event):
                 self._tell(message(self.folder, self.plan, state, event))
 
@@ -78,12 +80,14 @@ class Notifier:
                 self.note(f"notification {body['event']!r}: the webhook failed: {error}")
 
 
-def events(plan: Plan, state: CampaignState) -> list[str]:
+def events(plan: Plan, state: CampaignState, *, over: bool = False) -> list[str]:
     """What a state calls for telling: done, failed (for good), budget."""
     found = []
     if state.settled:
         found.append("done")
-    if any(r.status in BAD for r in state.runs):
+    # The local executor tries again what may pass, for as long as it is at work.
+    for_good = not (plan.site.executor == "local" and state.active)
+    if (for_good and any(r.status in BAD for r in state.runs)) or (over and not state.settled):
         found.append("failed")
     budget = gpu_hours_budget(plan)
     if budget > 0 and gpu_hours_used(state) >= BUDGET_SHARE * budget:

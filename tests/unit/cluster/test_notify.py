@@ -3,6 +3,7 @@
 import json
 import stat
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
@@ -101,6 +102,9 @@ def test_events(planned):
     assert events(plan, state_of(plan, "completed", "diverged")) == ["done"]
     assert events(plan, state_of(plan, "failed", "queued")) == ["failed"]
     assert events(plan, state_of(plan, "interrupted", "running")) == []
+    # in the job at the end nothing works any more
+    assert events(plan, state_of(plan, "waiting", "completed"), over=True) == ["failed"]
+    assert events(plan, state_of(plan, "completed"), over=True) == ["done"]
     share = plan.totals["gpu_hours"] * 3600 / len(plan.runs)
     assert events(plan, state_of(plan, "queued", device_s=0.79 * share)) == []
     assert events(plan, state_of(plan, "queued", device_s=0.81 * share)) == ["budget"]
@@ -172,3 +176,10 @@ def test_the_sites_hooks_serve_a_campaign_without_its_own(make):
 
 def test_who_is_told_does_not_change_the_plan(make):
     assert make(notify={"command": ["true"]}).digest == make().digest
+
+
+def test_the_local_executor_may_try_again_while_it_works(make):
+    plan = make(site={"executor": "local", "gpu": {"name": "cpu"}}, layout=None)
+    failed = state_of(plan, "failed", "running")
+    assert events(plan, replace(failed, active=True)) == []
+    assert events(plan, failed) == ["failed"]
