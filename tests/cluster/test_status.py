@@ -107,14 +107,15 @@ def broken_conf():
 
 
 def test_wait_goes_on_while_the_controller_does_not_answer(login, plan_of):
-    folder = plan_of("held")
+    # one at a time, so that the last is there to be held
+    folder = plan_of("held", "  limits: {throttle: 1}\n")
     login.llem("submit", "held", "--no-finish")
     jobs = json.loads((folder / "jobs/submitted.json").read_text())
     ids = [entry["job_id"] for entries in jobs.values() for entry in entries]
     login.run("scontrol", "hold", *ids, check=False)
     found = status(login, "held")
-    if found["counts"].get("queued"):
-        assert any("release" in note for note in found["notes"])
+    assert "JobHeldUser" in {run["reason"] for run in found["runs"]}, found["runs"]
+    assert any("release" in note for note in found["notes"])
     conf = login.write("moving.conf", broken_conf())
     waiting = subprocess.Popen(
         ["runuser", "-u", "llem", "--", "env", f"SLURM_CONF={conf}", f"HOME={login.home}",

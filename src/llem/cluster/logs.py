@@ -78,7 +78,7 @@ def parts_of(path: Path, run_id: str) -> list[LogPart]:
     """The parts of a log that attempts at a run wrote, oldest first."""
     marks = list(_marks(path))
     size = os.path.getsize(path)
-    ends = [start for start, _, _ in marks[1:]] + [size]
+    ends = [start for start, _, _ in marks[1:]] + [size] * bool(marks)
     return [
         LogPart(path, start, end, attempt)
         for (start, run, attempt), end in zip(marks, ends, strict=True)

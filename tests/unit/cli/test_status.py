@@ -249,3 +249,13 @@ def test_the_job_at_the_end_and_wait_tell_those_who_asked_once(tmp_path, monkeyp
     told = [json.loads(line) for line in (tmp_path / "told").read_text().splitlines()]
     assert [body["event"] for body in told] == ["done"]
     assert "notification" not in capsys.readouterr().err
+
+
+def test_a_log_of_an_element_that_never_began_is_shown_whole(campaign, capsys):
+    folder, plan = campaign
+    array = plan.arrays[0]
+    log = folder.logs / f"{array.name}-0-rank0.log"
+    log.write_text("python3: No such file or directory\n")
+    capsys.readouterr()
+    assert main(["logs", "c", array.elements[0][0]]) == 0
+    assert capsys.readouterr().out == "python3: No such file or directory\n"

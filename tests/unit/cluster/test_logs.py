@@ -52,6 +52,7 @@ def test_a_log_without_marks_is_the_elements_own(tmp_path):
     path = tmp_path / "x.log"
     path.write_text("module: command not found\n")
     assert own_tail(path, ONE) == "module: command not found\n"
+    assert parts_of(path, ONE) == []
     assert own_tail(tmp_path / "none.log", ONE) == ""
 
 
