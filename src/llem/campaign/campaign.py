@@ -16,7 +16,7 @@ from pydantic import (
 
 from llem.campaign.guards import DataText, Name
 from llem.campaign.quantities import Budget, parse_budget, parse_count
-from llem.campaign.site import Site, Strict
+from llem.campaign.site import Notify, Site, Strict
 
 Amount = Annotated[
     Budget, BeforeValidator(lambda v: v if isinstance(v, Budget) else parse_budget(v))
@@ -145,3 +145,4 @@ class Campaign(Strict):
     calibration: DataText | None = Field(
         None, description="what `llem calibrate` measured on the site: its DIR, or its file"
     )
+    notify: Notify | None = Field(None, description="instead of the site's")

@@ -117,6 +117,25 @@ def check_data_text(value: str) -> str:
     return value
 
 
+def check_web_address(value: str) -> str:
+    """`http://` or `https://` with a host, and nothing that could become a second header or line.
+
+    Raises ValueError, without what follows the host: that is often a secret.
+    """
+    from urllib.parse import urlsplit
+
+    if re.search(r"[\x00-\x20\x7f-\uffff]", value):
+        raise ValueError("a web address has no spaces, control characters or letters beyond ASCII")
+    try:
+        parts = urlsplit(value)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        raise ValueError("not a web address: https://HOST/...") from None
+    if parts.scheme not in ("http", "https") or not host:
+        raise ValueError("not a web address: https://HOST/...")
+    return value
+
+
 Directive = Annotated[str, AfterValidator(check_directive)]
 Constraint = Annotated[str, AfterValidator(check_constraint)]
 Extra = Annotated[Literal[True] | str, BeforeValidator(check_extra)]
@@ -128,3 +147,4 @@ Name = Annotated[str, AfterValidator(check_name)]
 ScriptPath = Annotated[str, AfterValidator(check_script_path)]
 Bind = Annotated[str, AfterValidator(check_bind)]
 DataText = Annotated[str, AfterValidator(check_data_text)]
+WebAddress = Annotated[str, AfterValidator(check_web_address)]

@@ -27,6 +27,7 @@ from llem.campaign.guards import (
     Nodelist,
     ScriptPath,
     Variable,
+    WebAddress,
 )
 from llem.campaign.quantities import parse_bytes, parse_duration
 
@@ -109,6 +110,24 @@ class Container(Strict):
     binds: tuple[Bind, ...] = ()
 
 
+class Notify(Strict):
+    """Who is told when a campaign is done, when a run failed for good, at 80 % of the budget.
+
+    `command` is started with the message as JSON on its standard input, as an argument list and
+    never by a shell; `webhook` gets the same JSON by POST. Each event is told once.
+    """
+
+    command: tuple[DataText, ...] = ()
+    webhook: WebAddress | None = None
+    on: tuple[Literal["done", "failed", "budget"], ...] = ("done", "failed", "budget")
+
+    @model_validator(mode="after")
+    def _tells_someone(self) -> Notify:
+        if not self.command and self.webhook is None:
+            raise ValueError("needs a `command` or a `webhook`")
+        return self
+
+
 class Prices(Strict):
     """Applied late, and changed without running anything again."""
 
@@ -181,6 +200,7 @@ class Site(Strict):
     pue: float = Field(1.0, ge=1)
     carbon_g_per_kwh: float | None = Field(None, ge=0)
     prices: Prices = Prices()
+    notify: Notify | None = None
 
     @model_validator(mode="after")
     def _one_binding(self) -> Site:

@@ -223,27 +223,3 @@ def watching(plan: Plan) -> Iterator[Callable[[CampaignState], None]]:
     ) as bar:  # fmt: skip
         task = bar.add_task("starting", total=total)
         yield lambda state: bar.update(task, completed=done(state), description=describe(state))
-
-
-def status_tables(state: CampaignState, plan: Plan) -> None:
-    """Every run with its state, and the counts."""
-    runs = {run.run_id: run for run in plan.runs}
-    rows = []
-    for item in state.runs:
-        run = runs[item.run_id]
-        rows.append(
-            [
-                item.run_id,
-                item.status,
-                f"{item.progress:.0%}",
-                "" if item.loss is None else f"{item.loss:.4f}",
-                format_si(run.params),
-                format_si(run.tokens),
-                item.attempts,
-                f"{item.array}[{item.element}]",
-                item.reason,
-            ]
-        )
-    columns = ["run", "status", "done", "loss", "params", "tokens", "attempts", "element", "reason"]
-    table(columns, rows)
-    print("\n" + ", ".join(f"{n} {status}" for status, n in state.counts.items()))

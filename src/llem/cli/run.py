@@ -74,8 +74,9 @@ def run_all(
 def _run_wave(planned: Planned, *, yes: bool, as_json: bool) -> int:
     """Run what is planned and not settled yet; 0 where every run came to an end."""
     from llem.cli._show import plan_tables, watching
+    from llem.cli._status import both
     from llem.cli.submit import confirm_spending, local_status
-    from llem.cluster import LocalOutcome
+    from llem.cluster import LocalOutcome, Notifier
     from llem.pipeline import run_campaign
 
     folder, plan = planned.folder, planned.plan
@@ -84,8 +85,9 @@ def _run_wave(planned: Planned, *, yes: bool, as_json: bool) -> int:
         # Progress goes to standard error: what belongs before it must not wait in a buffer.
         print(flush=True)
     confirm_spending(folder, plan, yes=yes)
+    notifier = Notifier(folder, plan, note)
     with watching(plan) as watch:
-        outcome = run_campaign(folder, plan, watch=watch)
+        outcome = run_campaign(folder, plan, watch=both(watch, notifier))
     if isinstance(outcome, LocalOutcome):
         return local_status(outcome, folder)
     if not outcome.settled:

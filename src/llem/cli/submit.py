@@ -107,10 +107,12 @@ def _dry_run(folder: CampaignFolder, plan: Plan, *, as_json: bool) -> int:
 def run_here(folder: CampaignFolder, plan: Plan, *, as_json: bool) -> int:
     """Run what is not settled on this machine, showing progress; the exit status."""
     from llem.cli._show import watching
-    from llem.cluster import campaign_state, run_locally
+    from llem.cli._status import both
+    from llem.cluster import Notifier, campaign_state, run_locally
 
+    notifier = Notifier(folder, plan, note)
     with watching(plan) as watch:
-        outcome = run_locally(folder, plan, watch=watch)
+        outcome = run_locally(folder, plan, watch=both(watch, notifier))
     state = campaign_state(folder, plan)
     if as_json:
         print_json(state.to_dict())

@@ -53,6 +53,20 @@ class CampaignFolder:
         return self.jobs / "submitted.json"
 
     @property
+    def states_file(self) -> Path:
+        """What the scheduler said last; only the scheduler could say it again."""
+        return self.jobs / "states.json"
+
+    @property
+    def ends_file(self) -> Path:
+        """A cache of final end records: safe to delete."""
+        return self.jobs / "ends.json"
+
+    @property
+    def runs(self) -> Path:
+        return self.root / "runs"
+
+    @property
     def stop_file(self) -> Path:
         return self.jobs / "stop"
 
@@ -71,7 +85,7 @@ class CampaignFolder:
         return self.root / "results"
 
     def run(self, run_id: str) -> Path:
-        return self.root / "runs" / run_id
+        return self.runs / run_id
 
     def checkpoints(self, run_id: str) -> Path:
         return self.run(run_id) / "checkpoints"

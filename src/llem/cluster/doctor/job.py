@@ -15,6 +15,7 @@ from llem.campaign import Site
 from llem.cluster import slurm
 from llem.cluster.doctor.check import FAIL, Check, at
 from llem.cluster.doctor.node import job_rows, parse_host
+from llem.cluster.facts import ACTIVE, ElementState
 from llem.cluster.files import write_json, write_text
 from llem.cluster.gate import run_program
 from llem.cluster.render import render_doctor
@@ -102,7 +103,7 @@ class Talk:
                 late = now - start > LATE_S and "RUNNING" not in state
                 if gone is None and now - asked > (LATE_ASK_S if late else ASK_S):
                     asked = now
-                    held = [s for s in _held(job_id) if s.meaning in slurm.ACTIVE]
+                    held = [s for s in _held(job_id) if s.meaning in ACTIVE]
                     state = ", ".join(f"{s.state} {s.reason}" for s in held)
                     gone = None if held else now
                 time.sleep(LATE_POLL_S if late else POLL_S)
@@ -150,12 +151,12 @@ class Talk:
         return lines[-LAST_LINES:]
 
 
-def _held(job_id: str) -> list[slurm.ElementState]:
+def _held(job_id: str) -> list[ElementState]:
     try:
         return slurm.query([job_id])
     except LlemError:
         # One question that was not answered says nothing of the job.
-        return [slurm.ElementState(job_id, None, "PENDING", "the scheduler did not answer")]
+        return [ElementState(job_id, None, "PENDING", "the scheduler did not answer")]
 
 
 def _why(job_id: str) -> str:
