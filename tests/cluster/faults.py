@@ -225,7 +225,7 @@ def shorten_limit(cell: Cell) -> None:
     """A time limit so near that SLURM warns the script; the ranks are stopped until it has.
 
     SLURM looks every 30 s, which is longer than the run: its ranks stand still as they would in a
-    slow file system.
+    slow file system. The next job has its old limit again, or it would be warned in turn.
     """
     job = cell.element
     stopped = cell.ranks()
@@ -239,6 +239,7 @@ def shorten_limit(cell: Cell) -> None:
             what="the warning", timeout_s=75, told=lambda: cell.log,
         )  # fmt: skip
     finally:
+        scontrol("update", f"JobId={job}", "TimeLimit=30")
         for pid in stopped:
             os.kill(pid, signal.SIGCONT)
 

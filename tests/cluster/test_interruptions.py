@@ -7,7 +7,6 @@ import os
 import re
 import sys
 import time
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -76,11 +75,9 @@ def test_nothing_is_run_twice(cells, name):
     cell = cells[name]
     statuses = [end["status"] if end else "killed" for end in cell.ends]
     assert statuses.count("completed") == 1 and statuses[-1] == "completed", statuses
-    # SLURM warns of a limit that is too short again and again: each time a piece gets done
-    assert len(statuses) == 2 or (name == "limited" and len(statuses) < 6), (statuses, cell.log)
-    for before, after in pairwise(cell.ends):
-        assert after["start_step"] > 0
-        assert before is None or after["start_step"] <= before.get("step", np.inf)
+    assert len(statuses) == 2, (statuses, cell.log)
+    first, second = cell.ends
+    assert 0 < second["start_step"] <= ((first or {}).get("step") or second["start_step"])
 
 
 CAUSES = {"usr1": "signal", "term": "signal", "limited": "time-limit", "preempted": "signal"}
@@ -88,7 +85,7 @@ CAUSES = {"usr1": "signal", "term": "signal", "limited": "time-limit", "preempte
 
 @pytest.mark.parametrize(("name", "cause"), CAUSES.items())
 def test_ranks_that_are_asked_to_leave_lose_no_step_and_say_why(cells, name, cause):
-    first, second, *_ = cells[name].ends
+    first, second = cells[name].ends
     assert (first["status"], first["cause"]) == ("interrupted", cause), cells[name].log
     assert second["start_step"] == first["step"] >= STEP
 

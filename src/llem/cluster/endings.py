@@ -21,7 +21,7 @@ CAUSES: Final = {
     "starter-gone": "the process that started the run was gone",
     "out-of-memory": "the memory of a device or of the job did not suffice",
     "disk-full": "a disk or a quota was full",
-    "rendezvous": "the ranks did not meet, or lost each other",
+    "rendezvous": "the ranks did not meet",
     "node-failure": "a node of the job failed",
     "diverged": "the loss grew without bound or was no number",
     "refused": "data, model, layout or checkpoint do not fit the run",
@@ -59,7 +59,13 @@ LOG_LINES: Final = (
     ("time-limit", r"DUE TO TIME LIMIT"),
     ("out-of-memory", r"oom[-_ ]kill|out of memory|exceeded (job |step )?memory limit|MemoryError"),
     ("disk-full", "|".join(FULL_DISK)),
-    ("rendezvous", r"RendezvousError|Dist(?:Network|Store)Error|did not meet the others"),
+    (
+        "rendezvous",
+        (
+            r"does not reach \S+:\d+ within|did not (connect to|meet the others)"
+            r"|Dist(Network|Store)Error"
+        ),
+    ),
 )
 
 

@@ -83,6 +83,7 @@ LOGS = [
     (("slurmstepd: error: *** JOB 5 ON n1 CANCELLED AT 2026-01-01T00:00:00 DUE TO NODE FAILURE, "
      "SEE SLURMCTLD LOG FOR DETAILS ***"), "node-failure"),
     ("OSError: [Errno 28] No space left on device", "disk-full"),
+    ("llem: n2, rank 1: node n2 does not reach n1:23457 within 60 s: refused", "rendezvous"),
     ("run ab: step 20/90, loss 3.2, 4k tokens/s", None),
 ]  # fmt: skip
 
