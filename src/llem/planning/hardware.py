@@ -50,6 +50,11 @@ class Accelerator:
     power_source: str = "prior: board power"
     time_error: float = PRIOR_UTILISATION_ERROR
 
+    @property
+    def cpu(self) -> bool:
+        """Whether ranks compute on the CPU, where memory is used otherwise."""
+        return self.name == "cpu"
+
 
 @dataclass(frozen=True)
 class Measured:
