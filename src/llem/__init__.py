@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         finish,
         fit_campaign,
         plan_campaign,
+        refine_campaign,
         report_campaign,
         run_campaign,
     )
@@ -39,6 +40,7 @@ __all__ = [
     "load_campaign",
     "measure",
     "plan_campaign",
+    "refine_campaign",
     "report_campaign",
     "run_campaign",
 ]

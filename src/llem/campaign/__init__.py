@@ -21,9 +21,10 @@ from llem.campaign.quantities import (
     slurm_time,
 )
 from llem.campaign.run import Layout, Predicted, Recipe, Run, TokenData
+from llem.campaign.runs import Replicates, Runs
 
 if TYPE_CHECKING:
-    from llem.campaign.campaign import Campaign
+    from llem.campaign.campaign import MOST_WAVES, Campaign
     from llem.campaign.load import (
         campaign_from,
         campaign_to_dict,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BUDGET_HELP",
     "MONEY",
+    "MOST_WAVES",
     "Architecture",
     "Budget",
     "Campaign",
@@ -46,7 +48,9 @@ __all__ = [
     "Layout",
     "Predicted",
     "Recipe",
+    "Replicates",
     "Run",
+    "Runs",
     "Site",
     "TokenData",
     "architecture_from_dict",
@@ -68,6 +72,7 @@ __all__ = [
 
 _LAZY = {
     "Campaign": "llem.campaign.campaign",
+    "MOST_WAVES": "llem.campaign.campaign",
     "Site": "llem.campaign.site",
     **dict.fromkeys(
         (

@@ -30,6 +30,10 @@ SiteChoice = Annotated[
 ]
 
 
+# Each wave waits for the one before it to end.
+MOST_WAVES = 10
+
+
 class ModelChoice(Strict):
     """The model family, or the user's own class with the parameter that sets its size."""
 
@@ -127,6 +131,12 @@ class Campaign(Strict):
     model: ModelChoice = ModelChoice()
     data: DataChoice = DataChoice(builtin="python-sources")
     seeds: PositiveInt = 1
+    waves: int = Field(
+        1,
+        ge=1,
+        le=MOST_WAVES,
+        description="parts of the budget; each later one is planned from the records",
+    )
     law: Literal["chinchilla"] = "chinchilla"
     grid: Grid = Grid()
     training: Training = Training()

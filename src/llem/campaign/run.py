@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
@@ -141,13 +141,7 @@ class Run:
         Layout and paths are left out: they change where and how fast, not what. A run that was
         trained elsewhere, with the same data, is the same run.
         """
-        try:
-            shared = _identity(self.model, self.recipe, self.data)
-        except TypeError:  # A user's class has a mapping of arguments, which no cache can hold.
-            shared = _identity.__wrapped__(self.model, self.recipe, self.data)
-        rest = {"seed": self.seed, "tokens": self.tokens, "workload": self.workload}
-        canonical = f"{shared[:-1]},{_canonical(rest)[1:]}"
-        return hashlib.blake2b(canonical.encode(), digest_size=6).hexdigest()
+        return names_of(self, (self.seed,))[0]
 
     def with_layout(self, layout: Layout) -> Run:
         return replace(self, layout=layout)
@@ -195,11 +189,33 @@ class Run:
             workload=values["workload"],
         )
         if run.run_id != values["run_id"]:
-            raise ValueError(
-                f"run {values['run_id']}: its values hash to {run.run_id}: the plan was edited "
-                "or written by another version of llem"
-            )
+            raise edited(values["run_id"], run.run_id)
         return run
+
+
+def edited(named: str, known: str) -> ValueError:
+    """The error of a run under a name that its values do not hash to."""
+    return ValueError(
+        f"run {named}: its values hash to {known}: the plan was edited or written by another "
+        "version of llem"
+    )
+
+
+def names_of(run: Run, seeds: Iterable[int]) -> tuple[str, ...]:
+    """`run_id` of the runs that differ from `run` in their seed alone: the rest is hashed once."""
+    try:
+        shared = _identity(run.model, run.recipe, run.data)
+    except TypeError:  # A user's class has a mapping of arguments, which no cache can hold.
+        shared = _identity.__wrapped__(run.model, run.recipe, run.data)
+    # Canonical JSON of the whole, keys sorted: the seed's comes after those of `_identity`.
+    begun = hashlib.blake2b(f'{shared[:-1]},"seed":'.encode(), digest_size=6)
+    rest = _canonical({"tokens": run.tokens, "workload": run.workload})
+    names = []
+    for seed in seeds:
+        named = begun.copy()
+        named.update(f"{seed:d},{rest[1:]}".encode())
+        names.append(named.hexdigest())
+    return tuple(names)
 
 
 def _canonical(values: Mapping[str, Any]) -> str:

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from llem.campaign import format_duration, format_si
+from llem.campaign import Runs, format_duration, format_si
 
 if TYPE_CHECKING:
-    from llem.campaign import Run
+    from llem.campaign import Replicates
     from llem.cluster import CampaignState
     from llem.planning import Dropped, Plan
 
@@ -39,13 +39,13 @@ def table(columns: list[str], rows: list[list[Any]], *, title: str = "") -> None
 
 def plan_tables(plan: Plan) -> None:
     """What will run and what it is expected to cost."""
-    by_level: dict[int, list[Run]] = {}
-    for run in plan.runs:
-        by_level.setdefault(run.level, []).append(run)
+    by_level: dict[int, list[Replicates]] = {}
+    for some in plan.runs.replicates:
+        by_level.setdefault(some.run.level, []).append(some)
     table(
         ["compute a run", "6ND", "runs", "models", "parameters", "tokens", "longest", "GPU-hours",
          "energy"],
-        [_level_row(by_level[level]) for level in sorted(by_level)],
+        [_level_row(Runs(by_level[level])) for level in sorted(by_level)],
         title=f"{plan.campaign.name}: {len(plan.runs)} runs",
     )  # fmt: skip
     print()
@@ -73,20 +73,21 @@ def plan_tables(plan: Plan) -> None:
         print(f"warning: {warning}")
 
 
-def _level_row(runs: list[Run]) -> list[Any]:
-    sizes = sorted({run.params for run in runs})
-    tokens = sorted({run.tokens for run in runs})
-    share = sum(6.0 * run.params * run.tokens for run in runs) / sum(run.flops for run in runs)
+def _level_row(runs: Runs) -> list[Any]:
+    firsts = [some.run for some in runs.replicates]
+    sizes = sorted({run.params for run in firsts})
+    tokens = sorted({run.tokens for run in firsts})
+    share = runs.total(lambda r: 6.0 * r.params * r.tokens) / runs.total(lambda r: r.flops)
     return [
-        f"{format_si(max(run.flops for run in runs))}FLOP",
+        f"{format_si(max(run.flops for run in firsts))}FLOP",
         f"{share:.0%}",
         len(runs),
         len(sizes),
         f"{format_si(sizes[0])} - {format_si(sizes[-1])}",
         f"{format_si(tokens[0])} - {format_si(tokens[-1])}",
-        format_duration(max(run.predicted.duration_s for run in runs)),
-        format_si(sum(run.predicted.gpu_hours for run in runs)),
-        format_si(sum(run.predicted.energy_j for run in runs), "J"),
+        format_duration(max(run.predicted.duration_s for run in firsts)),
+        format_si(runs.total(lambda r: r.predicted.gpu_hours)),
+        format_si(runs.total(lambda r: r.predicted.energy_j), "J"),
     ]
 
 
@@ -113,12 +114,12 @@ def _plan_figures(plan: Plan) -> None:
             f"(half the budget {half:.2g}, twice {twice:.2g}; noise {told['noise']:.1%}, "
             f"{told['laws']}), and {told['law_error_log_params']:.2g} for the law's own error"
         )
-    asked = [(run, run.asked) for run in plan.runs if run.asked]
+    asked = [(some, some.run.recipe, a) for some in plan.runs.replicates if (a := some.run.asked)]
     if asked:
-        off = [run.recipe.batch_tokens / a.batch_tokens - 1 for run, a in asked]
-        capped = sum(run.recipe.learning_rate < 0.999 * a.learning_rate for run, a in asked)
+        off = [recipe.batch_tokens / a.batch_tokens - 1 for _, recipe, a in asked]
+        capped = sum(len(some) for some, r, a in asked if r.learning_rate < 0.999 * a.learning_rate)
         print(
-            f"recipe: {plan.runs[0].recipe.rule}; batches rounded by {min(off):+.0%} to "
+            f"recipe: {asked[0][1].rule}; batches rounded by {min(off):+.0%} to "
             f"{max(off):+.0%} to powers of two of sequences, learning rate capped in {capped} runs"
         )
     if plan.limits is not None:

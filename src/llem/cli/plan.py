@@ -10,18 +10,31 @@ from llem.cli._command import add_json, note, option, print_json
 from llem.errors import Fault, InputError
 
 if TYPE_CHECKING:
-    from llem.campaign import Campaign
+    from llem.campaign import Budget, Campaign
+    from llem.pipeline import Planned
 
 EXAMPLE = """  llem plan campaign.yaml --budget "500 GPUh" --out runs/first
   llem plan --budget 1e12FLOP --out /tmp/try      # campaign.yaml here, or the built-in one
   llem plan campaign.yaml --runs 200 --ask-cluster
-  llem plan campaign.yaml --dry-run --json"""
+  llem plan campaign.yaml --dry-run --json
+  llem plan campaign.yaml --waves 3               # a quarter now; the rest from what it shows
+  llem plan --refine runs/first                   # the next wave, from the records so far
+  llem plan --refine runs/first --budget "800 GPUh"    # a new total"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("campaign", nargs="?", type=Path, metavar="CAMPAIGN.yaml")
     parser.add_argument("--budget", help="overrides the campaign's: 1e20, 3 EFLOP, 500 GPUh, 2 kWh")
     parser.add_argument("--runs", type=int, metavar="K", help="ask for so many runs")
+    parser.add_argument(
+        "--waves", type=int, metavar="K", help="plan in K waves (overrides the campaign's)"
+    )
+    parser.add_argument(
+        "--refine",
+        type=Path,
+        metavar="DIR",
+        help="plan the next wave of the campaign in DIR with what is left of its budget",
+    )
     parser.add_argument(
         "--ask-cluster",
         action="store_true",
@@ -37,13 +50,17 @@ def run(args: argparse.Namespace) -> int:
     from llem.campaign import parse_budget
     from llem.pipeline import plan_campaign
 
-    campaign, base = find_campaign(args.campaign)
     budget = option("--budget", parse_budget, args.budget) if args.budget else None
-    planned = plan_campaign(
-        campaign, out=args.out or Path(campaign.name), base=base, budget=budget,
-        runs=number_of_runs(args.runs), ask_cluster=args.ask_cluster,
-        replace_old=args.replace, write=not args.dry_run,
-    )  # fmt: skip
+    if args.refine is not None:
+        planned = _refine(args, budget)
+    else:
+        campaign, base = find_campaign(args.campaign)
+        campaign = in_waves(campaign, args.waves)
+        planned = plan_campaign(
+            campaign, out=args.out or Path(campaign.name), base=base, budget=budget,
+            runs=positive("--runs", args.runs), ask_cluster=args.ask_cluster,
+            replace_old=args.replace, write=not args.dry_run,
+        )  # fmt: skip
     if args.json:
         print_json({**planned.plan.to_dict(), "folder": str(planned.folder.root)})
     else:
@@ -60,11 +77,43 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def number_of_runs(given: int | None) -> int | None:
-    """What `--runs` was given. Raises InputError below one."""
+def _refine(args: argparse.Namespace, budget: Budget | None) -> Planned:
+    """The next wave of a campaign. Raises InputError where the call asks for a first plan too."""
+    from llem.cluster import CampaignFolder
+    from llem.pipeline import refine_campaign
+
+    given = {"CAMPAIGN.yaml": args.campaign, "--out": args.out, "--waves": args.waves,
+             "--replace": args.replace or None}  # fmt: skip
+    faults = [
+        Fault(name, "goes with a first plan", "--refine takes the campaign from DIR")
+        for name, value in given.items()
+        if value is not None
+    ]
+    if faults:
+        raise InputError("the call", faults)
+    return refine_campaign(
+        CampaignFolder(args.refine), budget=budget, runs=positive("--runs", args.runs),
+        ask_cluster=args.ask_cluster, write=not args.dry_run,
+    )  # fmt: skip
+
+
+def positive(name: str, given: int | None) -> int | None:
+    """What an option that counts was given. Raises InputError below one."""
     if given is not None and given < 1:
-        raise InputError("the call", [Fault("--runs", f"{given} is not a number of runs")])
+        raise InputError("the call", [Fault(name, f"{given} is below 1")])
     return given
+
+
+def in_waves(campaign: Campaign, waves: int | None) -> Campaign:
+    """The campaign with so many waves where a number is given. Raises InputError."""
+    if waves is None:
+        return campaign
+    from llem.campaign import MOST_WAVES
+
+    if not 1 <= waves <= MOST_WAVES:
+        text = f"{waves} is not between 1 and {MOST_WAVES}"
+        raise InputError("the call", [Fault("--waves", text)])
+    return campaign.model_copy(update={"waves": waves})
 
 
 def find_campaign(path: Path | None) -> tuple[Campaign, Path]:

@@ -6,20 +6,25 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llem.cli._command import add_json, add_yes, note, option
-from llem.cli.plan import find_campaign, number_of_runs
+from llem.cli._command import INTERRUPTED, add_json, add_yes, note, option
+from llem.cli.plan import find_campaign, in_waves, positive
 
 if TYPE_CHECKING:
     from llem.campaign import Budget, Campaign
+    from llem.pipeline import Planned
 
 EXAMPLE = """  llem run campaign.yaml --out runs/first
-  llem run campaign.yaml --budget 1e12FLOP      # interrupted? the same call goes on"""
+  llem run campaign.yaml --budget 1e12FLOP      # interrupted? the same call goes on
+  llem run campaign.yaml --waves 3              # each wave is planned from those before it"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("campaign", nargs="?", type=Path, metavar="CAMPAIGN.yaml")
     parser.add_argument("--budget", help="overrides the campaign's")
     parser.add_argument("--runs", type=int, metavar="K", help="ask for so many runs")
+    parser.add_argument(
+        "--waves", type=int, metavar="K", help="plan in K waves (overrides the campaign's)"
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: the campaign's name")
     add_yes(parser)
     add_json(parser)
@@ -30,8 +35,9 @@ def run(args: argparse.Namespace) -> int:
 
     campaign, base = find_campaign(args.campaign)
     budget = option("--budget", parse_budget, args.budget) if args.budget else None
+    campaign = in_waves(campaign, args.waves)
     return run_all(campaign, base=base, out=args.out or Path(campaign.name), budget=budget,
-                   runs=number_of_runs(args.runs), yes=args.yes, as_json=args.json)  # fmt: skip
+                   runs=positive("--runs", args.runs), yes=args.yes, as_json=args.json)  # fmt: skip
 
 
 def run_all(
@@ -44,27 +50,40 @@ def run_all(
     yes: bool = False,
     as_json: bool,
 ) -> int:
-    """Plan, run and finish, telling each stage; the exit status."""
+    """Plan, run and finish, wave after wave, telling each stage; the exit status."""
     from llem.cli._answer import tell_finished
+    from llem.pipeline import finish, plan_campaign, refine_campaign, wave_is_due
+
+    planned = plan_campaign(campaign, out=out, base=base, budget=budget, runs=runs)
+    while True:
+        status = _run_wave(planned, yes=yes, as_json=as_json)
+        if status or not wave_is_due(planned.plan):
+            break
+        note(f"wave {len(planned.plan.waves)} of {campaign.waves} has ended: planning the next")
+        planned = refine_campaign(planned.folder)
+    if status == INTERRUPTED:
+        return status
+    return tell_finished(finish(planned.folder), as_json=as_json) or status
+
+
+def _run_wave(planned: Planned, *, yes: bool, as_json: bool) -> int:
+    """Run what is planned and not settled yet; 0 where every run came to an end."""
     from llem.cli._show import plan_tables, watching
     from llem.cli.submit import confirm_spending, local_status
     from llem.cluster import LocalOutcome
-    from llem.pipeline import finish, plan_campaign, run_campaign
+    from llem.pipeline import run_campaign
 
-    planned = plan_campaign(campaign, out=out, base=base, budget=budget, runs=runs)
+    folder, plan = planned.folder, planned.plan
     if not as_json:
-        plan_tables(planned.plan)
+        plan_tables(plan)
         # Progress goes to standard error: what belongs before it must not wait in a buffer.
         print(flush=True)
-    confirm_spending(planned.folder, planned.plan, yes=yes)
-    with watching(planned.plan) as watch:
-        outcome = run_campaign(planned.folder, planned.plan, watch=watch)
-    status = 0
+    confirm_spending(folder, plan, yes=yes)
+    with watching(plan) as watch:
+        outcome = run_campaign(folder, plan, watch=watch)
     if isinstance(outcome, LocalOutcome):
-        status = local_status(outcome, planned.folder)
-        if outcome.interrupted:
-            return status
-    elif not outcome.settled:
-        note(f"not every run came to an end: see `llem status {out}`")
-        status = 1
-    return tell_finished(finish(planned.folder), as_json=as_json) or status
+        return local_status(outcome, folder)
+    if not outcome.settled:
+        note(f"not every run came to an end: see `llem status {folder.root}`")
+        return 1
+    return 0

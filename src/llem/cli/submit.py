@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from llem.cli._command import (
@@ -16,7 +17,7 @@ from llem.cli._command import (
 )
 
 if TYPE_CHECKING:
-    from llem.cluster import CampaignFolder, LocalOutcome, Submission
+    from llem.cluster import CampaignFolder, LocalOutcome, Submission, Submitted
     from llem.planning import Plan
 
 EXAMPLE = """  llem submit runs/first
@@ -47,25 +48,47 @@ def run(args: argparse.Namespace) -> int:
 
 def confirm_spending(folder: CampaignFolder, plan: Plan, *, yes: bool) -> None:
     """Ask before much is spent: for what was not submitted before. Raises InputError."""
-    from llem.cluster import submitted_jobs
+    from llem.cluster import Ledger
 
-    before = submitted_jobs(folder)
-    names = [n for a in plan.arrays if a.name not in before for e in a.elements for n in e]
+    ledger = Ledger.read(folder)
+    names = [
+        name
+        for array in plan.arrays
+        for index in ledger.never_submitted(array.name, len(array.elements), 0)
+        for name in array.elements[index]
+    ]
     hours = sum(plan.run(name).predicted.gpu_hours for name in names)
     confirm(hours, what=f"{len(names)} run{'s' if len(names) > 1 else ''}", yes=yes)
 
 
 def tell(done: Submission, args: argparse.Namespace) -> int:
-    """Which jobs were submitted now, and which before; the exit status."""
+    """Which jobs were submitted now, and which before, and what waits; the exit status."""
     if args.json:
-        print_json({"new": done.new, "before": done.before})
+        print_json(
+            {
+                "new": job_ids(done.new),
+                "before": job_ids(done.before),
+                "waiting": {"elements": done.waiting, "reason": done.reason},
+            }
+        )
     else:
-        for name, job in done.new.items():
-            print(f"{name}: job {job}")
-        for name, job in done.before.items():
-            print(f"{name}: job {job}, submitted before")
-        note(f"next: llem status {args.dir}")
+        for job in done.new:
+            count = "" if job.elements is None else f", {len(job.elements)} elements"
+            print(f"{job.name}: job {job.job_id}{count}")
+        for name, ids in job_ids(done.before).items():
+            print(f"{name}: submitted before, job {' '.join(ids)}")
+    if done.waiting:
+        note(f"{done.waiting} elements wait ({done.reason}): the same call again submits them")
+    note(f"next: llem status {args.dir}")
     return 0
+
+
+def job_ids(jobs: Iterable[Submitted]) -> dict[str, list[str]]:
+    """The jobs of each array, oldest first."""
+    found: dict[str, list[str]] = {}
+    for job in jobs:
+        found.setdefault(job.name, []).append(job.job_id)
+    return found
 
 
 def _dry_run(folder: CampaignFolder, plan: Plan, *, as_json: bool) -> int:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import getpass
 import json
+import os
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llem.cluster.files import json_lists, write_text
+from llem.cluster.files import write_text
+from llem.cluster.render import render_plan
 from llem.errors import Fault, InputError, LlemError
 from llem.planning import Plan
 
@@ -124,21 +129,33 @@ class CampaignFolder:
                     [Fault("plan.json", f"holds another plan ({old.get('digest')})",
                            "choose another --out, or --replace it")],
                 )  # fmt: skip
-        text = json_lists(plan.to_dict(), one_line=("arrays", "runs"))
-        changed = write_text(self.plan_file, text)
+        # The plan comes last: what it names is there, also where writing was cut off before.
+        changed = False
         for path, text in files.items():
             changed = write_text(path, text) or changed
         self.logs.mkdir(parents=True, exist_ok=True)
-        return changed
+        return write_text(self.plan_file, render_plan(plan)) or changed
 
     @contextmanager
     def locked(self, what: str) -> Iterator[None]:
         """Hold the campaign for `what`; the kernel lets go of it when the process dies."""
         self.jobs.mkdir(parents=True, exist_ok=True)
-        with open(self.jobs / ".lock", "a+") as file:
+        try:
+            lock = open(self.jobs / ".lock", "a+")  # noqa: SIM115 - closed by the `with` below
+        except PermissionError:
+            raise LlemError(
+                f"{self.root} belongs to another user, who alone can act on it",
+                remedy="`llem status` and `llem report` only read",
+            ) from None
+        with lock as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except OSError as error:
+                if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                    raise LlemError(
+                        f"{self.root}: this filesystem locks no file ({error.strerror})",
+                        remedy="mount it with locks (Lustre: flock), or move the campaign",
+                    ) from None
                 file.seek(0)
                 holder = file.read().strip() or "another process"
                 raise LlemError(
@@ -146,7 +163,9 @@ class CampaignFolder:
                     remedy="wait for it to end; a dead process holds nothing",
                 ) from None
             file.truncate(0)
-            file.write(what)
+            file.write(
+                f"{what} of {getpass.getuser()}, process {os.getpid()} on {socket.gethostname()}"
+            )
             file.flush()
             yield
 

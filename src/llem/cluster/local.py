@@ -97,7 +97,7 @@ def run_locally(
         nonlocal stopping
         stopping = True
 
-    with folder.locked(f"`llem` on {socket.gethostname()}, process {os.getpid()}"):
+    with folder.locked("`llem`"):
         folder.stop_file.unlink(missing_ok=True)
         previous = {n: signal.signal(n, ask) for n in (signal.SIGINT, signal.SIGTERM)}
         try:

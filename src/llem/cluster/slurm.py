@@ -57,9 +57,45 @@ class ElementState:
         return STATES.get(self.state, "unknown")
 
 
+class Refused(ClusterError):
+    """sbatch said no: there is no job."""
+
+    @property
+    def full(self) -> bool:
+        """Whether this user has as many jobs as are allowed: later there will be room."""
+        return bool(_FULL.search(self.message))
+
+
+# AssocMaxSubmitJobLimit, QOSMaxSubmitJobPerUserLimit, AssocGrpSubmitJobsLimit; the long text stands
+# for any policy, and MaxJobCount for everybody's jobs.
+_FULL = re.compile(r"SubmitJob|job submit limit|temporarily unable to accept", re.IGNORECASE)
+
+
 def submit_script(script: Path, *, cwd: Path, options: Sequence[str] = ()) -> str:
-    """sbatch from the campaign folder; returns the job id. Raises ClusterError."""
-    return parse_job_id(run_program(["sbatch", "--parsable", *options, str(script)], cwd=cwd))
+    """sbatch from the campaign folder; returns the job id.
+
+    Raises Refused where sbatch says that there is no job, ClusterError where it did not answer.
+    """
+    try:
+        text = run_program(["sbatch", "--parsable", *options, str(script)], cwd=cwd)
+    except ClusterError as error:
+        if "Batch job submission failed" in error.message and "timed out" not in error.message:
+            raise Refused(error.message, remedy=error.remedy) from None
+        raise
+    return parse_job_id(text)
+
+
+def find_marked(job_name: str, mark: str) -> str | None:
+    """The job of that name whose comment carries `mark`, as far as the scheduler remembers."""
+    text = run_program(
+        ["squeue", f"--user={getpass.getuser()}", f"--name={job_name}", "--noheader",
+         "--states=all", "--format=%F|%k"]
+    )  # fmt: skip
+    for line in text.splitlines():
+        job_id, _, comment = line.strip().partition("|")
+        if comment.endswith(f":{mark}"):
+            return job_id
+    return None
 
 
 def query(job_ids: Sequence[str]) -> list[ElementState]:

@@ -3,45 +3,52 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 from llem.campaign.guards import check_script_path
 from llem.cluster import slurm
-from llem.cluster.files import write_json
 from llem.cluster.folder import FINAL, CampaignFolder
-from llem.cluster.render import FINISH
-from llem.cluster.state import CampaignState, campaign_state, submitted_jobs
+from llem.cluster.ledger import Ledger, Submitted, index_list
+from llem.cluster.render import FINISH, job_name
+from llem.cluster.state import CampaignState, campaign_state
 from llem.errors import Fault, InputError
-from llem.planning import Plan
+from llem.planning import ArrayJob, Plan
+
+# A campaign of hours is not asked for every second: fewer questions, the longer it runs.
+FIRST_POLL_S = 1.0
+LONGEST_POLL_S = 30.0
 
 
 @dataclass(frozen=True)
 class Submission:
-    """What one call did: job ids of what was submitted now, and before."""
+    """What one call did: the jobs that it submitted, those of before, and what has to wait.
 
-    new: dict[str, str]
-    before: dict[str, str]
+    `waiting` elements found no room among the jobs that one user may have; `reason` says whose
+    word that is. The same call again, when some have ended, submits them.
+    """
+
+    new: tuple[Submitted, ...]
+    before: tuple[Submitted, ...]
+    waiting: int = 0
+    reason: str = ""
 
 
 def submit(folder: CampaignFolder, plan: Plan, *, finish: bool = True) -> Submission:
-    """sbatch every array that was not submitted yet, then the job that aggregates after them.
+    """sbatch what was not submitted yet, as far as there is room; then the job that aggregates.
 
     Each job id is on disk before the next sbatch. Raises ClusterError where sbatch refuses.
     """
     _check_place(folder, plan)
     with folder.locked("`llem submit`"):
-        jobs = submitted_jobs(folder)
-        before = {name: entries[-1]["job_id"] for name, entries in jobs.items()}
-        new: dict[str, str] = {}
+        batch = _Batch.begin(folder, plan)
         for array in plan.arrays:
-            # A chain that was cut off in the middle of being submitted goes on where it ended.
-            for _ in range(len(jobs.get(array.name, ())), array.segments):
-                new[array.name] = _sbatch(folder, plan, jobs, array.name)
-        if finish and (new or FINISH not in jobs):
-            new[FINISH] = _sbatch(folder, plan, jobs, FINISH)
-    return Submission(new, before)
+            count = len(array.elements)
+            for segment in range(array.segments):
+                # A chain that was cut off while it was submitted goes on where it ended.
+                batch.add(array, batch.ledger.never_submitted(array.name, count, segment), segment)
+        return batch.done(finish=finish)
 
 
 def resubmit(folder: CampaignFolder, plan: Plan, *, finish: bool = True) -> Submission:
@@ -52,24 +59,118 @@ def resubmit(folder: CampaignFolder, plan: Plan, *, finish: bool = True) -> Subm
     """
     _check_place(folder, plan)
     with folder.locked("`llem resubmit`"):
-        jobs = submitted_jobs(folder)
-        if not jobs:
+        batch = _Batch.begin(folder, plan)
+        if not batch.before:
             raise InputError(str(folder.root), [Fault("", "nothing was submitted yet", "submit")])
-        before = {name: entries[-1]["job_id"] for name, entries in jobs.items()}
         state = campaign_state(folder, plan)
         busy = {(r.array, r.element) for r in state.runs if r.status in slurm.ACTIVE}
-        open_runs = {(r.array, r.element) for r in state.runs if r.status not in FINAL}
-        new: dict[str, str] = {}
+        open_ = {(r.array, r.element) for r in state.runs if r.status not in FINAL} - busy
         for array in plan.arrays:
-            missing = sorted(i for name, i in open_runs - busy if name == array.name)
-            if missing:
-                for number in range(array.segments):
-                    new[array.name] = _sbatch(
-                        folder, plan, jobs, array.name, elements=missing, first=number == 0
-                    )
-        if finish and new:
-            new[FINISH] = _sbatch(folder, plan, jobs, FINISH)
-    return Submission(new, before)
+            # What was never submitted is `submit`'s to do.
+            fresh = set(batch.ledger.never_submitted(array.name, len(array.elements), 0))
+            missing = sorted(i for name, i in open_ if name == array.name and i not in fresh)
+            round_ = 1 + max((job.round for job in batch.ledger.of(array.name)), default=0)
+            for segment in range(array.segments):
+                batch.add(array, missing, segment, round=round_)
+        return batch.done(finish=finish)
+
+
+@dataclass
+class _Batch:
+    """One call's submissions, within the room that there is for this user's jobs."""
+
+    folder: CampaignFolder
+    plan: Plan
+    ledger: Ledger
+    before: tuple[Submitted, ...]
+    # Elements that may still be submitted; None where nobody says how many.
+    room: int | None
+    waiting: int = 0
+    reason: str = ""
+
+    @classmethod
+    def begin(cls, folder: CampaignFolder, plan: Plan) -> _Batch:
+        ledger = Ledger.read(folder)
+        ledger.recover()
+        room = plan.site.limits.submit
+        if room is not None and ledger.jobs:
+            held = slurm.query([job.job_id for job in ledger.jobs])
+            room = max(0, room - sum(s.meaning in slurm.ACTIVE for s in held))
+        # The job that fits at the end is one as well.
+        room = None if room is None else max(0, room - 1)
+        return cls(folder, plan, ledger, tuple(ledger.jobs), room)
+
+    def add(
+        self, array: ArrayJob, elements: Sequence[int], segment: int, *, round: int = 0
+    ) -> None:
+        """Submit these elements of an array, in as few jobs as the scheduler takes."""
+        left = list(elements)
+        most = len(left)
+        while left and most and not self.reason:
+            take = left[: most if self.room is None else min(most, self.room)]
+            if not take:
+                limit = self.plan.site.limits.submit
+                self.reason = f"the site lets a user have {limit} jobs at a time"
+                break
+            try:
+                self._sbatch(array, take, segment, round)
+            except slurm.Refused as refusal:
+                if not refusal.full or (len(take) == 1 and not self.ledger.jobs):
+                    raise
+                # Nobody says how much room there is: try half of it.
+                most = len(take) // 2
+                if not most:
+                    self.reason = refusal.message.strip().splitlines()[-1]
+                continue
+            left = left[len(take) :]
+            if self.room is not None:
+                self.room -= len(take)
+        self.waiting += len(left)
+
+    def done(self, *, finish: bool) -> Submission:
+        """Submit the job that aggregates where all else is; tell what was done."""
+        names = {job.name for job in self.ledger.jobs}
+        fresh = len(self.ledger.jobs) > len(self.before)
+        if finish and not self.waiting and (fresh or FINISH not in names):
+            ids = [job.job_id for job in self.ledger.jobs if job.name != FINISH]
+            self._call(FINISH, [_after(ids)])
+        new = tuple(self.ledger.jobs[len(self.before) :])
+        return Submission(new, self.before, self.waiting, self.reason)
+
+    def _sbatch(self, array: ArrayJob, elements: Sequence[int], segment: int, round: int) -> None:
+        options = []
+        if segment:
+            # Whatever became of it: ranks find out what is left to do.
+            earlier = [
+                job.job_id
+                for job in self.ledger.of(array.name)
+                if (job.segment, job.round) == (segment - 1, round)
+                and job.elements is not None
+                and not set(job.elements).isdisjoint(elements)
+            ]
+            options.append(_after(earlier))
+        if len(elements) < len(array.elements):
+            throttle = f"%{array.throttle}" if array.throttle else ""
+            options.append(f"--array={index_list(elements)}{throttle}")
+        self._call(array.name, options, elements=elements, segment=segment, round=round)
+
+    def _call(
+        self,
+        name: str,
+        options: Sequence[str],
+        *,
+        elements: Sequence[int] | None = None,
+        segment: int = 0,
+        round: int = 0,
+    ) -> None:
+        self.ledger.submit(
+            name, job_name=job_name(self.plan, name), plan=self.plan.digest, options=options,
+            elements=elements, segment=segment, round=round,
+        )  # fmt: skip
+
+
+def _after(job_ids: Iterable[str]) -> str:
+    return f"--dependency={':'.join(['afterany', *job_ids])}"
 
 
 def cancel(folder: CampaignFolder, plan: Plan) -> list[str]:
@@ -78,8 +179,11 @@ def cancel(folder: CampaignFolder, plan: Plan) -> list[str]:
         folder.jobs.mkdir(parents=True, exist_ok=True)
         folder.stop_file.touch()
         return []
-    jobs = [entry["job_id"] for entries in submitted_jobs(folder).values() for entry in entries]
-    slurm.cancel(jobs)
+    with folder.locked("`llem cancel`"):
+        ledger = Ledger.read(folder)
+        ledger.recover()
+        jobs = [job.job_id for job in ledger.jobs]
+        slurm.cancel(jobs)
     return jobs
 
 
@@ -88,62 +192,49 @@ def wait(
     plan: Plan,
     *,
     watch: Callable[[CampaignState], None] | None = None,
-    first_poll_s: float = 1.0,
-    longest_poll_s: float = 30.0,
+    until: Callable[[CampaignState], bool] | None = None,
+    first_poll_s: float = FIRST_POLL_S,
+    longest_poll_s: float = LONGEST_POLL_S,
 ) -> CampaignState:
-    """Poll until the scheduler holds nothing of the campaign any more; one query a poll."""
+    """Poll until the scheduler holds nothing of the campaign any more; one query a poll.
+
+    Or until `until` says so of a state.
+    """
     pause = first_poll_s
     while True:
         state = campaign_state(folder, plan)
         if watch is not None:
             watch(state)
-        if not state.active:
+        if not state.active or (until is not None and until(state)):
             return state
         time.sleep(pause)
-        # A campaign of hours is not asked for every second: fewer questions, the longer it runs.
         pause = min(1.2 * pause, longest_poll_s)
 
 
-def index_list(indices: Sequence[int]) -> str:
-    """Array indices as sbatch reads them: `3,17-19`. `indices` are sorted and distinct."""
-    spans: list[list[int]] = []
-    for index in indices:
-        if spans and index == spans[-1][1] + 1:
-            spans[-1][1] = index
-        else:
-            spans.append([index, index])
-    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)
-
-
-def _sbatch(
+def submit_and_wait(
     folder: CampaignFolder,
     plan: Plan,
-    jobs: dict[str, Any],
-    name: str,
     *,
-    elements: Sequence[int] | None = None,
-    first: bool = False,
-) -> str:
-    """Submit one script and put its job id on disk.
+    watch: Callable[[CampaignState], None] | None = None,
+) -> CampaignState:
+    """Submit what there is room for, more whenever half of it has ended, and wait for the last."""
+    while True:
+        done = submit(folder, plan, finish=False)
+        if not done.waiting:
+            return wait(folder, plan, watch=watch)
+        busy = _busy(campaign_state(folder, plan))
+        if not busy and not done.new:
+            # Jobs of another campaign's fill the user's share.
+            time.sleep(LONGEST_POLL_S)
+        wait(folder, plan, watch=watch, until=partial(_half_done, of=busy))
 
-    A script that was submitted before begins when that job has ended, whatever became of it,
-    unless this is the `first` job of another try.
-    """
-    options = []
-    if name != FINISH and jobs.get(name) and not first:
-        options.append(f"--dependency=afterany:{jobs[name][-1]['job_id']}")
-    if name == FINISH:
-        ids = [entry["job_id"] for n, entries in jobs.items() if n != FINISH for entry in entries]
-        options.append(f"--dependency={':'.join(['afterany', *ids])}")
-    if elements is not None:
-        throttle = f"%{plan.site.limits.throttle}" if plan.site.limits.throttle else ""
-        options.append(f"--array={index_list(elements)}{throttle}")
-    script = folder.script(name).relative_to(folder.root)
-    job_id = slurm.submit_script(script, cwd=folder.root, options=options)
-    entry = {"job_id": job_id, "submitted_ns": time.time_ns(), "plan": plan.digest}
-    jobs.setdefault(name, []).append(entry)
-    write_json(folder.submitted_file, jobs)
-    return job_id
+
+def _half_done(state: CampaignState, *, of: int) -> bool:
+    return 2 * _busy(state) <= of
+
+
+def _busy(state: CampaignState) -> int:
+    return len({(r.array, r.element) for r in state.runs if r.status in slurm.ACTIVE})
 
 
 def _check_place(folder: CampaignFolder, plan: Plan) -> None:

@@ -1,6 +1,7 @@
 """The library behind the commands: each stage of a campaign as one call on its folder.
 
     plan_campaign -> run_campaign (submit, wait) -> finish (aggregate -> fit -> report)
+                          ^------ refine_campaign <------'
 
 This is the one package that joins the floors below; the command line calls it and prints. Names
 load on first use: to fit a table takes nothing of what plans and runs a campaign.
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
         fit_campaign,
         fit_observations,
     )
+    from llem.pipeline.refining import refine_campaign, wave_is_due
     from llem.pipeline.slices import EdgeMinimaError
     from llem.pipeline.table import Table, TableError, read_table
 
@@ -45,9 +47,11 @@ _HOME = {
     "fit_observations": "fitting",
     "plan_campaign": "campaigns",
     "read_table": "table",
+    "refine_campaign": "refining",
     "report_campaign": "finishing",
     "resolve_data": "campaigns",
     "run_campaign": "campaigns",
+    "wave_is_due": "refining",
 }
 
 __all__ = [
@@ -65,9 +69,11 @@ __all__ = [
     "fit_observations",
     "plan_campaign",
     "read_table",
+    "refine_campaign",
     "report_campaign",
     "resolve_data",
     "run_campaign",
+    "wave_is_due",
 ]
 
 

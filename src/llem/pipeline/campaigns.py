@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llem.campaign import Budget, TokenData, site_of
+from llem.campaign import Budget, Site, TokenData, site_of
 from llem.cluster import (
     CampaignFolder,
     CampaignState,
@@ -19,11 +19,10 @@ from llem.cluster import (
     ask_limits,
     render_files,
     run_locally,
-    submit,
-    wait,
+    submit_and_wait,
 )
 from llem.errors import Fault, InputError, LlemError
-from llem.planning import OwnModel, Plan, make_plan, write_python_sources
+from llem.planning import ClusterLimits, OwnModel, Plan, make_plan, write_python_sources
 
 if TYPE_CHECKING:
     from llem.campaign import Campaign
@@ -69,9 +68,10 @@ def plan_campaign(
     code: dict[str, str] = {}
     if campaign.model.family == "custom":
         own, code = own_model(campaign, Path(base).resolve())
-    site = site_of(campaign)
-    limits = ask_limits(site.partition) if ask_cluster and site.executor == "slurm" else None
+    limits = limits_of(site_of(campaign)) if ask_cluster else None
     plan = make_plan(campaign, budget=budget, data=data, own=own, runs=runs, limits=limits)
+    if write and not replace_old and (grown := _grown(folder, plan)) is not None:
+        return Planned(grown, folder, changed=False)
     files = render_files(plan, image_digest=image_digest(plan))
     changed = False
     if write:
@@ -79,6 +79,21 @@ def plan_campaign(
         paths |= {folder.root / name: text for name, text in code.items()}
         changed = folder.write_plan(plan, paths, replace=replace_old)
     return Planned(plan, folder, changed)
+
+
+def _grown(folder: CampaignFolder, plan: Plan) -> Plan | None:
+    """The plan in the folder, where it is this one with later waves."""
+    if not folder.plan_file.is_file():
+        return None
+    waves = folder.plan_values().get("waves") or []
+    if len(waves) > 1 and waves[0].get("digest") == plan.digest:
+        return folder.load_plan()
+    return None
+
+
+def limits_of(site: Site) -> ClusterLimits | None:
+    """What the scheduler here allows on the site's partition; None where there is no scheduler."""
+    return ask_limits(site.partition) if site.executor == "slurm" else None
 
 
 def resolve_data(campaign: Campaign, root: Path, *, base: Path) -> TokenData:
@@ -172,8 +187,7 @@ def run_campaign(
     """
     if plan.site.executor == "local":
         return run_locally(folder, plan, watch=watch)
-    submit(folder, plan, finish=False)
-    return wait(folder, plan, watch=watch)
+    return submit_and_wait(folder, plan, watch=watch)
 
 
 def aggregate_campaign(
@@ -183,8 +197,9 @@ def aggregate_campaign(
     carbon_g_per_kwh: float | None = None,
     price_per_kwh: float | None = None,
     price_per_gpu_hour: float | None = None,
+    write: bool = True,
 ) -> Aggregation:
-    """Raw records → observations, written to `results/observations.csv`.
+    """Raw records → observations, written to `results/observations.csv` unless `write` is False.
 
     What is left None is taken from the site; nothing runs again when it changes.
     """
@@ -204,5 +219,6 @@ def aggregate_campaign(
         price_per_gpu_hour=late(price_per_gpu_hour, prices.get("per_gpu_hour")),
         peak_flops_per_gpu=site["device"]["peak_flops"],
     )
-    write_observations(aggregation.observations, folder.results / OBSERVATIONS_FILE)
+    if write:
+        write_observations(aggregation.observations, folder.results / OBSERVATIONS_FILE)
     return aggregation

@@ -13,7 +13,8 @@ from llem.planning.hardware import (
 )
 from llem.planning.ladder import nearest_decoder
 from llem.planning.limits import ClusterLimits
-from llem.planning.plan import Plan, make_plan
+from llem.planning.plan import Plan, WavePlan, make_plan
+from llem.planning.refine import refine_plan
 from llem.planning.spend import spend, target_flops
 
 __all__ = [
@@ -28,12 +29,14 @@ __all__ = [
     "Measured",
     "OwnModel",
     "Plan",
+    "WavePlan",
     "accelerator_of",
     "fill",
     "make_plan",
     "measured_from_runs",
     "nearest_decoder",
     "pack",
+    "refine_plan",
     "spend",
     "target_flops",
     "write_python_sources",

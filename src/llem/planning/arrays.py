@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from llem.campaign import Run, Site
+from llem.campaign import Run, Runs, Site
 
 # Elements of one array share one time limit: a factor of four keeps short ones easy to backfill.
 TIME_CLASS = 4.0
@@ -15,7 +15,10 @@ TIME_CLASS = 4.0
 PACK_STARTS = 20.0
 
 Shape = tuple[int, int, int, str, int]
-Element = tuple[float, tuple[str, ...]]
+# Runs that take equally long: how many seconds, and their names, sorted.
+Equal = tuple[float, list[str]]
+# Elements that are equally full: how many seconds, and the names in each.
+Bins = tuple[float, list[list[str]]]
 
 
 @dataclass(frozen=True)
@@ -35,37 +38,46 @@ class ArrayJob:
     throttle: int | None
     elements: tuple[tuple[str, ...], ...]
     segments: int = 1
+    wave: int = 1
 
 
-def pack(runs: Sequence[Run], site: Site) -> tuple[ArrayJob, ...]:
+def pack(runs: Iterable[Run], site: Site, *, wave: int = 1) -> tuple[ArrayJob, ...]:
     """Group `runs` by shape, pack short ones into elements, cut arrays at the site's limits.
 
     Where the site lets a user submit only so many elements, more runs share one, as far as half
-    the time limit goes. Deterministic: the same runs in any order give the same arrays.
+    the time limit goes, unless the site asks for one run in each (`pack_s: 0`). Deterministic: the
+    same runs in any order give the same arrays.
     """
-    by_shape: dict[Shape, list[Run]] = defaultdict(list)
-    for run in sorted(runs, key=lambda run: (-run.predicted.duration_s, run.run_id)):
-        layout = run.layout
+    by_shape: dict[Shape, dict[float, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for some in Runs.of(runs).replicates:
+        run, layout = some.run, some.run.layout
         by_shape[
             (layout.nodes, layout.gpus_per_node, layout.zero_stage, run.recipe.precision,
              run.segments)
-        ].append(run)  # fmt: skip
+        ][run.predicted.duration_s].extend(some.run_ids)  # fmt: skip
+    equals: dict[Shape, list[Equal]] = {
+        shape: [(seconds, sorted(by_time[seconds])) for seconds in sorted(by_time, reverse=True)]
+        for shape, by_time in by_shape.items()
+    }
     longest = pack_length_s(site)
-    filled = {shape: _elements(by_shape[shape], longest, site) for shape in by_shape}
+    filled = {shape: _elements(equals[shape], longest) for shape in equals}
     while (
         site.limits.submit is not None
-        and sum(map(len, filled.values())) > site.limits.submit
+        and site.pack_s != 0
+        and sum(len(names) for bins in filled.values() for _, names in bins) > site.limits.submit
         and longest < 0.5 * site.limits.time
     ):
         longest = min(max(2 * longest, 60.0), 0.5 * site.limits.time)
-        filled = {shape: _elements(by_shape[shape], longest, site) for shape in by_shape}
+        filled = {shape: _elements(equals[shape], longest) for shape in equals}
     jobs: list[ArrayJob] = []
     for shape in sorted(filled):
-        classes: dict[int, list[Element]] = defaultdict(list)
-        for seconds, element in filled[shape]:
-            classes[math.ceil(math.log(max(seconds, 60.0), TIME_CLASS))].append((seconds, element))
+        classes: dict[int, list[Bins]] = defaultdict(list)
+        for used, elements in filled[shape]:
+            seconds = used + site.startup_s
+            rank = math.ceil(math.log(max(seconds, 60.0), TIME_CLASS))
+            classes[rank].append((seconds, elements))
         for rank in sorted(classes):
-            jobs.extend(_chunks(shape, rank, classes[rank], site))
+            jobs.extend(_chunks(shape, rank, classes[rank], site, wave))
     return tuple(jobs)
 
 
@@ -75,45 +87,69 @@ def pack_length_s(site: Site) -> float:
     return min(longest, 0.5 * site.limits.time)
 
 
-def _elements(runs: Sequence[Run], longest: float, site: Site) -> list[Element]:
-    """First-fit decreasing into elements of at most `longest` seconds; `runs` longest first."""
-    filled: list[tuple[float, list[str]]] = []
-    first_open = 0
-    for run in runs:
-        seconds = run.predicted.duration_s
-        for index in range(first_open, len(filled)):
-            used, names = filled[index]
-            if used + seconds <= longest:
-                names.append(run.run_id)
-                filled[index] = (used + seconds, names)
-                break
-        else:
-            filled.append((seconds, [run.run_id]))
-        # What is full for the shortest run so far stays full: keeps the packing near linear.
-        while first_open < len(filled) and filled[first_open][0] + seconds > longest:
-            first_open += 1
-    return [(seconds + site.startup_s, tuple(names)) for seconds, names in filled]
+def _elements(runs: Sequence[Equal], longest: float) -> list[Bins]:
+    """First-fit decreasing into elements of at most `longest` seconds; `runs` longest first.
+
+    Runs that take equally long are placed together, and elements that are equally full are looked
+    at together: the same as one by one, in a time that hardly grows with the number of seeds.
+    """
+    filled: list[Bins] = []
+    for seconds, names in runs:
+        after: list[Bins] = []
+        placed = 0
+        empty: Bins = (0.0, [[] for _ in names])
+        for used, elements in [*filled, empty]:
+            # Twice at most: elements filled as far as they go, then one with what is left over.
+            while elements and placed < len(names):
+                room, full = _room(used, seconds, longest, len(names) - placed)
+                if not room:
+                    break
+                many = min(len(elements), (len(names) - placed) // room)
+                for element in elements[:many]:
+                    element += names[placed : placed + room]
+                    placed += room
+                after.append((full, elements[:many]))
+                elements = elements[many:]
+            if elements and used > 0:
+                after.append((used, elements))
+        filled = after
+    return filled
+
+
+def _room(used: float, seconds: float, longest: float, most: int) -> tuple[int, float]:
+    """How many runs of `seconds` fit where `used` are taken, up to `most`; what is taken then.
+
+    Into an empty element a run fits however long it is.
+    """
+    count = 0
+    while count < most and (used + seconds <= longest or not used):
+        used += seconds
+        count += 1
+    return count, used
 
 
 def _chunks(
-    shape: Shape, time_class: int, elements: Sequence[Element], site: Site
+    shape: Shape, time_class: int, bins: Sequence[Bins], site: Site, wave: int
 ) -> list[ArrayJob]:
     nodes, gpus, stage, precision, segments = shape
     # Twice the prediction and five minutes: predictions are priors until a run has been measured.
-    limit = math.ceil((2 * max(s for s, _ in elements) + 300) / 60) * 60
+    limit = math.ceil((2 * max(s for s, _ in bins) + 300) / 60) * 60
     size = min(site.limits.array_size, site.limits.submit or site.limits.array_size)
     kind = f"t{time_class}" if segments == 1 else f"s{segments}"
+    stem = "train" if wave == 1 else f"wave{wave}"
+    elements = [tuple(names) for _, alike in bins for names in alike]
     return [
         ArrayJob(
-            name=f"train-{nodes}x{gpus}-z{stage}-{precision}-{kind}-{start // size}",
+            name=f"{stem}-{nodes}x{gpus}-z{stage}-{precision}-{kind}-{start // size}",
             nodes=nodes,
             gpus_per_node=gpus,
             zero_stage=stage,
             precision=precision,
             time_limit_s=min(limit, site.limits.time),
             throttle=site.limits.throttle,
-            elements=tuple(names for _, names in elements[start : start + size]),
+            elements=tuple(elements[start : start + size]),
             segments=segments,
+            wave=wave,
         )
         for start in range(0, len(elements), size)
     ]

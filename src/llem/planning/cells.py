@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from llem.campaign import Layout, Predicted, Run, Site, TokenData
+from llem.campaign import Layout, Predicted, Replicates, Run, Site, TokenData
 from llem.campaign.architecture import Architecture
 from llem.campaign.campaign import Campaign
 from llem.campaign.run import Recipe
@@ -110,8 +110,8 @@ class Bench:
         predicted = self._predicted(cell.model, cell.layout, steps, batch, math.nan)
         return cost_of(flops, predicted, cell.layout, unit=unit, site=self.site)
 
-    def runs(self, cell: Cell, seeds: int) -> list[Run]:
-        """The cell's runs, one for each of the seeds from 0 on."""
+    def runs(self, cell: Cell, seeds: Sequence[int]) -> Replicates:
+        """The cell's runs, one for each of the seeds."""
         training = self.campaign.training
         duration = cell.predicted.duration_s
         asked = asked_of(cell.model, cell.tokens, training, batch_tokens=cell.recipe.batch_tokens)
@@ -119,14 +119,12 @@ class Bench:
             duration, cell.steps, training.checkpoint_every, self.site
         )
         segments = segments_of(duration, self.site)
-        return [
-            Run(
-                model=cell.model, tokens=cell.tokens, steps=cell.steps, seed=seed,
-                recipe=cell.recipe, data=self.data, layout=cell.layout, predicted=cell.predicted,
-                level=cell.level, checkpoint_steps=checkpoints, segments=segments, asked=asked,
-            )
-            for seed in range(seeds)
-        ]  # fmt: skip
+        first = Run(
+            model=cell.model, tokens=cell.tokens, steps=cell.steps, seed=seeds[0],
+            recipe=cell.recipe, data=self.data, layout=cell.layout, predicted=cell.predicted,
+            level=cell.level, checkpoint_steps=checkpoints, segments=segments, asked=asked,
+        )  # fmt: skip
+        return Replicates(first, seeds)
 
     def least(self) -> Cell | Dropped:
         """The smallest run there is: the smallest model, for as few steps as a schedule needs."""

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from llem._version import __version__
-from llem.campaign import Budget, Run, Site, TokenData, format_duration, format_si
+from llem.campaign import Budget, Run, Runs, Site, TokenData, format_duration, format_si
 from llem.campaign.campaign import Campaign
 from llem.campaign.load import campaign_from, campaign_to_dict, site_of
 from llem.errors import Fault, InputError
@@ -22,13 +21,32 @@ from llem.planning.grid import GridShape
 from llem.planning.hardware import Accelerator, Measured, accelerator_of
 from llem.planning.limits import ClusterLimits, narrowed
 from llem.planning.spend import spend, target_flops, uncertainty
-from llem.planning.waves import PROMISED, promise_of
+from llem.planning.waves import PROMISED, promise_of, promise_of_waves, wave_share
 
 PLAN_SCHEMA = "llem-plan-1"
+# Kinds of waves: the first is a grid, those after it are chosen from what was learnt.
+GRID = "isoflop-grid"
 # A plan that uses less than this share of its budget says so.
 FILL = 0.9
 # A campaign that keeps the whole site busy for longer than this is hardly meant.
 LONG_S = 365 * 86400.0
+
+
+@dataclass(frozen=True)
+class WavePlan:
+    """One part of a plan: `value` of the budget, in its unit, that its runs may cost together.
+
+    `digest` is the plan's when this wave was its last. A later wave was chosen from `observed`
+    runs, while `pending` ones were still under way.
+    """
+
+    number: int
+    kind: str
+    value: float
+    runs: int
+    digest: str
+    observed: int = 0
+    pending: int = 0
 
 
 @dataclass(frozen=True)
@@ -38,7 +56,7 @@ class Plan:
     campaign: Campaign
     site: Site
     budget: Budget
-    runs: tuple[Run, ...]
+    runs: Runs
     arrays: tuple[ArrayJob, ...]
     dropped: tuple[Dropped, ...]
     warnings: tuple[str, ...]
@@ -46,11 +64,16 @@ class Plan:
     shape: GridShape | None = None
     limits: ClusterLimits | None = None
     promise: Mapping[str, Any] = field(default_factory=dict)
+    waves: tuple[WavePlan, ...] = ()
+
+    def __post_init__(self) -> None:
+        # Whoever has a list of runs may give that.
+        object.__setattr__(self, "runs", Runs.of(self.runs))
 
     @cached_property
     def digest(self) -> str:
         """Names the plan's content: the runs and how they are submitted."""
-        text = json.dumps([[r.run_id for r in self.runs], [vars(a) for a in self.arrays]])
+        text = json.dumps([self.runs.run_ids, [vars(a) for a in self.arrays]])
         return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
     def run(self, run_id: str) -> Run:
@@ -68,14 +91,22 @@ class Plan:
         return {
             "runs": len(self.runs),
             "elements": sum(len(a.elements) for a in self.arrays),
-            "flops": math.fsum(r.flops for r in self.runs),
-            "flops_6nd": math.fsum(6.0 * r.params * r.tokens for r in self.runs),
-            "gpu_hours": math.fsum(r.predicted.gpu_hours for r in self.runs),
-            "energy_j": math.fsum(r.predicted.energy_j for r in self.runs),
+            "flops": self.runs.total(lambda r: r.flops),
+            "flops_6nd": self.runs.total(lambda r: 6.0 * r.params * r.tokens),
+            "gpu_hours": self.runs.total(lambda r: r.predicted.gpu_hours),
+            "energy_j": self.runs.total(lambda r: r.predicted.energy_j),
         }
 
     def to_dict(self) -> dict[str, Any]:
         """`plan.json`, as DESIGN's contract has it."""
+        return {
+            **self.head(),
+            "arrays": [dict(vars(a)) for a in self.arrays],
+            "runs": [r.to_dict() for r in self.runs],
+        }
+
+    def head(self) -> dict[str, Any]:
+        """`plan.json` without its long lists, the arrays and the runs."""
         totals = self.totals
         spent = spend(self.runs, self.budget.unit, self.site)
         target = self.campaign.target
@@ -97,15 +128,14 @@ class Plan:
                 "energy_j": totals["energy_j"],
                 **uncertainty(self.device),
             },
-            "runs": [r.to_dict() for r in self.runs],
-            "arrays": [dict(vars(a)) for a in self.arrays],
             "totals": dict(totals),
+            "waves": [asdict(w) for w in self.waves],
             "design": {
-                "kind": "isoflop-grid",
+                "kind": self.waves[-1].kind if self.waves else GRID,
                 "grid": asdict(self.shape) if self.shape else None,
                 "target": {"value": target.value, "unit": target.unit},
                 "target_flops": target_flops(target, self.site, self.device),
-                "largest_run_flops": max(r.flops for r in self.runs),
+                "largest_run_flops": max(r.run.flops for r in self.runs.replicates),
                 **self.promise,
             },
             "limits": asdict(self.limits) if self.limits else None,
@@ -129,7 +159,7 @@ class Plan:
                 campaign=campaign_from(values["campaign"], source="plan.json"),
                 site=site_of(campaign),
                 budget=Budget(values["budget"]["value"], values["budget"]["unit"]),
-                runs=tuple(Run.from_dict(r) for r in values["runs"]),
+                runs=Runs.from_dicts(values["runs"]),
                 arrays=tuple(
                     ArrayJob(**{**a, "elements": tuple(tuple(e) for e in a["elements"])})
                     for a in values["arrays"]
@@ -140,6 +170,7 @@ class Plan:
                 shape=GridShape(**shape) if shape else None,
                 limits=ClusterLimits(**limits) if limits else None,
                 promise={k: values["design"][k] for k in PROMISED},
+                waves=tuple(WavePlan(**w) for w in values["waves"]),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise InputError("plan.json", [f"not a plan: {error!r}"]) from None
@@ -158,6 +189,7 @@ def make_plan(
 ) -> Plan:
     """Spend the budget on an isoFLOP grid: all of it but a step of the smallest run, never more.
 
+    Where the campaign asks for several waves the grid is the first, and spends its share alone.
     `budget` overrides the campaign's; `runs` asks for so many runs; `limits` are the cluster's
     own, where it was asked, and `measured` what trainings there have shown. Raises InputError
     where no budget is given or a price is missing, BudgetError where not even the least plan fits.
@@ -171,26 +203,52 @@ def make_plan(
         site = narrowed(site, limits)
     device = accelerator_of(site, measured)
     bench = Bench(campaign=campaign, site=site, device=device, data=data, own=own)
-    filled = fill(bench, budget, runs=runs)
-    made = tuple(run for cell, seeds in filled.cells for run in bench.runs(cell, seeds))
+    share = wave_share(1, campaign.waves)
+    first = Budget(share * budget.value, budget.unit)
+    filled = fill(bench, first, runs=runs)
+    made = Runs(bench.runs(cell, range(seeds)) for cell, seeds in filled.cells)
     arrays = pack(made, site)
-    return Plan(
+    target = target_flops(campaign.target, site, device)
+    if campaign.waves > 1:
+        promise = promise_of_waves(
+            bench, made, target_flops=target, budget=budget.value - first.value, unit=budget.unit
+        )
+    else:
+        promise = promise_of(made, target_flops=target)
+    plan = Plan(
         campaign=campaign,
         site=site,
         budget=budget,
         runs=made,
         arrays=arrays,
         dropped=filled.dropped,
-        warnings=tuple(_warnings(made, arrays, campaign, budget, site, device, data)),
+        warnings=(
+            *plan_warnings(made, arrays, campaign, first, site, device, data),
+            *_thin_levels(made),
+        ),
         device=device,
         shape=filled.shape,
         limits=limits,
-        promise=promise_of(made, target_flops=target_flops(campaign.target, site, device)),
+        promise=promise,
     )
+    wave = WavePlan(number=1, kind=GRID, value=first.value, runs=len(made), digest=plan.digest)
+    return replace(plan, waves=(wave,))
 
 
-def _warnings(
-    runs: Sequence[Run],
+def _thin_levels(runs: Runs) -> list[str]:
+    """Levels of a grid that cannot show a minimum."""
+    sizes: dict[int, set[int]] = {}
+    for some in runs.replicates:
+        sizes.setdefault(some.run.level, set()).add(some.run.params)
+    return [
+        f"compute level {level} has only {len(sizes[level])} model size(s)"
+        for level in sorted(sizes)
+        if len(sizes[level]) < 3
+    ]
+
+
+def plan_warnings(
+    runs: Runs,
     arrays: Sequence[ArrayJob],
     campaign: Campaign,
     budget: Budget,
@@ -198,39 +256,33 @@ def _warnings(
     device: Accelerator,
     data: TokenData,
 ) -> list[str]:
+    """What a user should know of the runs of one wave, which may cost `budget` together."""
     found = []
+    firsts = [some.run for some in runs.replicates]
     spent = spend(runs, budget.unit, site)
     if spent < FILL * budget.value:
-        found.append(f"the plan spends only {spent / budget.value:.0%} of the budget")
-    longest = max(r.tokens for r in runs)
+        found.append(f"the runs spend only {spent / budget.value:.0%} of what they may cost")
+    longest = max(r.tokens for r in firsts)
     if longest > data.training_tokens:
-        over = sum(r.tokens > data.training_tokens for r in runs)
+        over = runs.how_many(lambda r: r.tokens > data.training_tokens)
         found.append(
             f"{over} run{'s' if over > 1 else ''} would see tokens more than once: up to "
             f"{format_si(longest)} of {format_si(data.training_tokens)} unique tokens"
         )
-    sizes: dict[int, set[int]] = {}
-    for run in runs:
-        sizes.setdefault(run.level, set()).add(run.params)
-    found += [
-        f"compute level {level} has only {len(sizes[level])} model size(s)"
-        for level in sorted(sizes)
-        if len(sizes[level]) < 3
-    ]
-    ratio = target_flops(campaign.target, site, device) / max(r.flops for r in runs)
+    ratio = target_flops(campaign.target, site, device) / max(r.flops for r in firsts)
     if ratio > 10:
         found.append(f"the target lies {ratio:.3g} times beyond the largest run: extrapolated")
-    chained = [r for r in runs if r.segments > 1]
+    chained = runs.how_many(lambda r: r.segments > 1)
     if chained:
         found.append(
-            f"{len(chained)} run{'s' if len(chained) > 1 else ''} take longer than a job may "
-            f"({format_duration(site.limits.time)}): up to {max(r.segments for r in chained)} "
+            f"{chained} run{'s' if chained > 1 else ''} take longer than a job may "
+            f"({format_duration(site.limits.time)}): up to {max(r.segments for r in firsts)} "
             "jobs one after the other, each from the last one's checkpoint"
         )
-    hours = math.fsum(r.predicted.gpu_hours for r in runs)
+    hours = runs.total(lambda r: r.predicted.gpu_hours)
     least_s = max(
         hours * 3600 / (site.nodes * site.gpus_per_node),
-        max(r.predicted.duration_s for r in runs),
+        max(r.predicted.duration_s for r in firsts),
     )
     if least_s > LONG_S:
         found.append(f"all of it takes {least_s / LONG_S:.3g} years at least, on the whole site")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from llem.campaign import MONEY, Budget, Layout, Predicted, Run, Site
+from llem.campaign import MONEY, Budget, Layout, Predicted, Run, Runs, Site
 from llem.errors import Fault, InputError
 from llem.planning.hardware import Accelerator
 
@@ -15,7 +15,9 @@ JOULES_PER_KWH = 3.6e6
 
 def spend(runs: Iterable[Run], unit: str, site: Site) -> float:
     """What the runs are expected to cost, in a budget's unit. Raises InputError without a price."""
-    return math.fsum(cost_of(r.flops, r.predicted, r.layout, unit=unit, site=site) for r in runs)
+    return Runs.of(runs).total(
+        lambda run: cost_of(run.flops, run.predicted, run.layout, unit=unit, site=site)
+    )
 
 
 def cost_of(flops: float, predicted: Predicted, layout: Layout, *, unit: str, site: Site) -> float:

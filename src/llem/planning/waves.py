@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llem.campaign import Run
+from llem.campaign import Run, Runs
 from llem.planning.cells import Bench, Cell
 from llem.planning.design import (
+    PRIOR_NOISE,
     Cells,
     Design,
     Expected,
@@ -23,7 +25,7 @@ from llem.planning.design import (
     prior_laws,
     spread_of_laws,
 )
-from llem.scaling import FlopsModel, fit_law
+from llem.scaling import FlopsModel
 
 FloatArray = NDArray[np.float64]
 
@@ -37,6 +39,10 @@ LARGEST_SHARE = 1 / 8
 RESAMPLES = 300
 # Seeds of later waves do not meet those of earlier ones.
 SEED_STRIDE = 1000
+# Of a budget for several waves the first, which has only a prior to go by, gets this share; every
+# other one gets half as much again as the one before it.
+FIRST_SHARE = 0.25
+GROWTH = 1.5
 BUDGETS = (0.5, 2.0)
 # What `promise_of` tells, as keys of plan.json's `design`.
 PROMISED = (
@@ -70,6 +76,9 @@ class Learnt:
 
         Raises ScalingDataError where they cannot carry a law yet.
         """
+        # A first wave is planned without a fit: importing the fitter takes longer than planning.
+        from llem.scaling import fit_law
+
         columns = {
             name: np.array([float(row[name]) for row in rows])
             for name in ("params", "tokens", "loss", "flops")
@@ -105,15 +114,16 @@ class NextWave:
     question: Question
 
 
-def promise_of(runs: Sequence[Run], *, target_flops: float) -> dict[str, Any]:
+def promise_of(runs: Runs, *, target_flops: float) -> dict[str, Any]:
     """What a first wave is expected to tell, from published laws and a prior noise.
 
     Also for half and twice the budget: the same grid at that compute.
     """
     question = Question(target_flops=target_flops, laws=prior_laws())
-    params = np.array([float(r.params) for r in runs])
-    tokens = np.array([float(r.tokens) for r in runs])
-    pairs, counts = np.unique(np.stack([params, tokens], axis=1), axis=0, return_counts=True)
+    seeds: Counter[tuple[float, float]] = Counter()
+    for some in runs.replicates:
+        seeds[float(some.run.params), float(some.run.tokens)] += len(some)
+    pairs, counts = np.array(sorted(seeds)), np.array([seeds[pair] for pair in sorted(seeds)])
 
     def expected(share: float) -> Expected:
         at = pairs * math.sqrt(share)
@@ -125,6 +135,57 @@ def promise_of(runs: Sequence[Run], *, target_flops: float) -> dict[str, Any]:
         "noise": question.noise,
         "laws": "published fits, before anything is measured",
         "for_budget": {f"{share:g}": told(expected(share)) for share in BUDGETS},
+    }
+
+
+def wave_share(number: int, waves: int) -> float:
+    """The share of what is left of the budget that wave `number` of `waves` spends, from 1 on.
+
+    All of it for the last one, and for a wave that the campaign did not ask for.
+    """
+    if number >= waves:
+        return 1.0
+    if number == 1:
+        return FIRST_SHARE
+    weights = [GROWTH**later for later in range(waves - number + 1)]
+    return weights[0] / sum(weights)
+
+
+def promise_of_waves(
+    bench: Bench, runs: Runs, *, target_flops: float, budget: float, unit: str
+) -> dict[str, Any]:
+    """What the first wave's `runs` and later ones for `budget` are expected to tell together.
+
+    The later ones as they would be chosen if the published laws were all that is ever known; what
+    the first wave tells makes them better.
+    """
+    assumed = Learnt(
+        params=np.array([float(r.params) for r in runs]),
+        tokens=np.array([float(r.tokens) for r in runs]),
+        flops=np.array([r.flops for r in runs]),
+        laws=prior_laws(),
+        noise=PRIOR_NOISE,
+        flops_model=FlopsModel(),
+    )
+    try:
+        wave = next_wave(
+            bench, assumed, target_flops=target_flops, budget=budget, unit=unit,
+            first_level=1 + max(r.level for r in runs),
+        )  # fmt: skip
+    except ValueError:
+        return promise_of(runs, target_flops=target_flops)
+    text = "published fits, before anything is measured; all waves"
+    return {**promise_of_wave(wave), "laws": text}
+
+
+def promise_of_wave(wave: NextWave) -> dict[str, Any]:
+    """What a later wave is expected to tell, together with all runs before it."""
+    design = wave.design
+    return {
+        **told(design.expected),
+        "noise": wave.question.noise,
+        "laws": "resamples of the fit so far",
+        "for_budget": {f"{share:g}": told(design.for_budget[share]) for share in BUDGETS},
     }
 
 
@@ -147,10 +208,12 @@ def next_wave(
     unit: str,
     first_level: int,
     runs: int | None = None,
+    pending: Sequence[Run] = (),
 ) -> NextWave:
     """Spend `budget` (in `unit`) on the runs that tell most of log N* at the target.
 
-    first_level: number of the lowest compute level of this wave. Candidates are models of the
+    first_level: number of the lowest compute level of this wave. pending: runs that are paid for
+    and not observed yet: they will be. Candidates are models of the
     campaign's family, or the values of the user's class, at amounts of compute below the largest
     run so far, on no more tokens than the data have.
     """
@@ -160,14 +223,15 @@ def next_wave(
     cost = np.array([bench.cost(cell, unit) for cell in candidates])
     params = np.array([float(cell.model.params) for cell in candidates])
     tokens = np.array([float(cell.tokens) for cell in candidates])
-    # What was observed takes part in the fit, and cannot be chosen again.
+    # What was observed, or will be, takes part in the fit, and cannot be chosen again.
+    others = learnt.params.size + len(pending)
     cells = Cells(
-        np.concatenate([params, learnt.params]),
-        np.concatenate([tokens, learnt.tokens]),
-        np.concatenate([cost, np.full(learnt.params.size, np.inf)]),
+        np.concatenate([params, learnt.params, [float(run.params) for run in pending]]),
+        np.concatenate([tokens, learnt.tokens, [float(run.tokens) for run in pending]]),
+        np.concatenate([cost, np.full(others, np.inf)]),
     )
     done = np.concatenate(
-        [np.zeros(len(candidates), dtype=np.int64), np.ones(learnt.params.size, dtype=np.int64)]
+        [np.zeros(len(candidates), dtype=np.int64), np.ones(others, dtype=np.int64)]
     )
     question = Question(
         target_flops=target_flops,
@@ -184,13 +248,10 @@ def next_wave(
     return NextWave(tuple(chosen), design, question)
 
 
-def runs_of_wave(bench: Bench, wave: NextWave, *, number: int) -> tuple[Run, ...]:
+def runs_of_wave(bench: Bench, wave: NextWave, *, number: int) -> Runs:
     """The runs of a later wave, their seeds apart from those of others."""
-    return tuple(
-        replace(run, seed=run.seed + SEED_STRIDE * number)
-        for cell, seeds in wave.cells
-        for run in bench.runs(cell, seeds)
-    )
+    first = SEED_STRIDE * number
+    return Runs(bench.runs(cell, range(first, first + seeds)) for cell, seeds in wave.cells)
 
 
 def _candidates(

@@ -1,17 +1,20 @@
 """Rendering is a pure function of the plan; one golden script per template."""
 
 import json
+import math
 import re
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llem.campaign import Run
-from llem.cluster.render import render_array, render_files, render_finish
+from llem.campaign import CustomModel, Replicates, Run
+from llem.cluster.files import json_line
+from llem.cluster.render import render_array, render_files, render_finish, render_plan, run_texts
 from llem.errors import InputError
 
 from .conftest import CLUSTER
@@ -47,6 +50,25 @@ def test_a_manifest_holds_every_run_whole(make):
         for values in json.loads(line)["runs"]
     ]
     assert sorted(r.run_id for r in runs) == sorted(r.run_id for r in plan.runs)
+
+
+def test_a_run_is_written_as_json_would_write_it(make):
+    """Seeds are spliced into a text made once a cell: keys in their order, NaN as null."""
+    plan = make(seeds=3)
+    first = plan.runs[0]
+    own = CustomModel(class_path="m:M", size="w", value=3, params=100, vocabulary=256, context=64,
+                      arguments={"seed": 5, "run_id": "x", "text": 'é"{}%s\u2028'})  # fmt: skip
+    unknown = replace(first.predicted, energy_j=math.nan, memory_bytes=math.inf)
+    later = Replicates(replace(first, seed=1000, model=own, predicted=unknown), range(1000, 1003))
+    runs = plan.runs + later
+    assert run_texts(runs) == {run.run_id: json_line(run.to_dict()) for run in runs}
+
+
+def test_a_plan_is_written_as_json_would_write_it(make):
+    plan = make(seeds=3)
+    again = json.loads(render_plan(plan))
+    assert again == json.loads(json.dumps(plan.to_dict()))
+    assert list(again) == list(plan.to_dict())
 
 
 def test_rendering_twice_gives_the_same_files(make):
@@ -128,8 +150,6 @@ def test_dangerous_directives_are_refused_by_name(make, key, text):
 
 
 def test_a_data_folder_that_no_script_can_name_is_refused(make):
-    from dataclasses import replace
-
     plan = make()
     runs = tuple(replace(r, data=replace(r.data, path="/a$(id)/x.bin")) for r in plan.runs)
     with pytest.raises(InputError, match=r"data\.path"):

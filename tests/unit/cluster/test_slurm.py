@@ -2,8 +2,8 @@
 
 import pytest
 
+from llem.cluster.ledger import index_list, indices
 from llem.cluster.slurm import STATES, ElementState, parse_job_id, parse_squeue
-from llem.cluster.submit import index_list
 from llem.errors import ClusterError
 
 
@@ -31,10 +31,11 @@ def test_squeue_lines():
 
 
 @pytest.mark.parametrize(
-    ("indices", "text"), [([3], "3"), ([0, 1, 2], "0-2"), ([3, 17, 18, 19, 21], "3,17-19,21")]
+    ("values", "text"), [([3], "3"), ([0, 1, 2], "0-2"), ([3, 17, 18, 19, 21], "3,17-19,21")]
 )
-def test_indices_are_written_as_sbatch_reads_them(indices, text):
-    assert index_list(indices) == text
+def test_indices_are_written_as_sbatch_reads_them(values, text):
+    assert index_list(values) == text
+    assert indices(text) == tuple(values)
 
 
 def test_a_state_that_is_not_in_the_table_is_unknown_and_not_failed():

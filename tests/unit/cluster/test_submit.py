@@ -1,34 +1,100 @@
 """Submitting, with a stand-in sbatch that answers job ids and notes how it was called."""
 
+import signal
+import subprocess
+import sys
+
 import pytest
 
-from llem.cluster import CampaignFolder, render_files, submit
+from llem.cluster import CampaignFolder, Ledger, render_files, submit
+from llem.cluster.ledger import indices
 from llem.cluster.submit import resubmit
+from llem.errors import ClusterError
 
+MANY = {"budget": "1e13", "grid": {"levels": 3, "sizes": 5, "runs": 40}}
 LONG = {"budget": "1e17", "layout": None, "grid": {"levels": 2, "sizes": 2}}
+
+
+# Notes every call. With `limit` it refuses an array that would make more jobs than that; with `die`
+# it kills whoever called it, once the job is made and before it has told its number.
+SBATCH = """\
+#!/bin/sh
+here=$(dirname "$0")
+array=$(echo "$*" | sed -n 's/.*--array=\\([^ %]*\\).*/\\1/p')
+[ -n "$array" ] || for script; do :; done
+[ -n "$array" ] || array=$(sed -n 's/^#SBATCH --array=\\([^ %]*\\).*/\\1/p' "$script")
+count=$(echo "${array:-0}" | tr , '\\n' |
+    awk -F- '{n += ($2 == "" ? 1 : $2 - $1 + 1)} END {print n}')
+held=$(cat "$here/held" 2>/dev/null || echo 0)
+if [ -e "$here/limit" ] && [ $((held + count)) -gt $(cat "$here/limit") ]; then
+    echo 'sbatch: error: AssocMaxSubmitJobLimit' >&2
+    echo 'sbatch: error: Batch job submission failed: Job violates accounting/QOS policy' >&2
+    exit 1
+fi
+echo $((held + count)) > "$here/held"
+echo "$*" >> "$here/calls"
+job=$(wc -l < "$here/calls")
+echo "$job|$(echo "$*" | sed -n 's/.*--comment=\\([^ ]*\\).*/\\1/p')" >> "$here/comments"
+[ ! -e "$here/die" ] || { rm "$here/die"; kill -9 $PPID; exit 1; }
+echo $job
+"""
+# With --name it tells comments, as for a look at what was submitted; it holds no element.
+SQUEUE = """\
+#!/bin/sh
+case "$*" in *--name=*) cat "$(dirname "$0")/comments" 2>/dev/null;; esac
+[ ! -e "$(dirname "$0")/down" ] || { echo 'slurm_load_jobs error: Unable to contact' >&2; exit 1; }
+"""
+
+
+# Of a submission that was cut off before sbatch was called.
+INTENT = """\
+{"name": "a", "job_name": "x", "mark": "0", "submitted_ns": 1, "plan": "", "elements": "0",
+ "segment": 0, "round": 0}
+"""
+
+
+class Scheduler:
+    """The stand-in: its folder of switches, and the calls of sbatch so far as lists of words."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __call__(self):
+        calls = self.folder / "calls"
+        return [line.split() for line in calls.read_text().splitlines()] if calls.exists() else []
+
+    def set(self, name, value=""):
+        (self.folder / name).write_text(str(value))
+
+    def unset(self, name):
+        (self.folder / name).unlink()
 
 
 @pytest.fixture
 def sbatch(tmp_path, monkeypatch):
-    """The calls of sbatch so far, as lists of words; squeue knows of no job."""
-    calls = tmp_path / "calls"
-    calls.touch()
     programs = tmp_path / "bin"
     programs.mkdir()
-    script = f'echo "$*" >> {calls}; wc -l < {calls}'
-    for name, text in {"sbatch": script, "squeue": "true"}.items():
-        (programs / name).write_text(f"#!/bin/sh\n{text}\n")
+    for name, text in {"sbatch": SBATCH, "squeue": SQUEUE}.items():
+        (programs / name).write_text(text)
         (programs / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
-    return lambda: [line.split() for line in calls.read_text().splitlines()]
+    return Scheduler(programs)
+
+
+def written(plan, root):
+    folder = CampaignFolder(root)
+    folder.write_plan(plan, {folder.jobs / n: t for n, t in render_files(plan).items()})
+    return folder, plan
 
 
 @pytest.fixture
 def planned(make, tmp_path):
-    plan = make(**LONG)
-    folder = CampaignFolder(tmp_path / "c")
-    folder.write_plan(plan, {folder.jobs / n: t for n, t in render_files(plan).items()})
-    return folder, plan
+    return written(make(**LONG), tmp_path / "c")
+
+
+def covered(folder, name):
+    """Every index that a job of the array covers, as often as one does."""
+    return sorted(i for job in Ledger.read(folder).of(name) for i in job.elements)
 
 
 def test_a_long_run_is_a_chain_of_jobs_each_after_the_one_before(planned, sbatch):
@@ -59,6 +125,87 @@ def test_a_chain_that_was_cut_off_while_it_was_submitted_goes_on_where_it_ended(
     before = len(sbatch())
     submit(folder, plan, finish=False)
     assert f"--dependency=afterany:{kept[0]['job_id']}" in sbatch()[before]
+
+
+@pytest.mark.parametrize("forgotten", [False, True])
+def test_killed_between_sbatch_and_its_line_on_disk_it_submits_once(planned, sbatch, forgotten):
+    folder, plan = planned
+    sbatch.set("die")
+    code = (
+        "import sys; from llem.cluster import CampaignFolder, submit;"
+        "f = CampaignFolder(__import__('pathlib').Path(sys.argv[1])); submit(f, f.load_plan())"
+    )
+    killed = subprocess.run([sys.executable, "-c", code, str(folder.root)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(sbatch()) == 1
+    assert not Ledger.read(folder).jobs
+    if forgotten:
+        # The scheduler knows nothing of it any more, but it has run and left a log.
+        sbatch.unset("comments")
+        (folder.logs / f"llem-small-{plan.arrays[0].name}-1_0.log").touch()
+    done = submit(folder, plan)
+    assert [job.job_id for job in Ledger.read(folder).jobs if job.job_id == "1"]
+    assert len(sbatch()) == sum(a.segments for a in plan.arrays) + 1
+    assert not submit(folder, plan).new
+    assert "1" in [job.job_id for job in done.before]
+
+
+def test_killed_before_sbatch_it_submits_afterwards(planned, sbatch):
+    folder, plan = planned
+    submit(folder, plan, finish=False)
+    count = len(sbatch())
+    folder.submitted_file.unlink()
+    sbatch.unset("calls")
+    sbatch.unset("comments")
+    (folder.jobs / "submitting.json").write_text(INTENT)
+    submit(folder, plan, finish=False)
+    assert len(sbatch()) == count
+
+
+def test_nothing_is_submitted_while_nobody_can_tell_what_was(planned, sbatch):
+    folder, plan = planned
+    (folder.jobs / "submitting.json").write_text(INTENT)
+    sbatch.set("down")
+    with pytest.raises(ClusterError, match="Unable to contact"):
+        submit(folder, plan)
+    assert not sbatch()
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_what_finds_no_room_waits_and_the_same_call_submits_it_later(make, tmp_path, sbatch, known):
+    """With the limit in the site, and with a scheduler that only refuses."""
+    values = make().site.model_dump()
+    limits = {"array_size": 8, "throttle": 2, **({"submit": 14} if known else {})}
+    plan = make(**MANY, site={**values, "limits": {**values["limits"], **limits}})
+    assert sum(len(a.elements) for a in plan.arrays) == 40
+    folder, plan = written(plan, tmp_path / "c")
+    sbatch.set("limit", 14)
+    waiting = []
+    for _ in range(8):
+        done = submit(folder, plan)
+        waiting.append(done.waiting)
+        if not done.waiting:
+            break
+        assert done.reason
+        assert "finish" not in [job.name for job in Ledger.read(folder).jobs]
+        sbatch.set("held", 0)
+    assert waiting == sorted(waiting, reverse=True) and waiting[0] >= 26
+    for array in plan.arrays:
+        assert covered(folder, array.name) == list(range(len(array.elements)))
+    assert [job.name for job in Ledger.read(folder).jobs].count("finish") == 1
+    asked = [w for c in sbatch() for w in c if w.startswith("--array=")]
+    assert all(word.endswith("%2") for word in asked)
+    assert all(len(indices(w[8:].partition("%")[0])) <= 8 for w in asked)
+
+
+def test_a_refusal_for_any_other_reason_is_an_error(planned, sbatch):
+    folder, plan = planned
+    (sbatch.folder / "sbatch").write_text(
+        "#!/bin/sh\necho 'Batch job submission failed: Invalid partition' >&2\nexit 1"
+    )
+    with pytest.raises(ClusterError, match="Invalid partition"):
+        submit(folder, plan)
+    assert not (folder.jobs / "submitting.json").exists()
 
 
 def test_submitting_again_what_is_missing_begins_a_new_chain(planned, sbatch):

@@ -1,0 +1,179 @@
+"""What was submitted of a campaign: `jobs/submitted.json`, and a submission under way.
+
+Between sbatch's answer and the line on disk a process may die. So the intent is written first
+(`jobs/submitting.json`), with a mark that goes into the job's comment; whoever finds an intent
+later asks the scheduler for a job with that mark, and the job's own log for one that has ended and
+is forgotten, before anything is submitted.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llem.cluster import slurm
+from llem.cluster.files import write_json
+from llem.cluster.folder import CampaignFolder
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """One job: some `elements` (indices) of an array; None for the job that fits at the end.
+
+    `segment` is its place in a chain of jobs, from 0 on; `round` counts the times that elements
+    were submitted again. `submitted_ns` is wall-clock time.
+    """
+
+    name: str
+    job_id: str
+    submitted_ns: int
+    plan: str
+    elements: tuple[int, ...] | None = None
+    segment: int = 0
+    round: int = 0
+
+
+@dataclass
+class Ledger:
+    """All jobs of a campaign, oldest first. Written only by whoever holds the campaign."""
+
+    folder: CampaignFolder
+    jobs: list[Submitted] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, folder: CampaignFolder) -> Ledger:
+        try:
+            values = json.loads(folder.submitted_file.read_text())
+        except FileNotFoundError:
+            return cls(folder)
+        jobs = [
+            Submitted(
+                name=name,
+                **{**entry, "elements": None if (e := entry["elements"]) is None else indices(e)},
+            )
+            for name, entries in values.items()
+            for entry in entries
+        ]
+        return cls(folder, sorted(jobs, key=lambda job: job.submitted_ns))
+
+    def of(self, name: str) -> list[Submitted]:
+        """The jobs of one array, oldest first."""
+        return [job for job in self.jobs if job.name == name]
+
+    def never_submitted(self, name: str, count: int, segment: int) -> list[int]:
+        """Indices of an array of `count` elements that no job of that segment covers."""
+        covered: set[int] = set()
+        for job in self.of(name):
+            if job.segment == segment and job.elements is not None:
+                covered.update(job.elements)
+        return [index for index in range(count) if index not in covered]
+
+    def submit(
+        self,
+        name: str,
+        *,
+        job_name: str,
+        plan: str,
+        options: Sequence[str] = (),
+        elements: Sequence[int] | None = None,
+        segment: int = 0,
+        round: int = 0,
+    ) -> Submitted:
+        """sbatch the script of `name`, once, whatever dies on the way. Raises ClusterError."""
+        mark, now_ns = secrets.token_hex(6), time.time_ns()
+        entry = {
+            "plan": plan,
+            "elements": None if elements is None else index_list(elements),
+            "segment": segment,
+            "round": round,
+        }
+        intent = {"name": name, "job_name": job_name, "mark": mark, "submitted_ns": now_ns}
+        write_json(self._intent, {**intent, **entry})
+        script = self.folder.script(name).relative_to(self.folder.root)
+        options = [*options, f"--comment=llem:{plan}:{name}:{mark}"]
+        try:
+            job_id = slurm.submit_script(script, cwd=self.folder.root, options=options)
+        except slurm.Refused:
+            # The scheduler's own word that there is no job.
+            self._intent.unlink()
+            raise
+        return self._done(name, job_id, now_ns, entry)
+
+    def recover(self) -> Submitted | None:
+        """Finish a submission that was cut off: the job it made, if it made one.
+
+        Raises ClusterError where the scheduler does not answer: then nobody can know.
+        """
+        try:
+            intent: dict[str, Any] = json.loads(self._intent.read_text())
+        except FileNotFoundError:
+            return None
+        entry = {key: intent[key] for key in ("plan", "elements", "segment", "round")}
+        job_id = slurm.find_marked(intent["job_name"], intent["mark"]) or self._logged(
+            intent["job_name"]
+        )
+        if job_id is None or any(job.job_id == job_id for job in self.jobs):
+            self._intent.unlink()
+            return None
+        return self._done(intent["name"], job_id, intent["submitted_ns"], entry)
+
+    @property
+    def _intent(self) -> Path:
+        return self.folder.jobs / "submitting.json"
+
+    def _done(self, name: str, job_id: str, ns: int, entry: dict[str, Any]) -> Submitted:
+        elements = None if (e := entry["elements"]) is None else indices(e)
+        job = Submitted(
+            name=name, job_id=job_id, submitted_ns=ns, **{**entry, "elements": elements}
+        )
+        self.jobs.append(job)
+        self._write()
+        self._intent.unlink(missing_ok=True)
+        return job
+
+    def _write(self) -> None:
+        values: dict[str, list[dict[str, Any]]] = {}
+        for job in self.jobs:
+            entry = asdict(job)
+            del entry["name"]
+            entry["elements"] = None if job.elements is None else index_list(job.elements)
+            values.setdefault(job.name, []).append(entry)
+        write_json(self.folder.submitted_file, values)
+
+    def _logged(self, job_name: str) -> str | None:
+        """A job of that name that wrote a log here and is in no line of the ledger."""
+        known = {job.job_id for job in self.jobs}
+        pattern = re.compile(re.escape(job_name) + r"-(\d+)(_\d+)?\.log")
+        if not self.folder.logs.is_dir():
+            return None
+        for path in sorted(self.folder.logs.iterdir()):
+            found = pattern.fullmatch(path.name)
+            if found and found[1] not in known:
+                return found[1]
+        return None
+
+
+def index_list(values: Collection[int]) -> str:
+    """Array indices as sbatch reads them: `3,17-19`."""
+    spans: list[list[int]] = []
+    for index in sorted(values):
+        if spans and index == spans[-1][1] + 1:
+            spans[-1][1] = index
+        else:
+            spans.append([index, index])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)
+
+
+def indices(text: str) -> tuple[int, ...]:
+    """Inverse of `index_list`."""
+    found: list[int] = []
+    for span in text.split(","):
+        first, _, last = span.partition("-")
+        found += range(int(first), int(last or first) + 1)
+    return tuple(found)

@@ -1,0 +1,64 @@
+"""The next wave of a campaign: from its records so far to the runs that tell most."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from llem.cluster import render_files
+from llem.pipeline.campaigns import (
+    Planned,
+    aggregate_campaign,
+    image_digest,
+    limits_of,
+    own_model,
+)
+from llem.planning import measured_from_runs, refine_plan
+
+if TYPE_CHECKING:
+    from llem.campaign import Budget
+    from llem.cluster import CampaignFolder
+    from llem.planning import Plan
+
+
+def refine_campaign(
+    folder: CampaignFolder,
+    *,
+    budget: Budget | None = None,
+    runs: int | None = None,
+    ask_cluster: bool = False,
+    write: bool = True,
+) -> Planned:
+    """Plan one more wave of the campaign in `folder` from the records so far.
+
+    `budget` is a new total; `runs` asks for so many runs. The files of earlier waves stay as they
+    are; with `write=False` all do. What trainings took so far tells the device's utilisation and
+    power. Raises InputError, BudgetError.
+    """
+    with folder.locked("`llem plan --refine`"):
+        plan = folder.load_plan()
+        rows = [asdict(row) for row in aggregate_campaign(folder, write=write).observations]
+        own = None
+        if plan.campaign.model.family == "custom":
+            own, _ = own_model(plan.campaign, (folder.root / "code").resolve())
+        completed = [row for row in rows if row["status"] == "completed"]
+        seen = measured_from_runs(
+            [(r["flops"], r["gpu_seconds"], r["energy_j"]) for r in completed],
+            peak_flops=plan.device.peak_flops,
+        )
+        grown = refine_plan(
+            plan, rows, budget=budget, runs=runs, own=own,
+            limits=limits_of(plan.site) if ask_cluster else None,
+            measured=[seen] if seen else [],
+        )  # fmt: skip
+        if write:
+            wave = grown.waves[-1].number
+            files = render_files(grown, image_digest=image_digest(grown), wave=wave)
+            paths = {folder.jobs / name: text for name, text in files.items()}
+            folder.write_plan(grown, paths, replace=True)
+    return Planned(grown, folder, changed=write)
+
+
+def wave_is_due(plan: Plan) -> bool:
+    """Whether the campaign asks for more waves than were planned."""
+    return len(plan.waves) < plan.campaign.waves
