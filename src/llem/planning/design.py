@@ -85,8 +85,8 @@ class LawError:
 
     drift: float = 0.02
     small: float = 0.01
-    smooth: float = 0.05
-    length: float = 4.0
+    smooth: float = 0.1
+    length: float = 3.5
 
 
 @dataclass(frozen=True)
@@ -393,7 +393,7 @@ class _Drift:
     a_decade: float
 
     def __call__(self, x: FloatArray, y: FloatArray) -> FloatArray:
-        """Log loss of each component, one standard deviation of it, at logs (k or 1, n): (k, n, 2)."""
+        """Log loss of each component, one standard deviation, at logs (k or 1, n): (k, n, 2)."""
         slopes = _slopes(self.laws, x, y, self.centre_x, self.centre_y)
         # The slopes by alpha and beta carry minus one power of the distance already.
         distance = np.stack(np.broadcast_arrays(x - self.centre_x, y - self.centre_y), axis=-1)

@@ -30,11 +30,11 @@ from llem.scaling import FlopsModel
 FloatArray = NDArray[np.float64]
 
 # Candidates of a later wave: so many amounts of compute, and of tokens per parameter.
-COMPUTE_STEPS = 12
-RATIO_STEPS = 14
+COMPUTE_STEPS = 17
+RATIO_STEPS = 24
 TOKENS_PER_PARAM = (0.2, 1e5)
 # From the largest run downwards, and no run that alone takes more than this share of what is left.
-SMALLEST_SHARE = 1 / 300
+SMALLEST_SHARE = 1 / 500
 LARGEST_SHARE = 1 / 8
 RESAMPLES = 300
 # Seeds of later waves do not meet those of earlier ones.
