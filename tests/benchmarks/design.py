@@ -71,6 +71,7 @@ from llem.planning.design import (
     prior_laws,
     spread_of_laws,
 )
+from llem.planning.trust import CONTRADICTED, lack_of_fit, near_optimum
 from llem.scaling import CHINCHILLA, Estimator, FlopsModel
 from llem.scaling.fitting.bootstrap import Draws, refit
 from llem.scaling.fitting.solve import solve
@@ -178,9 +179,12 @@ class Truth:
     @cached_property
     def log_optimum(self) -> float:
         """log N* at the target, by search."""
-        x = np.linspace(math.log(1e8), math.log(1e13), 400_001)
-        y = math.log(target_flops() / 6) - x
-        return float(x[np.argmin(self.log_loss(x, y))])
+        low, high = math.log(1e8), math.log(1e13)
+        for _ in range(3):
+            x = np.linspace(low, high, 2001)
+            best = x[np.argmin(self.log_loss(x, math.log(target_flops() / 6) - x))]
+            low, high = best - 0.02 * (high - low), best + 0.02 * (high - low)
+        return float(best)
 
 
 def _rough(number: int, log_params: FloatArray, log_tokens: FloatArray) -> FloatArray:
@@ -358,6 +362,12 @@ class Campaign:
         self.cell = np.concatenate([self.cell, fresh])
         self.log_loss = np.concatenate([self.log_loss, self._true[fresh] + drawn])
 
+    def contradicts(self, law: FloatArray, noise: float) -> bool:
+        """Whether the runs so far contradict a law (5,), so that it is trusted near its optimum."""
+        logs = np.log(self.cells.params[self.cell]), np.log(self.cells.tokens[self.cell])
+        fitted = np.log(CHINCHILLA.loss(law, *logs))
+        return lack_of_fit(self.log_loss, self.cell, fitted, noise=noise) > CONTRADICTED
+
     def fit(self, *, resamples: int = 0) -> tuple[FloatArray, FloatArray]:
         """The law (5,) of all runs so far, and of resamples of them (m, 5)."""
         params, tokens = self.cells.params[self.cell], self.cells.tokens[self.cell]
@@ -428,13 +438,16 @@ def designed(
     stated = math.nan
     for i in range(len(shares)):
         spend = (budget() - campaign.spent) * shares[i] / sum(shares[i:])
+        noise_so_far = measured_noise(campaign.log_loss, campaign.cell)
         question = Question(
-            target_flops(),
-            spread_of_laws(laws, target_flops(), count=4),
-            measured_noise(campaign.log_loss, campaign.cell),
-        )
+            target_flops(), spread_of_laws(laws, target_flops(), count=4), noise_so_far
+        )  # fmt: skip
+        open_ = cells
+        if campaign.contradicts(law, noise_so_far):
+            near = near_optimum(cells, law, largest_flops=region.largest, model=FlopsModel())
+            open_ = replace(cells, cost=np.where(near, cells.cost, np.inf))
         plan = choose_runs(
-            cells, question=question, budget=spend, done=campaign.done, budgets=()
+            open_, question=question, budget=spend, done=campaign.done, budgets=()
         )  # fmt: skip
         stated = plan.expected.se_log_params
         campaign.run(plan.counts)

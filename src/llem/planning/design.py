@@ -84,8 +84,8 @@ class LawError:
     """
 
     drift: float = 0.02
-    small: float = 0.01
-    smooth: float = 0.1
+    small: float = 0.02
+    smooth: float = 0.04
     length: float = 3.5
 
 
