@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,14 +26,15 @@ from llem.planning.design import (
     spread_of_laws,
 )
 from llem.planning.recipe import MIN_STEPS
-from llem.scaling import FlopsModel
+from llem.planning.trust import CONTRADICTED, lack_of_fit, near_optimum
+from llem.scaling import CHINCHILLA, FlopsModel
 
 FloatArray = NDArray[np.float64]
 
 # Candidates of a later wave: so many amounts of compute from the smallest run to the largest, and
 # so many ratios of tokens to parameters.
 COMPUTE_STEPS = 12
-RATIO_STEPS = 14
+RATIO_STEPS = 24
 TOKENS_PER_PARAM = (0.2, 1e5)
 # No run far below the smallest so far, none that alone takes more than this share of what is left,
 # and no ratio of tokens to parameters this many times beyond those seen.
@@ -65,6 +66,7 @@ class Learnt:
     """What earlier waves have shown, one entry a completed run: counts, FLOP, nats; and the fit.
 
     laws: (k, 5) resamples of the fit, natural coordinates. noise: of log loss between seeds.
+    lack_of_fit: of the law, see `trust`; 0 where it is not known.
     """
 
     params: FloatArray
@@ -73,6 +75,12 @@ class Learnt:
     laws: FloatArray
     noise: float
     flops_model: FlopsModel
+    lack_of_fit: float = 0.0
+
+    @property
+    def contradicted(self) -> bool:
+        """Whether the runs contradict the law, so that it is asked near its optimum only."""
+        return self.lack_of_fit > CONTRADICTED
 
     @classmethod
     def of(cls, rows: Sequence[Mapping[str, Any]], *, seed: int = 0) -> Learnt:
@@ -99,13 +107,17 @@ class Learnt:
         laws = samples if samples.size else fit.ensemble.natural[None, :]
         pairs = np.stack([columns["params"], columns["tokens"]], axis=1)
         cell = np.unique(pairs, axis=0, return_inverse=True)[1].ravel()
+        log_loss = np.log(columns["loss"])
+        fitted = np.log(CHINCHILLA.loss(fit.ensemble.natural, *np.log(pairs.T)))
+        noise = measured_noise(log_loss, cell)
         return cls(
             params=columns["params"],
             tokens=columns["tokens"],
             flops=columns["flops"],
             laws=laws,
-            noise=measured_noise(np.log(columns["loss"]), cell),
+            noise=noise,
             flops_model=fit.flops_model,
+            lack_of_fit=lack_of_fit(log_loss, cell, fitted, noise=noise),
         )
 
 
@@ -218,7 +230,8 @@ def next_wave(
 
     first_level: number of the lowest compute level of this wave. pending: runs that are paid for
     and not observed yet: they will be. Candidates are models of the campaign's family, or the
-    values of the user's class, on no more tokens than the data have.
+    values of the user's class, on no more tokens than the data have; near the optimum only, where
+    the runs so far contradict the law.
     """
     candidates = _candidates(bench, learnt, budget=budget, unit=unit, first_level=first_level)
     if not candidates:
@@ -233,6 +246,11 @@ def next_wave(
         np.concatenate([tokens, learnt.tokens, [float(run.tokens) for run in pending]]),
         np.concatenate([cost, np.full(others, np.inf)]),
     )
+    if learnt.contradicted:
+        largest = float(learnt.flops.max())
+        near = near_optimum(cells, learnt.laws, largest_flops=largest, model=learnt.flops_model)
+        if near[: len(candidates)].any():
+            cells = replace(cells, cost=np.where(near, cells.cost, np.inf))
     done = np.concatenate(
         [np.zeros(len(candidates), dtype=np.int64), np.ones(others, dtype=np.int64)]
     )

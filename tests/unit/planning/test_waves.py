@@ -6,6 +6,7 @@ import pytest
 from llem.campaign import Budget
 from llem.planning import make_plan
 from llem.planning.cells import Bench
+from llem.planning.design import SEEDS_OF_A_CELL
 from llem.planning.plan import Plan
 from llem.planning.waves import Learnt, next_wave, promise_of, runs_of_wave
 from llem.scaling import CHINCHILLA
@@ -59,4 +60,4 @@ def test_the_next_wave_spends_what_is_left_on_other_seeds_and_lowers_the_error(f
     )
     before = promise_of(first.runs, target_flops=TARGET)["predicted_se_log_params"]
     assert wave.design.expected.se_log_params < 0.7 * before
-    assert max(seeds for _, seeds in wave.cells) <= 20
+    assert max(seeds for _, seeds in wave.cells) <= SEEDS_OF_A_CELL
