@@ -72,7 +72,7 @@ class Cell:
 
     def submit(self) -> None:
         told = self.login.llem("submit", self.name, "--no-finish", "--json")
-        self.job = json.loads(told.stdout)["new"][self.array["name"]]
+        [self.job] = json.loads(told.stdout)["new"][self.array["name"]]
 
     @property
     def attempts(self) -> list[Path]:
