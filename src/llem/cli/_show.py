@@ -121,7 +121,12 @@ def _plan_figures(plan: Plan) -> list[tuple[str, str]]:
     )
     source = known["source"]
     rests = f"utilisation {source['utilisation']}; power {source['power']}"
-    found = [("expected", expected), ("duration", _duration(plan)), ("rests on", rests)]
+    found = [
+        *_wave(plan),
+        ("expected", expected),
+        ("duration", _duration(plan)),
+        ("rests on", rests),
+    ]
     rows = {row["budget"]: row for row in rows_of(plan.promise)}
     if rows:
         now = rows.pop(THIS)
@@ -145,6 +150,22 @@ def _plan_figures(plan: Plan) -> list[tuple[str, str]]:
     if plan.limits is not None:
         found.append(("limits", plan.limits.source))
     return found
+
+
+def _wave(plan: Plan) -> Iterator[tuple[str, str]]:
+    """Which part of the budget the newest runs are, where there are several."""
+    waves = max(plan.campaign.waves, len(plan.waves))
+    if waves == 1:
+        return
+    now = plan.waves[-1]
+    text = f"{now.number} of {waves}: {now.runs} runs for {now.value:.4g} {plan.budget.unit}"
+    if now.observed:
+        text += f", chosen from {now.observed} that have ended"
+    if now.pending:
+        text += f" and {now.pending} under way"
+    if now.number < waves:
+        text += "; the next one is planned from what they show (`llem plan --refine`, `llem run`)"
+    yield "wave", text
 
 
 def _duration(plan: Plan) -> str:

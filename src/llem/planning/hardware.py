@@ -226,6 +226,15 @@ def weighted_mean(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
     return mean, max(LEAST_ERROR, math.sqrt(square * len(pairs) / (len(pairs) - 1)) / mean)
 
 
+def device_since(device: Accelerator, measured: Sequence[Measured], *, site: Site) -> Accelerator:
+    """A plan's device with what its runs have shown since; a calibration stands above records."""
+    if device.source.startswith("measured: calibration"):
+        return device
+    for item in measured:
+        device = _with(device, item, given_power=site.gpu.power_w is not None)
+    return device
+
+
 def _with(device: Accelerator, measured: Measured, *, given_power: bool) -> Accelerator:
     of = f"{measured.kind} of {measured.detail}" if measured.detail else measured.kind
     if measured.utilisation > 0:
