@@ -45,8 +45,9 @@ def refine_plan(
     share of what is left where the campaign asks for more waves, else all of it. A run that has not
     ended is counted at its expected cost, and as a run that will be observed.
 
-    `measured` is what the runs have shown of the device; a calibration that the plan rests on stands
-    above it. Raises InputError where the runs so far carry no law, BudgetError where nothing is left.
+    `measured` is what the runs have shown of the device; a calibration that the plan rests on
+    stands above it. Raises InputError where the runs so far carry no law, BudgetError where
+    nothing is left.
     """
     budget = budget or plan.budget
     if budget.unit != plan.budget.unit:
