@@ -20,6 +20,7 @@ from llem.report.plan.rows import (
     promises,
     recipes,
     span,
+    waves_in_rows,
 )
 from llem.report.plan.timeline import Timeline, timeline
 from llem.report.svg import NOT_XML
@@ -80,6 +81,7 @@ def render_plan_page(plan: Mapping[str, Any]) -> str:
         warnings=[together(str(text)) for text in plan.get("warnings") or []],
         colours=[(_colour(s, ON_LIGHT), _colour(s, ON_DARK)) for s in _shares(levels)],
         promise=promises(plan["design"]),
+        waves=waves_in_rows(plan),
         noise=percent(plan["design"].get("noise")),
         laws=plan["design"].get("laws", ""),
         target=goal.name,

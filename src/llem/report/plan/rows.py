@@ -60,6 +60,28 @@ def promises(design: Mapping[str, Any]) -> Table | None:
     ) if told else None  # fmt: skip
 
 
+def waves_in_rows(plan: Mapping[str, Any]) -> Table | None:
+    """The parts in which the budget is spent; None where there is one."""
+    told = plan.get("waves") or []
+    asked = max(int(plan["campaign"].get("waves", 1)), len(told))
+    if asked < 2:
+        return None
+    unit = plan["budget"]["unit"]
+    rows = []
+    for wave in told:
+        if wave["observed"]:
+            chosen = f"what {wave['observed']} runs have shown"
+            chosen += f", {wave['pending']} under way" if wave["pending"] else ""
+        else:
+            chosen = "a grid: nothing is known yet"
+        rows.append([f"{wave['number']} of {asked}", str(wave["runs"]),
+                     f"{significant(number(wave['value']))} {unit}", chosen])  # fmt: skip
+    rows += [[f"{n} of {asked}", "", "", "planned when the one before has ended"]
+             for n in range(len(told) + 1, asked + 1)]  # fmt: skip
+    return Table(["Wave", "#Runs", "#May cost", "Chosen by"], rows,
+                 chosen=f"{len(told)} of {asked}")  # fmt: skip
+
+
 def levels_in_rows(levels: Sequence[Level], device: str) -> Table:
     rows = []
     for level in levels:

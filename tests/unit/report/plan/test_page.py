@@ -37,6 +37,18 @@ def test_a_page_is_whole_and_refers_to_nothing(page):
     assert "url(" not in page and "@import" not in page and "<script" not in page
 
 
+def test_waves_are_told_where_there_are_several():
+    plan = page_of("laptop")
+    assert "Wave after wave" not in words_of(render_plan_page(plan))
+    plan["campaign"]["waves"] = 3
+    grid = {"number": 1, "kind": "isoflop-grid", "value": 1e12, "runs": 12, "digest": "",
+            "observed": 0, "pending": 0}  # fmt: skip
+    plan["waves"] = [grid, {**grid, "number": 2, "runs": 34, "observed": 11, "pending": 1}]
+    words = words_of(render_plan_page(plan))
+    assert "2 of 3 34 1e12 FLOP what 11 runs have shown, 1 under way" in words
+    assert "3 of 3 planned when the one before has ended" in words
+
+
 def test_every_picture_is_well_formed_and_within_its_frame(page):
     pictures = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
     assert len(pictures) == 3
