@@ -30,9 +30,10 @@ from llem.scaling import CHINCHILLA, FlopsModel
 
 FloatArray = NDArray[np.float64]
 
-# Candidates of a later wave: so many amounts of compute, and of tokens per parameter.
-COMPUTE_STEPS = 17
-RATIO_STEPS = 24
+# Candidates of a later wave: so many amounts of compute, and of tokens per parameter. Of fewer, later
+# waves make designs that err more where exponents drift.
+COMPUTE_STEPS = 21
+RATIO_STEPS = 34
 TOKENS_PER_PARAM = (0.2, 1e5)
 # From the largest run downwards, and no run that alone takes more than this share of what is left.
 SMALLEST_SHARE = 1 / 500
