@@ -30,8 +30,8 @@ from llem.scaling import CHINCHILLA, FlopsModel
 
 FloatArray = NDArray[np.float64]
 
-# Candidates of a later wave: so many amounts of compute, and of tokens per parameter. Of fewer, later
-# waves make designs that err more where exponents drift.
+# Candidates of a later wave: so many amounts of compute, and of tokens per parameter. With fewer, a
+# design errs more where exponents drift.
 COMPUTE_STEPS = 21
 RATIO_STEPS = 34
 TOKENS_PER_PARAM = (0.2, 1e5)

@@ -1,5 +1,7 @@
 """What a plan promises, and the wave after it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,7 @@ from llem.planning.cells import Bench
 from llem.planning.design import SEEDS_OF_A_CELL
 from llem.planning.plan import Plan
 from llem.planning.waves import Learnt, next_wave, promise_of, runs_of_wave
-from llem.scaling import CHINCHILLA
+from llem.scaling import CHINCHILLA, FlopsModel
 
 from .sites import DATA, campaign_at
 
@@ -46,6 +48,23 @@ def test_a_farther_target_is_promised_less(first):
     far = promise_of(first.runs, target_flops=1e25)
     for name in ("predicted_se_log_params", "law_error_log_params"):
         assert far[name] > near[name]
+
+
+def test_a_law_that_the_runs_contradict_is_asked_near_its_optimum_only(first):
+    bench = Bench(campaign=first.campaign, site=first.site, device=first.device, data=DATA)
+    learnt = Learnt.of(observed(first))
+    assert not learnt.contradicted
+
+    def decades_from_optimum(learnt):
+        asked = {"target_flops": TARGET, "budget": 800.0, "unit": "GPUh", "first_level": 100}
+        cells = [cell for cell, _ in next_wave(bench, learnt, **asked).cells]
+        params = np.array([float(cell.model.params) for cell in cells])
+        flops = 6 * params * np.array([float(cell.tokens) for cell in cells])
+        best = CHINCHILLA.optimum(CHINCHILLA.natural(TRUTH), flops, FlopsModel())[0]
+        return np.abs(np.log10(params) - best / np.log(10)).max()
+
+    assert decades_from_optimum(learnt) > 1.2
+    assert decades_from_optimum(replace(learnt, lack_of_fit=30.0)) < 1.0
 
 
 def test_the_next_wave_spends_what_is_left_on_other_seeds_and_lowers_the_error(first):
