@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from llem.errors import InputError, LlemError
     from llem.pipeline import (
         aggregate_campaign,
+        calibrate,
         finish,
         fit_campaign,
         plan_campaign,
@@ -34,6 +35,7 @@ __all__ = [
     "LlemError",
     "__version__",
     "aggregate_campaign",
+    "calibrate",
     "finish",
     "fit_campaign",
     "fit_law",

@@ -29,6 +29,8 @@ class Farm:
     first_port: int = 17001
     # As on many sites: the cap is on the array INDEX, so 1001 allows 0..1000.
     max_array_size: int = 1001
+    # What a preempted job is given to leave.
+    grace_s: int = 20
 
     @property
     def node_names(self) -> list[str]:
@@ -87,7 +89,13 @@ AccountingStorageTRES=gres/gpu
 NodeName={nodes} NodeHostname={farm.host} NodeAddr=127.0.0.1 Port={ports} \
 CPUs={farm.cpus_per_node} RealMemory={farm.memory_per_node_mb} Gres=gpu:{farm.gpus_per_node} \
 State=UNKNOWN
-PartitionName=gpu Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
+# A job of `urgent` drives one of `gpu` out, which is warned and given some seconds to leave.
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=gpu Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO \
+PriorityTier=1 PreemptMode=REQUEUE GraceTime={farm.grace_s}
+PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP OverSubscribe=NO \
+PriorityTier=10 PreemptMode=OFF
 """
     )
 

@@ -212,7 +212,10 @@ def test_the_login_node_tells_the_state_of_the_campaign(login, campaign):
     assert state["settled"]
     assert state["counts"] == {"completed": len(state["runs"])}
     run = state["runs"][0]["run_id"]
-    assert re.search(r"==> .*log <==", login.llem("logs", "farm", run).stdout)
+    shown = login.llem("logs", "farm", run)
+    assert (
+        re.search(r"==> .*log, attempt \d+ <==", shown.stderr) and "completed, loss" in shown.stdout
+    )
 
 
 def test_doctor_finds_this_cluster_in_order(login, image, nvml):

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from llem.campaign import Budget, TokenData, campaign_from
+from llem.campaign import Budget, TokenData, campaign_from, load_site, site_names
 from llem.cluster import render_files
 from llem.planning import make_plan
 from llem.records import read_rank
@@ -28,6 +28,8 @@ SHAPES = {
 # The farm has four nodes of four CPUs, two stand-in GPUs and 8 GB, one partition, and no accounts
 # or features: sizes are cut to that and names replaced by its own, on the command line, which
 # sbatch takes before the script. Arrays, times, signals and all else stay as they were rendered.
+# What the farm has no name for, or no memory, and is left out.
+UNKNOWN = "account|qos|constraint|mem|licenses|network"
 FARM = {"nodes": 4, "ntasks-per-node": 2, "gpus-per-node": 2, "cpus-per-task": 2}
 
 
@@ -52,11 +54,76 @@ def test_sbatch_accepts_every_script_that_is_rendered(login, shape, budget, runs
     scripts = {n: t for n, t in render_files(plan).items() if n.endswith(".sbatch")}
     assert len(scripts) == len(plan.arrays) + 1
     for name, text in scripts.items():
-        # What the farm has no name for.
-        known = re.sub(r"^#SBATCH --(account|qos|constraint|mem)=.*\n", "", text, flags=re.M)
+        known = re.sub(rf"^#SBATCH --({UNKNOWN})=.*\n", "", text, flags=re.M)
         path = login.write("script.sbatch", known)
         done = login.run("sbatch", "--test-only", *mapped(text), path, check=False)
         assert done.returncode == 0, f"{name}: {done.stderr}"
+
+
+@pytest.mark.parametrize("name", sorted(set(site_names()) - {"laptop"}))
+def test_sbatch_accepts_the_scripts_for_each_shipped_site(login, name):
+    site = {"base": name, "account": "project_1"}
+    if load_site(name).container:
+        site["container"] = {"image": "/i.sif"}
+    model = {"vocabulary": 32000, "context": 2048}
+    campaign = campaign_from({"name": "shapes", "target": "1e25", "model": model, "site": site})
+    plan = make_plan(campaign, budget=Budget(1e21, "FLOP"), data=DATA)
+    for script, text in render_files(plan).items():
+        if script.endswith(".sbatch"):
+            known = re.sub(rf"^#SBATCH --({UNKNOWN})=.*\n", "", text, flags=re.M)
+            path = login.write("script.sbatch", known)
+            done = login.run("sbatch", "--test-only", *mapped(text), path, check=False)
+            assert done.returncode == 0, f"{script}: {done.stderr}"
+
+
+# A GPU asked for by the task, a binding, a further option and a template of the site's own.
+BOUND = """\
+site:
+  name: farm
+  partition: gpu
+  nodes: 4
+  gpus_per_node: 2
+  gpu: {{name: cpu}}
+  gpu_request: gpus-per-task
+  cpu_bind: none
+  gpu_bind: none
+  extra: {{nice: 1, no-kill: true}}
+  template: farm.sbatch.j2
+  container: {{image: {image}, gpu: none}}
+"""
+TEMPLATE = """\
+{% extends "array.sbatch.j2" %}
+{% block environment %}
+{{ super() }}
+export LLEM_FARM=seen
+{% endblock %}
+{% block launch %}
+{{ super() }}
+echo "before the ranks: $LLEM_FARM $CUDA_VISIBLE_DEVICES"
+{% endblock %}
+"""
+SMALL = """\
+name: bound
+target: 1e11 FLOP
+budget: 3e9 FLOP
+model: {{vocabulary: 256, context: 128}}
+data: {{builtin: python-sources, evaluation_tokens: 32768}}
+grid: {{levels: 1, sizes: 1}}
+training: {{precision: fp32, rule: small, batch_tokens: 512}}
+layout: {{nodes: 1, gpus_per_node: 2}}
+"""
+
+
+def test_a_site_that_binds_and_has_a_template_runs(login, image):
+    login.write("farm.sbatch.j2", TEMPLATE)
+    login.write("bound.yaml", (SMALL + BOUND).format(image=image))
+    login.llem("plan", "bound.yaml", "--out", "bound")
+    login.llem("submit", "bound", "--no-finish")
+    login.llem("wait", "bound", timeout=300, check=False)
+    logs = "".join(p.read_text() for p in (login.home / "bound/jobs/logs").iterdir())
+    state = json.loads(login.llem("status", "bound", "--json").stdout)
+    assert state["counts"] == {"completed": 1}, logs
+    assert "before the ranks: seen 0,1" in logs
 
 
 # About five minutes of training on one core, in jobs of two.

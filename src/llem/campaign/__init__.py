@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         load_site,
         site_names,
         site_of,
+        validated,
     )
     from llem.campaign.site import Site
 
@@ -68,6 +69,7 @@ __all__ = [
     "site_names",
     "site_of",
     "slurm_time",
+    "validated",
 ]
 
 _LAZY = {
@@ -83,6 +85,7 @@ _LAZY = {
             "load_site",
             "site_names",
             "site_of",
+            "validated",
         ),
         "llem.campaign.load",
     ),

@@ -16,7 +16,7 @@ from pydantic import (
 
 from llem.campaign.guards import DataText, Name
 from llem.campaign.quantities import Budget, parse_budget, parse_count
-from llem.campaign.site import Site, Strict
+from llem.campaign.site import Notify, Site, Strict
 
 Amount = Annotated[
     Budget, BeforeValidator(lambda v: v if isinstance(v, Budget) else parse_budget(v))
@@ -119,6 +119,9 @@ class LayoutChoice(Strict):
     gpus_per_node: PositiveInt = 1
     zero_stage: int = Field(0, ge=0, le=3)
     micro_batch: PositiveInt | None = Field(None, description="sequences per rank and step")
+    activation_checkpointing: bool | None = Field(
+        None, description="compute activations again in the backward pass; null: where needed"
+    )
 
 
 class Campaign(Strict):
@@ -142,3 +145,7 @@ class Campaign(Strict):
     training: Training = Training()
     layout: LayoutChoice | None = None
     site: SiteChoice = "laptop"
+    calibration: DataText | None = Field(
+        None, description="what `llem calibrate` measured on the site: its DIR, or its file"
+    )
+    notify: Notify | None = Field(None, description="instead of the site's")

@@ -8,13 +8,16 @@ manifest, which is data.
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, BeforeValidator
 
 _DIRECTIVE = re.compile(r"[A-Za-z0-9_.,:=+@%/\[\]*-]+")
 _CONSTRAINT = re.compile(r"[A-Za-z0-9_.,:=+@%/\[\]*&|()!-]+")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_FLAG = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
+_GRES_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_NODELIST = re.compile(r"[A-Za-z0-9_.,\[\]-]+")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 # `:` and `,` separate Apptainer's bind specifications; `%` is expanded by SLURM in file names.
 _PATH_FORBIDDEN = re.compile(r"[\x00-\x1f\x7f'\"`$\\!;&|<>*?(){}\[\],:%\u0085\u2028\u2029]")
@@ -38,6 +41,36 @@ def check_constraint(value: str) -> str:
     """A node constraint, where SLURM's operators `&|()!` are allowed too. Raises ValueError."""
     if not _CONSTRAINT.fullmatch(value):
         raise ValueError(f"{shown(value)} is not a SLURM constraint")
+    return value
+
+
+def check_flag(value: str) -> str:
+    """The long name of an sbatch option, without its dashes. Raises ValueError."""
+    if not _FLAG.fullmatch(value):
+        raise ValueError(f"{shown(value)} is not the long name of an sbatch option")
+    return value
+
+
+def check_extra(value: object) -> object:
+    """The value of a further sbatch option: `true` where it takes none. Raises ValueError."""
+    if value is True:
+        return True
+    if isinstance(value, (str, int)) and not isinstance(value, bool):
+        return check_directive(str(value))
+    raise ValueError(f"{shown(str(value))} is no value of an sbatch option: text, a number or true")
+
+
+def check_gres_type(value: str) -> str:
+    """The type of a generic resource, as in `gpu:a100:4`. Raises ValueError."""
+    if not _GRES_TYPE.fullmatch(value):
+        raise ValueError(f"{shown(value)} is not a gres type")
+    return value
+
+
+def check_nodelist(value: str) -> str:
+    """Nodes as SLURM writes them, `n[1-3,7],m2`. Raises ValueError."""
+    if not _NODELIST.fullmatch(value):
+        raise ValueError(f"{shown(value)} is not a list of nodes")
     return value
 
 
@@ -84,10 +117,34 @@ def check_data_text(value: str) -> str:
     return value
 
 
+def check_web_address(value: str) -> str:
+    """`http://` or `https://` with a host, and nothing that could become a second header or line.
+
+    Raises ValueError, without what follows the host: that is often a secret.
+    """
+    from urllib.parse import urlsplit
+
+    if re.search(r"[\x00-\x20\x7f-\uffff]", value):
+        raise ValueError("a web address has no spaces, control characters or letters beyond ASCII")
+    try:
+        parts = urlsplit(value)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        raise ValueError("not a web address: https://HOST/...") from None
+    if parts.scheme not in ("http", "https") or not host:
+        raise ValueError("not a web address: https://HOST/...")
+    return value
+
+
 Directive = Annotated[str, AfterValidator(check_directive)]
 Constraint = Annotated[str, AfterValidator(check_constraint)]
+Extra = Annotated[Literal[True] | str, BeforeValidator(check_extra)]
+Flag = Annotated[str, AfterValidator(check_flag)]
+GresType = Annotated[str, AfterValidator(check_gres_type)]
+Nodelist = Annotated[str, AfterValidator(check_nodelist)]
 Variable = Annotated[str, AfterValidator(check_variable)]
 Name = Annotated[str, AfterValidator(check_name)]
 ScriptPath = Annotated[str, AfterValidator(check_script_path)]
 Bind = Annotated[str, AfterValidator(check_bind)]
 DataText = Annotated[str, AfterValidator(check_data_text)]
+WebAddress = Annotated[str, AfterValidator(check_web_address)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from types import UnionType
@@ -21,12 +21,20 @@ M = TypeVar("M", bound=BaseModel)
 
 def load_campaign(path: str | Path) -> Campaign:
     """Read `campaign.yaml`. Raises InputError with every fault."""
-    return campaign_from(read_yaml(path), source=str(path))
+    return campaign_from(read_yaml(path), source=str(path), folder=Path(path).parent)
 
 
-def campaign_from(values: Any, *, source: str = "campaign") -> Campaign:
-    """Validate a mapping as a campaign. Raises InputError with every fault."""
-    return _validate(Campaign, values, source)
+def campaign_from(values: Any, *, source: str = "campaign", folder: Path | None = None) -> Campaign:
+    """Validate a mapping as a campaign. Raises InputError with every fault.
+
+    `folder` is where a relative path of the site's template starts.
+    """
+    faults: list[Fault] = []
+    if isinstance(values, Mapping) and isinstance(values.get("site"), Mapping):
+        site, found = _whole_site(values["site"], folder or Path.cwd())
+        values = {**values, "site": site}
+        faults = [Fault(f"site.{f.path}", f.message, f.hint) for f in found]
+    return validated(Campaign, values, source, faults)
 
 
 def default_campaign() -> Campaign:
@@ -42,13 +50,67 @@ def site_of(campaign: Campaign) -> Site:
 def load_site(name: str) -> Site:
     """A site by name: `$XDG_CONFIG_HOME/llem/sites/NAME.yaml`, then the shipped profiles."""
     own = user_sites() / f"{name}.yaml"
-    if own.is_file():
-        return _validate(Site, read_yaml(own), str(own))
-    known = site_names()
-    if name not in known:
-        hint = did_you_mean(name, known) or f"known sites: {', '.join(known)}"
-        raise InputError("site", [Fault("site", f"no site profile {name!r}", hint)])
-    return _validate(Site, builtin_yaml("sites", name), f"the shipped site {name}")
+    source = str(own) if own.is_file() else f"the shipped site {name}"
+    try:
+        values, faults = _named_site(name, ())
+    except _NoSuchSite as error:
+        raise InputError("site", [Fault("site", *error.args)]) from None
+    return validated(Site, values, source, faults)
+
+
+class _NoSuchSite(Exception):
+    """A name that no profile has: what to say of it, and the hint."""
+
+
+def _named_site(name: str, seen: tuple[str, ...]) -> tuple[dict[str, Any], list[Fault]]:
+    """The values of a profile with those of its bases below them, and what is wrong with bases."""
+    own = user_sites() / f"{name}.yaml"
+    # A user's profile may stand on the shipped one of the same name.
+    if own.is_file() and str(own) not in seen:
+        values = read_yaml(own)
+        if not isinstance(values, Mapping):
+            raise InputError(str(own), ["expected a mapping of keys to values"])
+        return _whole_site({"name": name, **values}, own.parent, (*seen, str(own)))
+    shipped = files("llem.campaign") / "sites" / f"{name}.yaml"
+    if "/" in name or not shipped.is_file():
+        known = site_names()
+        text = f"no site profile {name!r}"
+        if str(own) in seen:
+            text = f"{name!r} stands on itself"
+        raise _NoSuchSite(text, did_you_mean(name, known) or f"known sites: {', '.join(known)}")
+    # The shipped ones stand on shipped ones alone.
+    values = dict(builtin_yaml("sites", name))
+    below = builtin_yaml("sites", values.pop("base")) if "base" in values else {}
+    return _merged(below, values), []
+
+
+def _whole_site(
+    values: Mapping[str, Any], folder: Path, seen: tuple[str, ...] = ()
+) -> tuple[dict[str, Any], list[Fault]]:
+    """A site's values over those of its `base`; mappings are merged key by key, `null` clears."""
+    own = {key: value for key, value in values.items() if key != "base"}
+    template = own.get("template")
+    if isinstance(template, str) and template:
+        own["template"] = str((folder / Path(template).expanduser()).resolve())
+    if "base" not in values:
+        return own, []
+    base = values["base"]
+    if not isinstance(base, str):
+        return own, [Fault("base", f"{base!r} is not the name of a site")]
+    try:
+        below, faults = _named_site(base, seen)
+    except _NoSuchSite as error:
+        return own, [Fault("base", *error.args)]
+    return _merged(below, own), faults
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(below)
+    for key, value in above.items():
+        old = below.get(key)
+        both = isinstance(old, Mapping) and isinstance(value, Mapping)
+        result[key] = _merged(old, value) if both else value  # type: ignore[arg-type]
+    return result
 
 
 def user_sites() -> Path:
@@ -106,14 +168,21 @@ def _parse(text: str, source: str) -> Any:
         raise InputError(source, [Fault(where, f"not YAML: {problem}")]) from None
 
 
-def _validate(model: type[M], values: Any, source: str) -> M:
+def validated(model: type[M], values: Any, source: str, faults: Sequence[Fault] = ()) -> M:
+    """Read plain data as a model. Raises InputError with every fault and the path to its key.
+
+    `faults` were found before, and are told with those found here.
+    """
     if not isinstance(values, Mapping):
         raise InputError(source, ["expected a mapping of keys to values"])
     try:
-        return model.model_validate(values)
+        result = model.model_validate(values)
     except ValidationError as error:
-        faults = [_fault(model, item) for item in error.errors(include_url=False)]
-        raise InputError(source, list(dict.fromkeys(faults))) from None
+        found = [_fault(model, item) for item in error.errors(include_url=False)]
+        raise InputError(source, list(dict.fromkeys([*faults, *found]))) from None
+    if faults:
+        raise InputError(source, list(faults))
+    return result
 
 
 def _fault(model: type[BaseModel], error: Any) -> Fault:
@@ -146,7 +215,8 @@ def _is_branch(part: Any) -> bool:
 def _keys(model: type[BaseModel] | None) -> list[str]:
     if model is None:
         return []
-    return sorted(field.alias or name for name, field in model.model_fields.items())
+    keys = sorted(field.alias or name for name, field in model.model_fields.items())
+    return ["base", *keys] if model is Site else keys
 
 
 def _model_at(model: type[BaseModel], path: list[Any]) -> type[BaseModel] | None:

@@ -28,7 +28,11 @@ class Replicates:
         return len(self.seeds)
 
     def __iter__(self) -> Iterator[Run]:
-        return (self.with_seed(seed) for seed in self.seeds)
+        for seed, run_id in zip(self.seeds, self.run_ids, strict=True):
+            run = self.with_seed(seed)
+            # Where a cached property keeps its value: the name need not be hashed again.
+            vars(run)["run_id"] = run_id
+            yield run
 
     def with_seed(self, seed: int) -> Run:
         return self.run if seed == self.run.seed else replace(self.run, seed=seed)

@@ -2,15 +2,74 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
-from llem.campaign.guards import Bind, Constraint, DataText, Directive, Name, ScriptPath, Variable
+from llem.campaign.guards import (
+    Bind,
+    Constraint,
+    DataText,
+    Directive,
+    Extra,
+    Flag,
+    GresType,
+    Name,
+    Nodelist,
+    ScriptPath,
+    Variable,
+    WebAddress,
+)
 from llem.campaign.quantities import parse_bytes, parse_duration
 
 Seconds = Annotated[int, BeforeValidator(parse_duration)]
 Bytes = Annotated[int, BeforeValidator(parse_bytes)]
+
+# sbatch options that llem writes itself -> the key that sets them, where there is one.
+OWN_DIRECTIVES = {
+    "account": "account",
+    "array": "limits.throttle",
+    "chdir": "",
+    "comment": "",
+    "constraint": "constraint",
+    "cpu-bind": "cpu_bind",
+    "cpus-per-task": "cpus_per_rank",
+    "dependency": "",
+    "error": "",
+    "exclude": "exclude",
+    "export": "environment",
+    "gpu-bind": "gpu_bind",
+    "gpus": "gpu_request",
+    "gpus-per-node": "gpu_request",
+    "gpus-per-task": "gpu_request",
+    "gres": "gpu_request",
+    "hint": "hint",
+    "job-name": "",
+    "mem": "memory_per_node",
+    "nodes": "",
+    "ntasks": "",
+    "ntasks-per-node": "",
+    "open-mode": "",
+    "output": "",
+    "partition": "partition",
+    "qos": "qos",
+    "requeue": "",
+    "reservation": "reservation",
+    "signal": "",
+    "time": "limits.time",
+    "wrap": "",
+}
+# Read by the loader or the interpreter before llem could set them from the manifest.
+TOO_EARLY = frozenset({"LD_LIBRARY_PATH", "LD_PRELOAD", "PYTHONHOME", "PYTHONPATH"})
 
 
 class Strict(BaseModel):
@@ -42,12 +101,31 @@ class Limits(Strict):
 
 
 class Container(Strict):
-    """The image that ranks and samplers run in, and how it is entered."""
+    """How the image that ranks and samplers run in is entered. Without `image`, which no shipped
+    site can know, jobs run with the Python that planned them."""
 
-    image: ScriptPath
+    image: ScriptPath | None = None
     runtime: Literal["apptainer", "singularity"] = "apptainer"
     gpu: Literal["none", "nv", "rocm"] = "nv"
     binds: tuple[Bind, ...] = ()
+
+
+class Notify(Strict):
+    """Who is told when a campaign is done, when a run failed for good, at 80 % of the budget.
+
+    `command` is started with the message as JSON on its standard input, as an argument list and
+    never by a shell; `webhook` gets the same JSON by POST. Each event is told once.
+    """
+
+    command: tuple[DataText, ...] = ()
+    webhook: WebAddress | None = None
+    on: tuple[Literal["done", "failed", "budget"], ...] = ("done", "failed", "budget")
+
+    @model_validator(mode="after")
+    def _tells_someone(self) -> Notify:
+        if not self.command and self.webhook is None:
+            raise ValueError("needs a `command` or a `webhook`")
+        return self
 
 
 class Prices(Strict):
@@ -58,6 +136,23 @@ class Prices(Strict):
     per_kwh: PositiveFloat | None = None
 
 
+def _not_own(values: dict[str, Any]) -> dict[str, Any]:
+    for flag in values:
+        if flag in OWN_DIRECTIVES:
+            key = OWN_DIRECTIVES[flag]
+            raise ValueError(f"--{flag} is llem's to write" + (f": use `{key}`" if key else ""))
+    return values
+
+
+def _not_early(values: dict[str, str]) -> dict[str, str]:
+    for name in sorted(TOO_EARLY & values.keys()):
+        raise ValueError(
+            f"{name} is read before a value from here is set: export it in a template's "
+            f"environment block (APPTAINERENV_{name} for the image)"
+        )
+    return values
+
+
 class Site(Strict):
     """Where a campaign runs. `gpus_per_node` is also the number of ranks on a node; a site
     without GPUs counts CPU ranks instead."""
@@ -66,21 +161,37 @@ class Site(Strict):
     executor: Literal["slurm", "local"] = "slurm"
     partition: Directive | None = None
     account: Directive | None = None
+    needs_account: bool = Field(False, description="the scheduler refuses jobs without an account")
     qos: Directive | None = None
     reservation: Directive | None = None
     constraint: Constraint | None = None
+    exclude: Nodelist | None = Field(None, description="nodes that jobs must not get")
     nodes: PositiveInt = Field(1, description="most nodes that one job may take")
     gpus_per_node: PositiveInt = 1
     cpus_per_rank: PositiveInt = 1
+    hint: Literal["nomultithread", "multithread"] | None = None
+    cpu_bind: Directive | None = Field(None, description="srun's --cpu-bind, for the ranks")
+    gpu_bind: Directive | None = Field(None, description="srun's --gpu-bind, for the ranks")
     gpu: Gpu = Gpu()
-    gpu_request: Literal["gres", "gpus-per-node", "none"] = "gpus-per-node"
+    gpu_request: Literal["gres", "gpus-per-node", "gpus-per-task", "none"] = "gpus-per-node"
+    gpu_type: GresType | None = Field(None, description="the gres type, as in gpu:a100:4")
     memory_per_node: Directive | None = None
+    extra: Annotated[dict[Flag, Extra], AfterValidator(_not_own)] = Field(
+        default_factory=dict, description="more sbatch options; `true` for one without a value"
+    )
     overlap: bool = Field(True, description="the sampler runs in a step of its own (--overlap)")
     limits: Limits = Limits()
     concurrency: PositiveInt = Field(1, description="elements at one time on the local executor")
     modules: tuple[Directive, ...] = ()
-    container: Container | None = None
-    environment: dict[Variable, DataText] = Field(default_factory=dict)
+    container: Annotated[
+        Container | None, BeforeValidator(lambda value: None if value == "none" else value)
+    ] = None
+    template: DataText | None = Field(
+        None, description="a Jinja file that overrides blocks of array.sbatch.j2: your own code"
+    )
+    environment: Annotated[dict[Variable, DataText], AfterValidator(_not_early)] = Field(
+        default_factory=dict
+    )
     utilisation: PositiveFloat | None = Field(None, le=1, description="model FLOPs utilisation")
     startup_s: float = Field(30.0, ge=0, description="fixed cost of starting an element, seconds")
     pack_s: float | None = Field(
@@ -89,3 +200,27 @@ class Site(Strict):
     pue: float = Field(1.0, ge=1)
     carbon_g_per_kwh: float | None = Field(None, ge=0)
     prices: Prices = Prices()
+    notify: Notify | None = None
+
+    @model_validator(mode="after")
+    def _one_binding(self) -> Site:
+        if self.hint and self.cpu_bind:
+            raise ValueError("`hint` and `cpu_bind` exclude each other, says SLURM")
+        if self.gpu_type and self.gpu_request == "none":
+            raise ValueError("`gpu_type` goes with a `gpu_request`")
+        return self
+
+    @property
+    def image(self) -> str | None:
+        """The image that ranks run in; None where they run in the Python that planned them."""
+        return self.container.image if self.container else None
+
+    def left_open(self) -> list[tuple[str, str]]:
+        """Keys that only the user knows and has not given: (key, what follows from it)."""
+        found = []
+        if self.executor == "slurm" and self.needs_account and not self.account:
+            found.append(("account", "sbatch refuses jobs without an account here"))
+        if self.container and not self.container.image:
+            text = "without an image, jobs run with the Python that planned them"
+            found.append(("container.image", text))
+        return found

@@ -5,6 +5,7 @@ Exit status: 0 done, 1 the work failed, 2 the call or a file was wrong, 130 inte
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -12,6 +13,7 @@ import sys
 COMMANDS = {
     "quickstart": "the whole path on this machine: a law, an optimum, its energy, in minutes",
     "init": "write a campaign.yaml to start from",
+    "calibrate": "measure step time, memory and power of a few shapes, for the planner",
     "plan": "turn a budget into runs and array jobs",
     "submit": "submit a planned campaign (SLURM), or run it here (local)",
     "resubmit": "submit again what is missing, and nothing else",
@@ -53,6 +55,11 @@ def main(argv: list[str] | None = None) -> int:
         # A reader such as `head` left: what it took was enough. Python would complain at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    finally:
+        if argv is None:
+            # The process ends here. Python would look through all that is left once more, for
+            # nothing, which takes as long as to plan some thousand runs.
+            gc.freeze()
 
 
 def _main(args: list[str]) -> int:

@@ -69,6 +69,14 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON alone on standard output")
 
 
+def add_calibration(parser: argparse.ArgumentParser) -> None:
+    """The `--calibration` of commands that plan."""
+    parser.add_argument(
+        "--calibration", type=Path, metavar="DIR|FILE",
+        help="rest the figures on what `llem calibrate` measured (overrides the campaign's)",
+    )  # fmt: skip
+
+
 def add_folder(parser: argparse.ArgumentParser) -> None:
     """The campaign folder that most commands take."""
     parser.add_argument("dir", type=Path, metavar="DIR", help="the campaign folder of `llem plan`")

@@ -1,8 +1,11 @@
-"""Tables and progress for the terminal, drawn with rich; plain lines where there is none."""
+"""Tables, and progress drawn with rich; plain lines where there is no terminal."""
 
 from __future__ import annotations
 
+import math
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -21,20 +24,18 @@ ARRAYS_SHOWN = 20
 
 
 def table(columns: list[str], rows: list[list[Any]], *, title: str = "") -> None:
-    """Print a table; numbers (all but the first column) are set flush right."""
-    from rich.console import Console
-    from rich.table import Table
+    """Print a table; numbers (all but the first column) are set flush right.
 
-    drawn = Table(title=title or None, title_justify="left", box=None, pad_edge=False)
-    for index, column in enumerate(columns):
-        drawn.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
-    for row in rows:
-        drawn.add_row(*(str(cell) for cell in row))
-    console = Console()
-    if not console.is_terminal:
-        # A file or a pipe has no width: never fold a table that another program may read.
-        console = Console(width=200)
-    console.print(drawn)
+    Drawn here, since rich takes half a millisecond a row, and a campaign has thousands of runs.
+    """
+    if title:
+        print(title)
+    cells = [columns, *([str(cell).replace("\n", " ") for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for first, *others in cells:
+        words = [first.ljust(widths[0])]
+        words += [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+        print("  ".join(words).rstrip())
 
 
 def plan_tables(plan: Plan) -> None:
@@ -42,12 +43,12 @@ def plan_tables(plan: Plan) -> None:
     by_level: dict[int, list[Replicates]] = {}
     for some in plan.runs.replicates:
         by_level.setdefault(some.run.level, []).append(some)
+    # Within 80 columns. Energy goes with the hours: its sum is told below.
     table(
-        ["compute a run", "6ND", "runs", "models", "parameters", "tokens", "longest", "GPU-hours",
-         "energy"],
+        ["FLOP a run", "6ND", "runs", "sizes", "params", "tokens", "longest", "GPU-h"],
         [_level_row(Runs(by_level[level])) for level in sorted(by_level)],
         title=f"{plan.campaign.name}: {len(plan.runs)} runs",
-    )  # fmt: skip
+    )
     print()
     rows = [
         [
@@ -56,74 +57,137 @@ def plan_tables(plan: Plan) -> None:
             sum(len(element) for element in array.elements),
             f"{array.nodes} x {array.gpus_per_node}",
             array.zero_stage,
-            format_duration(array.time_limit_s)
-            + (f" x {array.segments}" if array.segments > 1 else ""),
+            (f"{array.segments} x " if array.segments > 1 else "")
+            + format_duration(array.time_limit_s),
         ]
         for array in plan.arrays[:ARRAYS_SHOWN]
     ]
     table(["array", "elements", "runs", "nodes x ranks", "ZeRO", "time limit"], rows)
     if len(plan.arrays) > ARRAYS_SHOWN:
         print(f"and {len(plan.arrays) - ARRAYS_SHOWN} arrays more")
-    _plan_figures(plan)
-    for reason, dropped in _by_reason(plan.dropped).items():
-        sizes = ", ".join(dict.fromkeys(format_si(d.params) for d in dropped[:6]))
-        more = f" and {len(dropped) - 6} more" if len(dropped) > 6 else ""
-        print(f"left out: {sizes} parameters{more}: {reason}")
-    for warning in plan.warnings:
-        print(f"warning: {warning}")
+    print()
+    lines([*_plan_figures(plan), *_left_out(plan), *(("warning", w) for w in plan.warnings)])
+
+
+def lines(told: Iterable[tuple[str, str]]) -> None:
+    """Print `label: text`, the texts below each other and folded where a terminal ends."""
+    told = list(told)
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+    indent = max(len(label) for label, _ in told) + 2
+    for label, text in told:
+        first = f"{label}:".ljust(indent)
+        # A file or a pipe has no width: never fold what another program may read.
+        print(textwrap.fill(text, width, initial_indent=first, subsequent_indent=" " * indent,
+                            break_on_hyphens=False) if width else first + text)  # fmt: skip
 
 
 def _level_row(runs: Runs) -> list[Any]:
     firsts = [some.run for some in runs.replicates]
-    sizes = sorted({run.params for run in firsts})
-    tokens = sorted({run.tokens for run in firsts})
     share = runs.total(lambda r: 6.0 * r.params * r.tokens) / runs.total(lambda r: r.flops)
     return [
-        f"{format_si(max(run.flops for run in firsts))}FLOP",
+        format_si(max(run.flops for run in firsts)),
         f"{share:.0%}",
         len(runs),
-        len(sizes),
-        f"{format_si(sizes[0])} - {format_si(sizes[-1])}",
-        f"{format_si(tokens[0])} - {format_si(tokens[-1])}",
+        len({run.params for run in firsts}),
+        _range([run.params for run in firsts]),
+        _range([run.tokens for run in firsts]),
         format_duration(max(run.predicted.duration_s for run in firsts)),
         format_si(runs.total(lambda r: r.predicted.gpu_hours)),
-        format_si(runs.total(lambda r: r.predicted.energy_j), "J"),
     ]
 
 
-def _plan_figures(plan: Plan) -> None:
+def _range(values: Iterable[float]) -> str:
+    """`15.2-244 M`, `80 M-1.25 G`: the prefix once where both ends have the same."""
+    found = sorted(values)
+    low, high = format_si(found[0]), format_si(found[-1])
+    if low == high:
+        return low
+    number, _, prefix = low.partition(" ")
+    return f"{number if prefix == high.partition(' ')[2] else low}-{high}"
+
+
+def _plan_figures(plan: Plan) -> list[tuple[str, str]]:
     """What is spent, how sure that is and what it rests on; the recipe with its rounding."""
     from llem.planning.spend import spend, uncertainty
+    from llem.report.plan.promise import THIS, rows_of
 
     totals, known = plan.totals, uncertainty(plan.device)
-    error = known["uncertainty"]
+    off = {key: math.exp(error) for key, error in known["uncertainty"].items()}
     spent = spend(plan.runs, plan.budget.unit, plan.site)
-    print(
-        f"\nexpected: {spent:.4g} of {plan.budget}  =  {format_si(totals['flops'])}FLOP, "
-        f"{format_si(totals['gpu_hours'])} GPU-hours (x/ {1 + error['gpu_hours']:.2f}), "
-        f"{format_si(totals['energy_j'])}J (x/ {1 + error['energy_j']:.2f})"
+    expected = (
+        f"{spent:.4g} of {plan.budget} = {format_si(totals['flops'])}FLOP, "
+        f"{format_si(totals['gpu_hours'])} GPU-hours (x/ {off['gpu_hours']:.2f}), "
+        f"{format_si(totals['energy_j'])}J (x/ {off['energy_j']:.2f})"
     )
-    print(f"figures rest on: utilisation {known['source']['utilisation']}; "
-          f"power {known['source']['power']}")  # fmt: skip
-    told = plan.promise
-    if told:
-        half, twice = (told["for_budget"][k]["predicted_se_log_params"] for k in ("0.5", "2"))
-        now = told["predicted_se_log_params"]
-        print(
-            f"promised: standard error of log N* at the target {now:.2g} if the law is right "
-            f"(half the budget {half:.2g}, twice {twice:.2g}; noise {told['noise']:.1%}, "
-            f"{told['laws']}), and {told['law_error_log_params']:.2g} for the law's own error"
+    source = known["source"]
+    rests = f"utilisation {source['utilisation']}; power {source['power']}"
+    found = [
+        *_wave(plan),
+        ("expected", expected),
+        ("duration", _duration(plan)),
+        ("rests on", rests),
+    ]
+    rows = {row["budget"]: row for row in rows_of(plan.promise)}
+    if rows:
+        now = rows.pop(THIS)
+        others = ", ".join(f"{budget} {row['factor']}" for budget, row in rows.items())
+        text = (
+            f"N* at the target within a factor of {now['factor']} at 95 % ({others}); standard "
+            f"error of log N* {now['both']}: {now['noise']} from noise "
+            f"({plan.promise['noise']:.1%}; {plan.promise['laws']}), {now['law']} for the law's "
+            "own error"
         )
+        found.append(("promised", text))
     asked = [(some, some.run.recipe, a) for some in plan.runs.replicates if (a := some.run.asked)]
     if asked:
-        off = [recipe.batch_tokens / a.batch_tokens - 1 for _, recipe, a in asked]
+        rounded = [recipe.batch_tokens / a.batch_tokens - 1 for _, recipe, a in asked]
         capped = sum(len(some) for some, r, a in asked if r.learning_rate < 0.999 * a.learning_rate)
-        print(
-            f"recipe: {asked[0][1].rule}; batches rounded by {min(off):+.0%} to "
-            f"{max(off):+.0%} to powers of two of sequences, learning rate capped in {capped} runs"
+        text = (
+            f"{asked[0][1].rule}; batches rounded by {min(rounded):+.0%} to {max(rounded):+.0%} to "
+            "powers of two of sequences"
         )
+        found.append(("recipe", text + (f"; learning rate capped in {capped} runs" * (capped > 0))))
     if plan.limits is not None:
-        print(f"limits: {plan.limits.source}")
+        found.append(("limits", plan.limits.source))
+    return found
+
+
+def _wave(plan: Plan) -> Iterator[tuple[str, str]]:
+    """Which part of the budget the newest runs are, where there are several."""
+    waves = max(plan.campaign.waves, len(plan.waves))
+    if waves == 1:
+        return
+    now = plan.waves[-1]
+    text = f"{now.number} of {waves}: {now.runs} runs for {now.value:.4g} {plan.budget.unit}"
+    if now.observed:
+        text += f", chosen from {now.observed} that have ended"
+    if now.pending:
+        text += f" and {now.pending} under way"
+    if now.number < waves:
+        text += "; the next one is planned from what they show (`llem plan --refine`, `llem run`)"
+    yield "wave", text
+
+
+def _duration(plan: Plan) -> str:
+    """How long it takes if nobody else uses the site."""
+    from llem.pipeline.campaigns import by_cell
+    from llem.report.plan import timeline
+
+    found = timeline(by_cell(plan))
+    if plan.site.executor == "local":
+        return f"{format_duration(found.end_s)}, {found.nodes} elements at a time"
+    return (
+        f"{format_duration(found.end_s)} on {found.nodes} nodes if the site were free; how long "
+        "jobs wait is not known"
+    )
+
+
+def _left_out(plan: Plan) -> Iterator[tuple[str, str]]:
+    """Sizes that have no run, by reason."""
+    for reason, dropped in _by_reason(plan.dropped).items():
+        sizes = ", ".join(dict.fromkeys(format_si(d.params) for d in dropped[:6]))
+        more = f" and {len(dropped) - 6} more" if len(dropped) > 6 else ""
+        yield "left out", f"{sizes} parameters{more}: {reason}"
 
 
 def _by_reason(dropped: Iterable[Dropped]) -> dict[str, list[Dropped]]:
@@ -180,27 +244,3 @@ def watching(plan: Plan) -> Iterator[Callable[[CampaignState], None]]:
     ) as bar:  # fmt: skip
         task = bar.add_task("starting", total=total)
         yield lambda state: bar.update(task, completed=done(state), description=describe(state))
-
-
-def status_tables(state: CampaignState, plan: Plan) -> None:
-    """Every run with its state, and the counts."""
-    runs = {run.run_id: run for run in plan.runs}
-    rows = []
-    for item in state.runs:
-        run = runs[item.run_id]
-        rows.append(
-            [
-                item.run_id,
-                item.status,
-                f"{item.progress:.0%}",
-                "" if item.loss is None else f"{item.loss:.4f}",
-                format_si(run.params),
-                format_si(run.tokens),
-                item.attempts,
-                f"{item.array}[{item.element}]",
-                item.reason,
-            ]
-        )
-    columns = ["run", "status", "done", "loss", "params", "tokens", "attempts", "element", "reason"]
-    table(columns, rows)
-    print("\n" + ", ".join(f"{n} {status}" for status, n in state.counts.items()))

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
+from typing import TYPE_CHECKING
 
-from llem.cli._command import add_folder, add_json
+from llem.cli._command import add_folder, add_json, note
+
+if TYPE_CHECKING:
+    from llem.cluster import CampaignFolder
 
 EXAMPLE = """  llem finish runs/first"""
 
@@ -19,4 +24,18 @@ def run(args: argparse.Namespace) -> int:
     from llem.cluster import CampaignFolder
     from llem.pipeline import finish
 
-    return tell_finished(finish(CampaignFolder(args.dir)), as_json=args.json)
+    folder = CampaignFolder(args.dir)
+    done = finish(folder)
+    _notify(folder)
+    return tell_finished(done, as_json=args.json)
+
+
+def _notify(folder: CampaignFolder) -> None:
+    """Tell those who asked to be told: nobody else may look at a campaign when it ends."""
+    from llem.cluster import Notifier, campaign_state
+
+    plan = folder.load_plan()
+    notifier = Notifier(folder, plan, note, over="SLURM_JOB_ID" in os.environ)
+    if notifier.hooks is not None:
+        # In the image there is no scheduler to ask; all arrays have ended anyway.
+        notifier(campaign_state(folder, plan, ask_scheduler=False))

@@ -20,7 +20,7 @@ model: {model}
 data: {data}
 seeds: 1
 site: {site}                    # one of: {sites}; or your own, see docs in the README
-"""
+{open_keys}"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,20 +29,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from llem.campaign import site_names
+    from llem.campaign import load_site, site_names
 
     known = site_names()
     if args.site not in known:
         hint = did_you_mean(args.site, known) or f"known: {', '.join(known)}"
         raise InputError("the call", [Fault("--site", f"no site {args.site!r}", hint)])
     small = args.site == "laptop"
+    left = [key for key, _ in load_site(args.site).left_open()]
     text = _TEXT.format(
         name="first",
         target="1e13 FLOP" if small else "1e22 FLOP",
         budget="1e12 FLOP" if small else "500 GPUh",
         model="{vocabulary: 256, context: 128}" if small else "{vocabulary: 32000, context: 2048}",
         data="{builtin: python-sources}" if small else "{path: tokens.bin, dtype: uint16}",
-        site=args.site,
+        site=f"{{base: {args.site}}}" if left else args.site,
+        open_keys=f"                                # give here: {', '.join(left)}\n"
+        if left
+        else "",
         sites=", ".join(known),
     )
     try:

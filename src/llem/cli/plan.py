@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import gc
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llem.cli._command import add_json, note, option, print_json
+from llem.cli._command import add_calibration, add_json, note, option, print_json
 from llem.errors import Fault, InputError
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 EXAMPLE = """  llem plan campaign.yaml --budget "500 GPUh" --out runs/first
   llem plan --budget 1e12FLOP --out /tmp/try      # campaign.yaml here, or the built-in one
   llem plan campaign.yaml --runs 200 --ask-cluster
+  llem plan campaign.yaml --calibration runs/calibration     # of llem calibrate
   llem plan campaign.yaml --dry-run --json
   llem plan campaign.yaml --waves 3               # a quarter now; the rest from what it shows
   llem plan --refine runs/first                   # the next wave, from the records so far
@@ -40,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="ask the scheduler here for its limits, and keep within them",
     )
+    add_calibration(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: the campaign's name")
     parser.add_argument("--dry-run", action="store_true", help="show, and write nothing")
     parser.add_argument("--replace", action="store_true", help="put this plan in another's place")
@@ -47,6 +50,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    # Of a large plan nothing can be collected before it is written, and looking for it takes time.
+    gc.disable()
+    try:
+        return _run(args)
+    finally:
+        gc.enable()
+
+
+def _run(args: argparse.Namespace) -> int:
     from llem.campaign import parse_budget
     from llem.pipeline import plan_campaign
 
@@ -59,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         planned = plan_campaign(
             campaign, out=args.out or Path(campaign.name), base=base, budget=budget,
             runs=positive("--runs", args.runs), ask_cluster=args.ask_cluster,
-            replace_old=args.replace, write=not args.dry_run,
+            replace_old=args.replace, write=not args.dry_run, calibration=args.calibration,
         )  # fmt: skip
     if args.json:
         print_json({**planned.plan.to_dict(), "folder": str(planned.folder.root)})
@@ -71,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         note(f"dry run: {where} was not written")
     elif planned.changed:
-        note(f"written: {where}; next: llem submit {where}")
+        note(f"written: {where}; read {planned.folder.plan_page}; next: llem submit {where}")
     else:
         note(f"{where} holds this plan already; nothing was changed")
     return 0

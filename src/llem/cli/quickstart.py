@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from llem.cli._command import add_json, option
+from llem.cli._command import add_calibration, add_json, option
 from llem.errors import UnavailableError
 
 EXAMPLE = """  llem quickstart
@@ -16,6 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("llem-quickstart"), metavar="DIR",
                         help="default: llem-quickstart")  # fmt: skip
     parser.add_argument("--budget", help="default: that of the built-in campaign")
+    add_calibration(parser)
     add_json(parser)
 
 
@@ -33,4 +34,4 @@ def run(args: argparse.Namespace) -> int:
         )
     budget = option("--budget", parse_budget, args.budget) if args.budget else None
     return run_all(default_campaign(), base=Path.cwd(), out=args.out, budget=budget,
-                   as_json=args.json)  # fmt: skip
+                   calibration=args.calibration, as_json=args.json)  # fmt: skip

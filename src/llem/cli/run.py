@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llem.cli._command import INTERRUPTED, add_json, add_yes, note, option
+from llem.cli._command import INTERRUPTED, add_calibration, add_json, add_yes, note, option
 from llem.cli.plan import find_campaign, in_waves, positive
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("campaign", nargs="?", type=Path, metavar="CAMPAIGN.yaml")
     parser.add_argument("--budget", help="overrides the campaign's")
     parser.add_argument("--runs", type=int, metavar="K", help="ask for so many runs")
+    add_calibration(parser)
     parser.add_argument(
         "--waves", type=int, metavar="K", help="plan in K waves (overrides the campaign's)"
     )
@@ -37,7 +38,8 @@ def run(args: argparse.Namespace) -> int:
     budget = option("--budget", parse_budget, args.budget) if args.budget else None
     campaign = in_waves(campaign, args.waves)
     return run_all(campaign, base=base, out=args.out or Path(campaign.name), budget=budget,
-                   runs=positive("--runs", args.runs), yes=args.yes, as_json=args.json)  # fmt: skip
+                   runs=positive("--runs", args.runs), calibration=args.calibration, yes=args.yes,
+                   as_json=args.json)  # fmt: skip
 
 
 def run_all(
@@ -47,6 +49,7 @@ def run_all(
     out: Path,
     budget: Budget | None,
     runs: int | None = None,
+    calibration: Path | None = None,
     yes: bool = False,
     as_json: bool,
 ) -> int:
@@ -54,7 +57,9 @@ def run_all(
     from llem.cli._answer import tell_finished
     from llem.pipeline import finish, plan_campaign, refine_campaign, wave_is_due
 
-    planned = plan_campaign(campaign, out=out, base=base, budget=budget, runs=runs)
+    planned = plan_campaign(
+        campaign, out=out, base=base, budget=budget, runs=runs, calibration=calibration
+    )
     while True:
         status = _run_wave(planned, yes=yes, as_json=as_json)
         if status or not wave_is_due(planned.plan):
@@ -69,8 +74,9 @@ def run_all(
 def _run_wave(planned: Planned, *, yes: bool, as_json: bool) -> int:
     """Run what is planned and not settled yet; 0 where every run came to an end."""
     from llem.cli._show import plan_tables, watching
+    from llem.cli._status import both
     from llem.cli.submit import confirm_spending, local_status
-    from llem.cluster import LocalOutcome
+    from llem.cluster import LocalOutcome, Notifier
     from llem.pipeline import run_campaign
 
     folder, plan = planned.folder, planned.plan
@@ -79,8 +85,9 @@ def _run_wave(planned: Planned, *, yes: bool, as_json: bool) -> int:
         # Progress goes to standard error: what belongs before it must not wait in a buffer.
         print(flush=True)
     confirm_spending(folder, plan, yes=yes)
+    notifier = Notifier(folder, plan, note)
     with watching(plan) as watch:
-        outcome = run_campaign(folder, plan, watch=watch)
+        outcome = run_campaign(folder, plan, watch=both(watch, notifier))
     if isinstance(outcome, LocalOutcome):
         return local_status(outcome, folder)
     if not outcome.settled:

@@ -107,10 +107,12 @@ def _dry_run(folder: CampaignFolder, plan: Plan, *, as_json: bool) -> int:
 def run_here(folder: CampaignFolder, plan: Plan, *, as_json: bool) -> int:
     """Run what is not settled on this machine, showing progress; the exit status."""
     from llem.cli._show import watching
-    from llem.cluster import campaign_state, run_locally
+    from llem.cli._status import both
+    from llem.cluster import Notifier, campaign_state, run_locally
 
+    notifier = Notifier(folder, plan, note)
     with watching(plan) as watch:
-        outcome = run_locally(folder, plan, watch=watch)
+        outcome = run_locally(folder, plan, watch=both(watch, notifier))
     state = campaign_state(folder, plan)
     if as_json:
         print_json(state.to_dict())
@@ -119,14 +121,18 @@ def run_here(folder: CampaignFolder, plan: Plan, *, as_json: bool) -> int:
     return local_status(outcome, folder)
 
 
-def local_status(outcome: LocalOutcome, folder: CampaignFolder) -> int:
-    """Say what failed or was interrupted on the local executor; the exit status."""
+def local_status(outcome: LocalOutcome, folder: CampaignFolder, *, again: str = "") -> int:
+    """Say what failed or was interrupted on the local executor; the exit status.
+
+    `again` is the command that goes on, where that is not `llem submit`.
+    """
     for name, log in outcome.failed:
         note(f"element {name} failed; the end of {log}:")
         tail = log.read_text(errors="replace").splitlines()[-5:] if log.is_file() else []
         for line in tail:
             note(f"  {line}")
     if outcome.interrupted:
-        note(f"interrupted; finished runs are kept: `llem submit {folder.root}` goes on")
+        same = f"the same `{again}`" if again else f"`llem submit {folder.root}`"
+        note(f"interrupted; finished runs are kept: {same} goes on")
         return INTERRUPTED
     return 1 if outcome.failed else 0

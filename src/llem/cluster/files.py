@@ -4,23 +4,40 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+# Made once: `json.dumps` makes one anew at every call.
+_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 
-def write_text(path: Path, text: str) -> bool:
-    """Write `text` through a temporary file, fsync and rename; False where it stood so already."""
-    if path.is_file() and path.read_text(encoding="utf-8") == text:
+
+def write_text(path: Path, text: str | Iterable[str], *, wait: bool = True) -> bool:
+    """Write a text, or pieces of one, through a temporary file and rename.
+
+    False where it stood so already. With `wait` it is on the disk on return (fsync); else the
+    system writes it within the minute: for what can be made again, and `force_to_disk` before
+    something rests on it.
+    """
+    content = b"".join(piece.encode() for piece in ((text,) if isinstance(text, str) else text))
+    if path.is_file() and path.read_bytes() == content:
         return False
     path.parent.mkdir(parents=True, exist_ok=True)
     # The process id keeps two writers of one file from tearing each other's temporary file.
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with open(partial, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    with open(partial, "wb") as file:
+        file.write(content)
+        if wait:
+            file.flush()
+            os.fsync(file.fileno())
     os.replace(partial, path)
     return True
+
+
+def force_to_disk(path: Path) -> None:
+    """Return when what the file holds is on the disk: at once where it long is."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
 
 
 def write_json(path: Path, value: Any) -> bool:
@@ -31,9 +48,9 @@ def write_json(path: Path, value: Any) -> bool:
 def json_line(value: Any) -> str:
     """JSON on one line; NaN is null."""
     try:
-        return json.dumps(value, separators=(",", ":"), allow_nan=False)
+        return _ENCODER.encode(value)
     except ValueError:
-        return json.dumps(finite_or_none(value), separators=(",", ":"), allow_nan=False)
+        return _ENCODER.encode(finite_or_none(value))
 
 
 def finite_or_none(value: Any) -> Any:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llem.cluster.files import write_text
-from llem.cluster.render import render_plan
+from llem.cluster.plan_text import render_plan
 from llem.errors import Fault, InputError, LlemError
 from llem.planning import Plan
 
@@ -37,6 +37,10 @@ class CampaignFolder:
         return self.root / "plan.json"
 
     @property
+    def plan_page(self) -> Path:
+        return self.root / "plan.html"
+
+    @property
     def jobs(self) -> Path:
         return self.root / "jobs"
 
@@ -49,15 +53,39 @@ class CampaignFolder:
         return self.jobs / "submitted.json"
 
     @property
+    def states_file(self) -> Path:
+        """What the scheduler said last; only the scheduler could say it again."""
+        return self.jobs / "states.json"
+
+    @property
+    def ends_file(self) -> Path:
+        """A cache of final end records: safe to delete."""
+        return self.jobs / "ends.json"
+
+    @property
+    def runs(self) -> Path:
+        return self.root / "runs"
+
+    @property
     def stop_file(self) -> Path:
         return self.jobs / "stop"
+
+    @property
+    def leave(self) -> Path:
+        """Where scripts and ranks of jobs tell each other to leave, and how they left."""
+        return self.jobs / "leave"
+
+    @property
+    def anew_file(self) -> Path:
+        """When `llem resubmit` last asked for another try at runs that were given up."""
+        return self.jobs / "anew.json"
 
     @property
     def results(self) -> Path:
         return self.root / "results"
 
     def run(self, run_id: str) -> Path:
-        return self.root / "runs" / run_id
+        return self.runs / run_id
 
     def checkpoints(self, run_id: str) -> Path:
         return self.run(run_id) / "checkpoints"
@@ -129,10 +157,11 @@ class CampaignFolder:
                     [Fault("plan.json", f"holds another plan ({old.get('digest')})",
                            "choose another --out, or --replace it")],
                 )  # fmt: skip
-        # The plan comes last: what it names is there, also where writing was cut off before.
+        # The plan comes last, so that what it names is there where writing was cut off. It alone is
+        # waited for: the rest follows from it, and is forced to disk when it is submitted.
         changed = False
         for path, text in files.items():
-            changed = write_text(path, text) or changed
+            changed = write_text(path, text, wait=False) or changed
         self.logs.mkdir(parents=True, exist_ok=True)
         return write_text(self.plan_file, render_plan(plan)) or changed
 

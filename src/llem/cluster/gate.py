@@ -18,8 +18,9 @@ def run_program(
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
     timeout_s: float = 120.0,
+    stdin: str = "",
 ) -> str:
-    """Run `args` to its end and return its standard output.
+    """Run `args` to its end, with `stdin` on its standard input; return its standard output.
 
     Raises UnavailableError where the program is not there, ClusterError where it fails or takes
     longer than `timeout_s`, with its own words.
@@ -28,12 +29,14 @@ def run_program(
     try:
         done = subprocess.run(
             list(args), cwd=cwd, env=env, timeout=timeout_s, check=False,
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
+            input=stdin, capture_output=True, text=True, errors="replace",
         )  # fmt: skip
     except FileNotFoundError:
         raise UnavailableError(
             f"{args[0]} is not on PATH", remedy="run this on a login node, or load its module"
         ) from None
+    except OSError as error:
+        raise UnavailableError(f"{args[0]} cannot be started: {error.strerror}") from None
     except subprocess.TimeoutExpired:
         raise ClusterError(f"{args[0]} did not answer within {timeout_s:.0f} s") from None
     if done.returncode != 0:

@@ -12,13 +12,14 @@ import json
 import re
 import secrets
 import time
-from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from llem.cluster import slurm
-from llem.cluster.files import write_json
+from llem.cluster.facts import index_list, parse_indices
+from llem.cluster.files import force_to_disk, write_json
 from llem.cluster.folder import CampaignFolder
 
 
@@ -38,6 +39,17 @@ class Submitted:
     segment: int = 0
     round: int = 0
 
+    def to_dict(self) -> dict[str, Any]:
+        """Its entry below its name: indices as text, so that a large array stays one short line."""
+        entry = {**vars(self), "elements": self.elements and index_list(self.elements)}
+        del entry["name"]
+        return entry
+
+    @classmethod
+    def from_dict(cls, name: str, entry: Mapping[str, Any]) -> Submitted:
+        elements = entry["elements"] and tuple(parse_indices(entry["elements"]))
+        return cls(name=name, **{**entry, "elements": elements})
+
 
 @dataclass
 class Ledger:
@@ -53,10 +65,7 @@ class Ledger:
         except FileNotFoundError:
             return cls(folder)
         jobs = [
-            Submitted(
-                name=name,
-                **{**entry, "elements": None if (e := entry["elements"]) is None else indices(e)},
-            )
+            Submitted.from_dict(name, entry)
             for name, entries in values.items()
             for entry in entries
         ]
@@ -95,6 +104,10 @@ class Ledger:
         }
         intent = {"name": name, "job_name": job_name, "mark": mark, "submitted_ns": now_ns}
         write_json(self._intent, {**intent, **entry})
+        # `llem plan` does not wait for the disk: from here on a job rests on these.
+        for path in (self.folder.script(name), self.folder.manifest(name)):
+            if path.is_file():
+                force_to_disk(path)
         script = self.folder.script(name).relative_to(self.folder.root)
         options = [*options, f"--comment=llem:{plan}:{name}:{mark}"]
         try:
@@ -128,23 +141,14 @@ class Ledger:
         return self.folder.jobs / "submitting.json"
 
     def _done(self, name: str, job_id: str, ns: int, entry: dict[str, Any]) -> Submitted:
-        elements = None if (e := entry["elements"]) is None else indices(e)
-        job = Submitted(
-            name=name, job_id=job_id, submitted_ns=ns, **{**entry, "elements": elements}
-        )
+        job = Submitted.from_dict(name, {**entry, "job_id": job_id, "submitted_ns": ns})
         self.jobs.append(job)
-        self._write()
+        values: dict[str, list[dict[str, Any]]] = {}
+        for known in self.jobs:
+            values.setdefault(known.name, []).append(known.to_dict())
+        write_json(self.folder.submitted_file, values)
         self._intent.unlink(missing_ok=True)
         return job
-
-    def _write(self) -> None:
-        values: dict[str, list[dict[str, Any]]] = {}
-        for job in self.jobs:
-            entry = asdict(job)
-            del entry["name"]
-            entry["elements"] = None if job.elements is None else index_list(job.elements)
-            values.setdefault(job.name, []).append(entry)
-        write_json(self.folder.submitted_file, values)
 
     def _logged(self, job_name: str) -> str | None:
         """A job of that name that wrote a log here and is in no line of the ledger."""
@@ -157,23 +161,3 @@ class Ledger:
             if found and found[1] not in known:
                 return found[1]
         return None
-
-
-def index_list(values: Collection[int]) -> str:
-    """Array indices as sbatch reads them: `3,17-19`."""
-    spans: list[list[int]] = []
-    for index in sorted(values):
-        if spans and index == spans[-1][1] + 1:
-            spans[-1][1] = index
-        else:
-            spans.append([index, index])
-    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)
-
-
-def indices(text: str) -> tuple[int, ...]:
-    """Inverse of `index_list`."""
-    found: list[int] = []
-    for span in text.split(","):
-        first, _, last = span.partition("-")
-        found += range(int(first), int(last or first) + 1)
-    return tuple(found)

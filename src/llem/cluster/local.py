@@ -18,7 +18,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from llem.cluster.attempts import count_anew
 from llem.cluster.folder import INTERRUPTED, CampaignFolder
+from llem.cluster.leaving import FLAG
+from llem.cluster.render import TRIES
 from llem.cluster.state import CampaignState, campaign_state
 from llem.planning import ArrayJob, Plan
 
@@ -33,6 +36,8 @@ class _Running:
 
     array: ArrayJob
     index: int
+    flag: Path
+    tries: int = 1
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
     logs: list[Path] = field(default_factory=list)
     asked_at: float | None = None
@@ -46,6 +51,16 @@ class _Running:
         if None in codes:
             return None
         return bad[0] if bad else max(c or 0 for c in codes)
+
+    def said(self) -> str:
+        """How rank 0 left, in its word, which is taken away; '' where it said nothing."""
+        path = self.flag.with_name(f"{self.flag.name}.said")
+        try:
+            return path.read_text().strip()
+        except OSError:
+            return ""
+        finally:
+            path.unlink(missing_ok=True)
 
     def stop(self) -> None:
         """Ask all ranks to leave; kill those that have not left after the grace."""
@@ -83,7 +98,7 @@ def run_locally(
     the campaign.
     """
     waiting = [
-        (array, index)
+        (array, index, 1)
         for array in plan.arrays
         for index, names in enumerate(array.elements)
         if any(folder.final_end(name) is None for name in names)
@@ -99,6 +114,9 @@ def run_locally(
 
     with folder.locked("`llem`"):
         folder.stop_file.unlink(missing_ok=True)
+        if waiting:
+            # Whoever calls this asks for another try at what failed before.
+            count_anew(folder)
         previous = {n: signal.signal(n, ask) for n in (signal.SIGINT, signal.SIGTERM)}
         try:
             while running or (waiting and not stopping):
@@ -111,8 +129,12 @@ def run_locally(
                             element.stop()
                         continue
                     running.remove(element)
+                    # As a job's script does: what may pass is tried again, here and now.
+                    again = element.said() in ("again", "started") and element.tries < TRIES
                     if code == INTERRUPTED:
                         stopping = True
+                    elif code != 0 and again and not stopping:
+                        waiting.insert(0, (element.array, element.index, element.tries + 1))
                     elif code != 0:
                         failed.append((f"{element.array.name}[{element.index}]", element.logs[0]))
                 if watch is not None and time.monotonic() >= next_watch:
@@ -131,12 +153,14 @@ def run_locally(
     return LocalOutcome(tuple(failed), interrupted=stopping)
 
 
-def _start(folder: CampaignFolder, plan: Plan, array: ArrayJob, index: int) -> _Running:
+def _start(folder: CampaignFolder, plan: Plan, array: ArrayJob, index: int, tries: int) -> _Running:
     ranks = array.nodes * array.gpus_per_node
     job = f"{os.getpid()}-{secrets.token_hex(4)}"
+    folder.leave.mkdir(parents=True, exist_ok=True)
     port = _free_port()
     folder.logs.mkdir(parents=True, exist_ok=True)
-    running = _Running(array, index)
+    flag = folder.leave / f"{job}-0"
+    running = _Running(array, index, flag, tries)
     for rank in range(ranks):
         log = folder.logs / f"{array.name}-{index}-rank{rank}.log"
         environment = {
@@ -149,6 +173,7 @@ def _start(folder: CampaignFolder, plan: Plan, array: ArrayJob, index: int) -> _
             "SUBMITIT_LOCAL_GLOBALID": str(rank),
             "SUBMITIT_LOCAL_LOCALID": str(rank),
             "MASTER_PORT": str(port),
+            FLAG: str(flag.relative_to(folder.root)),
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(plan.site.cpus_per_rank)),
             "PYTHONUNBUFFERED": "1",
         }

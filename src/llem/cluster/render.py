@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-import json
-import shlex
 import sys
-from collections.abc import Mapping
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llem._resources import resource_folder
 from llem._version import __version__
-from llem.campaign import Runs, Site, slurm_time
+from llem.campaign import Site, slurm_time
 from llem.campaign.guards import check_directive, check_script_path
-from llem.cluster.files import finite_or_none, json_line
+from llem.cluster.files import json_line
+from llem.cluster.folder import INTERRUPTED
+from llem.cluster.plan_text import run_texts
+from llem.cluster.templates import render_template
 from llem.errors import Fault, InputError
 from llem.planning import ArrayJob, Plan
 from llem.planning.segments import lead_s
 
 FINISH = "finish"
 FINISH_TIME_S = 1800
+DOCTOR_TIME_S = 300
+# srun reads how tasks are bound from these; the option undoes it for the sampler, which is one task
+# to a node and must see all of it.
+BINDS = {"SLURM_CPU_BIND": "cpu-bind", "SLURM_GPU_BIND": "gpu-bind"}
+# Nets below the policy by which a run is tried again: times that an element requeues itself, and
+# that its ranks are started in one job.
+RESTARTS = 100
+TRIES = 20
 
 
 def render_files(plan: Plan, *, image_digest: str = "", wave: int | None = None) -> dict[str, str]:
@@ -40,38 +47,54 @@ def render_files(plan: Plan, *, image_digest: str = "", wave: int | None = None)
 def render_array(plan: Plan, array: ArrayJob) -> str:
     """The sbatch script of one array."""
     site = plan.site
-    gpus = {
-        "gres": ("gres", f"gpu:{array.gpus_per_node}"),
-        "gpus-per-node": ("gpus-per-node", str(array.gpus_per_node)),
-    }.get(site.gpu_request)
-    return _render(
+    return _render_plan(
         "array.sbatch.j2",
         plan,
         array.name,
         log="%x-%A_%a.log",
-        directives=[*([gpus] if gpus else []), *_directives(site)],
+        directives=[
+            *_gpus(site, array.gpus_per_node, steps=False),
+            *_directives(site),
+            *_hint(site),
+        ],
         last=len(array.elements) - 1,
         throttle=array.throttle,
-        nodes=array.nodes,
-        ranks_per_node=array.gpus_per_node,
-        cpus_per_rank=site.cpus_per_rank,
         time=slurm_time(array.time_limit_s),
         limit_s=array.time_limit_s,
         lead_s=lead_s(array.time_limit_s),
+        interrupted=INTERRUPTED,
+        restarts=RESTARTS,
+        tries=TRIES,
         manifest=f"jobs/{array.name}.jsonl",
-        overlap=site.overlap,
-        step_gpus=f" --{gpus[0]}={gpus[1]}" if gpus else "",
+        **_steps(site, nodes=array.nodes, ranks_per_node=array.gpus_per_node),
+    )
+
+
+def render_doctor(site: Site, *, nodes: int) -> str:
+    """The script of the job that looks at nodes: the ranks of an array, with a probe in them."""
+    count = site.gpus_per_node
+    return _render(
+        "doctor.sbatch.j2",
+        site,
+        binds=[],
+        job_name="llem-doctor",
+        comment="llem:doctor",
+        log="%x-%j.log",
+        directives=[*_gpus(site, count, steps=False), *_directives(site), *_hint(site)],
+        time=slurm_time(min(DOCTOR_TIME_S, site.limits.time)),
+        **_steps(site, nodes=nodes, ranks_per_node=count),
     )
 
 
 def render_finish(plan: Plan) -> str:
     """The script of the job that aggregates and fits after all arrays."""
-    return _render(
+    return _render_plan(
         "finish.sbatch.j2",
         plan,
         FINISH,
         log="%x-%j.log",
-        directives=_directives(plan.site),
+        # A partition of GPUs often refuses a job that asks for none.
+        directives=[*_gpus(plan.site, 1, steps=False), *_directives(plan.site)],
         time=slurm_time(min(FINISH_TIME_S, plan.site.limits.time)),
     )
 
@@ -106,51 +129,28 @@ def render_manifest(
     )
 
 
-def render_plan(plan: Plan) -> str:
-    """`plan.json`: indented, with each array and each run on a line of its own.
-
-    A file of many equal things reads better so, and is written ten times faster.
-    """
-    head = json.dumps(finite_or_none(plan.head()), indent=1, allow_nan=False)[:-2]
-    arrays = ",\n".join(json_line(vars(array)) for array in plan.arrays)
-    runs = ",\n".join(run_texts(plan.runs).values())
-    return f'{head},\n "arrays": [\n{arrays}\n ],\n "runs": [\n{runs}\n ]\n}}\n'
-
-
-def run_texts(runs: Runs) -> dict[str, str]:
-    """Each run on one line of JSON, by its name: `json_line(run.to_dict())`, made once for a cell.
-
-    Between the runs of a cell only the name and the seed differ.
-    """
-    texts = {}
-    for some in runs.replicates:
-        around: list[list[str]] = [[]]
-        for key, value in some.run.to_dict().items():
-            text = "" if key in ("run_id", "seed") else json_line(value)
-            around[-1].append(f'"{key}":{text}')
-            if not text:
-                around.append([])
-        name, seed, rest = (",".join(part) for part in around)
-        for run_id, number in zip(some.run_ids, some.seeds, strict=True):
-            texts[run_id] = f'{{{name}"{run_id}",{seed}{number},{rest}}}'
-    return texts
+def _render_plan(template: str, plan: Plan, name: str, **values: Any) -> str:
+    return _render(
+        template,
+        plan.site,
+        binds=_data_folders(plan),
+        job_name=job_name(plan, name),
+        comment=check_directive(f"llem:{plan.digest}:{name}"),
+        **values,
+    )
 
 
-def _render(template: str, plan: Plan, name: str, **values: Any) -> str:
-    site = plan.site
-    text: str = (
-        _environment()
-        .get_template(template)
-        .render(
-            template=template,
-            version=__version__,
-            job_name=job_name(plan, name),
-            comment=check_directive(f"llem:{plan.digest}:{name}"),
-            modules=site.modules,
-            container=_container(plan),
-            python=_python(),
+def _render(template: str, site: Site, *, binds: Sequence[str], **values: Any) -> str:
+    text = render_template(
+        template,
+        own=Path(site.template) if site.template else None,
+        values={
+            "version": __version__,
+            "modules": site.modules,
+            "container": _container(site, binds),
+            "python": _python(),
             **values,
-        )
+        },
     )
     # Blank lines that blocks leave at their ends say nothing to a reader.
     lines = [line.rstrip() for line in text.splitlines()]
@@ -158,28 +158,12 @@ def _render(template: str, plan: Plan, name: str, **values: Any) -> str:
     return "\n".join(kept).strip() + "\n"
 
 
-@lru_cache
-def _environment() -> Any:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(resource_folder("slurm_templates")),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["quote"] = lambda value: shlex.quote(str(value))
-    return environment
-
-
-def _container(plan: Plan) -> dict[str, Any] | None:
-    container = plan.site.container
-    if container is None:
+def _container(site: Site, more_binds: Sequence[str]) -> dict[str, Any] | None:
+    container = site.container
+    if container is None or container.image is None:
         return None
     options = {"nv": ["--nv"], "rocm": ["--rocm"], "none": []}[container.gpu]
-    binds = [*container.binds, *_data_folders(plan)]
-    for bind in dict.fromkeys(binds):
+    for bind in dict.fromkeys([*container.binds, *more_binds]):
         options = [*options, "--bind", bind]
     return {"runtime": container.runtime, "options": options, "image": container.image}
 
@@ -201,13 +185,51 @@ def _python() -> str:
         raise InputError("this Python", [str(error)]) from None
 
 
-def _directives(site: Site) -> list[tuple[str, str]]:
+def _gpus(site: Site, count: int, *, steps: bool) -> list[tuple[str, str]]:
+    """How `count` GPUs of a node are asked for, by the job or by its steps."""
+    kind = f"{site.gpu_type}:" if site.gpu_type else ""
+    match site.gpu_request:
+        case "gres":
+            return [("gres", f"gpu:{kind}{count}")]
+        case "gpus-per-task" if not steps:
+            return [("gpus-per-task", f"{kind}1")]
+        case "gpus-per-task" | "gpus-per-node":
+            return [("gpus-per-node", f"{kind}{count}")]
+        case _:
+            return []
+
+
+def _directives(site: Site) -> list[tuple[str, str | None]]:
+    """What every job of the site says; None is an option without a value."""
     values = {
         "partition": site.partition,
         "account": site.account,
         "qos": site.qos,
         "reservation": site.reservation,
         "constraint": site.constraint,
+        "exclude": site.exclude,
         "mem": site.memory_per_node,
     }
-    return [(flag, value) for flag, value in values.items() if value]
+    given: list[tuple[str, str | None]] = [(f, value) for f, value in values.items() if value]
+    return given + [(f, None if value is True else value) for f, value in site.extra.items()]
+
+
+def _hint(site: Site) -> list[tuple[str, str | None]]:
+    return [("hint", site.hint)] if site.hint else []
+
+
+def _steps(site: Site, *, nodes: int, ranks_per_node: int) -> dict[str, Any]:
+    """What a template needs to start the sampler's step and the ranks'."""
+    given = {"SLURM_CPU_BIND": site.cpu_bind, "SLURM_GPU_BIND": site.gpu_bind}
+    binds = {variable: value for variable, value in given.items() if value}
+    gpus = _gpus(site, ranks_per_node, steps=True)
+    return {
+        "nodes": nodes,
+        "ranks_per_node": ranks_per_node,
+        "cpus_per_rank": site.cpus_per_rank,
+        "overlap": site.overlap,
+        "step_gpus": "".join(f" --{flag}={value}" for flag, value in gpus),
+        "gpu_request": site.gpu_request,
+        "launch": list(binds.items()),
+        "unbound": "".join(f" --{BINDS[variable]}=none" for variable in binds),
+    }

@@ -1,60 +1,30 @@
-"""SLURM's own commands: submit, ask, cancel. Texts are read by pure functions."""
+"""SLURM's own commands: submit, ask, cancel. Their words are read in `facts`."""
 
 from __future__ import annotations
 
 import getpass
+import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
+from llem.cluster.facts import (
+    SACCT_FIELDS,
+    SQUEUE_FIELDS,
+    ElementState,
+    parse_sacct,
+    parse_squeue,
+)
 from llem.cluster.gate import run_program
 from llem.errors import ClusterError, UnavailableError
 from llem.planning import ClusterLimits
 from llem.planning.limits import parse_config, parse_partition, parse_table
 
-# SLURM state -> meaning. What is not listed is unknown, never failed.
-STATES = {
-    "PENDING": "queued",
-    "CONFIGURING": "queued",
-    "REQUEUED": "queued",
-    "REQUEUE_HOLD": "queued",
-    "REQUEUE_FED": "queued",
-    "SPECIAL_EXIT": "queued",
-    "RESV_DEL_HOLD": "queued",
-    "SUSPENDED": "queued",
-    "RUNNING": "running",
-    "COMPLETING": "running",
-    "STAGE_OUT": "running",
-    "SIGNALING": "running",
-    "RESIZING": "running",
-    "STOPPED": "running",
-    "COMPLETED": "ended",
-    "FAILED": "ended",
-    "CANCELLED": "ended",
-    "TIMEOUT": "ended",
-    "OUT_OF_MEMORY": "ended",
-    "NODE_FAIL": "ended",
-    "BOOT_FAIL": "ended",
-    "DEADLINE": "ended",
-    "PREEMPTED": "ended",
-    "REVOKED": "ended",
-}
-ACTIVE = frozenset({"queued", "running"})
-
-
-@dataclass(frozen=True)
-class ElementState:
-    """What the scheduler says of one array element."""
-
-    job_id: str
-    index: int | None
-    state: str
-    reason: str = ""
-
-    @property
-    def meaning(self) -> str:
-        return STATES.get(self.state, "unknown")
+# A controller that restarts is asked again later; nobody waits two minutes for its answer.
+ASK_TIMEOUT_S = 30.0
+# What sacct says where a cluster keeps no accounting at all, in any release so far.
+NO_ACCOUNTING = "accounting storage is disabled"
 
 
 class Refused(ClusterError):
@@ -101,27 +71,41 @@ def find_marked(job_name: str, mark: str) -> str | None:
 def query(job_ids: Sequence[str]) -> list[ElementState]:
     """The elements of these jobs that the scheduler still holds, in one call.
 
-    A job that ended some minutes ago is not in its answer: absent is not failed.
+    A job that ended some minutes ago is not in its answer: absent is not failed. Raises
+    ClusterError where the controller does not answer.
     """
     if not job_ids:
         return []
-    ids = ",".join(job_ids)
+    fields = ",".join(f"{name}:|" for name in SQUEUE_FIELDS)
+    args = ["squeue", f"--jobs={','.join(job_ids)}", "--array", "--noheader", "--states=all",
+            f"--Format={fields}"]  # fmt: skip
     try:
-        text = run_program(
-            [
-                "squeue",
-                f"--jobs={ids}",
-                "--array",
-                "--noheader",
-                "--format=%F|%K|%T|%r",
-                "--states=all",
-            ]
-        )
+        return parse_squeue(run_program(args, env=_environment(), timeout_s=ASK_TIMEOUT_S))
     except ClusterError as error:
         if "Invalid job id" in str(error):
             return []
         raise
-    return parse_squeue(text)
+
+
+def ask_accounting(job_ids: Sequence[str], *, since_s: float) -> list[ElementState]:
+    """The elements of these jobs with their steps, from accounting, in one call.
+
+    `since_s` (of the epoch) is when the first was submitted: without it sacct starts at midnight.
+    Whole jobs are asked for, since elements that never started answer only so. Raises
+    ClusterError where accounting does not answer, UnavailableError where there is none.
+    """
+    if not job_ids:
+        return []
+    # A minute early, should the clocks of this node and of the database differ.
+    start = datetime.fromtimestamp(since_s - 60).isoformat(timespec="seconds")
+    args = ["sacct", f"--starttime={start}", f"--jobs={','.join(job_ids)}", "--parsable2",
+            "--noheader", f"--format={','.join(SACCT_FIELDS)}"]  # fmt: skip
+    try:
+        return parse_sacct(run_program(args, env=_environment(), timeout_s=ASK_TIMEOUT_S))
+    except ClusterError as error:
+        if NO_ACCOUNTING in str(error):
+            raise UnavailableError("this cluster keeps no accounting") from None
+        raise
 
 
 def cancel(job_ids: Sequence[str]) -> None:
@@ -163,21 +147,15 @@ def has_accounting() -> bool:
     return True
 
 
+def _environment() -> dict[str, str]:
+    """This environment without the user's own taste in squeue and sacct: filters and formats."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("SQUEUE_", "SACCT_"))}
+    return {**kept, "SLURM_TIME_FORMAT": "standard", "SLURM_BITSTR_LEN": "0"}
+
+
 def parse_job_id(text: str) -> str:
     """`123` or `123;cluster` of `sbatch --parsable`; sites' banners before it are skipped."""
     for line in reversed(text.strip().splitlines()):
         if match := re.fullmatch(r"(\d+)(?:;\S+)?", line.strip()):
             return match[1]
     raise ClusterError(f"sbatch gave no job id: {text.strip()!r}")
-
-
-def parse_squeue(text: str) -> list[ElementState]:
-    """Lines `job|index|STATE|reason` of squeue; index is `N/A` for a job without an array."""
-    states = []
-    for line in text.splitlines():
-        parts = line.strip().split("|", 3)
-        if len(parts) < 3:
-            continue
-        index = int(parts[1]) if parts[1].isdigit() else None
-        states.append(ElementState(parts[0], index, parts[2], parts[3] if len(parts) > 3 else ""))
-    return states

@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from llem.campaign import Run
-from llem.cluster import slurm
-from llem.cluster.folder import FINAL, CampaignFolder, settling
-from llem.planning import Plan
+from llem.cluster.causes import Cause, cause, diagnose
+from llem.cluster.ends import Ends, RunFiles, read_ends, write_ends
+from llem.cluster.facts import ElementState, parse_indices
+from llem.cluster.folder import FINAL, CampaignFolder
+from llem.cluster.logs import element_logs, own_tail
+from llem.cluster.render import FINISH
+from llem.cluster.scheduler import Job, Look, look
+from llem.planning import ArrayJob, Plan
+
+# Logs that one call reads to learn causes; what was learnt is cached, and the next call goes on.
+LOGS_READ = 200
 
 
 @dataclass(frozen=True)
 class RunState:
-    """One run: `waiting`, `queued`, `running`, `lost`, or the status of its last end record.
+    """One run: `waiting`, `queued`, `running`, `lost`, `cancelled`, or how its last attempt ended.
 
-    `lost` is a run with an attempt that neither ended nor is known to the scheduler any more.
+    `waiting` is what no job holds; `lost` a run with an attempt that neither ended nor is known to
+    the scheduler any more; `failed` also what the scheduler ended. `device_s` are device-seconds
+    of all attempts, the running one's till now. `energy_j` is None where it was not read yet and
+    NaN where it cannot be known. `cause` is set where it ended and did not complete.
     """
 
     run_id: str
@@ -29,15 +41,33 @@ class RunState:
     progress: float
     loss: float | None
     reason: str
+    node: str = ""
+    job_id: str = ""
+    device_s: float = 0.0
+    energy_j: float | None = None
+    tokens_per_s: float | None = None
+    cause: Cause | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**vars(self), "cause": vars(self.cause) if self.cause else None}
 
 
 @dataclass(frozen=True)
 class CampaignState:
-    """All runs of a campaign, and whether anything still works on them."""
+    """All runs of a campaign, and whether anything still works on them.
+
+    `active` stays true while the scheduler does not answer and runs are unsettled: what was there
+    when it last did may be there still. `stuck` are elements that wait and will not start by
+    themselves: what to do -> how many.
+    """
 
     runs: tuple[RunState, ...]
     submitted: bool
     active: bool
+    scheduler: Look = field(default_factory=Look)
+    stuck: Mapping[str, int] = field(default_factory=dict)
+    finish: ElementState | None = None
+    now_s: float = 0.0
 
     @property
     def counts(self) -> dict[str, int]:
@@ -54,7 +84,7 @@ class CampaignState:
             "active": self.active,
             "settled": self.settled,
             "counts": self.counts,
-            "runs": [asdict(r) for r in self.runs],
+            "runs": [r.to_dict() for r in self.runs],
         }
 
 
@@ -68,64 +98,250 @@ def submitted_jobs(folder: CampaignFolder) -> dict[str, Any]:
 
 
 def campaign_state(
-    folder: CampaignFolder, plan: Plan, *, ask_scheduler: bool = True
+    folder: CampaignFolder, plan: Plan, *, ask_scheduler: bool = True, energy_s: float = 0.0
 ) -> CampaignState:
-    """Read the state of every run; asks squeue once where the site has SLURM."""
+    """Read the state of every run; asks squeue once where the site has SLURM.
+
+    Records of finished runs are read for their energy for `energy_s` seconds at most; the next
+    call goes on where this one ended.
+    """
+    now_s = time.time()
     jobs = submitted_jobs(folder)
-    known: Sequence[slurm.ElementState] = ()
+    ends = read_ends(folder, energy_s=energy_s)
+    seen = Look()
     if ask_scheduler and jobs and plan.site.executor == "slurm":
-        known = slurm.query([job["job_id"] for entries in jobs.values() for job in entries])
-    by_element = {(s.job_id, s.index): s for s in known}
+        seen = look(folder, _open_jobs(folder, plan, jobs, ends))
     # Only the local executor holds the folder while runs run; `llem submit` does so in passing.
     held_here = plan.site.executor == "local" and folder_is_held(folder)
-    runs = plan.by_id
-    states: list[RunState] = []
+    reader = _Reader(folder, plan, jobs, ends, held_here, now_s, seen.answered)
     for array in plan.arrays:
-        job_ids = [job["job_id"] for job in jobs.get(array.name, [])]
+        job_ids = [job["job_id"] for job in jobs.get(array.name, ())]
         for index, names in enumerate(array.elements):
-            # Submitted again, it may be known twice: what works on it now counts.
-            held = [s for job_id in job_ids if (s := by_element.get((job_id, index)))]
-            scheduler = max(held, key=lambda s: s.meaning in slurm.ACTIVE, default=None)
-            states.extend(
-                _run_state(folder, runs[name], array.name, index, scheduler, held_here)
-                for name in names
-            )
-    active = any(s.meaning in slurm.ACTIVE for s in known)
-    return CampaignState(tuple(states), submitted=bool(jobs), active=active)
+            held = [e for job in job_ids if (e := seen.elements.get((job, index)))]
+            reader.element(array, index, names, _deciding(held))
+    write_ends(folder, ends)
+    stuck = Counter(e.stuck for e in seen.elements.values() if e.stuck)
+    unsettled = any(r.status not in FINAL for r in reader.states)
+    waits_for_answer = seen.asked and not seen.answered and unsettled
+    finish = [seen.elements.get((j["job_id"], None)) for j in jobs.get(FINISH, ())]
+    return CampaignState(
+        tuple(reader.states),
+        submitted=bool(jobs),
+        active=held_here or seen.active or waits_for_answer,
+        scheduler=seen,
+        stuck=dict(stuck),
+        finish=finish[-1] if finish else None,
+        now_s=now_s,
+    )
 
 
-def _run_state(
-    folder: CampaignFolder,
-    run: Run,
-    array: str,
-    index: int,
-    scheduler: slurm.ElementState | None,
-    held_here: bool,
-) -> RunState:
-    attempts = folder.attempts(run.run_id)
-    ends = folder.ends(run.run_id)
-    end = settling(ends) or (ends[-1] if ends else None)
-    progress: dict[str, Any] = {}
-    reason = (end or {}).get("reason") or ""
-    if end and end["status"] in FINAL:
-        status = end["status"]
-    elif scheduler is not None and scheduler.meaning in slurm.ACTIVE:
-        open_attempt = len(attempts) > len(ends) and scheduler.meaning == "running"
-        status = "running" if open_attempt else "queued"
-        reason = "" if open_attempt else scheduler.reason
-    elif len(attempts) > len(ends):
-        status = "running" if held_here else "lost"
-        reason = "" if status == "running" else "the last attempt neither ended nor is known"
-    else:
-        status = end["status"] if end else "waiting"
-    if attempts and status in ("running", "lost"):
+def _deciding(held: Sequence[ElementState]) -> ElementState | None:
+    """Of an element's jobs, the one that tells its state: one at work, one that waits, the last."""
+    ranks = {"running": 3, "queued": 2, "held": 2, "unknown": 1}
+    best: ElementState | None = None
+    for element in held:
+        if best is None or ranks.get(element.meaning, 0) >= ranks.get(best.meaning, 0):
+            best = element
+    return best
+
+
+def _open_jobs(
+    folder: CampaignFolder, plan: Plan, jobs: Mapping[str, Any], ends: Ends
+) -> list[Job]:
+    """The jobs that still matter: those that cover a run without a final end, and the last one."""
+    found = []
+    for array in plan.arrays:
+        entries = jobs.get(array.name)
+        if not entries:
+            continue
+        open_here = {
+            i
+            for i, names in enumerate(array.elements)
+            if not all(ends.of(name).final for name in names)
+        }
+        for entry in entries:
+            covered = _covered(entry, open_here)
+            if covered:
+                found.append(Job(entry["job_id"], covered, entry["submitted_ns"] / 1e9))
+    for entry in jobs.get(FINISH, ())[-1:]:
+        report = folder.results / "report.html"
         try:
-            progress = json.loads((attempts[-1] / "progress.json").read_text())
-        except (OSError, ValueError):
-            progress = {}
-    done = 1.0 if status == "completed" else progress.get("step", 0) / max(1, run.steps)
-    loss = (end or {}).get("loss") if status == "completed" else progress.get("loss")
-    return RunState(run.run_id, array, index, status, len(attempts), done, loss, reason)
+            done = report.stat().st_mtime_ns > entry["submitted_ns"]
+        except OSError:
+            done = False
+        if found or not done:
+            found.append(Job(entry["job_id"], {None}, entry["submitted_ns"] / 1e9))
+    return found
+
+
+def _covered(entry: Mapping[str, Any], open_here: Collection[int]) -> set[int | None]:
+    """Which of an array's open elements a job covers: all, unless it was submitted for some."""
+    some = entry.get("elements")
+    return {*(set(parse_indices(some)) & set(open_here) if some else open_here)}
+
+
+class _Reader:
+    """Turns files and the scheduler's words into states, an element after the other."""
+
+    def __init__(
+        self,
+        folder: CampaignFolder,
+        plan: Plan,
+        jobs: Mapping[str, Any],
+        ends: Ends,
+        held_here: bool,
+        now_s: float,
+        asked: bool,
+    ) -> None:
+        self.asked = asked
+        self.folder = folder
+        self.plan = plan
+        self.jobs = jobs
+        self.ends = ends
+        self.held_here = held_here
+        self.now_s = now_s
+        self.logs_left = LOGS_READ
+        self.states: list[RunState] = []
+
+    def element(
+        self, array: ArrayJob, index: int, names: Sequence[str], known: ElementState | None
+    ) -> None:
+        # Runs of an element follow each other: one begins when the one before has ended.
+        free_since_s = known.started_s if known is not None else None
+        gone = self.asked and array.name in self.jobs and (known is None or known.final)
+        began = any(self.ends.of(name).attempts for name in names)
+        for name in names:
+            files = self.ends.of(name)
+            if gone and not files.final:
+                # The files were read before the scheduler was asked: it may have ended between.
+                files = self.ends.again(self.folder, name)
+            if files.final:
+                self.states.append(_final(self.plan.by_id[name], array.name, index, files))
+            else:
+                self.states.append(
+                    self._open(
+                        self.plan.by_id[name], array, index, files, known, began, free_since_s
+                    )
+                )
+            ended_ns = files.end.get("ended_ns")
+            if free_since_s is not None and ended_ns and not files.open_attempt:
+                free_since_s = max(free_since_s, ended_ns / 1e9)
+
+    def _open(
+        self,
+        run: Run,
+        array: ArrayJob,
+        index: int,
+        files: RunFiles,
+        known: ElementState | None,
+        began: bool,
+        free_since_s: float | None,
+    ) -> RunState:
+        """The state of a run without a final end."""
+        attempted = files.open_attempt is not None
+        reason = str(files.end.get("reason") or "")
+        status = str(files.end.get("status") or "waiting")
+        if known is not None and not known.final:
+            status, reason = "queued", known.reason
+            if known.meaning == "running":
+                status, reason = ("running", "") if attempted else ("queued", "its job runs")
+            elif known.meaning == "unknown":
+                status, reason = "unknown", f"SLURM says {known.state}"
+            elif known.state not in ("PENDING", "CONFIGURING"):
+                reason = f"{known.state.lower()}: {known.reason}".rstrip(": ")
+        elif attempted:
+            status = "running" if self.held_here else "lost"
+            if known is not None and known.state != "COMPLETED":
+                status = "cancelled" if known.state == "CANCELLED" else "failed"
+        elif known is not None and not files.attempts and known.state != "COMPLETED":
+            if began:
+                reason = f"its element ended before it ({known.state})"
+            else:
+                status = "cancelled" if known.state == "CANCELLED" else "failed"
+        elif self.jobs.get(array.name) and not files.attempts and known is None:
+            reason = "no job holds it any more" if self.plan.site.executor == "slurm" else ""
+        found: Cause | None = None
+        if status not in ("waiting", "queued", "running", "unknown"):
+            found = self._cause(run.run_id, array, index, files, known)
+            reason = reason or found.text
+        progress = files.progress if attempted else {}
+        since_s = files.begun_s or free_since_s
+        open_s = 0.0
+        if attempted and status == "running" and since_s is not None:
+            open_s = max(0.0, self.now_s - since_s)
+        elif attempted and since_s is not None:
+            # Killed: it is known to have lived until its last sign of life.
+            last_s = float(progress.get("time_ns") or 0) / 1e9
+            open_s = max(0.0, (known.ended_s if known and known.ended_s else last_s) - since_s)
+        return RunState(
+            run_id=run.run_id,
+            array=array.name,
+            element=index,
+            status=status,
+            attempts=files.attempts,
+            progress=min(
+                1.0, float(progress.get("step") or files.end.get("step") or 0) / run.steps
+            ),
+            loss=progress.get("loss"),
+            reason=reason,
+            node=found.node if found else (known.nodes if known and status == "running" else ""),
+            job_id=f"{known.job_id}_{known.index}" if known else "",
+            device_s=files.device_s + open_s * run.layout.ranks,
+            energy_j=files.energy_j,
+            tokens_per_s=progress.get("tokens_per_s") if status == "running" else None,
+            cause=found,
+        )
+
+    def _cause(
+        self,
+        run_id: str,
+        array: ArrayJob,
+        index: int,
+        files: RunFiles,
+        known: ElementState | None,
+    ) -> Cause:
+        """Why it ended; a log is read once for each end, and not too many in one call."""
+        word = "" if known is None else f"{known.job_id}/{known.state}/{known.exit_code}"
+        ended = f"{files.attempts}/{bool(files.open_attempt)}/{word}"
+        cached = self.ends.causes.get(run_id)
+        if cached is not None and cached[0] == ended:
+            return cause(cached[1], node=cached[2], text=cached[3])
+        log = ""
+        enough = self.logs_left <= 0
+        if not enough:
+            self.logs_left -= 1
+            for path in element_logs(self.folder, self.plan, self.jobs, array.name, index)[-1:]:
+                log = own_tail(path, run_id)
+        found = diagnose(
+            end={} if files.open_attempt else files.end,
+            element=known,
+            log=log,
+            attempted=files.attempts > 0,
+        )
+        if not enough:
+            self.ends.causes[run_id] = [ended, found.name, found.node, found.text]
+            self.ends.new += 1
+        return found
+
+
+def _final(run: Run, array: str, index: int, files: RunFiles) -> RunState:
+    """The state of a run whose end record settles it."""
+    status = str(files.end["status"])
+    completed = status == "completed"
+    reason = str(files.end.get("reason") or "")
+    return RunState(
+        run_id=run.run_id,
+        array=array,
+        element=index,
+        status=status,
+        attempts=files.attempts,
+        progress=1.0 if completed else min(1.0, float(files.end.get("step") or 0) / run.steps),
+        loss=files.end.get("loss") if completed else None,
+        reason=reason,
+        device_s=files.device_s,
+        energy_j=files.energy_j,
+        cause=None if completed else diagnose(end=files.end, element=None, log=""),
+    )
 
 
 def folder_is_held(folder: CampaignFolder) -> bool:

@@ -1,4 +1,4 @@
-"""Submitting a campaign to SLURM, once; submitting again what is missing; waiting for it."""
+"""Submitting a campaign to SLURM, once; submitting again what is missing."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from functools import partial
 
 from llem.campaign.guards import check_script_path
 from llem.cluster import slurm
+from llem.cluster.attempts import count_anew
+from llem.cluster.facts import ACTIVE, index_list
 from llem.cluster.folder import FINAL, CampaignFolder
-from llem.cluster.ledger import Ledger, Submitted, index_list
+from llem.cluster.ledger import Ledger, Submitted
 from llem.cluster.render import FINISH, job_name
 from llem.cluster.state import CampaignState, campaign_state
-from llem.errors import Fault, InputError
+from llem.cluster.watch import LONGEST_POLL_S, wait
+from llem.errors import ClusterError, Fault, InputError
 from llem.planning import ArrayJob, Plan
-
-# A campaign of hours is not asked for every second: fewer questions, the longer it runs.
-FIRST_POLL_S = 1.0
-LONGEST_POLL_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,7 @@ def submit(folder: CampaignFolder, plan: Plan, *, finish: bool = True) -> Submis
     _check_place(folder, plan)
     with folder.locked("`llem submit`"):
         batch = _Batch.begin(folder, plan)
+        folder.stop_file.unlink(missing_ok=True)
         for array in plan.arrays:
             count = len(array.elements)
             for segment in range(array.segments):
@@ -54,8 +54,9 @@ def submit(folder: CampaignFolder, plan: Plan, *, finish: bool = True) -> Submis
 def resubmit(folder: CampaignFolder, plan: Plan, *, finish: bool = True) -> Submission:
     """Submit again the elements that are not settled and that the scheduler no longer holds.
 
-    Runs that completed or diverged stay as they are; an element's ranks pass over them. Raises
-    InputError where nothing was submitted yet.
+    Runs that completed or diverged stay as they are; an element's ranks pass over them. Runs that
+    were given up are tried again, their earlier attempts not counting any more. Raises InputError
+    where nothing was submitted yet.
     """
     _check_place(folder, plan)
     with folder.locked("`llem resubmit`"):
@@ -63,8 +64,14 @@ def resubmit(folder: CampaignFolder, plan: Plan, *, finish: bool = True) -> Subm
         if not batch.before:
             raise InputError(str(folder.root), [Fault("", "nothing was submitted yet", "submit")])
         state = campaign_state(folder, plan)
-        busy = {(r.array, r.element) for r in state.runs if r.status in slurm.ACTIVE}
+        if state.scheduler.problem:
+            # What is queued or runs cannot be known: submitting could do it twice.
+            raise ClusterError(state.scheduler.problem, remedy="nothing was submitted; try again")
+        held = {*ACTIVE, "unknown"}
+        busy = {(r.array, r.element) for r in state.runs if r.status in held}
         open_ = {(r.array, r.element) for r in state.runs if r.status not in FINAL} - busy
+        folder.stop_file.unlink(missing_ok=True)
+        count_anew(folder)
         for array in plan.arrays:
             # What was never submitted is `submit`'s to do.
             fresh = set(batch.ledger.never_submitted(array.name, len(array.elements), 0))
@@ -72,7 +79,7 @@ def resubmit(folder: CampaignFolder, plan: Plan, *, finish: bool = True) -> Subm
             round_ = 1 + max((job.round for job in batch.ledger.of(array.name)), default=0)
             for segment in range(array.segments):
                 batch.add(array, missing, segment, round=round_)
-        return batch.done(finish=finish)
+        return batch.done(finish=finish and batch.fresh)
 
 
 @dataclass
@@ -95,7 +102,7 @@ class _Batch:
         room = plan.site.limits.submit
         if room is not None and ledger.jobs:
             held = slurm.query([job.job_id for job in ledger.jobs])
-            room = max(0, room - sum(s.meaning in slurm.ACTIVE for s in held))
+            room = max(0, room - sum(s.meaning in ACTIVE for s in held))
         # The job that fits at the end is one as well.
         room = None if room is None else max(0, room - 1)
         return cls(folder, plan, ledger, tuple(ledger.jobs), room)
@@ -127,11 +134,15 @@ class _Batch:
                 self.room -= len(take)
         self.waiting += len(left)
 
+    @property
+    def fresh(self) -> bool:
+        """Whether anything was submitted."""
+        return len(self.ledger.jobs) > len(self.before)
+
     def done(self, *, finish: bool) -> Submission:
         """Submit the job that aggregates where all else is; tell what was done."""
         names = {job.name for job in self.ledger.jobs}
-        fresh = len(self.ledger.jobs) > len(self.before)
-        if finish and not self.waiting and (fresh or FINISH not in names):
+        if finish and not self.waiting and (self.fresh or FINISH not in names):
             ids = [job.job_id for job in self.ledger.jobs if job.name != FINISH]
             self._call(FINISH, [_after(ids)])
         new = tuple(self.ledger.jobs[len(self.before) :])
@@ -175,9 +186,10 @@ def _after(job_ids: Iterable[str]) -> str:
 
 def cancel(folder: CampaignFolder, plan: Plan) -> list[str]:
     """Ask everything that works on this campaign to stop; returns the job ids told so."""
+    # Also tells elements that are warned in order that nobody wants them requeued.
+    folder.jobs.mkdir(parents=True, exist_ok=True)
+    folder.stop_file.touch()
     if plan.site.executor == "local":
-        folder.jobs.mkdir(parents=True, exist_ok=True)
-        folder.stop_file.touch()
         return []
     with folder.locked("`llem cancel`"):
         ledger = Ledger.read(folder)
@@ -185,30 +197,6 @@ def cancel(folder: CampaignFolder, plan: Plan) -> list[str]:
         jobs = [job.job_id for job in ledger.jobs]
         slurm.cancel(jobs)
     return jobs
-
-
-def wait(
-    folder: CampaignFolder,
-    plan: Plan,
-    *,
-    watch: Callable[[CampaignState], None] | None = None,
-    until: Callable[[CampaignState], bool] | None = None,
-    first_poll_s: float = FIRST_POLL_S,
-    longest_poll_s: float = LONGEST_POLL_S,
-) -> CampaignState:
-    """Poll until the scheduler holds nothing of the campaign any more; one query a poll.
-
-    Or until `until` says so of a state.
-    """
-    pause = first_poll_s
-    while True:
-        state = campaign_state(folder, plan)
-        if watch is not None:
-            watch(state)
-        if not state.active or (until is not None and until(state)):
-            return state
-        time.sleep(pause)
-        pause = min(1.2 * pause, longest_poll_s)
 
 
 def submit_and_wait(
@@ -234,7 +222,7 @@ def _half_done(state: CampaignState, *, of: int) -> bool:
 
 
 def _busy(state: CampaignState) -> int:
-    return len({(r.array, r.element) for r in state.runs if r.status in slurm.ACTIVE})
+    return len({(r.array, r.element) for r in state.runs if r.status in ACTIVE})
 
 
 def _check_place(folder: CampaignFolder, plan: Plan) -> None:

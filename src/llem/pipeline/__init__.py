@@ -1,7 +1,7 @@
 """The library behind the commands: each stage of a campaign as one call on its folder.
 
-    plan_campaign -> run_campaign (submit, wait) -> finish (aggregate -> fit -> report)
-                          ^------ refine_campaign <------'
+    calibrate -> plan_campaign -> run_campaign (submit, wait) -> finish (aggregate -> fit -> report)
+                                       ^------ refine_campaign <------'
 
 This is the one package that joins the floors below; the command line calls it and prints. Names
 load on first use: to fit a table takes nothing of what plans and runs a campaign.
@@ -13,6 +13,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from llem.pipeline.calibration import (
+        Calibrated,
+        calibrate,
+        plan_calibration,
+        reduce_calibration,
+        run_calibration,
+    )
     from llem.pipeline.campaigns import (
         OBSERVATIONS_FILE,
         Planned,
@@ -33,6 +40,7 @@ if TYPE_CHECKING:
     from llem.pipeline.table import Table, TableError, read_table
 
 _HOME = {
+    "Calibrated": "calibration",
     "EdgeMinimaError": "slices",
     "FIT_FILE": "fitting",
     "Finished": "finishing",
@@ -41,15 +49,19 @@ _HOME = {
     "Table": "table",
     "TableError": "table",
     "aggregate_campaign": "campaigns",
+    "calibrate": "calibration",
     "compare_observations": "fitting",
     "finish": "finishing",
     "fit_campaign": "fitting",
     "fit_observations": "fitting",
+    "plan_calibration": "calibration",
     "plan_campaign": "campaigns",
     "read_table": "table",
+    "reduce_calibration": "calibration",
     "refine_campaign": "refining",
     "report_campaign": "finishing",
     "resolve_data": "campaigns",
+    "run_calibration": "calibration",
     "run_campaign": "campaigns",
     "wave_is_due": "refining",
 }
@@ -57,21 +69,26 @@ _HOME = {
 __all__ = [
     "FIT_FILE",
     "OBSERVATIONS_FILE",
+    "Calibrated",
     "EdgeMinimaError",
     "Finished",
     "Planned",
     "Table",
     "TableError",
     "aggregate_campaign",
+    "calibrate",
     "compare_observations",
     "finish",
     "fit_campaign",
     "fit_observations",
+    "plan_calibration",
     "plan_campaign",
     "read_table",
+    "reduce_calibration",
     "refine_campaign",
     "report_campaign",
     "resolve_data",
+    "run_calibration",
     "run_campaign",
     "wave_is_due",
 ]

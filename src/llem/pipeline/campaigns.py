@@ -22,7 +22,16 @@ from llem.cluster import (
     submit_and_wait,
 )
 from llem.errors import Fault, InputError, LlemError
-from llem.planning import ClusterLimits, OwnModel, Plan, make_plan, write_python_sources
+from llem.planning import (
+    Calibration,
+    ClusterLimits,
+    OwnModel,
+    Plan,
+    load_calibration,
+    make_plan,
+    write_python_sources,
+)
+from llem.report.plan import render_plan_page
 
 if TYPE_CHECKING:
     from llem.campaign import Campaign
@@ -53,12 +62,16 @@ def plan_campaign(
     ask_cluster: bool = False,
     replace_old: bool = False,
     write: bool = True,
+    calibration: str | Path | None = None,
+    change: Callable[[Plan], Plan] | None = None,
 ) -> Planned:
     """Plan `campaign` into the folder `out`; a second identical call changes nothing.
 
     `base` is the folder that a relative `data.path` starts from. `runs` asks for so many runs;
     with `ask_cluster` the scheduler here is asked for its limits, which the plan keeps. With
-    `write=False` nothing is written. Raises InputError, BudgetError.
+    `write=False` nothing is written. `calibration` is the folder or file of `llem calibrate` that
+    the figures rest on, in place of the campaign's. `change` makes another plan of it before it is
+    written. Raises InputError, BudgetError.
     """
     folder = CampaignFolder(Path(out))
     with tempfile.TemporaryDirectory(prefix="llem-plan-") as scratch:
@@ -68,8 +81,17 @@ def plan_campaign(
     code: dict[str, str] = {}
     if campaign.model.family == "custom":
         own, code = own_model(campaign, Path(base).resolve())
-    limits = limits_of(site_of(campaign)) if ask_cluster else None
-    plan = make_plan(campaign, budget=budget, data=data, own=own, runs=runs, limits=limits)
+    site = site_of(campaign)
+    limits = limits_of(site) if ask_cluster else None
+    found = calibration_of(campaign, site, base=Path(base), given=calibration)
+    measured = [found.measured(site)] if found is not None else []
+    plan = make_plan(
+        campaign, budget=budget, data=data, own=own, runs=runs, limits=limits, measured=measured
+    )
+    if found is not None:
+        plan = replace(plan, warnings=(*plan.warnings, *found.warnings(site, plan.runs)))
+    if change is not None:
+        plan = change(plan)
     if write and not replace_old and (grown := _grown(folder, plan)) is not None:
         return Planned(grown, folder, changed=False)
     files = render_files(plan, image_digest=image_digest(plan))
@@ -77,6 +99,7 @@ def plan_campaign(
     if write:
         paths = {folder.jobs / name: text for name, text in files.items()}
         paths |= {folder.root / name: text for name, text in code.items()}
+        paths[folder.plan_page] = render_plan_page(by_cell(plan))
         changed = folder.write_plan(plan, paths, replace=replace_old)
     return Planned(plan, folder, changed)
 
@@ -91,9 +114,31 @@ def _grown(folder: CampaignFolder, plan: Plan) -> Plan | None:
     return None
 
 
+def calibration_of(
+    campaign: Campaign, site: Site, *, base: Path, given: str | Path | None = None
+) -> Calibration | None:
+    """The calibration that was given, else the campaign's (relative to `base`), if there is one.
+
+    Raises InputError where it cannot be read, or is another device's or precision's.
+    """
+    if given is None and campaign.calibration is not None:
+        given = base / Path(campaign.calibration).expanduser()
+    if given is None:
+        return None
+    found = load_calibration(given)
+    found.check(site, campaign.training.precision, source=str(given))
+    return found
+
+
 def limits_of(site: Site) -> ClusterLimits | None:
     """What the scheduler here allows on the site's partition; None where there is no scheduler."""
     return ask_limits(site.partition) if site.executor == "slurm" else None
+
+
+def by_cell(plan: Plan) -> dict[str, Any]:
+    """plan.json with `cells` for its runs: one run of each cell, and the `run_ids` of all seeds."""
+    cells = [{**some.run.to_dict(), "run_ids": some.run_ids} for some in plan.runs.replicates]
+    return {**plan.head(), "arrays": [vars(array) for array in plan.arrays], "cells": cells}
 
 
 def resolve_data(campaign: Campaign, root: Path, *, base: Path) -> TokenData:
@@ -127,12 +172,12 @@ def resolve_data(campaign: Campaign, root: Path, *, base: Path) -> TokenData:
 
 def image_digest(plan: Plan) -> str:
     """`sha256:...` of the site's image file where it can be read here, else empty."""
-    container = plan.site.container
-    if container is None or not Path(container.image).is_file():
+    image = plan.site.image
+    if image is None or not Path(image).is_file():
         return ""
     from llem.cluster.image import digest
 
-    return f"sha256:{digest(Path(container.image))}"
+    return f"sha256:{digest(Path(image))}"
 
 
 def own_model(campaign: Campaign, base: Path) -> tuple[OwnModel, dict[str, str]]:

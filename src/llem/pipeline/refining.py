@@ -9,11 +9,13 @@ from llem.cluster import render_files
 from llem.pipeline.campaigns import (
     Planned,
     aggregate_campaign,
+    by_cell,
     image_digest,
     limits_of,
     own_model,
 )
-from llem.planning import measured_from_runs, refine_plan
+from llem.planning import measured_from_observations, refine_plan
+from llem.report.plan import render_plan_page
 
 if TYPE_CHECKING:
     from llem.campaign import Budget
@@ -42,10 +44,7 @@ def refine_campaign(
         if plan.campaign.model.family == "custom":
             own, _ = own_model(plan.campaign, (folder.root / "code").resolve())
         completed = [row for row in rows if row["status"] == "completed"]
-        seen = measured_from_runs(
-            [(r["flops"], r["gpu_seconds"], r["energy_j"]) for r in completed],
-            peak_flops=plan.device.peak_flops,
-        )
+        seen = measured_from_observations(completed, peak_flops=plan.device.peak_flops)
         grown = refine_plan(
             plan, rows, budget=budget, runs=runs, own=own,
             limits=limits_of(plan.site) if ask_cluster else None,
@@ -55,6 +54,7 @@ def refine_campaign(
             wave = grown.waves[-1].number
             files = render_files(grown, image_digest=image_digest(grown), wave=wave)
             paths = {folder.jobs / name: text for name, text in files.items()}
+            paths[folder.plan_page] = render_plan_page(by_cell(grown))
             folder.write_plan(grown, paths, replace=True)
     return Planned(grown, folder, changed=write)
 

@@ -7,12 +7,13 @@ MI250X is counted per die, as SLURM and ROCm count it. The CPU row is one core o
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from llem.campaign import Site
 from llem.errors import Fault, InputError, did_you_mean
+from llem.planning.steptime import StepTime, fit_steps
 
 # A well-kept training code reaches 25 to 50 % of the peak, far less at small sizes, and a board
 # draws 70 to 100 % of its rated power in training: a prior, until the site has been measured.
@@ -22,6 +23,10 @@ PRIOR_POWER_ERROR = 0.2
 SITE_ERROR = 0.15
 # No fewer than this: another model and another node are never quite the one measured.
 LEAST_ERROR = 0.03
+# Where no meter is, power is a model of how busy the processors are: good to a factor.
+MODEL_POWER_ERROR = 0.5
+# How an energy was found (`llem.records`), of those that are measurements.
+MEASURED_QUALITIES = frozenset({"counter", "integral"})
 
 
 @dataclass(frozen=True)
@@ -29,8 +34,8 @@ class Accelerator:
     """One device: peak FLOP/s, memory in bytes, board power in watts, and a prior utilisation.
 
     `utilisation` is the share of the peak that training is expected to reach (MFU) and
-    `step_overhead_s` what an optimiser step costs however small the model is. The `_error` of
-    each is one standard error of its logarithm.
+    `step_overhead_s` what a micro-step costs however small the model is. The `_error` of each is
+    one standard error of its logarithm, `time_error` that of the hours which follow from both.
     """
 
     name: str
@@ -43,13 +48,22 @@ class Accelerator:
     utilisation_error: float = PRIOR_UTILISATION_ERROR
     power_error: float = PRIOR_POWER_ERROR
     power_source: str = "prior: board power"
+    time_error: float = PRIOR_UTILISATION_ERROR
+
+    @property
+    def cpu(self) -> bool:
+        """Whether ranks compute on the CPU, where memory is used otherwise."""
+        return self.name == "cpu"
 
 
 @dataclass(frozen=True)
 class Measured:
     """What trainings on the site itself have shown: utilisation (MFU) and watts per device.
 
-    `error` is one standard error of each logarithm; NaN where a quantity was not measured.
+    `step_overhead_s` belongs to that utilisation; `startup_s` is from the start of an element to
+    the first step. The `_error` of each is one standard error of its logarithm, `time_error` that
+    of the hours. NaN where a quantity was not measured. `power_quality` is how the energy behind
+    the power was found, as records call it.
     """
 
     kind: Literal["calibration", "records"]
@@ -58,6 +72,10 @@ class Measured:
     power_w: float = math.nan
     power_error: float = math.nan
     detail: str = ""
+    step_overhead_s: float = math.nan
+    startup_s: float = math.nan
+    time_error: float = math.nan
+    power_quality: str = "counter"
 
 
 ACCELERATORS: dict[str, Accelerator] = {
@@ -65,6 +83,8 @@ ACCELERATORS: dict[str, Accelerator] = {
     for a in (
         Accelerator("V100", 125e12, 32e9, 300),
         Accelerator("A100-40GB", 312e12, 40e9, 400),
+        # CINECA's own A100: its FP64 peak (309 PFLOP/s over 13824 boards) times the A100's 16.
+        Accelerator("A100-64GB", 358e12, 64e9, 400),
         Accelerator("A100-80GB", 312e12, 80e9, 400),
         Accelerator("L40S", 362e12, 48e9, 350),
         Accelerator("H100", 989e12, 80e9, 700),
@@ -110,12 +130,67 @@ def accelerator_of(site: Site, measured: Sequence[Measured] = ()) -> Accelerator
         utilisation_error=SITE_ERROR if site.utilisation else known.utilisation_error,
         power_error=SITE_ERROR if gpu.power_w else known.power_error,
         power_source="from the site" if gpu.power_w else known.power_source,
+        time_error=SITE_ERROR if site.utilisation else known.time_error,
     )
     for kind in ("records", "calibration"):
         for item in measured:
             if item.kind == kind:
-                device = _with(device, item)
+                device = _with(device, item, given_power=gpu.power_w is not None)
     return device
+
+
+def site_as_measured(site: Site, measured: Sequence[Measured]) -> Site:
+    """The site with the start of an element as it was measured, where it was."""
+    known = [m.startup_s for m in measured if m.startup_s >= 0]
+    return site.model_copy(update={"startup_s": known[-1]}) if known else site
+
+
+def measured_from_observations(
+    rows: Iterable[Mapping[str, Any]], *, peak_flops: float
+) -> Measured | None:
+    """Utilisation, overhead and power from rows of observations.csv: `flops`, `gpu_seconds`,
+    `steps_seen`, `expected_ranks`, `energy_j` and `energy_quality` of each.
+
+    The overhead is that of a whole step, evaluations and the start of a run included, since rows
+    know no micro-steps. A row without energy still counts for time. None without a row that took
+    any time; `peak_flops` is one device's.
+    """
+    known = [
+        (flops, seconds, row)
+        for row in rows
+        if (flops := _number(row, "flops")) > 0 and (seconds := _number(row, "gpu_seconds")) > 0
+    ]
+    runs = [(f, s, _number(row, "energy_j")) for f, s, row in known]
+    found = measured_from_runs(runs, peak_flops=peak_flops)
+    if found is None:
+        return None
+    with_energy = {str(row.get("energy_quality", "none")) for _, _, row in known
+                   if _number(row, "energy_j") > 0}  # fmt: skip
+    found = replace(found, power_quality=worst_of(with_energy))
+    times = [
+        StepTime(f / steps / ranks / peak_flops, 1.0, s / steps / ranks)
+        for f, s, row in known
+        if (steps := _number(row, "steps_seen")) > 0
+        and (ranks := _number(row, "expected_ranks")) > 0
+    ]
+    if len(times) < len(known):
+        return found
+    law = fit_steps(times, utilisation=found.utilisation)
+    if not law.utilisation > 0 or not law.step_overhead_s > 0:
+        return found
+    return replace(
+        found, utilisation=law.utilisation, utilisation_error=law.utilisation_error,
+        step_overhead_s=law.step_overhead_s, time_error=law.time_error,
+    )  # fmt: skip
+
+
+def worst_of(qualities: Iterable[str]) -> str:
+    """`counter` or `integral` where all are measured, `model` where one is a model, else `none`."""
+    found = set(qualities)
+    for quality in ("none", "model", "integral", "counter"):
+        if quality in found:
+            return quality
+    return "none"
 
 
 def measured_from_runs(
@@ -124,19 +199,23 @@ def measured_from_runs(
     """Utilisation and power from runs that were made: (FLOPs, device-seconds, joules) of each.
 
     The mean is weighted by device-seconds, since that is what a plan sums up; its error is that
-    of a weighted mean. Joules may be NaN. None without a run that took any time.
+    of a weighted mean. It holds what steps cost whatever their size, so that no overhead is left.
+    Joules may be NaN. None without a run that took any time.
     """
     rows = [(f, s, j) for f, s, j in runs if f > 0 and s > 0]
     if not rows:
         return None
-    rate, rate_error = _weighted([(f / s, s) for f, s, _ in rows])
-    power, power_error = _weighted([(j / s, s) for _, s, j in rows if j > 0])
+    rate, rate_error = weighted_mean([(f / s, s) for f, s, _ in rows])
+    power, power_error = weighted_mean([(j / s, s) for _, s, j in rows if j > 0])
     text = f"{len(rows)} run{'s' if len(rows) > 1 else ''} of earlier waves"
-    return Measured("records", rate / peak_flops, rate_error, power, power_error, text)
+    return Measured(
+        "records", rate / peak_flops, rate_error, power, power_error, text,
+        step_overhead_s=0.0, time_error=rate_error,
+    )  # fmt: skip
 
 
-def _weighted(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Weighted mean and the relative standard error of it; NaN without a value."""
+def weighted_mean(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Mean of (value, weight) pairs and its relative standard error; NaN without a value."""
     total = sum(w for _, w in pairs)
     if not total:
         return math.nan, math.nan
@@ -147,20 +226,63 @@ def _weighted(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
     return mean, max(LEAST_ERROR, math.sqrt(square * len(pairs) / (len(pairs) - 1)) / mean)
 
 
-def _with(device: Accelerator, measured: Measured) -> Accelerator:
-    text = f"measured: {measured.kind}" + (f", {measured.detail}" if measured.detail else "")
+def device_since(device: Accelerator, measured: Sequence[Measured], *, site: Site) -> Accelerator:
+    """A plan's device with what its runs have shown since; a calibration stands above records."""
+    if device.source.startswith("measured: calibration"):
+        return device
+    for item in measured:
+        device = _with(device, item, given_power=site.gpu.power_w is not None)
+    return device
+
+
+def _with(device: Accelerator, measured: Measured, *, given_power: bool) -> Accelerator:
+    of = f"{measured.kind} of {measured.detail}" if measured.detail else measured.kind
     if measured.utilisation > 0:
+        error = max(LEAST_ERROR, measured.utilisation_error)
         device = replace(
             device,
             utilisation=measured.utilisation,
-            utilisation_error=max(LEAST_ERROR, measured.utilisation_error),
-            source=text,
+            utilisation_error=error,
+            time_error=_at_least(LEAST_ERROR, measured.time_error, error),
+            source=f"measured: {of}",
         )
-    if measured.power_w > 0:
-        device = replace(
+    if measured.step_overhead_s >= 0:
+        device = replace(device, step_overhead_s=measured.step_overhead_s)
+        if not measured.utilisation > 0:
+            # Overhead hid the work, and is what the hours rest on.
+            device = replace(
+                device,
+                time_error=_at_least(LEAST_ERROR, measured.time_error, device.time_error),
+                source=f"{device.source}; overhead measured: {of}",
+            )
+    if not measured.power_w > 0:
+        return device
+    if measured.power_quality in MEASURED_QUALITIES:
+        return replace(
             device,
             power_w=measured.power_w,
             power_error=max(LEAST_ERROR, measured.power_error),
-            power_source=text,
+            power_source=f"measured: {of}",
         )
-    return device
+    # An estimate is no measurement: what the site says of its own boards stands above it.
+    if given_power:
+        return device
+    return replace(
+        device,
+        power_w=measured.power_w,
+        power_error=max(MODEL_POWER_ERROR, measured.power_error),
+        power_source=f"estimated by a model, not measured: {of}",
+    )
+
+
+def _at_least(least: float, value: float, otherwise: float) -> float:
+    return max(least, value) if math.isfinite(value) else otherwise
+
+
+def _number(row: Mapping[str, Any], name: str) -> float:
+    """A cell as a number, NaN where there is none."""
+    value = row.get(name)
+    try:
+        return math.nan if value in (None, "") else float(value)
+    except (TypeError, ValueError):
+        return math.nan

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 from llem.campaign.architecture import Decoder
 
@@ -25,14 +26,11 @@ def nearest_decoder(
     Width and depth are taken from a grid; the MLP's width then closes the gap, in multiples that
     matrix units like. None where no shape comes near enough (a vocabulary too large for N).
     """
-    best: tuple[float, int, int, int] | None = None
     tables = (1 if tied_embeddings else 2) * vocabulary
-    for miss, layers, width, mlp in _candidates(float(params), tables, head_size):
-        if best is None or miss < best[0]:
-            best = (miss, layers, width, mlp)
-    if best is None:
+    found = _best_shape(float(params), _widths(tables, head_size))
+    if found is None:
         return None
-    _, layers, width, mlp = best
+    layers, width, mlp = found
     return Decoder(
         layers=layers, width=width, heads=width // (head_size or _head_size(width)), mlp_width=mlp,
         vocabulary=vocabulary, context=context, tied_embeddings=tied_embeddings,
@@ -47,36 +45,86 @@ def smallest_params(*, vocabulary: int, context: int, tied_embeddings: bool) -> 
     ).params  # fmt: skip
 
 
-def _candidates(
-    params: float, tables: int, head_size: int | None
-) -> Iterator[tuple[float, int, int, int]]:
-    """(distance, layers, width, MLP width) of shapes within the tolerance, cheaply counted.
+def _best_shape(params: float, widths: Sequence[_Width]) -> tuple[int, int, int] | None:
+    """Layers, width and MLP width within the tolerance; the best-proportioned of those."""
+    best, found = math.inf, None
+    for row in widths:
+        if not row.lightest < params < row.heaviest:
+            continue
+        rest = params - row.fixed
+        # Only depths at which the MLP's width can come out within its range, give or take one.
+        least = max(row.fewest, math.floor(rest / row.high) - 1)
+        most = min(row.most, math.ceil(rest / row.low) + 1)
+        for layers in range(least, most + 1):
+            depth = abs(math.log(layers / row.preferred))
+            # A plan looks at some ten thousand shapes: what cannot be the best goes unmeasured.
+            if depth >= best:
+                continue
+            # params = tables + layers * (4 w^2 + 3 w m + 2 w) + w, solved for the MLP's width m
+            free = rest / layers - row.block
+            mlp = max(row.multiple, row.multiple * round(free / row.step))
+            ratio = mlp / row.width
+            if not MLP_RATIO_RANGE[0] <= ratio <= MLP_RATIO_RANGE[1]:
+                continue
+            made = row.fixed + layers * (row.block + 3 * row.width * mlp)
+            miss = abs(math.log(made / params))
+            if miss <= TOLERANCE:
+                shape = depth + abs(math.log(ratio / MLP_RATIO))
+                if miss + shape < best:
+                    best, found = miss + shape, (layers, row.width, mlp)
+    return found
 
-    `tables` is the number of embedding rows, of one or two tables.
+
+class _Width(NamedTuple):
+    """What all shapes of a width share.
+
+    fixed: parameters besides the layers. block: of a layer without its MLP; low and high: of one
+    with it, at both ends of the MLP's range. step: by which the MLP's multiple changes a layer.
+    preferred, fewest, most: layers. lightest, heaviest: parameters between which there are shapes.
     """
-    for width in _widths():
+
+    width: int
+    fixed: int
+    block: int
+    low: float
+    high: float
+    multiple: int
+    step: int
+    preferred: float
+    fewest: int
+    most: int
+    lightest: float
+    heaviest: float
+
+
+@lru_cache
+def _widths(tables: int, head_size: int | None) -> tuple[_Width, ...]:
+    """Every width that heads divide, narrowest first. `tables` is the number of embedding rows."""
+    tiny = (16, 24, 32, 48)
+    small = range(64, 128, 16)
+    middle = range(128, 512, 32)
+    large = range(512, 2048, 64)
+    wide = range(2048, 32768 + 1, 256)
+    rows = []
+    for width in (*tiny, *small, *middle, *large, *wide):
         if width % (head_size or _head_size(width)):
             continue
-        fixed = tables * width + width
-        if fixed - width + 12 * width * width > 1.5 * params and width > 16:
-            return
-        preferred = DEPTH_COEFFICIENT * math.sqrt(width)
         block = 4 * width * width + 2 * width
-        multiple = 4 if width < 64 else 8 if width < 256 else 64 if width < 2048 else 256
-        # Only depths at which the MLP's width can come out within its range, give or take one.
         low, high = (block + 3 * width * width * ratio for ratio in MLP_RATIO_RANGE)
-        least = max(2, math.floor(0.6 * preferred), math.floor((params - fixed) / high) - 1)
-        most = min(math.ceil(1.7 * preferred), math.ceil((params - fixed) / low) + 1)
-        for layers in range(least, most + 1):
-            # params = tables + layers * (4 w^2 + 3 w m + 2 w) + w, solved for the MLP's width m
-            free = (params - fixed) / layers - block
-            mlp = max(multiple, multiple * round(free / (3 * width * multiple)))
-            if not MLP_RATIO_RANGE[0] <= mlp / width <= MLP_RATIO_RANGE[1]:
-                continue
-            miss = abs(math.log((fixed + layers * (block + 3 * width * mlp)) / params))
-            if miss <= TOLERANCE:
-                shape = abs(math.log(layers / preferred)) + abs(math.log(mlp / width / MLP_RATIO))
-                yield miss + shape, layers, width, mlp
+        multiple = 4 if width < 64 else 8 if width < 256 else 64 if width < 2048 else 256
+        preferred = DEPTH_COEFFICIENT * math.sqrt(width)
+        fixed = tables * width + width
+        fewest, most = max(2, math.floor(0.6 * preferred)), math.ceil(1.7 * preferred)
+        # A model is given a width only where two thirds of the usual 12 w^2 of one layer fit.
+        usual = (tables * width + 12 * width * width) / 1.5 if width > 16 else 0.0
+        rows.append(
+            _Width(
+                width=width, fixed=fixed, block=block, low=low, high=high, multiple=multiple,
+                step=3 * width * multiple, preferred=preferred, fewest=fewest, most=most,
+                lightest=max(usual, fixed + (fewest - 2) * low), heaviest=fixed + (most + 2) * high,
+            )
+        )  # fmt: skip
+    return tuple(rows)
 
 
 def _head_size(width: int) -> int:
@@ -88,13 +136,3 @@ def _head_size(width: int) -> int:
     if width < 512:
         return 32
     return 64 if width < 2048 else 128
-
-
-@lru_cache
-def _widths() -> tuple[int, ...]:
-    tiny = (16, 24, 32, 48)
-    small = range(64, 128, 16)
-    middle = range(128, 512, 32)
-    large = range(512, 2048, 64)
-    wide = range(2048, 32768 + 1, 256)
-    return (*tiny, *small, *middle, *large, *wide)

@@ -18,7 +18,7 @@ from llem.planning.arrays import ArrayJob, pack
 from llem.planning.cells import Bench, Dropped, OwnModel
 from llem.planning.fill import fill
 from llem.planning.grid import GridShape
-from llem.planning.hardware import Accelerator, Measured, accelerator_of
+from llem.planning.hardware import Accelerator, Measured, accelerator_of, site_as_measured
 from llem.planning.limits import ClusterLimits, narrowed
 from llem.planning.spend import spend, target_flops, uncertainty
 from llem.planning.waves import PROMISED, promise_of, promise_of_waves, wave_share
@@ -83,7 +83,7 @@ class Plan:
     @cached_property
     def by_id(self) -> dict[str, Run]:
         """Every run by its name."""
-        return {r.run_id: r for r in self.runs}
+        return dict(zip(self.runs.run_ids, self.runs, strict=True))
 
     @cached_property
     def totals(self) -> dict[str, float]:
@@ -201,6 +201,7 @@ def make_plan(
     site = site_of(campaign)
     if limits is not None:
         site = narrowed(site, limits)
+    site = site_as_measured(site, measured)
     device = accelerator_of(site, measured)
     bench = Bench(campaign=campaign, site=site, device=device, data=data, own=own)
     share = wave_share(1, campaign.waves)
@@ -286,6 +287,7 @@ def plan_warnings(
     )
     if least_s > LONG_S:
         found.append(f"all of it takes {least_s / LONG_S:.3g} years at least, on the whole site")
+    found += [f"site {site.name}: no `{key}`: {then}" for key, then in site.left_open()]
     elements = sum(len(a.elements) * a.segments for a in arrays)
     if site.limits.submit is not None and elements > site.limits.submit:
         found.append(

@@ -12,7 +12,7 @@ from llem.errors import Fault, InputError
 from llem.planning.arrays import pack
 from llem.planning.cells import Bench, OwnModel
 from llem.planning.fill import BudgetError
-from llem.planning.hardware import Measured, accelerator_of
+from llem.planning.hardware import Measured, device_since
 from llem.planning.limits import ClusterLimits, narrowed
 from llem.planning.plan import Plan, WavePlan, plan_warnings
 from llem.planning.spend import JOULES_PER_KWH, cost_of, money, target_flops
@@ -45,7 +45,9 @@ def refine_plan(
     share of what is left where the campaign asks for more waves, else all of it. A run that has not
     ended is counted at its expected cost, and as a run that will be observed.
 
-    Raises InputError where the runs so far carry no law, BudgetError where nothing is left.
+    `measured` is what the runs have shown of the device; a calibration that the plan rests on
+    stands above it. Raises InputError where the runs so far carry no law, BudgetError where
+    nothing is left.
     """
     budget = budget or plan.budget
     if budget.unit != plan.budget.unit:
@@ -54,7 +56,7 @@ def refine_plan(
     by_id = {str(row["run_id"]): row for row in rows}
     number = len(plan.waves) + 1
     site = narrowed(plan.site, limits) if limits is not None else plan.site
-    device = accelerator_of(site, measured)
+    device = device_since(plan.device, measured, site=site)
     bench = Bench(campaign=plan.campaign, site=site, device=device, data=plan.runs[0].data, own=own)
     spent = math.fsum(_spent(run, by_id.get(run.run_id), budget.unit, site) for run in plan.runs)
     left = budget.value - spent

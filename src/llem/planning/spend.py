@@ -75,16 +75,22 @@ def target_flops(target: Budget, site: Site, device: Accelerator) -> float:
 def uncertainty(device: Accelerator) -> dict[str, Any]:
     """How far what is spent may be off: one standard error of each logarithm, and the sources.
 
-    FLOPs are exact by construction; hours rest on the utilisation, energy on power as well.
+    FLOPs are exact by construction; hours rest on utilisation and overhead, energy on power too.
     """
     return {
         "uncertainty": {
             "flops": 0.0,
-            "gpu_hours": device.utilisation_error,
-            "energy_j": math.hypot(device.utilisation_error, device.power_error),
+            "gpu_hours": device.time_error,
+            "energy_j": math.hypot(device.time_error, device.power_error),
         },
         "source": {
-            "utilisation": f"{device.utilisation:.3g} of the peak: {device.source}",
-            "power": f"{device.power_w:.4g} W a device: {device.power_source}",
+            "utilisation": (
+                f"{device.utilisation:.3g} +- {device.utilisation_error:.0%} of the peak and "
+                f"{1e3 * device.step_overhead_s:.3g} ms a micro-step: {device.source}"
+            ),
+            "power": (
+                f"{device.power_w:.4g} W +- {device.power_error:.0%} a device: "
+                f"{device.power_source}"
+            ),
         },
     }

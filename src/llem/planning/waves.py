@@ -25,19 +25,22 @@ from llem.planning.design import (
     prior_laws,
     spread_of_laws,
 )
+from llem.planning.recipe import MIN_STEPS
 from llem.planning.trust import CONTRADICTED, lack_of_fit, near_optimum
 from llem.scaling import CHINCHILLA, FlopsModel
 
 FloatArray = NDArray[np.float64]
 
-# Candidates of a later wave: so many amounts of compute, and of tokens per parameter. With fewer, a
-# design errs more where exponents drift.
+# Candidates of a later wave: so many amounts of compute from the smallest run to the largest, and
+# so many ratios of tokens to parameters. With fewer, a design errs more where exponents drift.
 COMPUTE_STEPS = 21
 RATIO_STEPS = 34
 TOKENS_PER_PARAM = (0.2, 1e5)
-# From the largest run downwards, and no run that alone takes more than this share of what is left.
-SMALLEST_SHARE = 1 / 500
+# No run far below the smallest so far, none that alone takes more than this share of what is left,
+# and no ratio of tokens to parameters this many times beyond those seen.
+SMALLEST_SHARE = 0.3
 LARGEST_SHARE = 1 / 8
+RATIO_MARGIN = 3.0
 RESAMPLES = 300
 # Seeds of later waves do not meet those of earlier ones.
 SEED_STRIDE = 1000
@@ -226,10 +229,9 @@ def next_wave(
     """Spend `budget` (in `unit`) on the runs that tell most of log N* at the target.
 
     first_level: number of the lowest compute level of this wave. pending: runs that are paid for
-    and not observed yet: they will be. Candidates are models of the
-    campaign's family, or the values of the user's class, at amounts of compute below the largest
-    run so far, on no more tokens than the data have; near the optimum only, where the runs so far
-    contradict the law.
+    and not observed yet: they will be. Candidates are models of the campaign's family, or the
+    values of the user's class, on no more tokens than the data have; near the optimum only, where
+    the runs so far contradict the law.
     """
     candidates = _candidates(bench, learnt, budget=budget, unit=unit, first_level=first_level)
     if not candidates:
@@ -276,16 +278,30 @@ def runs_of_wave(bench: Bench, wave: NextWave, *, number: int) -> Runs:
 def _candidates(
     bench: Bench, learnt: Learnt, *, budget: float, unit: str, first_level: int
 ) -> list[Cell]:
-    largest = float(learnt.flops.max())
+    """Cells near what was observed: a law is only as good there as where it was seen to hold.
+
+    Upwards in compute the cost of a run is the limit.
+    """
+    smallest, largest = SMALLEST_SHARE * float(learnt.flops.min()), float(learnt.flops.max())
+    ratio = learnt.tokens / learnt.params
+    least, most = float(ratio.min()) / RATIO_MARGIN, float(ratio.max()) * RATIO_MARGIN
+    steps = math.log(largest / smallest) / (COMPUTE_STEPS - 1)
     found: dict[tuple[int, int], Cell] = {}
-    for step, flops in enumerate(np.geomspace(largest * SMALLEST_SHARE, largest, COMPUTE_STEPS)):
-        for model in _models(bench, float(flops)):
-            cell = bench.cell(first_level + step, model, float(flops))
+    level, beyond = first_level, True
+    while beyond:
+        flops = smallest * math.exp(steps * (level - first_level))
+        beyond = flops < largest
+        for model in _models(bench, flops):
+            cell = bench.cell(level, model, flops)
             if not isinstance(cell, Cell) or cell.tokens > bench.data.training_tokens:
+                continue
+            if not least <= cell.tokens / cell.model.params <= most or cell.steps < MIN_STEPS:
                 continue
             if bench.cost(cell, unit) > LARGEST_SHARE * budget:
                 continue
+            beyond = True
             found.setdefault((cell.model.params, cell.tokens), cell)
+        level += 1
     return list(found.values())
 
 

@@ -18,6 +18,7 @@ from llem.report import summary, tables
 from llem.report.plots import DARK, LIGHT, Plot, make_plots
 from llem.report.runs import FloatArray, Runs, gather, gather_columns
 from llem.report.tables import UNKNOWN, known, number
+from llem.report.templates import render
 
 TEMPLATE = "report.html.j2"
 QUALITIES = {
@@ -116,17 +117,9 @@ def render_page(
     fit_reason: str = "",
 ) -> str:
     """The page as text. Everything that came from a user is escaped by the template engine."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("llem.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     optima = tables.optimum_rows(fit) if fit else []
-    return environment.get_template(TEMPLATE).render(
+    return render(
+        TEMPLATE,
         title=title,
         lead=_together(_lead(fit, fit_reason)),
         further=[_together(text) for text in _further(fit)],

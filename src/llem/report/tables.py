@@ -113,6 +113,12 @@ def format_duration(seconds: Any) -> str:
     return format_hours(number(seconds) / 3600)
 
 
+def format_days(seconds: Any) -> str:
+    """A long duration from s: as `format_duration` up to four days, `15.7 d` beyond."""
+    days = number(seconds) / 86400
+    return format_duration(seconds) if not days >= 4 else f"{_grouped(days)} d"
+
+
 def _grouped(value: float) -> str:
     text = significant(value)
     return f"{float(text):,.0f}".replace(",", "\u202f") if value >= 1000 else text

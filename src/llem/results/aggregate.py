@@ -50,7 +50,7 @@ def aggregate(
     Raises InputError where `plan.json` cannot be read; nothing else in the folder is fatal.
     """
     folder = Path(campaign_dir)
-    plan = _read_plan(folder / "plan.json")
+    plan = read_plan(folder / "plan.json")
     options = LateOptions(
         pue=pue,
         idle_power_w=idle_power_w,
@@ -85,7 +85,7 @@ def aggregate(
     return Aggregation(observations=tuple(observations), problems=tuple(problems), options=options)
 
 
-def _read_plan(path: Path) -> Mapping[str, Any]:
+def read_plan(path: Path) -> Mapping[str, Any]:
     try:
         plan = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +57,25 @@ def attempt_folders(run_folder: Path) -> list[tuple[int, Path]]:
     return sorted(found)
 
 
-def read_attempt(number: int, folder: Path, *, run: Mapping[str, Any]) -> Attempt:
-    """Read all files of an attempt. Nothing in them is fatal: what is wrong becomes a problem."""
+def read_attempt(
+    number: int,
+    folder: Path,
+    *,
+    run: Mapping[str, Any],
+    window_ns: tuple[int, int] | None = None,
+) -> Attempt:
+    """Read all files of an attempt. Nothing in them is fatal: what is wrong becomes a problem.
+
+    `window_ns` on rank 0's monotonic clock takes the place of the end record's window.
+    """
     run_id = str(run["run_id"])
     problems: list[str] = []
     end = read_end(folder / "end.json", run_id=run_id)
     if isinstance(end, str):
         problems.append(end)
         end = None
+    if end is not None and window_ns is not None:
+        end = replace(end, t0_ns=window_ns[0], t1_ns=window_ns[1])
     rank_paths, node_paths = _files(folder, problems)
     ranks = read_ranks(rank_paths, run_id=run_id)
     problems += ranks.problems

@@ -1,7 +1,8 @@
 """What a rank does: build the model, read its share of the data, train, evaluate, record.
 
 Public: `start_world`, `World` (world), `train` (loop), `Outcome`, `Progress` (outcome),
-`build_model`, `count_params`, `load_class` (model), `find_checkpoint` (checkpoint),
+`build_model`, `count_params`, `load_class` (model), `find_checkpoint`,
+`delete_checkpoints` (checkpoint),
 `learning_rate` (schedule), `WindowOrder` (order). Only what is asked for is imported: torch comes
 with the first name that needs it.
 """
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 from llem.training.outcome import OnProgress, Outcome, Progress, ShouldStop
 
 if TYPE_CHECKING:
-    from llem.training.checkpoint import find_checkpoint
+    from llem.training.checkpoint import delete_checkpoints, find_checkpoint
     from llem.training.loop import train
     from llem.training.model import build_model, count_params, load_class
     from llem.training.order import WindowOrder
@@ -27,6 +28,7 @@ __all__ = [
     "World",
     "build_model",
     "count_params",
+    "delete_checkpoints",
     "find_checkpoint",
     "learning_rate",
     "load_class",
@@ -39,6 +41,7 @@ _LAZY = {
     "World": "world",
     "build_model": "model",
     "count_params": "model",
+    "delete_checkpoints": "checkpoint",
     "find_checkpoint": "checkpoint",
     "learning_rate": "schedule",
     "load_class": "model",

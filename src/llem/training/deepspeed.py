@@ -16,7 +16,7 @@ from torch import Tensor
 
 from llem.campaign import Run
 from llem.errors import LlemError
-from llem.training.data import Batch
+from llem.training.data import Batch, Tokens
 from llem.training.engine import adamw, free_memory, to_device, token_loss
 from llem.training.model import build_model
 from llem.training.world import World
@@ -49,6 +49,12 @@ def deepspeed_config(run: Run) -> dict[str, Any]:
         # Autocast over fp32 weights, as in the other engine; "bf16" would train bf16 weights.
         config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
     return config
+
+
+def import_deepspeed() -> None:
+    """Import accelerate and DeepSpeed, which takes seconds and some 200 MB."""
+    import accelerate.utils  # noqa: F401
+    import deepspeed  # noqa: F401
 
 
 class DeepSpeedEngine:
@@ -84,6 +90,8 @@ class DeepSpeedEngine:
             activation_checkpointing=run.layout.activation_checkpointing,
         )
         self._model, self._optimizer = self._accelerator.prepare(model, adamw(model, run.recipe))
+        # It would copy a script into each checkpoint, and fail rank 0 alone where the disk is full.
+        self._model._copy_recovery_script = lambda _folder: None
 
     def step(self, batch: Batch, lr: float) -> tuple[Tensor, Tensor]:
         for group in self._optimizer.param_groups:
@@ -92,13 +100,17 @@ class DeepSpeedEngine:
         total = torch.zeros((), device=device)
         for inputs, targets in zip(batch.inputs, batch.targets, strict=True):
             with self._accelerator.accumulate(self._model):
-                logits = self._model(to_device(inputs, device))
-                loss = token_loss(logits, to_device(targets, device))
+                loss = self._loss(inputs, targets)
                 total += loss.detach() / len(batch.inputs)
                 # Also steps the optimiser, after the last micro-batch.
                 self._accelerator.backward(loss)
         norm = self._model.get_global_grad_norm()
         return total, torch.as_tensor(norm, dtype=torch.float32, device=device)
+
+    def _loss(self, inputs: Tokens, targets: Tokens) -> Tensor:
+        # A function of its own, so that the logits are gone before the backward pass.
+        device = self._world.device
+        return token_loss(self._model(to_device(inputs, device)), to_device(targets, device))
 
     def logits(self, inputs: Tensor) -> Tensor:
         self._model.eval()
@@ -108,7 +120,24 @@ class DeepSpeedEngine:
         return logits
 
     def save(self, folder: Path) -> None:
-        self._model.save_checkpoint(str(folder), tag=_TAG, save_latest=False)
+        # DeepSpeed's ranks meet while they save: one whose disk is full must come to that meeting,
+        # or the others would wait for it, and tells of its failure afterwards.
+        writer = self._model.checkpoint_engine
+        write, faults = writer.save, []
+
+        def guarded(*arguments: Any, **options: Any) -> Any:
+            try:
+                return write(*arguments, **options)
+            except (OSError, RuntimeError) as error:
+                faults.append(error)
+
+        writer.save = guarded
+        try:
+            self._model.save_checkpoint(str(folder), tag=_TAG, save_latest=False)
+        finally:
+            del writer.save
+        if faults:
+            raise faults[0]
 
     def load(self, folder: Path) -> None:
         path, _ = self._model.load_checkpoint(str(folder), tag=_TAG)

@@ -14,11 +14,12 @@ import torch
 
 from llem.campaign import CustomModel, Run
 from llem.errors import Fault, InputError
-from llem.records import RecordWriter, host_meta, rank_writer
+from llem.records import host_meta
 from llem.training.checkpoint import (
     Checkpoint,
-    delete_checkpoints,
-    find_checkpoint,
+    CheckpointError,
+    delete_leftovers,
+    find_whole,
     load_checkpoint,
     save_checkpoint,
 )
@@ -26,8 +27,10 @@ from llem.training.data import Share, Windows, share_of, verify_content
 from llem.training.divergence import DivergenceWatch
 from llem.training.engine import Engine, TorchEngine
 from llem.training.evaluation import evaluate
+from llem.training.memory import PeakMemory, largest
 from llem.training.outcome import OnProgress, Outcome, Progress, ShouldStop, Status
 from llem.training.pulse import Beat, Pulse
+from llem.training.recording import Recording
 from llem.training.schedule import learning_rate, phase
 from llem.training.world import World, versions
 
@@ -43,13 +46,14 @@ def train(
     meta: Mapping[str, Any],
     progress: OnProgress | None = None,
     should_stop: ShouldStop | None = None,
-    keep_checkpoints: bool = False,
+    final_checkpoint: bool = False,
 ) -> Outcome:
     """Train `run` from its newest checkpoint to its end; called by every rank of `world`.
 
     Writes `attempt_dir/rank-*.h5`, with `meta` among its attributes. `should_stop` is asked after
     each step on every rank; where one has a reason, all write a checkpoint and return. Checkpoints
-    of a run that ended (completed or diverged) are deleted unless `keep_checkpoints`.
+    of a run that ended are the caller's to delete (`delete_checkpoints`), once its end is on disk;
+    `final_checkpoint` adds one after the last step.
 
     Raises InputError, on every rank, where data, model, layout or checkpoint do not fit the run.
     """
@@ -59,20 +63,28 @@ def train(
     world.first(lambda: verify_content(run))
     windows = Windows(run)
     world.first(lambda: attempt.mkdir(parents=True, exist_ok=True))
+    if run.layout.zero_stage:
+        from llem.training.deepspeed import import_deepspeed
+
+        # Before memory is measured: the libraries are no part of the run.
+        import_deepspeed()
+    memory = PeakMemory(world.device)
     engine = _build(run, world, attempt)
     try:
         path = attempt / f"rank-{world.rank:05d}.h5"
-        with rank_writer(path, meta={**_own_meta(run, world), **meta}) as record:
+        with Recording(path, meta={**_own_meta(run, world), **meta}, rank=world.rank) as record:
             record.event("energy", "e0_mj and e1_mj are NaN: the node's sampler reads the counters")
             trainer = _Trainer(
                 run=run,
                 world=world,
                 engine=engine,
+                memory=memory,
                 windows=windows,
                 share=share,
                 record=record,
+                attempt=attempt,
                 checkpoints=checkpoints,
-                keep_checkpoints=keep_checkpoints,
+                final_checkpoint=final_checkpoint,
                 progress=progress if world.main else None,
                 should_stop=should_stop,
             )
@@ -126,11 +138,13 @@ class _Trainer:
     run: Run
     world: World
     engine: Engine
+    memory: PeakMemory
     windows: Windows
     share: Share
-    record: RecordWriter
+    record: Recording
+    attempt: Path
     checkpoints: Path
-    keep_checkpoints: bool
+    final_checkpoint: bool
     progress: OnProgress | None
     should_stop: ShouldStop | None
 
@@ -146,6 +160,7 @@ class _Trainer:
         self.steps_t0_ns = self.steps_t1_ns = 0
         self.next_progress_ns = 0
         self.saved: Path | None = None
+        self.unsaved = ""
         # Of each step under way: rate, tokens, unique tokens.
         self.under_way: dict[int, tuple[float, int, int]] = {}
 
@@ -153,9 +168,14 @@ class _Trainer:
         resumed = self._resume()
         self._steps()
         status, reason, loss, loss_se = self._end()
+        peak = self.memory.read()
+        self.record.event("memory", peak.told())
+        peak_bytes, peak_reason = largest(peak, self.world)
         self.record.event(status, reason)
         self.record.stamp_clock()
-        self.world.barrier()
+        self.record.flush()
+        # Also a barrier: every rank has its result on disk when rank 0 tells the run's end.
+        problems = self.world.gather_text(self.record.problem or None)
         return Outcome(
             status=status,
             reason=reason,
@@ -169,17 +189,22 @@ class _Trainer:
             train_loss_last=self.last_loss,
             resumed_from=str(resumed.path) if resumed else None,
             checkpoint=str(self.saved) if self.saved else None,
+            record="; ".join(f"rank {i}: {text}" for i, text in enumerate(problems) if text),
             t0_ns=began_ns,
             t1_ns=time.monotonic_ns(),
             wall0_ns=wall_ns,
             wall1_ns=time.time_ns(),
             tokens_per_s=self._tokens_per_s(),
+            peak_memory_bytes=peak_bytes,
+            peak_memory_reason=peak_reason,
         )
 
     def _resume(self) -> Checkpoint | None:
-        found = self.world.first(lambda: find_checkpoint(self.checkpoints, run_id=self.run.run_id))
+        found = find_whole(self.checkpoints, world=self.world, run_id=self.run.run_id)
         for skipped in found.skipped:
             self.record.event("checkpoint-skipped", skipped)
+        if self.world.main:
+            delete_leftovers(self.checkpoints)
         checkpoint = found.checkpoint
         if checkpoint is None:
             return None
@@ -252,6 +277,7 @@ class _Trainer:
                         step=beat.step + 1,
                         steps=self.run.steps,
                         loss=beat.loss_all,
+                        start_step=self.start_step,
                         tokens_per_s=self._tokens_per_s(beat.step + 1),
                     )
                 )
@@ -264,30 +290,41 @@ class _Trainer:
         return steps * self.run.recipe.batch_tokens / (elapsed_ns / 1e9)
 
     def _save(self) -> None:
+        """Write a checkpoint; one that cannot be written costs what is lost without it, no more."""
         loop = {
             "watch": self.watch.state(),
             "first_loss": self.first_loss,
             "last_loss": self.last_loss,
         }
         t0_ns = time.monotonic_ns()
-        self.saved = save_checkpoint(
-            self.checkpoints,
-            engine=self.engine,
-            world=self.world,
-            run_id=self.run.run_id,
-            step=self.step,
-            loop=loop,
-        )
+        try:
+            self.saved = save_checkpoint(
+                self.checkpoints,
+                engine=self.engine,
+                world=self.world,
+                run_id=self.run.run_id,
+                attempt=self.attempt,
+                step=self.step,
+                loop=loop,
+            )
+        except CheckpointError as error:
+            self.unsaved = error.message
+            self.record.event("checkpoint-failed", f"after step {self.step}: {error.message}")
+            if self.world.main:
+                print(f"llem: no checkpoint after step {self.step}: {error.message}", flush=True)
+            return
+        self.unsaved = ""
         took_s = (time.monotonic_ns() - t0_ns) / 1e9
         self.record.event("checkpoint", f"after step {self.step}, in {took_s:.3f} s")
 
     def _end(self) -> tuple[Status, str, float, float]:
         if self.diverged:
-            self._forget_checkpoints()
             return "diverged", self.diverged, math.nan, math.nan
         if self.step < self.run.steps:
             reasons = self.world.gather_text(self.stop_reason)
             first = next((reason for reason in reasons if reason), "a rank was asked to stop")
+            if self.unsaved:
+                first += f"; its checkpoint could not be written: {self.unsaved}"
             return "interrupted", first, math.nan, math.nan
         t0_ns = time.monotonic_ns()
         found = evaluate(self.engine, self.windows, self.world)
@@ -297,20 +334,7 @@ class _Trainer:
                 "evals", (self.step, t0_ns, t1_ns, found.loss, found.loss_se, found.tokens)
             )
         if not math.isfinite(found.loss):
-            self._forget_checkpoints()
             return "diverged", f"the evaluation loss is {found.loss}", math.nan, math.nan
-        if self.keep_checkpoints:
+        if self.final_checkpoint:
             self._save()
-        else:
-            self._forget_checkpoints()
         return "completed", "", found.loss, found.loss_se
-
-    def _forget_checkpoints(self) -> None:
-        if self.keep_checkpoints:
-            return
-        self.saved = None
-        # Only when every rank has its result: a rank killed before could not resume.
-        self.record.flush()
-        self.world.barrier()
-        if self.world.main:
-            delete_checkpoints(self.checkpoints)

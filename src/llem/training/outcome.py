@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -16,9 +17,11 @@ class Outcome:
     `step` is the number of finished optimiser steps of `steps`, `start_step` where this attempt
     began (more than 0 after a resume, from the folder `resumed_from`). Losses are nats per token
     over all ranks; `loss` and its standard error `loss_se` are of the held-out windows and NaN
-    unless completed. `t*_ns` are CLOCK_MONOTONIC, `wall*_ns` the wall clock, at the attempt's
-    two ends; `tokens` are those of all steps so far, `tokens_per_s` the rate of this attempt's
-    steps from the start of its first to the end of its last.
+    unless completed. `record` says which ranks' records are incomplete and why. `t*_ns` are
+    CLOCK_MONOTONIC, `wall*_ns` the wall clock, at the attempt's two ends; `tokens` are those of
+    all steps so far, `tokens_per_s` the rate of this attempt's steps from the start of its first
+    to the end of its last. `peak_memory_bytes` is the largest of all ranks (see
+    `llem.training.memory`), NaN with a `peak_memory_reason` where unmeasurable.
     """
 
     status: Status
@@ -33,11 +36,14 @@ class Outcome:
     train_loss_last: float
     resumed_from: str | None
     checkpoint: str | None
+    record: str
     t0_ns: int
     t1_ns: int
     wall0_ns: int
     wall1_ns: int
     tokens_per_s: float
+    peak_memory_bytes: float = math.nan
+    peak_memory_reason: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -49,6 +55,7 @@ class Progress:
 
     step: int
     steps: int
+    start_step: int
     loss: float
     tokens_per_s: float
 

@@ -43,6 +43,10 @@ def test_each_command_has_help_with_an_example(name, capsys):
         (["measure", "--out", "x.h5"], "is missing"),
         (["image", "build", "--out", "x.sif", "--wheelhouse", "nowhere"], "not a folder"),
         (["doctor", "--site", "nowhere"], "no site profile"),
+        (["doctor", "--site", "lumi_g"], "did you mean 'lumi-g'?"),
+        (["doctor", "--site", "nowhere.yaml"], "no such file"),
+        (["doctor", "--job"], "has no scheduler"),
+        (["doctor", "--site", "frontier", "--job", "--nodes", "92"], "allows 1 to 91"),
     ],
 )
 def test_a_wrong_call_ends_with_status_2_and_says_what_to_do(
@@ -70,7 +74,7 @@ def test_plan_shows_what_will_run_and_what_it_costs(tmp_path):
     done = llem("plan", "--out", "c", "--dry-run", cwd=tmp_path)
     assert "20 runs" in done.stdout
     assert "expected:" in done.stdout
-    assert "figures rest on:" in done.stdout
+    assert "rests on:" in done.stdout
     assert list(tmp_path.iterdir()) == []
 
 
@@ -135,3 +139,34 @@ def test_measure_and_energy_tell_joules_with_their_quality(tmp_path):
 def test_measure_passes_on_the_status_of_what_it_measured(tmp_path):
     words = ["measure", "--out", "run.h5", "--", sys.executable, "-c", "raise SystemExit(7)"]
     assert llem(*words, cwd=tmp_path).returncode == 7
+
+
+def test_doctor_takes_a_site_a_campaign_file_or_a_folder_with_its_image(tmp_path, monkeypatch):
+    from llem.cli.doctor import named
+
+    image = tmp_path / "x.sif"
+    image.write_bytes(b"an image")
+    (tmp_path / "c.yaml").write_text(
+        "name: x\ntarget: 1e13\nbudget: 1e12\nmodel: {vocabulary: 256, context: 128}\n"
+        f"site: {{base: slurm, container: {{image: {image}}}}}\n"
+    )
+    assert llem("plan", "c.yaml", "--out", "c", cwd=tmp_path).returncode == 0
+    monkeypatch.chdir(tmp_path)
+    assert [named(text)[0].name for text in ("laptop", "c.yaml", "c")] == ["laptop"] + 2 * ["slurm"]
+    assert [named(text)[1][:7] for text in ("laptop", "c.yaml", "c")] == ["", "", "sha256:"]
+
+
+def test_doctor_tells_people_and_machines_the_same(tmp_path):
+    told = llem("doctor", "--json", cwd=tmp_path)
+    checks = json.loads(told.stdout)
+    assert told.returncode == (0 if checks["ok"] else 1)
+    shown = llem("doctor", cwd=tmp_path).stdout
+    for check in checks["checks"]:
+        assert f"[{check['state']:>4}] {check['name']}" in shown
+
+
+def test_init_names_what_only_the_user_knows_of_a_shipped_site(tmp_path):
+    assert llem("init", "--site", "lumi-g", cwd=tmp_path).returncode == 0
+    text = (tmp_path / "campaign.yaml").read_text()
+    assert "site: {base: lumi-g}" in text
+    assert "give here: account, container.image" in text

@@ -4,6 +4,7 @@ import io
 
 import pytest
 
+from llem.cli import main
 from llem.cli._command import confirm
 from llem.errors import InputError
 
@@ -38,3 +39,19 @@ def test_little_is_not_asked_about_and_yes_is_enough(monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO())
     confirm(100, what="12 runs", yes=False)
     confirm(1e6, what="12 runs", yes=True)
+
+
+def test_a_calibration_states_its_cost_and_asks_before_it_spends_much(
+    monkeypatch, tmp_path, capsys
+):
+    (tmp_path / "campaign.yaml").write_text(
+        "name: c\ntarget: 1e24 FLOP\nbudget: 1e5 GPUh\nmodel: {vocabulary: 32000, context: 2048}\n"
+        "site: {name: s, nodes: 64, gpus_per_node: 4, gpu: {name: H100}}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    assert main(["calibrate", "--out", "cal", "--steps", "2000"]) == 2
+    told = capsys.readouterr().err
+    assert "5 shapes of" in told and "2000 to 2000 steps each: about" in told
+    assert "add --yes" in told
+    assert not (tmp_path / "cal" / "jobs" / "submitted.json").exists()

@@ -5,6 +5,8 @@ import pytest
 from llem.campaign import TokenData, campaign_from
 from llem.planning import make_plan
 
+from .scheduler import Scheduler
+
 DATA = TokenData(path="data/python-sources.bin", dtype="uint8", tokens=10**7,
                  evaluation_tokens=65536, fingerprint="ab" * 16)  # fmt: skip
 
@@ -43,3 +45,11 @@ def make():
         return make_plan(campaign_from(values), data=DATA)
 
     return make
+
+
+@pytest.fixture
+def sbatch(tmp_path, monkeypatch):
+    """The calls of sbatch so far, as lists of words; squeue holds no job."""
+    scheduler = Scheduler(tmp_path / "bin")
+    monkeypatch.setenv("PATH", f"{scheduler.folder}:/usr/bin:/bin")
+    return scheduler

@@ -30,6 +30,15 @@ def test_an_identical_second_write_changes_nothing(planned):
     assert folder.load_plan().to_dict() == plan.to_dict()
 
 
+def test_where_writing_is_cut_off_there_is_no_plan(make, tmp_path):
+    folder = CampaignFolder(tmp_path / "c")
+    folder.root.mkdir()
+    (folder.root / "full").touch()
+    with pytest.raises(OSError, match="full"):
+        folder.write_plan(make(), {folder.root / "full" / "a.jsonl": "{}"})
+    assert not folder.plan_file.exists()
+
+
 def test_another_plan_is_not_put_in_its_place(planned, make):
     folder, _, _ = planned
     other = make(seeds=2)

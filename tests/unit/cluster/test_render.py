@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shlex
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +13,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llem.campaign import CustomModel, Replicates, Run
+from llem.campaign import CustomModel, Replicates, Run, load_site, site_names
 from llem.cluster.files import json_line
-from llem.cluster.render import render_array, render_files, render_finish, render_plan, run_texts
+from llem.cluster.plan_text import render_plan, run_texts
+from llem.cluster.render import (
+    render_array,
+    render_doctor,
+    render_files,
+    render_finish,
+)
 from llem.errors import InputError
 
 from .conftest import CLUSTER
@@ -26,6 +33,43 @@ def normal(script, plan):
     """A script without what changes from one version of llem or machine to the next."""
     script = re.sub(r"llem \d+\.\d+\.\S+ from", "llem VERSION from", script)
     return script.replace(plan.digest, "DIGEST").replace(shlex.quote(sys.executable), "PYTHON")
+
+
+# The sites that llem ships for real clusters, as their user would name them.
+SITES = sorted(set(site_names()) - {"laptop", "slurm"})
+
+
+@pytest.mark.parametrize("name", SITES)
+def test_the_script_for_each_shipped_site_is_the_one_that_was_reviewed(make, name):
+    plan = site_plan(make, name)
+    assert (
+        normal(render_array(plan, plan.arrays[0]), plan) == (GOLDEN / f"{name}.sbatch").read_text()
+    )
+
+
+def site_plan(make, name):
+    """A plan of two nodes for a shipped site, with what only its user knows."""
+    site = {"base": name, "account": "project_1"}
+    if load_site(name).container:
+        site["container"] = {"image": "/project/llem.sif"}
+    layout = {"nodes": 2, "gpus_per_node": load_site(name).gpus_per_node, "zero_stage": 1}
+    return make(site=site, layout=layout)
+
+
+def test_a_plan_for_a_site_tells_what_its_user_has_not_given(make):
+    told = [w for w in make(site="lumi-g").warnings if w.startswith("site lumi-g")]
+    assert [w.split("`")[1] for w in told] == ["account", "container.image"]
+
+
+@pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.sbatch")), ids=lambda p: p.stem)
+def test_bash_reads_every_script(path):
+    subprocess.run(["bash", "-n", path], check=True)
+
+
+def test_the_doctors_script_is_the_one_that_was_reviewed(make):
+    plan = make(site={**CLUSTER, "cpu_bind": "cores", "gpu_request": "gpus-per-task"})
+    script = render_doctor(plan.site, nodes=2)
+    assert normal(script, plan) == (GOLDEN / "doctor.sbatch").read_text()
 
 
 @pytest.mark.parametrize("kind", ["array", "finish", "array_bare"])
@@ -66,7 +110,7 @@ def test_a_run_is_written_as_json_would_write_it(make):
 
 def test_a_plan_is_written_as_json_would_write_it(make):
     plan = make(seeds=3)
-    again = json.loads(render_plan(plan))
+    again = json.loads("".join(render_plan(plan)))
     assert again == json.loads(json.dumps(plan.to_dict()))
     assert list(again) == list(plan.to_dict())
 
@@ -78,7 +122,9 @@ def test_rendering_twice_gives_the_same_files(make):
 WILD = st.text(st.sampled_from("ab1 .,:/-_%@\n\r\t'\"`$(){}[];&|<>\\!#*?~=\x00é\u2028"), min_size=1)
 
 # Every place of the site and the campaign where a user may type text.
-DIRECTIVES = ["partition", "account", "qos", "reservation", "constraint", "memory_per_node"]
+DIRECTIVES = [
+    "partition", "account", "qos", "reservation", "constraint", "memory_per_node", "exclude",
+]  # fmt: skip
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
@@ -133,6 +179,31 @@ def test_no_value_of_a_user_becomes_shell_code(make, place, text):
                 assert json.loads(text_of.splitlines()[0])["environment"] == {"A": text}
             elif len(text) > 3:
                 assert text not in text_of
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.sampled_from(["cpu_bind", "gpu_bind", "gpu_type", "extra", "flag"]), WILD)
+def test_no_value_that_binds_or_asks_becomes_shell_code(make, place, text):
+    def scripts(value):
+        given = {"extra": {"comment-x": value}, "flag": {value: True}}
+        site = {**CLUSTER, **({"extra": given[place]} if place in given else {place: value})}
+        files = render_files(make(site=site, grid={"levels": 1, "sizes": 1}))
+        return "".join(files[name] for name in sorted(files) if name.endswith(".sbatch"))
+
+    try:
+        script = scripts(text)
+    except InputError as error:
+        if not all(fault.path.startswith("site.") for fault in error.faults):
+            pytest.fail(f"refused without the path to the key: {error}")
+        return
+    # As one word, in the places where a plain word would stand, and nowhere else.
+    assert re.fullmatch(r"[A-Za-z0-9_.,:=+@%/\[\]*-]+", text)
+    plain = scripts("plain9word").splitlines()
+    exports = ("export SLURM_CPU_BIND", "export SLURM_GPU_BIND")
+    assert script.splitlines() == [
+        line.replace("plain9word", shlex.quote(text) if line.startswith(exports) else text)
+        for line in plain
+    ]
 
 
 def shell_skeleton(script):

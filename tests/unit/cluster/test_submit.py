@@ -1,13 +1,15 @@
 """Submitting, with a stand-in sbatch that answers job ids and notes how it was called."""
 
+import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from llem.cluster import CampaignFolder, Ledger, render_files, submit
-from llem.cluster.ledger import indices
+from llem.cluster.facts import parse_indices
 from llem.cluster.submit import resubmit
 from llem.errors import ClusterError
 
@@ -15,70 +17,11 @@ MANY = {"budget": "1e13", "grid": {"levels": 3, "sizes": 5, "runs": 40}}
 LONG = {"budget": "1e17", "layout": None, "grid": {"levels": 2, "sizes": 2}}
 
 
-# Notes every call. With `limit` it refuses an array that would make more jobs than that; with `die`
-# it kills whoever called it, once the job is made and before it has told its number.
-SBATCH = """\
-#!/bin/sh
-here=$(dirname "$0")
-array=$(echo "$*" | sed -n 's/.*--array=\\([^ %]*\\).*/\\1/p')
-[ -n "$array" ] || for script; do :; done
-[ -n "$array" ] || array=$(sed -n 's/^#SBATCH --array=\\([^ %]*\\).*/\\1/p' "$script")
-count=$(echo "${array:-0}" | tr , '\\n' |
-    awk -F- '{n += ($2 == "" ? 1 : $2 - $1 + 1)} END {print n}')
-held=$(cat "$here/held" 2>/dev/null || echo 0)
-if [ -e "$here/limit" ] && [ $((held + count)) -gt $(cat "$here/limit") ]; then
-    echo 'sbatch: error: AssocMaxSubmitJobLimit' >&2
-    echo 'sbatch: error: Batch job submission failed: Job violates accounting/QOS policy' >&2
-    exit 1
-fi
-echo $((held + count)) > "$here/held"
-echo "$*" >> "$here/calls"
-job=$(wc -l < "$here/calls")
-echo "$job|$(echo "$*" | sed -n 's/.*--comment=\\([^ ]*\\).*/\\1/p')" >> "$here/comments"
-[ ! -e "$here/die" ] || { rm "$here/die"; kill -9 $PPID; exit 1; }
-echo $job
-"""
-# With --name it tells comments, as for a look at what was submitted; it holds no element.
-SQUEUE = """\
-#!/bin/sh
-case "$*" in *--name=*) cat "$(dirname "$0")/comments" 2>/dev/null;; esac
-[ ! -e "$(dirname "$0")/down" ] || { echo 'slurm_load_jobs error: Unable to contact' >&2; exit 1; }
-"""
-
-
 # Of a submission that was cut off before sbatch was called.
 INTENT = """\
 {"name": "a", "job_name": "x", "mark": "0", "submitted_ns": 1, "plan": "", "elements": "0",
  "segment": 0, "round": 0}
 """
-
-
-class Scheduler:
-    """The stand-in: its folder of switches, and the calls of sbatch so far as lists of words."""
-
-    def __init__(self, folder):
-        self.folder = folder
-
-    def __call__(self):
-        calls = self.folder / "calls"
-        return [line.split() for line in calls.read_text().splitlines()] if calls.exists() else []
-
-    def set(self, name, value=""):
-        (self.folder / name).write_text(str(value))
-
-    def unset(self, name):
-        (self.folder / name).unlink()
-
-
-@pytest.fixture
-def sbatch(tmp_path, monkeypatch):
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    for name, text in {"sbatch": SBATCH, "squeue": SQUEUE}.items():
-        (programs / name).write_text(text)
-        (programs / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
-    return Scheduler(programs)
 
 
 def written(plan, root):
@@ -195,7 +138,7 @@ def test_what_finds_no_room_waits_and_the_same_call_submits_it_later(make, tmp_p
     assert [job.name for job in Ledger.read(folder).jobs].count("finish") == 1
     asked = [w for c in sbatch() for w in c if w.startswith("--array=")]
     assert all(word.endswith("%2") for word in asked)
-    assert all(len(indices(w[8:].partition("%")[0])) <= 8 for w in asked)
+    assert all(len(parse_indices(w[8:])) <= 8 for w in asked)
 
 
 def test_a_refusal_for_any_other_reason_is_an_error(planned, sbatch):
@@ -219,3 +162,21 @@ def test_submitting_again_what_is_missing_begins_a_new_chain(planned, sbatch):
     for call in again:
         first.setdefault(call[-1], call)
     assert not any("dependency" in word for call in first.values() for word in call)
+
+
+def test_what_a_job_needs_is_on_the_disk_before_it_is_submitted(planned, sbatch, monkeypatch):
+    """`llem plan` does not wait for the disk: scripts and manifests are forced to it here."""
+    folder, plan = planned
+    forced = []
+    fsync = os.fsync
+
+    def noting(number):
+        forced.append((Path(os.readlink(f"/proc/self/fd/{number}")).name, len(sbatch())))
+        fsync(number)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    submit(folder, plan)
+    for position, call in enumerate(sbatch()):
+        script = Path(call[-1])
+        assert (script.name, position) in forced
+        assert script.stem == "finish" or (f"{script.stem}.jsonl", position) in forced

@@ -7,6 +7,7 @@ import math
 import shutil
 import signal
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from llem.records import Phase, read_rank
 torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")
 
-from llem.training import Progress, find_checkpoint  # noqa: E402
+from llem.training import Progress, delete_checkpoints, find_checkpoint  # noqa: E402
 
 pytestmark = pytest.mark.train
 
@@ -65,7 +66,7 @@ def test_the_record_tells_every_step(make_run: MakeRun, train_alone: Train, tmp_
     expected = [Phase.WARMUP] * 5 + [Phase.TRAIN] * 10 + [Phase.DECAY] * 5
     assert steps["phase"].tolist() == expected
     assert np.isnan(steps["e0_mj"]).all()
-    assert [row["code"] for row in record.events] == [b"energy", b"completed"]
+    assert [row["code"] for row in record.events] == [b"energy", b"memory", b"completed"]
     (evaluation,) = record.evals
     assert evaluation["loss"] == outcome.loss
     assert evaluation["tokens"] == 256 * 32
@@ -113,7 +114,6 @@ def test_a_learning_rate_that_is_absurd_ends_as_diverged(
     assert record.closed
     assert record.events["code"][-1] == b"diverged"
     assert len(record.steps) == outcome.step
-    assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
 def test_progress_is_told_about_once_a_second(make_run: MakeRun, train_alone: Train) -> None:
@@ -163,16 +163,19 @@ class TestResume:
         assert (rest.loss, rest.loss_se) == (whole.loss, whole.loss_se)
         assert rest.train_loss_first == whole.train_loss_first
 
-    def test_a_finished_run_keeps_no_checkpoint_unless_told(
+    def test_a_finished_runs_checkpoints_are_left_to_the_caller(
         self, make_run: MakeRun, train_alone: Train, tmp_path: Path
     ) -> None:
+        """They may go only when the run's end is on disk, which is the caller's to write."""
         run = make_run(steps=6, checkpoint_steps=2)
-        assert train_alone(run, "a").checkpoint is None
+        first = train_alone(run, "a")
+        names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+        assert names == ["step-000000002", "step-000000004"]
+        again = train_alone(run, "b", final_checkpoint=True)
+        assert (again.start_step, again.loss) == (4, first.loss)
+        assert train_alone(run, "c").start_step == 6
+        delete_checkpoints(tmp_path / "checkpoints")
         assert list((tmp_path / "checkpoints").iterdir()) == []
-        kept = train_alone(run, "b", keep_checkpoints=True)
-        assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000000006"]
-        again = train_alone(run, "c")
-        assert (again.start_step, again.loss) == (6, kept.loss)
 
     def test_a_torn_checkpoint_is_skipped_and_named(
         self, make_run: MakeRun, train_alone: Train, tmp_path: Path
@@ -182,20 +185,48 @@ class TestResume:
         whole = train_alone(run, "whole")
         train_alone(run, "cut", should_stop=stop_after(10))
         good = checkpoints / "step-000000010"
-        for name in ("step-000000012", "step-000000014", "step-000000016", ".step-000000018.tmp"):
-            shutil.copytree(good, checkpoints / name)
+        for step in (12, 14, 16, 18, 20):
+            shutil.copytree(good, checkpoints / f"step-{step:09d}")
+        shutil.copytree(good, checkpoints / ".step-000000022.attempt-1.tmp")
         (checkpoints / "step-000000012" / "complete.json").unlink()
         (checkpoints / "step-000000014" / "state.pt").write_bytes(b"half of it")
         (checkpoints / "step-000000016" / "complete.json").write_text('{"run_id": "')
+        (checkpoints / "step-000000018" / "state.pt").unlink()
+        spoilt = checkpoints / "step-000000020" / "state.pt"
+        content = bytearray(spoilt.read_bytes())
+        content[len(content) // 2] ^= 1
+        spoilt.write_bytes(content)
         rest = train_alone(run, "rest")
         assert rest.resumed_from == str(good)
         assert rest.loss == whole.loss
         events = read_rank(tmp_path / "rest" / "rank-00000.h5").events
         said = [e["text"].decode() for e in events if e["code"] == b"checkpoint-skipped"]
-        assert len(said) == 4
-        assert ".step-000000018.tmp: it was never finished" in said[0]
+        assert len(said) == 6
+        assert ".step-000000022.attempt-1.tmp: it was never finished" in said[0]
+        assert "step-000000020: state.pt is not what was written" in said[1]
+        assert "step-000000018: state.pt is missing" in said
         assert "step-000000012: complete.json is missing" in said
         assert any("step-000000014: state.pt has 10 bytes of" in text for text in said)
+        assert not list(checkpoints.glob(".*"))
+
+    @pytest.mark.parametrize("damage", ["half", "missing", "byte"])
+    def test_where_the_newest_is_torn_the_one_before_it_is_taken(
+        self, make_run: MakeRun, train_alone: Train, tmp_path: Path, damage: str
+    ) -> None:
+        run = make_run(checkpoint_steps=4)
+        whole = train_alone(replace(run, checkpoint_steps=0), "whole")
+        cut = train_alone(run, "cut", should_stop=stop_after(10))
+        state = Path(cut.checkpoint, "state.pt")
+        content = bytearray(state.read_bytes())
+        if damage == "half":
+            state.write_bytes(content[: len(content) // 2])
+        elif damage == "missing":
+            state.unlink()
+        else:
+            content[-100] ^= 0x40
+            state.write_bytes(content)
+        rest = train_alone(run, "rest")
+        assert (rest.start_step, rest.loss) == (8, whole.loss)
 
     def test_a_checkpoint_of_another_run_is_not_taken(
         self, make_run: MakeRun, train_alone: Train, tmp_path: Path
@@ -205,25 +236,51 @@ class TestResume:
         assert found.checkpoint is None
         assert "it is of run" in found.skipped[0]
 
-    def test_only_the_last_checkpoint_is_kept(
+    def test_the_last_two_checkpoints_are_kept(
         self, make_run: MakeRun, train_alone: Train, tmp_path: Path
     ) -> None:
         seen: list[list[str]] = []
 
         def look() -> None:
-            seen.append(sorted(path.name for path in (tmp_path / "checkpoints").glob("*")))
+            seen.append(sorted(path.name[-1] for path in (tmp_path / "checkpoints").glob("*")))
 
-        train_alone(make_run(steps=9, checkpoint_steps=3), should_stop=look)
-        assert seen[4] == ["step-000000003"]
-        assert seen[7] == ["step-000000006"]
+        train_alone(make_run(steps=9, checkpoint_steps=2), should_stop=look)
+        assert seen == [[], [], ["2"], ["2"], ["2", "4"], ["2", "4"], ["4", "6"], ["4", "6"],
+                        ["6", "8"]]  # fmt: skip
+
+    def test_an_attempt_that_was_given_up_but_lives_leaves_the_later_ones_checkpoints_alone(
+        self, make_run: MakeRun, train_alone: Train, tmp_path: Path
+    ) -> None:
+        run = make_run(checkpoint_steps=4)
+        stop = stop_after(10)
+
+        def zombie() -> str | None:
+            # A later attempt begins, resumes and gets further, while this one goes on.
+            if stop() and not (tmp_path / "attempt-1").exists():
+                (tmp_path / "checkpoints" / "step-000000025").mkdir()
+                (tmp_path / "attempt-1").mkdir()
+            return None
+
+        outcome = train_alone(run, "attempt-0", should_stop=zombie)
+        events = read_rank(tmp_path / "attempt-0" / "rank-00000.h5").events
+        failed = [e["text"].decode() for e in events if e["code"] == b"checkpoint-failed"]
+        assert len(failed) == 5
+        assert "a later attempt has begun" in failed[0]
+        names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+        assert names == ["step-000000004", "step-000000008", "step-000000025"]
+        assert outcome.status == "completed"
 
     def test_a_checkpoint_with_unreadable_weights_is_an_error_with_a_remedy(
         self, make_run: MakeRun, train_alone: Train, tmp_path: Path
     ) -> None:
+        """Written so, by the word of its proof: starting anew is for a person to decide."""
         run = make_run()
         cut = train_alone(run, "cut", should_stop=stop_after(10))
-        state = Path(cut.checkpoint, "state.pt")
+        state, proof = Path(cut.checkpoint, "state.pt"), Path(cut.checkpoint, "complete.json")
         state.write_bytes(b"x" * state.stat().st_size)
+        values = json.loads(proof.read_text())
+        values["files"]["state.pt"]["crc32"] = zlib.crc32(state.read_bytes())
+        proof.write_text(json.dumps(values))
         with pytest.raises(LlemError, match="cannot be read") as caught:
             train_alone(run, "rest")
         assert "delete the folder" in str(caught.value.remedy)

@@ -1,6 +1,6 @@
 """One rank of the tests: executes the tasks of a job file and leaves the outcomes as JSON.
 
-A task is {name, run, attempt, checkpoints, stop: {step, rank} | null, keep}. `error` is in the
+A task is {name, run, attempt, checkpoints, stop: {step, rank} | null, final}. `error` is in the
 outcome's place where the run raised.
 """
 
@@ -30,7 +30,7 @@ def main(job_path: str, rank: int) -> None:
                 world=world,
                 meta={"attempt": 0},
                 should_stop=stop_at(task.get("stop"), rank),
-                keep_checkpoints=task.get("keep", False),
+                final_checkpoint=task.get("final", False),
             )
             outcomes[task["name"]] = outcome.to_dict()
         except LlemError as error:

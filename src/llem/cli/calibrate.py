@@ -1,0 +1,148 @@
+"""`llem calibrate`."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llem.campaign import format_duration, format_si
+from llem.cli._command import add_json, add_yes, note, option, print_json
+from llem.cli.plan import find_campaign
+
+if TYPE_CHECKING:
+    from llem.pipeline import Calibrated, Planned
+    from llem.planning import Calibration, ShapeFound
+
+EXAMPLE = """  llem calibrate campaign.yaml --out runs/calibration
+  llem plan campaign.yaml --calibration runs/calibration
+  llem calibrate campaign.yaml --out runs/calibration --shapes 8 --steps 100 --json"""
+
+LEFT_OUT_SHOWN = 3
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("campaign", nargs="?", type=Path, metavar="CAMPAIGN.yaml")
+    parser.add_argument("--out", type=Path, metavar="DIR",
+                        help="default: the campaign's name and -calibration")  # fmt: skip
+    parser.add_argument("--budget", help="overrides the campaign's: its plan gives the shapes")
+    parser.add_argument("--shapes", type=int, metavar="K", help="how many shapes; default: 5")
+    parser.add_argument("--steps", type=int, metavar="S",
+                        help="steps of each; default: 40, or as many as take 6 s")  # fmt: skip
+    parser.add_argument("--replace", action="store_true", help="put it in another one's place")
+    add_yes(parser)
+    add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from llem.campaign import parse_budget
+    from llem.cli._show import watching
+    from llem.cli.submit import confirm_spending, local_status
+    from llem.cluster import LocalOutcome
+    from llem.pipeline import plan_calibration, run_calibration
+    from llem.planning import SHAPES
+
+    campaign, base = find_campaign(args.campaign)
+    budget = option("--budget", parse_budget, args.budget) if args.budget else None
+    planned = plan_calibration(
+        campaign, out=args.out or Path(f"{campaign.name}-calibration"), base=base, budget=budget,
+        shapes=SHAPES if args.shapes is None else args.shapes, steps=args.steps,
+        replace_old=args.replace,
+    )  # fmt: skip
+    _tell_cost(planned)
+    confirm_spending(planned.folder, planned.plan, yes=args.yes)
+    with watching(planned.plan) as watch:
+        done = run_calibration(planned, watch=watch)
+    status = 0
+    if isinstance(done.outcome, LocalOutcome):
+        status = local_status(done.outcome, planned.folder, again="llem calibrate")
+    elif not done.outcome.settled:
+        note(f"not every shape came to an end: see `llem status {planned.folder.root}`")
+        status = 1
+    if done.calibration is not None:
+        _tell(done, done.calibration, as_json=args.json)
+    return status
+
+
+def _tell_cost(planned: Planned) -> None:
+    """What will be spent, before it is."""
+    plan = planned.plan
+    hours = plan.totals["gpu_hours"]
+    note(
+        f"{len(plan.runs)} shapes of {format_si(min(r.params for r in plan.runs))} to "
+        f"{format_si(max(r.params for r in plan.runs))} parameters, "
+        f"{min(r.steps for r in plan.runs)} to {max(r.steps for r in plan.runs)} steps each: about "
+        f"{format_si(hours)} GPU-hours, {format_si(plan.totals['energy_j'])}J, longest "
+        f"{format_duration(max(r.predicted.duration_s for r in plan.runs) + plan.site.startup_s)}"
+    )
+    if plan.dropped:
+        shown = "; ".join(dropped.reason for dropped in plan.dropped[:LEFT_OUT_SHOWN])
+        more = len(plan.dropped) - LEFT_OUT_SHOWN
+        note(f"not measured: {shown}" + (f"; and {more} more" if more > 0 else ""))
+
+
+def _tell(done: Calibrated, calibration: Calibration, *, as_json: bool) -> None:
+    if as_json:
+        print_json({**calibration.to_dict(), "file": str(done.file)})
+        return
+    from llem.cli._show import table
+    from llem.planning import LAYOUT
+
+    table(
+        ["parameters", "nodes x ranks", "ZeRO", "micro-batch", "steps", "step", "tokens/s",
+         "of the peak", "power", "memory", "start", "fit"],
+        [_row(shape) for shape in calibration.shapes],
+        title=f"{calibration.device_name} at {calibration.site}, {calibration.precision}",
+    )  # fmt: skip
+    print()
+    for line in device_lines(calibration):
+        print(line)
+    for item in calibration.left_out:
+        if item.what != LAYOUT:
+            print(f"left out: {item.what}: {item.reason}")
+    note(f"written: {done.file}; next: llem plan --calibration {done.planned.folder.root}")
+
+
+def device_lines(calibration: Calibration) -> list[str]:
+    """What the planner will take, each figure with its error or the reason why there is none."""
+    found = calibration.device
+    overhead = f"{1e3 * found.step_overhead_s:.3g} ms a micro-step"
+    if math.isfinite(found.step_overhead_error_s):
+        overhead += f" +- {1e3 * found.step_overhead_error_s:.2g}"
+    if found.utilisation > 0:
+        error = f"+- {found.utilisation_error:.0%}"
+        steps = f"utilisation {found.utilisation:.3g} {error} of the peak and {overhead}"
+    else:
+        steps = f"{overhead}, which hides the work: the utilisation stays a prior"
+    lines = [f"{steps}; a shape is {found.scatter:.0%} off (root mean square)"]
+    if found.power_w > 0:
+        how = {"model": "estimated by a model, not measured"}.get(found.energy_quality, "measured")
+        lines.append(f"power {found.power_w:.4g} W +- {found.power_error:.0%} a device: {how}")
+    else:
+        # Every shape has a reason of its own in the file; the first says what to look for.
+        first = found.energy_reason.partition("; ")[0]
+        lines.append(f"power not measured: {first or 'no meter'}")
+    if found.startup_s >= 0:
+        lines.append(f"an element takes {found.startup_s:.2g} s to start")
+    return lines
+
+
+def _row(shape: ShapeFound) -> list[Any]:
+    layout = shape.layout
+    model = " (model)" if shape.energy_quality == "model" else ""
+    error = f" +- {shape.step_error:.0%}" if math.isfinite(shape.step_error) else ""
+    return [
+        format_si(shape.params),
+        f"{layout.nodes} x {layout.gpus_per_node}",
+        layout.zero_stage,
+        layout.micro_batch,
+        shape.steps,
+        f"{1e3 * shape.step_s:.3g} ms{error}",
+        format_si(shape.tokens_per_s),
+        f"{shape.utilisation:.1%}",
+        f"{shape.power_w:.3g} W{model}" if shape.power_w > 0 else "-",
+        f"{format_si(shape.peak_memory_bytes)}B" if shape.peak_memory_bytes > 0 else "-",
+        f"{shape.startup_s:.2g} s" if shape.startup_s >= 0 else "-",
+        f"{shape.residual:+.0%}",
+    ]

@@ -1,0 +1,120 @@
+"""Why an attempt ended, as the job itself can tell: one table of causes, and pure readers of them.
+
+A cause is a word of `CAUSES`; it stands in an attempt's end record beside a `reason` in words. What
+the scheduler says of a job is another table's business; both use these words.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Iterator
+from typing import Final
+
+# Cause -> what it means, in the order in which a person looks for them.
+CAUSES: Final = {
+    "asked-to-stop": "`llem cancel` or Ctrl-C asked the campaign to stop",
+    "time-limit": "the job's time limit was near",
+    "preempted": "a job of higher priority took the nodes",
+    "signal": "the job was asked by a signal to leave",
+    "superseded": "a later attempt at the same run had begun",
+    "starter-gone": "the process that started the run was gone",
+    "out-of-memory": "the memory of a device or of the job did not suffice",
+    "disk-full": "a disk or a quota was full",
+    "rendezvous": "the ranks did not meet",
+    "node-failure": "a node of the job failed",
+    "diverged": "the loss grew without bound or was no number",
+    "refused": "data, model, layout or checkpoint do not fit the run",
+    "killed": "a process of it was ended without a word",
+    "exception": "the program failed",
+}
+
+# What a rank says that leaves in order; a reason may go on after these words.
+STOP_REASONS: Final = {
+    "asked-to-stop": "asked to stop (jobs/stop)",
+    "time-limit": "the job's time limit is near",
+    "preempted": "a job of higher priority takes the nodes",
+    "signal": "signal ",
+    "superseded": "a later attempt at this run has begun",
+    "starter-gone": "the process that started this run is gone",
+}
+
+FULL_DISK = ("No space left on device", "Disk quota exceeded")
+NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory",
+             "CUBLAS_STATUS_ALLOC_FAILED")  # fmt: skip
+# What the others say when a rank is gone.
+LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe",
+             "remote process exited", "ncclRemoteError")  # fmt: skip
+# Type names of torch's and Python's own errors, which need not be imported to be known.
+MEMORY_ERRORS = frozenset({"MemoryError", "OutOfMemoryError"})
+NETWORK_ERRORS = frozenset(
+    {"RendezvousError", "DistNetworkError", "DistStoreError", "ConnectionError", "gaierror"}
+)
+REFUSALS = frozenset({"InputError", "UnavailableError"})
+
+# Lines of a job's log, the scheduler's own words first: what it says explains what ranks say.
+LOG_LINES: Final = (
+    ("node-failure", r"DUE TO NODE FAILURE|Node failure on|NODE_FAIL"),
+    ("preempted", r"DUE TO PREEMPTION"),
+    ("time-limit", r"DUE TO TIME LIMIT"),
+    ("out-of-memory", r"oom[-_ ]kill|out of memory|exceeded (job |step )?memory limit|MemoryError"),
+    ("disk-full", "|".join(FULL_DISK)),
+    (
+        "rendezvous",
+        (
+            r"does not reach \S+:\d+ within|did not (connect to|meet the others)"
+            r"|Dist(Network|Store)Error"
+        ),
+    ),
+)
+
+
+def cause_of_error(error: BaseException, *, starting: bool = False) -> str:
+    """The cause that an exception (or one that it was raised from) stands for.
+
+    `starting`: the ranks were still meeting, so that a lost connection is a failed rendezvous.
+    """
+    chain = list(_chain(error))
+    names = {kind.__name__ for one in chain for kind in type(one).__mro__}
+    texts = [str(one) for one in chain]
+    if names & MEMORY_ERRORS or _said(texts, NO_MEMORY):
+        return "out-of-memory"
+    full = {errno.ENOSPC, errno.EDQUOT}
+    if any(isinstance(one, OSError) and one.errno in full for one in chain):
+        return "disk-full"
+    if _said(texts, FULL_DISK):
+        return "disk-full"
+    if "RendezvousError" in names or (starting and names & NETWORK_ERRORS):
+        return "rendezvous"
+    if _said(texts, LOST_PEER):
+        return "killed"
+    return "refused" if names & REFUSALS else "exception"
+
+
+def cause_of_reason(reason: str) -> str:
+    """The cause behind the words of a rank that left in order."""
+    for cause, words in STOP_REASONS.items():
+        if reason.startswith(words):
+            return cause
+    return "signal"
+
+
+def cause_of_log(text: str) -> str | None:
+    """The cause that the part of a job's log tells which an attempt without an end left."""
+    for cause, pattern in LOG_LINES:
+        if re.search(pattern, text, re.IGNORECASE | re.MULTILINE):
+            return cause
+    return None
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    one: BaseException | None = error
+    while one is not None and id(one) not in seen:
+        seen.add(id(one))
+        yield one
+        one = one.__cause__ or (None if one.__suppress_context__ else one.__context__)
+
+
+def _said(texts: list[str], words: tuple[str, ...]) -> bool:
+    return any(word.lower() in text.lower() for text in texts for word in words)

@@ -1,0 +1,61 @@
+"""What a plan promises, in words: how well N* and the loss will be known at the target."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from llem.report.tables import known, number, significant
+
+# 95 % of a normal distribution lie within so many standard errors.
+STANDARD_ERRORS_95 = 1.96
+THIS = "this budget"
+PARTS = ("predicted_se_log_params", "law_error_log_params")
+
+
+def both(told: Mapping[str, Any], quantity: str = "log_params") -> float:
+    """Standard error of `log_params` or `loss`: from noise and from the law's own error."""
+    noise = number(told.get(f"predicted_se_{quantity}"))
+    law = told.get(f"law_error_{quantity}")
+    return math.hypot(noise, number(law) if known(law) else 0.0)
+
+
+def factor(error_of_log: float) -> float:
+    """N* lies within this factor at 95 %, given the standard error of its logarithm."""
+    return math.exp(min(STANDARD_ERRORS_95 * error_of_log, 700.0))
+
+
+def factor_text(error_of_log: float, *, digits: int = 3) -> str:
+    """`1.49`, or with two digits `1.5` but `1.13`; a dash where it is not known."""
+    found = factor(error_of_log)
+    return significant(found, max(digits, 3) if found < 1.2 else digits)
+
+
+def rows_of(design: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Half the budget, this plan, twice the budget; none where the plan promises nothing."""
+    if not known(design.get(PARTS[0])):
+        return []
+    others = design.get("for_budget") or {}
+    shares = sorted({1.0, *(float(share) for share in others)})
+    rows = []
+    for share in shares:
+        told = design if share == 1.0 else others[f"{share:g}"]
+        error = both(told)
+        rows.append(
+            {
+                "budget": _share(share),
+                "noise": significant(number(told[PARTS[0]]), 2),
+                "law": significant(number(told.get(PARTS[1])), 2),
+                "both": significant(error, 2),
+                "factor": factor_text(error),
+                "loss": significant(both(told, "loss"), 2),
+            }
+        )
+    return rows
+
+
+def _share(share: float) -> str:
+    return {0.5: "half the budget", 1.0: THIS, 2.0: "twice the budget"}.get(
+        share, f"{share:g} times the budget"
+    )

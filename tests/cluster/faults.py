@@ -1,0 +1,269 @@
+"""One small campaign on the test cluster, and the ways in which a cluster misbehaves towards it.
+
+A `Cell` is a campaign of one run (two nodes, one rank each) in a folder of its own: the same plan
+in every cell, so that the undisturbed cell tells the others' losses to the bit. Faults are
+functions of a cell; what comes of one is awaited with `Cell.settle`.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llem.records import read_node, read_rank
+
+# Of each stand-in GPU, constant.
+GPU_W = 250.0
+POLL_S = 0.3
+
+CAMPAIGN = """\
+name: faults
+target: 4e11 FLOP
+budget: {budget}
+model: {{vocabulary: 256, context: 128}}
+data: {{builtin: python-sources, evaluation_tokens: 32768}}
+grid: {{levels: 1, sizes: 1}}
+training: {{precision: fp32, rule: small, batch_tokens: 1024, checkpoint_every: {every}}}
+layout: {{nodes: 2, gpus_per_node: 1, zero_stage: 0}}
+site:
+  name: farm
+  executor: slurm
+  partition: gpu
+  nodes: 4
+  gpus_per_node: 1
+  gpu: {{name: cpu, power_w: 250}}
+  gpu_request: gres
+  limits: {{time: 30m}}
+  container:
+    image: {image}
+    gpu: none
+    binds: [{binds}]
+  environment: {{FAKE_NVML_GPUS: "2", FAKE_NVML_BASE_W: "250"}}
+"""
+NVML_BIND = '"{nvml}:/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1:ro"'
+
+
+class Cell:
+    """One campaign of one run, from its plan to its end."""
+
+    def __init__(self, login: Any, name: str, *, image: Path, nvml: Path, budget: str, every: int):
+        self.login = login
+        self.name = name
+        self.folder = login.home / name
+        binds = [
+            NVML_BIND.format(nvml=nvml),
+            *map(json.dumps, os.environ.get("LLEM_TEST_BINDS", "").split()),
+        ]
+        text = CAMPAIGN.format(image=image, binds=", ".join(binds), budget=budget, every=every)
+        login.write(f"{name}.yaml", text)
+        login.llem("plan", f"{name}.yaml", "--out", name)
+        plan = json.loads((self.folder / "plan.json").read_text())
+        (self.run,) = plan["runs"]
+        (self.array,) = plan["arrays"]
+
+    def submit(self) -> None:
+        told = self.login.llem("submit", self.name, "--no-finish", "--json")
+        [self.job] = json.loads(told.stdout)["new"][self.array["name"]]
+
+    @property
+    def attempts(self) -> list[Path]:
+        found = (self.folder / "runs" / self.run["run_id"]).glob("attempt-*")
+        return sorted(found, key=lambda path: int(path.name[8:]))
+
+    @property
+    def ends(self) -> list[dict[str, Any] | None]:
+        """The end record of each attempt; None for one that was killed, or is at work."""
+        return [read_json(attempt / "end.json") for attempt in self.attempts]
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        """Whole checkpoints, oldest first."""
+        folder = self.folder / "runs" / self.run["run_id"] / "checkpoints"
+        return sorted(path.parent for path in folder.glob("step-*/complete.json"))
+
+    @property
+    def step(self) -> int:
+        """The last step that the newest attempt told of; 0 before."""
+        told = read_json(self.attempts[-1] / "progress.json") if self.attempts else None
+        return int(told["step"]) if told else 0
+
+    @property
+    def log(self) -> str:
+        logs = sorted((self.folder / "jobs" / "logs").iterdir())
+        return "\n".join(path.read_text(errors="replace") for path in logs)
+
+    @property
+    def element(self) -> str:
+        """The job id of the one element, as its ranks know it."""
+        return show_job(f"{self.job}_0")["JobId"]
+
+    def settled(self) -> bool:
+        """Whether the scheduler holds nothing of it any more."""
+        asked = ["squeue", "--noheader", "--jobs", self.job, "--format", "%T"]
+        done = subprocess.run(asked, capture_output=True, text=True, check=False)
+        return "Invalid job id" in done.stderr or not done.stdout.strip()
+
+    def settle(self, *, timeout_s: float = 240.0) -> None:
+        wait_for(
+            self.settled,
+            what=f"{self.name}: the job's end",
+            timeout_s=timeout_s,
+            told=lambda: self.log,
+        )
+
+    def wait_for_step(self, step: int, *, timeout_s: float = 180.0) -> None:
+        wait_for(lambda: self.step >= step, what=f"{self.name}: step {step}", timeout_s=timeout_s,
+                 told=lambda: self.log)  # fmt: skip
+
+    def steps(self, rank: int) -> Any:
+        """This rank's loss at each step, of the last attempt that did the step."""
+        table: dict[int, float] = {}
+        for attempt in self.attempts:
+            path = attempt / f"rank-{rank:05d}.h5"
+            if path.exists():
+                record = read_rank(path)
+                table |= zip(
+                    record.steps["step"].tolist(), record.steps["loss"].tolist(), strict=True
+                )
+        return np.array([table[step] for step in sorted(table)])
+
+    def events(self, code: str) -> list[str]:
+        """The texts of all events of this name in rank 0's records."""
+        found = []
+        for attempt in self.attempts:
+            path = attempt / "rank-00000.h5"
+            if path.exists():
+                rows = read_rank(path).events
+                found += [row["text"].decode() for row in rows if row["code"] == code.encode()]
+        return found
+
+    def energy_j(self) -> float:
+        """Joules of the run as llem aggregates them."""
+        self.login.llem("aggregate", self.name)
+        with open(self.folder / "results" / "observations.csv", newline="") as file:
+            (row,) = csv.DictReader(file)
+        return float(row["energy_j"])
+
+    def energy_used_j(self) -> float:
+        """Joules by what the stand-in GPUs draw: power times the time of every attempt and node."""
+        total_ns = 0
+        for attempt, end in zip(self.attempts, self.ends, strict=True):
+            for path in attempt.glob("node-*.h5"):
+                if end is not None and end["t0_ns"] is not None:
+                    total_ns += end["t1_ns"] - end["t0_ns"]
+                else:
+                    for device in read_node(path).devices:
+                        total_ns += int(device.samples["t_ns"][-1] - device.samples["t_ns"][0])
+        return GPU_W * total_ns / 1e9
+
+    def ranks(self) -> list[int]:
+        """Process ids of the ranks now at work (of their Python, not of what contains them)."""
+        return [pid for pid, words in processes(self.element) if b"--sampler" not in words]
+
+
+def processes(job: str) -> Iterator[tuple[int, list[bytes]]]:
+    """The elements' Python processes of one job, with their command lines."""
+    for path in Path("/proc").iterdir():
+        if not path.name.isdigit():
+            continue
+        try:
+            words = (path / "cmdline").read_bytes().split(b"\0")
+            environ = (path / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        python = b"python" in words[0] and b"llem.cluster.element" in words
+        if python and f"SLURM_JOB_ID={job}".encode() in environ:
+            yield int(path.name), words
+
+
+def wait_for(
+    ready: Callable[[], bool], *, what: str, timeout_s: float, told: Callable[[], str] = str
+) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not ready():
+        assert time.monotonic() < deadline, f"{what} did not come in {timeout_s:g} s\n{told()}"
+        time.sleep(POLL_S)
+
+
+def show_job(job: str) -> dict[str, str]:
+    """`scontrol show job` as a mapping."""
+    text = scontrol("show", "job", job, "--oneliner")
+    return dict(word.split("=", 1) for word in text.split() if "=" in word)
+
+
+def scontrol(*words: str) -> str:
+    return subprocess.run(["scontrol", *words], capture_output=True, text=True, check=True).stdout
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        values: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return values
+
+
+def signal_job(cell: Cell, name: str) -> None:
+    """`scancel --signal=NAME JOB`: every process of every step of the job, but not its script."""
+    cell.login.run("scancel", f"--signal={name}", cell.element)
+
+
+def requeue(cell: Cell) -> None:
+    cell.login.run("scontrol", "requeue", cell.element)
+
+
+def shorten_limit(cell: Cell) -> None:
+    """A time limit so near that SLURM warns the script; the ranks are stopped until it has.
+
+    SLURM looks every 30 s, which is longer than the run: its ranks stand still as they would in a
+    slow file system. The next job has its old limit again, or it would be warned in turn.
+    """
+    job = cell.element
+    stopped = cell.ranks()
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
+    minutes, seconds = map(int, show_job(job)["RunTime"].split(":")[1:])
+    scontrol("update", f"JobId={job}", f"TimeLimit={minutes + (seconds > 20) + 1}")
+    try:
+        wait_for(
+            (cell.folder / "jobs" / "leave" / f"{job}-0").exists,
+            what="the warning", timeout_s=75, told=lambda: cell.log,
+        )  # fmt: skip
+    finally:
+        scontrol("update", f"JobId={job}", "TimeLimit=30")
+        for pid in stopped:
+            os.kill(pid, signal.SIGCONT)
+
+
+def preempt(cell: Cell) -> str:
+    """A job of higher priority on the nodes where the cell is at work; its id."""
+    nodes = show_job(cell.element)["NodeList"]
+    where = ["--partition=urgent", f"--nodelist={nodes}", "--nodes=2", "--exclusive"]
+    what = ["--output=/dev/null", "--wrap=sleep 1"]
+    return cell.login.run("sbatch", "--parsable", *where, *what).stdout.strip()
+
+
+def kill_rank(cell: Cell) -> None:
+    """SIGKILL to the last rank, as the kernel does where memory runs out."""
+    os.kill(cell.ranks()[-1], signal.SIGKILL)
+
+
+def requeue_and_tear(cell: Cell) -> None:
+    """Requeue, and cut the newest checkpoint's weights in half before it starts again."""
+    job = cell.element
+    requeue(cell)
+    wait_for(
+        lambda: show_job(job)["JobState"] == "PENDING" and not cell.ranks(),
+        what="the requeued job", timeout_s=60, told=lambda: cell.log,
+    )  # fmt: skip
+    state = cell.checkpoints[-1] / "state.pt"
+    os.truncate(state, state.stat().st_size // 2)

@@ -1,0 +1,88 @@
+"""`llem doctor --job` on the real cluster: nodes seen from inside the image, by a job."""
+
+import json
+import time
+
+import pytest
+
+SITE = """\
+name: farm
+executor: slurm
+partition: gpu
+nodes: 4
+gpus_per_node: 2
+gpu: {{name: cpu}}
+gpu_request: gres
+limits: {{array_size: 1001, submit: 1000, time: 30m}}
+container:
+  image: {image}
+  gpu: none
+  binds: ["{nvml}:/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1:ro"]
+environment: {{FAKE_NVML_GPUS: "2"}}
+"""
+
+
+@pytest.fixture
+def doctor(login, image, nvml):
+    """Call `llem doctor --job --json` for the farm with changes to its profile."""
+
+    def doctor(*options, status=0, **changes):
+        text = SITE.format(image=changes.pop("image", image), nvml=nvml)
+        for old, new in changes.values():
+            assert old in text
+            text = text.replace(old, new)
+        login.run("mkdir", "-p", login.home / "config" / "llem" / "sites")
+        login.write("config/llem/sites/farm.yaml", text)
+        env = {"XDG_CONFIG_HOME": str(login.home / "config")}
+        done = login.llem(
+            "doctor", "--site", "farm", "--job", "--json", *options, env=env, check=False
+        )
+        assert done.returncode == status, f"{done.stdout}\n{done.stderr}"
+        return {(c["where"], c["name"]): c for c in json.loads(done.stdout)["checks"]}
+
+    return doctor
+
+
+def test_the_job_finds_two_nodes_in_order_from_inside_the_image(login, doctor, image):
+    start = time.monotonic()
+    checks = doctor()
+    took = time.monotonic() - start
+    nodes = sorted({where for where, _ in checks if where.startswith("n")})
+    assert len(nodes) == 2
+    for node in nodes:
+        for name in ("image", "training", "energy", "locks", "locks across nodes", "clock"):
+            assert checks[node, name]["state"] == "ok", checks[node, name]
+        assert image.name in checks[node, "image"]["seen"]
+        assert "counter" in checks[node, "energy"]["seen"]
+        for name in ("HDF5 records", "write, fsync, rename", "free space", "home"):
+            assert checks[node, name]["state"] == "ok", checks[node, name]
+        # The farm binds no task to CPUs, and that is told.
+        assert checks[node, "CPUs"]["state"] == "warn"
+    met = checks["between ranks", "rendezvous"]
+    assert met["state"] == "ok" and met["seen"].startswith("4 ranks on 2 node(s) met at n")
+    assert not list(login.home.glob(".llem-doctor-*")), "nothing stays behind"
+    assert took < 40, f"{took:.0f} s"
+
+
+def test_an_image_that_does_not_start_is_told_with_the_logs_last_lines(login, doctor):
+    login.write("torn.sif", "no image")
+    checks = doctor("--nodes", "1", status=1, image=login.home / "torn.sif")
+    (told,) = [c for (where, name), c in checks.items() if name == "job"]
+    assert told["state"] == "fail"
+    assert "FATAL" in told["remedy"] or "format" in told["remedy"], told
+    # What the node says outside of the image is there all the same.
+    assert any(name == "container" and where.startswith("n") for where, name in checks)
+
+
+def test_a_job_that_does_not_start_in_time_is_told_and_cancelled(login, doctor):
+    hold = ("limits: {", "extra: {begin: now+1hour}\nlimits: {")
+    checks = doctor("--wait", "4", status=1, hold=hold)
+    (told,) = [c for (_, name), c in checks.items() if name == "job"]
+    assert "no end within 4 s" in told["seen"]
+    assert "llem-doctor" not in login.run("squeue", "--noheader", "--format=%j").stdout
+
+
+def test_a_partition_that_is_not_there_is_told_before_the_job_is(doctor):
+    checks = doctor(status=1, name=("partition: gpu", "partition: gppu"))
+    assert checks["here", "partition"]["remedy"] == "did you mean 'gpu'?"
+    assert "invalid partition" in checks["here", "job"]["seen"]

@@ -1,0 +1,161 @@
+"""State, causes and waiting against the real scheduler, with jobs that fail at once."""
+
+import json
+import re
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+CAMPAIGN = """\
+name: {name}
+target: 4e11 FLOP
+budget: 1.5e10 FLOP
+model: {{vocabulary: 256, context: 128}}
+data: {{builtin: python-sources, evaluation_tokens: 32768}}
+grid: {{levels: 1, sizes: 3, span: 0.4}}
+training: {{precision: fp32, rule: small, batch_tokens: 1024}}
+layout: {{nodes: 1, gpus_per_node: 1}}
+site:
+  name: farm
+  partition: gpu
+  nodes: 4
+  gpus_per_node: 2
+  gpu: {{name: cpu}}
+  gpu_request: none
+  overlap: false
+  pack_s: 0
+"""
+# What is wrong with each campaign's site, and how its runs are said to have died of it.
+BROKEN = {
+    "image": ("  container: {image: /no/such/llem.sif, gpu: none}\n", "container-missing",
+              "could not open image"),
+    "module": ("  modules: [NoSuchModule/1.0]\n", "module-failed", "module"),
+    "program": ("", "program-missing", "torch"),
+}  # fmt: skip
+CONF = Path("/etc/slurm/slurm.conf")
+
+
+@pytest.fixture(scope="module")
+def plan_of(login):
+    def plan_of(name, extra=""):
+        login.write(f"{name}.yaml", CAMPAIGN.format(name=name) + extra)
+        login.llem("plan", f"{name}.yaml", "--out", name)
+        return login.home / name
+
+    return plan_of
+
+
+@pytest.fixture(scope="module")
+def broken(login, plan_of):
+    """All of them submitted together, and waited for."""
+    for name, (extra, _, _) in BROKEN.items():
+        plan_of(name, extra)
+        login.llem("submit", name, "--no-finish")
+    for name in BROKEN:
+        done = login.llem("wait", name, "--timeout", "120s", check=False)
+        assert done.returncode == 1, done.stderr
+
+
+def status(login, name, **options):
+    return json.loads(login.llem("status", name, "--json", **options).stdout)
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_campaign_that_cannot_run_says_why_where_and_what_to_do(login, broken, name):
+    _, expected, words = BROKEN[name]
+    found = status(login, name)
+    assert found["scheduler"]["answered"] and not found["active"]
+    (cause,) = found["causes"]
+    assert cause["name"] == expected and words in cause["text"]
+    planned = json.loads((login.home / name / "plan.json").read_text())["runs"]
+    assert cause["runs"] == len(found["runs"]) == len(planned) >= 2
+    assert set(cause["nodes"]) <= {"n1", "n2", "n3", "n4"} and cause["nodes"]
+    assert found["next"] == f"llem resubmit {name}"
+    assert {r["status"] for r in found["runs"]} == {"failed"}
+    shown = login.llem("status", name, env={"COLUMNS": "80"}).stdout
+    assert expected in shown and cause["advice"][:20] in shown
+    run = found["runs"][0]["run_id"]
+    assert words in login.llem("logs", name, run[:8]).stdout
+
+
+def test_accounting_told_the_ends_and_they_are_kept(login, broken):
+    found = status(login, "image")
+    assert found["scheduler"]["accounting"] is True
+    kept = json.loads((login.home / "image/jobs/states.json").read_text())["final"]
+    (elements,) = kept.values()
+    assert {row[0] for row in elements.values()} == {"FAILED"}
+    assert all(re.fullmatch(r"\d+:\d+", row[3]) for row in elements.values())
+
+
+def test_an_old_campaign_is_read_when_the_scheduler_has_forgotten_it(login, broken):
+    """A controller that knows none of its jobs: here, one that is not there."""
+    before = status(login, "image")
+    conf = login.write("nowhere.conf", broken_conf())
+    during = status(login, "image", env={"SLURM_CONF": str(conf)})
+    assert not during["scheduler"]["answered"]
+    assert "Unable to contact" in during["scheduler"]["problem"]
+    assert during["scheduler"]["age_s"] >= 0
+    assert during["causes"] == before["causes"] and during["counts"] == before["counts"]
+
+
+def broken_conf():
+    """This cluster's configuration, with the controller on a port where nobody listens."""
+    text = re.sub(r"^MessageTimeout=.*$", "MessageTimeout=2", CONF.read_text(), flags=re.M)
+    return re.sub(r"^(SlurmctldHost=.*)$", r"\1\nSlurmctldPort=3", text, flags=re.M)
+
+
+def test_wait_goes_on_while_the_controller_does_not_answer(login, plan_of):
+    # one at a time, so that the last is there to be held
+    folder = plan_of("held", "  limits: {throttle: 1}\n")
+    login.llem("submit", "held", "--no-finish")
+    jobs = json.loads((folder / "jobs/submitted.json").read_text())
+    ids = [entry["job_id"] for entries in jobs.values() for entry in entries]
+    login.run("scontrol", "hold", *ids, check=False)
+    found = status(login, "held")
+    assert "JobHeldUser" in {run["reason"] for run in found["runs"]}, found["runs"]
+    assert any("release" in note for note in found["notes"])
+    conf = login.write("moving.conf", broken_conf())
+    waiting = subprocess.Popen(
+        ["runuser", "-u", "llem", "--", "env", f"SLURM_CONF={conf}", f"HOME={login.home}",
+         login.program, "wait", "held", "--timeout", "60s"],
+        cwd=login.home, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    try:
+        # until it was told at least once that nobody answers
+        waiting.stderr.readline()
+        assert waiting.poll() is None
+        conf.write_text(CONF.read_text())
+        login.llem("cancel", "held")
+        _, err = waiting.communicate(timeout=60)
+    finally:
+        waiting.kill()
+    assert waiting.returncode == 1, err
+    assert "not over" not in err
+
+
+def test_what_was_cancelled_is_said_to_be(login, plan_of):
+    plan_of("gone", "  limits: {throttle: 1}\n")
+    login.llem("submit", "gone", "--no-finish")
+    login.llem("cancel", "gone")
+    for _ in range(60):
+        found = status(login, "gone")
+        if not found["active"]:
+            break
+        time.sleep(0.5)
+    # what was quick enough to start failed for want of torch
+    assert set(found["counts"]) <= {"cancelled", "failed"} and "cancelled" in found["counts"]
+    assert "cancelled" in {cause["name"] for cause in found["causes"]}
+
+
+def test_resubmitting_notes_what_its_jobs_cover(login, broken):
+    """So that the scheduler is not asked about others for ever."""
+    login.llem("resubmit", "module", "--no-finish")
+    jobs = json.loads((login.home / "module/jobs/submitted.json").read_text())
+    (entries,) = jobs.values()
+    planned = json.loads((login.home / "module/plan.json").read_text())["runs"]
+    assert entries[-1]["elements"] == f"0-{len(planned) - 1}"
+    login.llem("wait", "module", "--timeout", "60s", check=False)
+    assert status(login, "module")["causes"][0]["name"] == "module-failed"
