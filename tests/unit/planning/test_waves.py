@@ -8,10 +8,11 @@ import pytest
 from llem.campaign import Budget
 from llem.planning import make_plan
 from llem.planning.cells import Bench
-from llem.planning.design import SEEDS_OF_A_CELL
+from llem.planning.design import SEEDS_OF_A_CELL, Cells
 from llem.planning.plan import Plan
+from llem.planning.trust import near_optimum
 from llem.planning.waves import Learnt, next_wave, promise_of, runs_of_wave
-from llem.scaling import CHINCHILLA, FlopsModel
+from llem.scaling import CHINCHILLA
 
 from .sites import DATA, campaign_at
 
@@ -55,16 +56,17 @@ def test_a_law_that_the_runs_contradict_is_asked_near_its_optimum_only(first):
     learnt = Learnt.of(observed(first))
     assert not learnt.contradicted
 
-    def decades_from_optimum(learnt):
+    def all_near(learnt):
         asked = {"target_flops": TARGET, "budget": 800.0, "unit": "GPUh", "first_level": 100}
-        cells = [cell for cell, _ in next_wave(bench, learnt, **asked).cells]
-        params = np.array([float(cell.model.params) for cell in cells])
-        flops = 6 * params * np.array([float(cell.tokens) for cell in cells])
-        best = CHINCHILLA.optimum(CHINCHILLA.natural(TRUTH), flops, FlopsModel())[0]
-        return np.abs(np.log10(params) - best / np.log(10)).max()
+        wave = next_wave(bench, learnt, **asked)
+        params = np.array([float(cell.model.params) for cell, _ in wave.cells])
+        tokens = np.array([float(cell.tokens) for cell, _ in wave.cells])
+        cells = Cells(params, tokens, np.ones(params.size))
+        largest, model = float(learnt.flops.max()), learnt.flops_model
+        return near_optimum(cells, learnt.laws, largest_flops=largest, model=model).all()
 
-    assert decades_from_optimum(learnt) > 1.2
-    assert decades_from_optimum(replace(learnt, lack_of_fit=30.0)) < 1.0
+    assert not all_near(learnt)
+    assert all_near(replace(learnt, lack_of_fit=30.0))
 
 
 def test_the_next_wave_spends_what_is_left_on_other_seeds_and_lowers_the_error(first):
