@@ -303,9 +303,9 @@ class Region:
         return float(marin_grid().flops.max())
 
     def cells(self) -> Cells:
-        """A lattice: ten sizes a decade of N, six amounts a decade of C."""
-        flops = np.geomspace(self.largest / 10**self.decades, self.largest, 17)
-        sizes = np.geomspace(*self.params, 32)
+        """A lattice: twelve sizes a decade of N, eight amounts a decade of C."""
+        flops = np.geomspace(self.largest / 10**self.decades, self.largest, 21)
+        sizes = np.geomspace(*self.params, 40)
         n, c = (v.ravel() for v in np.meshgrid(sizes, flops))
         d = c / (6 * n)
         held = (d / n >= self.least_ratio) & (d / n <= self.most_ratio)

@@ -442,20 +442,27 @@ class _State:
         self.counts = np.zeros(n)
         self.information = np.tile(RIDGE * np.eye(p), (k, 1, 1))
         self.mixing = np.zeros((k, p, stakes.d.shape[2]))
+        # Products of d with itself, with S (k, n, p) and with what it does to the optimum: (k, n).
         self._d_square = np.sum(stakes.d**2, axis=2)
+        self._overlap = np.zeros((k, n, p))
+        self._with_optimum = (stakes.d @ stakes.d_optimum[:, :, None])[..., 0]
 
     def add_all(self, counts: FloatArray) -> None:
         """Add `counts` (n,) runs of each cell."""
         weighted = counts[None, :, None] * self.stakes.jacobian
         self.information += weighted.transpose(0, 2, 1) @ self.stakes.jacobian
-        self.mixing += weighted.transpose(0, 2, 1) @ self.stakes.d
+        mixing = weighted.transpose(0, 2, 1) @ self.stakes.d
+        self.mixing += mixing
+        self._overlap += self.stakes.d @ mixing.transpose(0, 2, 1)
         self.counts += counts
 
     def add(self, cell: int, runs: int) -> None:
         """Add some runs of one cell."""
         slope = self.stakes.jacobian[:, cell]
         self.information += runs * slope[:, :, None] * slope[:, None, :]
-        self.mixing += runs * slope[:, :, None] * self.stakes.d[:, cell, None, :]
+        d = self.stakes.d[:, cell]
+        self.mixing += runs * slope[:, :, None] * d[:, None, :]
+        self._overlap += (self.stakes.d @ d[:, :, None]) * (runs * slope[:, None, :])
         self.counts[cell] += runs
 
     def gains(self) -> FloatArray:
@@ -466,22 +473,20 @@ class _State:
         """
         s = self.stakes
         inverse = np.linalg.inv(self.information)
-        fall = np.zeros(self.counts.size)
-        for law in range(s.aim.shape[0]):
-            jacobian, aim, mixing, d = s.jacobian[law], s.aim[law], self.mixing[law], s.d[law]
-            u = inverse[law] @ aim
-            b = mixing.T @ u - s.d_optimum[law]
-            now = s.noise * float(aim @ u) + float(b @ b)
-            spread = jacobian @ inverse[law]
-            along = jacobian @ u
-            q = along / (1 + np.einsum("np,np->n", spread, jacobian))
-            # d - j' M^-1 S, dotted with b and squared, without forming it: it is (n, r).
-            with_b = d @ b - spread @ (mixing @ b)
-            twice = spread @ (mixing @ mixing.T) - 2 * (d @ mixing.T)
-            square = self._d_square[law] + np.einsum("np,np->n", spread, twice)
-            then = now - s.noise * q * along + 2 * q * with_b + q * q * square
-            fall += math.log(now) - np.log(np.maximum(then, 1e-6 * now))
-        return np.asarray(fall / s.aim.shape[0])
+        u = inverse @ s.aim[:, :, None]
+        across = self.mixing.transpose(0, 2, 1)
+        b = across @ u - s.d_optimum[:, :, None]
+        now = s.noise * np.sum(s.aim[:, :, None] * u, axis=1) + np.sum(b * b, axis=1)
+        spread = s.jacobian @ inverse
+        along = (s.jacobian @ u)[..., 0]
+        q = along / (1 + np.einsum("knp,knp->kn", spread, s.jacobian))
+        # d - j' M^-1 S, dotted with b and squared, without forming it: it is (k, n, r).
+        with_b = (self._overlap @ u - spread @ (self.mixing @ b))[..., 0] - self._with_optimum
+        twice = spread @ (self.mixing @ across) - 2 * self._overlap
+        square = self._d_square + np.einsum("knp,knp->kn", spread, twice)
+        then = now - s.noise * q * along + 2 * q * with_b + q * q * square
+        fall = np.log(now) - np.log(np.maximum(then, 1e-6 * now))
+        return np.asarray(fall.mean(axis=0))
 
     def expected(self) -> Expected:
         """Standard errors, geometric means over the laws."""

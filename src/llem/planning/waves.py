@@ -32,9 +32,9 @@ from llem.scaling import CHINCHILLA, FlopsModel
 FloatArray = NDArray[np.float64]
 
 # Candidates of a later wave: so many amounts of compute from the smallest run to the largest, and
-# so many ratios of tokens to parameters.
-COMPUTE_STEPS = 12
-RATIO_STEPS = 24
+# so many ratios of tokens to parameters. With fewer, a design errs more where exponents drift.
+COMPUTE_STEPS = 21
+RATIO_STEPS = 34
 TOKENS_PER_PARAM = (0.2, 1e5)
 # No run far below the smallest so far, none that alone takes more than this share of what is left,
 # and no ratio of tokens to parameters this many times beyond those seen.

@@ -146,13 +146,15 @@ def test_a_plan_keeps_to_the_budget_and_to_the_cap_on_seeds() -> None:
 
 def test_a_plan_states_what_other_budgets_would_give() -> None:
     cells = lattice()
-    plan = choose_runs(cells, question=question(), budget=5e20, done=spread_out(cells))
+    asked = Question(TARGET, prior_laws())
+    plan = choose_runs(cells, question=asked, budget=5e20, done=spread_out(cells))
     half, same, twice = (plan.for_budget[b].total_log_params for b in (0.5, 1.0, 2.0))
     assert half > same > twice
     assert plan.for_budget[1.0] == plan.expected
     # What is stated is what the same runs are worth when asked about afterwards.
-    again = expected_error(cells, plan.counts + spread_out(cells), question=question())
+    again = expected_error(cells, plan.counts + spread_out(cells), question=asked)
     assert again.se_log_params == pytest.approx(plan.expected.se_log_params, rel=1e-6)
+    assert again.law_error_loss == pytest.approx(plan.expected.law_error_loss, rel=1e-6)
 
 
 def test_the_same_question_gives_the_same_plan() -> None:

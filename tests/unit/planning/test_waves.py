@@ -1,13 +1,16 @@
 """What a plan promises, and the wave after it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from llem.campaign import Budget
 from llem.planning import make_plan
 from llem.planning.cells import Bench
-from llem.planning.design import SEEDS_OF_A_CELL
+from llem.planning.design import SEEDS_OF_A_CELL, Cells
 from llem.planning.plan import Plan
+from llem.planning.trust import near_optimum
 from llem.planning.waves import Learnt, next_wave, promise_of, runs_of_wave
 from llem.scaling import CHINCHILLA
 
@@ -46,6 +49,24 @@ def test_a_farther_target_is_promised_less(first):
     far = promise_of(first.runs, target_flops=1e25)
     for name in ("predicted_se_log_params", "law_error_log_params"):
         assert far[name] > near[name]
+
+
+def test_a_law_that_the_runs_contradict_is_asked_near_its_optimum_only(first):
+    bench = Bench(campaign=first.campaign, site=first.site, device=first.device, data=DATA)
+    learnt = Learnt.of(observed(first))
+    assert not learnt.contradicted
+
+    def all_near(learnt):
+        asked = {"target_flops": TARGET, "budget": 800.0, "unit": "GPUh", "first_level": 100}
+        wave = next_wave(bench, learnt, **asked)
+        params = np.array([float(cell.model.params) for cell, _ in wave.cells])
+        tokens = np.array([float(cell.tokens) for cell, _ in wave.cells])
+        cells = Cells(params, tokens, np.ones(params.size))
+        largest, model = float(learnt.flops.max()), learnt.flops_model
+        return near_optimum(cells, learnt.laws, largest_flops=largest, model=model).all()
+
+    assert not all_near(learnt)
+    assert all_near(replace(learnt, lack_of_fit=30.0))
 
 
 def test_the_next_wave_spends_what_is_left_on_other_seeds_and_lowers_the_error(first):
