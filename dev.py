@@ -3,7 +3,7 @@
 
     python3 dev.py quickstart     the main job: trainings, a law, an optimum, its energy, a report
     python3 dev.py test           install what the tests need and run them all
-    python3 dev.py unit           the unit tests alone
+    python3 dev.py unit           the unit tests alone, but those of many seconds
     python3 dev.py check          format, lint, types, import directions
     python3 dev.py wheel          the wheel, alone in a new environment, serves a login node
 
@@ -60,17 +60,19 @@ def quickstart(words: list[str]) -> int:
 def test(words: list[str]) -> int:
     """The unit tests, then, with the machine to themselves, real campaigns here and on SLURM."""
     first = unit(words)
+    print("dev.py: the slow unit tests", flush=True)
+    slow = run("python", "-m", "pytest", "tests/unit", "-m", "slow", "-n", "2", *words)
     print("dev.py: campaigns on this machine and on the cluster", flush=True)
+    last = run("python", "-m", "pytest", "tests/integration", "tests/cluster", *words)
     # 5: the words chose none of these tests
-    statuses = [first, run("python", "-m", "pytest", "tests/integration", "tests/cluster", *words)]
-    return max((s for s in statuses if not (words and s == 5)), default=5)
+    return max((s for s in (first, slow, last) if not (words and s == 5)), default=5)
 
 
 def unit(words: list[str]) -> int:
     install("train", "plot", "energy", "test")
     # Many wait for a sensor or a grace: three at a time keep two cores busy.
     spread = ["-n", "3", "--dist", "loadfile"]
-    return run("python", "-m", "pytest", "tests/unit", *spread, *words)
+    return run("python", "-m", "pytest", "tests/unit", "-m", "not slow", *spread, *words)
 
 
 def check(words: list[str]) -> int:

@@ -188,6 +188,7 @@ def test_logs_follow_until_the_run_has_ended(campaign):
     assert process.wait(30) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runs", [5000])
 def test_five_thousand_finished_runs_are_told_within_a_second(tmp_path, monkeypatch, runs):
     """Processor time of the whole process, by the better of two calls with the cache."""

@@ -46,6 +46,7 @@ def question(**changes: object) -> Question:
     return Question(TARGET, CHINCHILLA.natural(LAW)[None, :], **changes)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", [0.002, 0.01])
 def test_the_stated_error_is_what_repeated_campaigns_scatter_by(noise: float) -> None:
     cells = lattice()

@@ -18,7 +18,7 @@ from llem.records import read_rank
 pytest.importorskip("torch")
 pytest.importorskip("accelerate")
 
-pytestmark = pytest.mark.train
+pytestmark = [pytest.mark.train, pytest.mark.slow]
 
 MakeRun = Callable[..., Run]
 

@@ -21,6 +21,7 @@ pytestmark = pytest.mark.train
 CPU = torch.device("cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_the_planner_expects_the_peak_of_a_real_training(
     ranks: int,

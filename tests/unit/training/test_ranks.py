@@ -73,6 +73,7 @@ def records(folder: Path, name: str, ranks: int) -> list[Any]:
     return [read_rank(folder / str(ranks) / name / f"rank-{r:05d}.h5") for r in range(ranks)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 @pytest.mark.parametrize("accum", [1, 2])
 def test_the_evaluation_loss_does_not_depend_on_ranks_or_accumulation(

@@ -124,6 +124,7 @@ def test_progress_is_told_about_once_a_second(make_run: MakeRun, train_alone: Tr
     assert told[0].loss == pytest.approx(math.log(256), abs=0.5)
 
 
+@pytest.mark.slow
 def test_many_runs_in_one_process_leave_nothing_behind(
     make_run: MakeRun, train_alone: Train
 ) -> None:
@@ -285,6 +286,7 @@ class TestResume:
             train_alone(run, "rest")
         assert "delete the folder" in str(caught.value.remedy)
 
+    @pytest.mark.slow
     def test_killed_at_any_moment_it_resumes_to_the_same_bits(
         self,
         make_run: MakeRun,
