@@ -51,6 +51,12 @@ def deepspeed_config(run: Run) -> dict[str, Any]:
     return config
 
 
+def import_deepspeed() -> None:
+    """Import accelerate and DeepSpeed, which takes seconds and some 200 MB."""
+    import accelerate.utils
+    import deepspeed  # noqa: F401
+
+
 class DeepSpeedEngine:
     """ZeRO over all ranks. One at a time in a process: accelerate's state is global."""
 

@@ -26,6 +26,7 @@ from llem.training.data import Share, Windows, share_of, verify_content
 from llem.training.divergence import DivergenceWatch
 from llem.training.engine import Engine, TorchEngine
 from llem.training.evaluation import evaluate
+from llem.training.memory import PeakMemory, largest
 from llem.training.outcome import OnProgress, Outcome, Progress, ShouldStop, Status
 from llem.training.pulse import Beat, Pulse
 from llem.training.schedule import learning_rate, phase
@@ -59,6 +60,12 @@ def train(
     world.first(lambda: verify_content(run))
     windows = Windows(run)
     world.first(lambda: attempt.mkdir(parents=True, exist_ok=True))
+    if run.layout.zero_stage:
+        from llem.training.deepspeed import import_deepspeed
+
+        # Before memory is measured: the libraries are no part of the run.
+        import_deepspeed()
+    memory = PeakMemory(world.device)
     engine = _build(run, world, attempt)
     try:
         path = attempt / f"rank-{world.rank:05d}.h5"
@@ -68,6 +75,7 @@ def train(
                 run=run,
                 world=world,
                 engine=engine,
+                memory=memory,
                 windows=windows,
                 share=share,
                 record=record,
@@ -126,6 +134,7 @@ class _Trainer:
     run: Run
     world: World
     engine: Engine
+    memory: PeakMemory
     windows: Windows
     share: Share
     record: RecordWriter
@@ -153,6 +162,9 @@ class _Trainer:
         resumed = self._resume()
         self._steps()
         status, reason, loss, loss_se = self._end()
+        peak = self.memory.read()
+        self.record.event("memory", peak.told())
+        peak_bytes, peak_reason = largest(peak, self.world)
         self.record.event(status, reason)
         self.record.stamp_clock()
         self.world.barrier()
@@ -174,6 +186,8 @@ class _Trainer:
             wall0_ns=wall_ns,
             wall1_ns=time.time_ns(),
             tokens_per_s=self._tokens_per_s(),
+            peak_memory_bytes=peak_bytes,
+            peak_memory_reason=peak_reason,
         )
 
     def _resume(self) -> Checkpoint | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -18,7 +19,8 @@ class Outcome:
     over all ranks; `loss` and its standard error `loss_se` are of the held-out windows and NaN
     unless completed. `t*_ns` are CLOCK_MONOTONIC, `wall*_ns` the wall clock, at the attempt's
     two ends; `tokens` are those of all steps so far, `tokens_per_s` the rate of this attempt's
-    steps from the start of its first to the end of its last.
+    steps from the start of its first to the end of its last. `peak_memory_bytes` is the largest of
+    all ranks (see `llem.training.memory`), NaN with a `peak_memory_reason` where unmeasurable.
     """
 
     status: Status
@@ -38,6 +40,8 @@ class Outcome:
     wall0_ns: int
     wall1_ns: int
     tokens_per_s: float
+    peak_memory_bytes: float = math.nan
+    peak_memory_reason: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
