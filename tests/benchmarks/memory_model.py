@@ -33,7 +33,7 @@ WANTED = 0.15
 # glibc keeps what is freed below a threshold that grows to 32 MB: a third of the tensors at times,
 # and it costs no time. With the threshold fixed, what is resident is what is in use.
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "131072"}
-STEPS = 3
+STEPS = 2
 # A decoder and the sequences of a micro-batch.
 SHAPES = {
     "wide": (Decoder(layers=2, width=128, heads=2, mlp_width=352, vocabulary=8192, context=256), 16),
@@ -58,7 +58,7 @@ def make_run(shape: str, folder: Path, layout: Layout, precision: str) -> Run:
     )
     return Run(
         model=model, tokens=STEPS * batch_tokens, steps=STEPS, seed=0, recipe=recipe,
-        data=token_file(path, evaluation_tokens=8 * 4096 + 1), layout=layout,
+        data=token_file(path, evaluation_tokens=2 * layout.ranks * 4096 + 1), layout=layout,
         predicted=Predicted(duration_s=1.0, gpu_hours=1.0, energy_j=1.0, memory_bytes=1.0),
     )  # fmt: skip
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from llem.campaign import Run
 from llem.errors import LlemError
-from llem.training.data import Batch
+from llem.training.data import Batch, Tokens
 from llem.training.engine import adamw, free_memory, to_device, token_loss
 from llem.training.model import build_model
 from llem.training.world import World
@@ -98,13 +98,17 @@ class DeepSpeedEngine:
         total = torch.zeros((), device=device)
         for inputs, targets in zip(batch.inputs, batch.targets, strict=True):
             with self._accelerator.accumulate(self._model):
-                logits = self._model(to_device(inputs, device))
-                loss = token_loss(logits, to_device(targets, device))
+                loss = self._loss(inputs, targets)
                 total += loss.detach() / len(batch.inputs)
                 # Also steps the optimiser, after the last micro-batch.
                 self._accelerator.backward(loss)
         norm = self._model.get_global_grad_norm()
         return total, torch.as_tensor(norm, dtype=torch.float32, device=device)
+
+    def _loss(self, inputs: Tokens, targets: Tokens) -> Tensor:
+        # A function of its own, so that the logits are gone before the backward pass.
+        device = self._world.device
+        return token_loss(self._model(to_device(inputs, device)), to_device(targets, device))
 
     def logits(self, inputs: Tensor) -> Tensor:
         self._model.eval()
