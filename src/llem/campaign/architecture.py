@@ -52,14 +52,25 @@ class Decoder:
     def flops_per_token(self) -> int:
         """Training FLOPs per token: 3 x forward, a multiply-add counted as two.
 
-        Matrix products of the blocks, attention over the whole context (as torch's counter
-        counts it: the causal mask saves nothing), and the output layer; embedding look-ups are
-        free. The convention of arXiv 2203.15556, appendix F, without its embedding term.
+        In: matrix products of the blocks, attention over the whole context (as torch's counter
+        counts it: the causal mask saves nothing), and the output layer. Out: embedding look-ups,
+        which multiply nothing, norms and other work by the element. The convention of
+        arXiv 2203.15556, appendix F, without its embedding term.
         """
-        block = 2 * (4 * self.width * self.width + 3 * self.width * self.mlp_width)
-        attention = 2 * 2 * self.context * self.width
-        output = 2 * self.width * self.vocabulary
-        return 3 * (self.layers * (block + attention) + output)
+        return 3 * (self.layers * self._block_flops + 2 * self.width * self.vocabulary)
+
+    @property
+    def recomputed_flops_per_token(self) -> int:
+        """What activation checkpointing computes once more: every block's forward, not the output.
+
+        But for the last product of each, whose result no gradient needs: torch stops before it.
+        """
+        return self.layers * (self._block_flops - 2 * self.width * self.mlp_width)
+
+    @property
+    def _block_flops(self) -> int:
+        products = 2 * (4 * self.width * self.width + 3 * self.width * self.mlp_width)
+        return products + 2 * 2 * self.context * self.width
 
     def to_dict(self) -> dict[str, Any]:
         return dict(vars(self))
@@ -92,6 +103,10 @@ class CustomModel:
     @property
     def flops_per_token(self) -> int:
         return 6 * self.params
+
+    @property
+    def recomputed_flops_per_token(self) -> int:
+        return 0
 
     def to_dict(self) -> dict[str, Any]:
         return {**vars(self), "arguments": dict(self.arguments)}

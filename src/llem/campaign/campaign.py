@@ -115,6 +115,9 @@ class LayoutChoice(Strict):
     gpus_per_node: PositiveInt = 1
     zero_stage: int = Field(0, ge=0, le=3)
     micro_batch: PositiveInt | None = Field(None, description="sequences per rank and step")
+    activation_checkpointing: bool | None = Field(
+        None, description="compute activations again in the backward pass; null: where needed"
+    )
 
 
 class Campaign(Strict):

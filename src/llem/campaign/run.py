@@ -81,7 +81,8 @@ class Predicted:
     """What the planner expects of a run; NaN where it cannot say.
 
     `duration_s` is the training alone; GPU-hours and energy also count the run's share of what
-    starting its element takes, since that is paid for as well.
+    starting its element takes, since that is paid for as well. `memory_bytes` is the peak of one
+    rank's own tensors, what its end record tells as `peak_memory_bytes`.
     """
 
     duration_s: float

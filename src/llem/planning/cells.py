@@ -14,7 +14,8 @@ from llem.campaign.run import Recipe
 from llem.planning.arrays import pack_length_s
 from llem.planning.hardware import Accelerator
 from llem.planning.ladder import nearest_decoder, smallest_params
-from llem.planning.layout import choose_layout, duration_s, memory_bytes
+from llem.planning.layout import choose_layout, computed_flops, duration_s
+from llem.planning.memory import memory_of
 from llem.planning.recipe import MIN_STEPS, asked_of, recipe_for
 from llem.planning.segments import checkpoint_steps_of, segments_of
 from llem.planning.spend import cost_of
@@ -83,7 +84,7 @@ class Bench:
         layout = self._layout(model, recipe, steps * recipe.batch_tokens)
         if isinstance(layout, str):
             return Dropped(level, model.params, layout)
-        memory = memory_bytes(model, recipe, layout)
+        memory = memory_of(model, recipe, layout, cpu=self.device.cpu).of_run
         return Cell(level, model, recipe, steps, layout, self._predicted(model, layout, steps,
                     recipe.batch_tokens, memory))  # fmt: skip
 
@@ -201,7 +202,7 @@ class Bench:
     def _predicted(
         self, model: Architecture, layout: Layout, steps: int, batch: int, memory: float
     ) -> Predicted:
-        flops = float(model.flops_per_token) * (steps * batch)
+        flops = computed_flops(model, layout) * (steps * batch)
         seconds = duration_s(flops, steps, layout, self.device)
         # A short run shares the start of its element with those that are packed with it.
         length = pack_length_s(self.site)

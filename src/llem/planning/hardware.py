@@ -44,6 +44,11 @@ class Accelerator:
     power_error: float = PRIOR_POWER_ERROR
     power_source: str = "prior: board power"
 
+    @property
+    def cpu(self) -> bool:
+        """Whether ranks compute on the CPU, where memory is used otherwise."""
+        return self.name == "cpu"
+
 
 @dataclass(frozen=True)
 class Measured:

@@ -3,42 +3,36 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect
 
-from llem.campaign import Layout, Site
-from llem.campaign.architecture import Architecture, Decoder
+from llem.campaign import CustomModel, Layout, Site
+from llem.campaign.architecture import Architecture
 from llem.campaign.campaign import LayoutChoice
 from llem.campaign.run import Recipe
 from llem.planning.hardware import Accelerator
+from llem.planning.memory import memory_of
 
-# Weights, gradients and two Adam moments in fp32, or bf16 weights and gradients with fp32 master
-# weights and moments: 16 bytes per parameter either way (arXiv 1910.02054, section 3.1).
-WEIGHT_BYTES, GRADIENT_BYTES, OPTIMISER_BYTES = 4, 4, 8
 MEMORY_MARGIN = 0.85
 TIME_MARGIN = 0.8
+# ZeRO's stage and whether activations are computed again, cheapest first: stages 1 and 2 move the
+# bytes of plain data parallelism, computing again costs a third more work, and stage 3 half as many
+# bytes again (arXiv 1910.02054, section 7), over what may be a slow network.
+WAYS = (
+    (0, False), (1, False), (2, False), (0, True), (1, True), (2, True), (3, False), (3, True)
+)  # fmt: skip
 
 
-def memory_bytes(model: Architecture, recipe: Recipe, layout: Layout) -> float:
-    """Peak bytes on one device: states by ZeRO stage (arXiv 1910.02054) and activations.
+def computed_flops(model: Architecture, layout: Layout) -> float:
+    """FLOPs per token that devices carry out: the model's, and what checkpointing does again.
 
-    Activations of a decoder without recomputation: 34 bytes per token, layer and width at two
-    bytes a number (arXiv 2205.05198, eq. 2, attention by a fused kernel), and the logits thrice.
+    About 4/3 of the model's where the blocks outweigh the output layer.
     """
-    share = {stage: layout.ranks if layout.zero_stage >= stage else 1 for stage in (1, 2, 3)}
-    states = model.params * (
-        WEIGHT_BYTES / share[3] + GRADIENT_BYTES / share[2] + OPTIMISER_BYTES / share[1]
-    )
-    tokens = layout.micro_batch * model.context
-    scale = 1.0 if recipe.precision == "bf16" else 2.0
-    if isinstance(model, Decoder):
-        activations = 34 * tokens * model.layers * model.width * scale
-    else:
-        activations = 34 * tokens * math.sqrt(model.params) * scale
-    logits = 3 * 4 * tokens * model.vocabulary
-    return states + activations + logits
+    again = model.recomputed_flops_per_token if layout.activation_checkpointing else 0
+    return float(model.flops_per_token + again)
 
 
 def duration_s(flops: float, steps: int, layout: Layout, device: Accelerator) -> float:
-    """Predicted seconds of a run, without the start of its element."""
+    """Predicted seconds of a run of so many computed FLOPs, without the start of its element."""
     compute = flops / (layout.ranks * device.peak_flops * device.utilisation)
     return compute + steps * device.step_overhead_s * layout.grad_accum
 
@@ -55,7 +49,8 @@ def choose_layout(
     """The fewest ranks that fit in memory and in the time limit, or the reason why none does.
 
     Ranks are 1, 2, 4 ... within a node, then whole nodes; a batch that does not divide among
-    them is not split that way. ZeRO's stage is the lowest that fits.
+    them is not split that way. Of the WAYS to save memory on them it is the cheapest that fits,
+    with the largest micro-batch that does.
     """
     sequences = recipe.batch_tokens // model.context
     if fixed is not None:
@@ -66,10 +61,15 @@ def choose_layout(
             )
         shapes = [(fixed.nodes, fixed.gpus_per_node)]
         stages: tuple[int, ...] = (fixed.zero_stage,)
+        asked = fixed.activation_checkpointing
     else:
         shapes = _shapes(site)
-        stages = (0, 1, 2, 3)
-    flops = float(model.flops_per_token) * tokens
+        stages, asked = (0, 1, 2, 3), None
+    if isinstance(model, CustomModel):
+        if asked:
+            return "a model class of your own does its own activation checkpointing"
+        asked = False
+    ways = [(s, again) for s, again in WAYS if s in stages and asked in (None, again)]
     reason = "no layout of the site divides the batch"
     for nodes, ranks in shapes:
         world = nodes * ranks
@@ -80,15 +80,17 @@ def choose_layout(
                     "training.batch_tokens to a multiple of the context times the ranks"
                 )
             continue
-        for stage in stages:
+        for stage, again in ways:
             if fixed is None and stage and world == 1:
                 continue
-            layout = _with_micro_batch(
-                model, recipe, nodes, ranks, stage, sequences // world, device, fixed
+            way = Layout(
+                nodes=nodes, gpus_per_node=ranks, zero_stage=stage, activation_checkpointing=again
             )
+            layout = _with_micro_batch(model, recipe, way, sequences // world, device, fixed)
             if layout is None:
                 reason = f"needs more than {device.memory_bytes / 1e9:.0f} GB per device"
                 continue
+            flops = computed_flops(model, layout) * tokens
             needed = duration_s(flops, tokens // recipe.batch_tokens, layout, device)
             if needed <= TIME_MARGIN * site.limits.time:
                 return layout
@@ -96,35 +98,45 @@ def choose_layout(
                 f"would run {needed / 3600:.1f} h on {nodes} x {ranks} devices; the site's limit "
                 f"is {site.limits.time / 3600:.1f} h"
             )
-            break
+            if not again:
+                # What comes after is no faster.
+                break
     return reason
 
 
 def _with_micro_batch(
     model: Architecture,
     recipe: Recipe,
-    nodes: int,
-    ranks: int,
-    stage: int,
+    layout: Layout,
     sequences: int,
     device: Accelerator,
     fixed: LayoutChoice | None,
 ) -> Layout | None:
-    """The largest micro-batch that fits; None where not even one sequence does."""
+    """The layout with the largest micro-batch that fits; None where not even one sequence does."""
+    micro = sequences
     if fixed is not None and fixed.micro_batch:
         micro = math.gcd(sequences, fixed.micro_batch)
-    else:
-        micro = sequences
-    while True:
-        layout = Layout(
-            nodes=nodes, gpus_per_node=ranks, zero_stage=stage,
+
+    def of(micro: int) -> Layout:
+        return Layout(
+            nodes=layout.nodes, gpus_per_node=layout.gpus_per_node, zero_stage=layout.zero_stage,
             micro_batch=micro, grad_accum=sequences // micro,
+            activation_checkpointing=layout.activation_checkpointing,
         )  # fmt: skip
-        if memory_bytes(model, recipe, layout) <= MEMORY_MARGIN * device.memory_bytes:
-            return layout
-        if micro == 1:
-            return None
-        micro = next(m for m in range(micro // 2, 0, -1) if sequences % m == 0)
+
+    if not fits(model, recipe, of(1), device):
+        # One step of all sequences keeps no gradients from one micro-batch to the next.
+        return of(micro) if micro > 1 and fits(model, recipe, of(micro), device) else None
+    tries = [micro]
+    while tries[-1] > 1:
+        tries.append(next(m for m in range(tries[-1] // 2, 0, -1) if sequences % m == 0))
+    return of(tries[bisect(tries, False, key=lambda m: fits(model, recipe, of(m), device))])
+
+
+def fits(model: Architecture, recipe: Recipe, layout: Layout, device: Accelerator) -> bool:
+    """Whether a run fits on the device with a margin for what the memory model has wrong."""
+    needed = memory_of(model, recipe, layout, cpu=device.cpu).total
+    return needed <= MEMORY_MARGIN * device.memory_bytes
 
 
 def _shapes(site: Site) -> list[tuple[int, int]]:

@@ -14,7 +14,7 @@ real runs by `tests/benchmarks/memory_model.py`; the figures are in docs/memory.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from llem.campaign import Layout
@@ -85,7 +85,9 @@ class States:
         return self.weights + self.gradients + self.optimiser
 
 
-def model_states(params: int, *, ranks: int, stage: int, bytes_each: tuple[int, int, int]) -> States:
+def model_states(
+    params: int, *, ranks: int, stage: int, bytes_each: tuple[int, int, int]
+) -> States:
     """Weights, gradients and optimiser states of `bytes_each`: arXiv 1910.02054, figure 1.
 
     Mixed precision there is (2, 2, 12), llem's is (4, 4, 8).
@@ -156,6 +158,7 @@ class _Sizes:
     evaluating_loss: float
     tied: bool
     bf16: bool
+    cpu: bool
 
 
 def _sizes(model: Architecture, recipe: Recipe, layout: Layout, *, cpu: bool) -> _Sizes:
@@ -192,36 +195,40 @@ def _sizes(model: Architecture, recipe: Recipe, layout: Layout, *, cpu: bool) ->
         evaluating_loss=tested * (stream + vocabulary * (BF16 + 2 * FP32 if bf16 else 2 * FP32)),
         tied=tied,
         bf16=bf16,
+        cpu=cpu,
     )
 
 
-def _moments(
-    model: Architecture, layout: Layout, sizes: _Sizes
-) -> tuple[States, list[_Moment]]:
+def _moments(model: Architecture, layout: Layout, sizes: _Sizes) -> tuple[States, list[_Moment]]:
     """What stands all the time, and each moment that can be the largest."""
     ranks, stage, again = layout.ranks, layout.zero_stage, layout.activation_checkpointing
     whole = float(FP32 * model.params)
     part = whole / ranks
     bucket = FP32 * float(min(BUCKET_ELEMENTS, max(model.params, LEAST_BUCKET_ELEMENTS)))
+    filled = min(bucket, whole)
     states = model_states(model.params, ranks=ranks, stage=stage, bytes_each=(FP32, FP32, ADAM))
     # Gradients that stand while activations grow, all of them after the backward pass, and what
     # they travel in; DDP's buckets are the gradients, and stay.
     accumulates = layout.grad_accum > 1
     before = whole if accumulates or (stage == 0 and ranks > 1) else 0.0
-    after, travelling, standing = whole, 0.0, 0.0
-    weights = whole
+    after, weights, copied = whole, whole, 0.0
+    # Of buckets: at the loss, when the backward pass begins and when it ends. The CPU has them only
+    # once they are written to.
+    standing, begun, ended = 0.0, 0.0, 0.0
+    types = 2 if sizes.bf16 else 1
     if stage:
         # The part of the weights that this rank updates, once more.
         weights = whole + part
-        # A bucket for each type that gradients travel in.
-        travelling = bucket * (2 if sizes.bf16 else 1)
+        begun = 0.0 if sizes.cpu else types * bucket
+        ended = begun if stage == 1 or not sizes.cpu else filled
+        copied = (filled if sizes.cpu else types * bucket) + filled
     if stage == 2:
         before = part if accumulates else 0.0
         after = before + (part if whole > bucket else 0.0)
     elif stage == 3:
         weights = 2 * part + FP32 * float(min(model.params, LIVE_ELEMENTS))
         before = after = part
-        standing = travelling = bucket * (1.5 if sizes.bf16 else 1)
+        standing = begun = ended = filled if sizes.cpu else bucket * (1.5 if sizes.bf16 else 1)
     # The gradient of a tied table waits for its second half; another's is added at once.
     waiting = sizes.output if sizes.tied or before else 0.0
     early = before + waiting if before else sizes.output
@@ -233,9 +240,9 @@ def _moments(
     moments = [
         _Moment("loss", before, kept + sizes.last, sizes.loss, standing, copies),
         _Moment("backward, last block", early,
-                kept + (one if again else sizes.work), 0.0, travelling, copies),
-        _Moment("backward, first block", late, one, 0.0, travelling),
-        _Moment("backward, embedding", after + waiting, sizes.work, 0.0, travelling),
+                kept + (one if again else sizes.work), 0.0, begun, copies),
+        _Moment("backward, first block", late, one, 0.0, ended),
+        _Moment("backward, embedding", after + waiting, sizes.work, 0.0, ended),
         _Moment("evaluation", idle, sizes.evaluating, 0.0, standing, sizes.copies),
         _Moment("evaluation, loss", idle, sizes.evaluating_loss, 0.0, standing, sizes.copies),
     ]  # fmt: skip
@@ -243,6 +250,7 @@ def _moments(
         # The optimiser's gradients are flattened out of those that were reduced.
         moments.append(_Moment("step", 2 * part, 0.0, 0.0, standing))
     if stage in (1, 2) and ranks > 1:
+        # What goes to several ranks is copied out of the bucket.
         left = whole if stage == 1 and whole > bucket else before
-        moments.append(_Moment("reduction", left, 0.0, 0.0, travelling + bucket))
-    return replace(states, weights=weights), moments
+        moments.append(_Moment("reduction", left, 0.0, 0.0, copied))
+    return States(weights=weights, gradients=before, optimiser=states.optimiser), moments

@@ -53,7 +53,7 @@ def deepspeed_config(run: Run) -> dict[str, Any]:
 
 def import_deepspeed() -> None:
     """Import accelerate and DeepSpeed, which takes seconds and some 200 MB."""
-    import accelerate.utils
+    import accelerate.utils  # noqa: F401
     import deepspeed  # noqa: F401
 
 

@@ -10,6 +10,7 @@ mathematics library: what the kernel would have to find, and more than the tenso
 from __future__ import annotations
 
 import ctypes
+import importlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -53,8 +54,7 @@ class PeakMemory:
             self._before = torch.cuda.memory_allocated(device)
             return
         # Some 70 MB that the first optimiser would bring in, and no part of the run.
-        import torch._dynamo  # noqa: F401
-
+        importlib.import_module("torch._dynamo")
         _trim()
         try:
             # 5 sets the high-water mark to what is resident now (proc(5)).
