@@ -10,7 +10,7 @@ from llem.campaign.architecture import Architecture
 from llem.campaign.campaign import LayoutChoice
 from llem.campaign.run import Recipe
 from llem.planning.hardware import Accelerator
-from llem.planning.memory import memory_of
+from llem.planning.memory import least_bytes, memory_of
 
 MEMORY_MARGIN = 0.85
 TIME_MARGIN = 0.8
@@ -80,20 +80,24 @@ def choose_layout(
                     "training.batch_tokens to a multiple of the context times the ranks"
                 )
             continue
+        steps = tokens // recipe.batch_tokens
         for stage, again in ways:
             if fixed is None and stage and world == 1:
                 continue
             way = Layout(
                 nodes=nodes, gpus_per_node=ranks, zero_stage=stage, activation_checkpointing=again
             )
-            layout = _with_micro_batch(model, recipe, way, sequences // world, device, fixed)
-            if layout is None:
-                reason = f"needs more than {device.memory_bytes / 1e9:.0f} GB per device"
-                continue
-            flops = computed_flops(model, layout) * tokens
-            needed = duration_s(flops, tokens // recipe.batch_tokens, layout, device)
+            flops = computed_flops(model, way) * tokens
+            # In one micro-batch, the fastest: to look for the largest that fits takes longer.
+            needed = duration_s(flops, steps, way, device)
             if needed <= TIME_MARGIN * site.limits.time:
-                return layout
+                layout = _with_micro_batch(model, recipe, way, sequences // world, device, fixed)
+                if layout is None:
+                    reason = f"needs more than {device.memory_bytes / 1e9:.0f} GB per device"
+                    continue
+                needed = duration_s(flops, steps, layout, device)
+                if needed <= TIME_MARGIN * site.limits.time:
+                    return layout
             reason = (
                 f"would run {needed / 3600:.1f} h on {nodes} x {ranks} devices; the site's limit "
                 f"is {site.limits.time / 3600:.1f} h"
@@ -124,6 +128,8 @@ def _with_micro_batch(
             activation_checkpointing=layout.activation_checkpointing,
         )  # fmt: skip
 
+    if least_bytes(model, layout) > MEMORY_MARGIN * device.memory_bytes:
+        return None
     if not fits(model, recipe, of(1), device):
         # One step of all sequences keeps no gradients from one micro-batch to the next.
         return of(micro) if micro > 1 and fits(model, recipe, of(micro), device) else None

@@ -27,6 +27,8 @@ ADAM = 2 * FP32
 BUCKET_ELEMENTS, LEAST_BUCKET_ELEMENTS = 50_000_000, 1_000_000
 # stage3_max_live_parameters and stage3_max_reuse_distance of DeepSpeed: below, nothing is let go.
 LIVE_ELEMENTS = 1_000_000_000
+# stage3_prefetch_bucket_size: weights that are gathered ahead, and copied out of what they came in.
+PREFETCH_ELEMENTS = 50_000_000
 # Tokens of a forward of the evaluation (`llem.training.evaluation`).
 EVALUATION_TOKENS = 4096
 # What stands on a device before the run: the CUDA context, NCCL and cuBLAS; Python and torch.
@@ -119,6 +121,20 @@ def memory_of(model: Architecture, recipe: Recipe, layout: Layout, *, cpu: bool)
     )
 
 
+def least_bytes(model: Architecture, layout: Layout) -> float:
+    """What a rank holds whatever its micro-batch: weights, moments, all gradients at a step's end.
+
+    Never more than `memory_of`, and much faster to tell.
+    """
+    ranks, stage = layout.ranks, layout.zero_stage
+    each = (
+        FP32 * (1.0 if stage < 3 else 2 / ranks)
+        + (FP32 + ADAM) / (ranks if stage else 1)
+        + (FP32 if stage == 1 else FP32 / ranks if stage == 2 else 0.0)
+    )
+    return model.params * each
+
+
 class _Moment(NamedTuple):
     """What a moment of a step holds besides weights and optimiser states; bytes."""
 
@@ -141,7 +157,8 @@ class _Sizes:
     pass, its input included. last: the last norm. work: what a block's backward pass needs besides.
     loss: the logits, their softmax and its gradient. copies, of_output: autocast's bf16 weights,
     all and the output layer's. output, block_weights: gradients of the output layer, of one block.
-    evaluating, evaluating_loss: forward of an evaluation batch, its hidden and its last part.
+    evaluating, evaluating_loss: forward of an evaluation batch, its hidden part with the logits of
+    the batch before (evaluated_logits), and its last part.
     """
 
     layers: int
@@ -156,6 +173,7 @@ class _Sizes:
     block_weights: float
     evaluating: float
     evaluating_loss: float
+    evaluated_logits: float
     tied: bool
     bf16: bool
     cpu: bool
@@ -193,6 +211,7 @@ def _sizes(model: Architecture, recipe: Recipe, layout: Layout, *, cpu: bool) ->
         block_weights=FP32 * in_block,
         evaluating=tested * (3 * stream + number * (4 * inner + vocabulary)),
         evaluating_loss=tested * (stream + vocabulary * (BF16 + 2 * FP32 if bf16 else 2 * FP32)),
+        evaluated_logits=float(tested * number * vocabulary),
         tied=tied,
         bf16=bf16,
         cpu=cpu,
@@ -236,7 +255,8 @@ def _moments(model: Architecture, layout: Layout, sizes: _Sizes) -> tuple[States
     kept = sizes.between if again else sizes.layers * sizes.block
     copies = sizes.of_output if again else sizes.copies
     one = sizes.block + sizes.work
-    idle = before if stage == 0 and ranks > 1 else 0.0
+    # Between steps only DDP and stage 3 keep gradients.
+    idle = before if (stage == 0 and ranks > 1) or stage == 3 else 0.0
     moments = [
         _Moment("loss", before, kept + sizes.last, sizes.loss, standing, copies),
         _Moment("backward, last block", early,
@@ -249,6 +269,12 @@ def _moments(model: Architecture, layout: Layout, sizes: _Sizes) -> tuple[States
     if stage:
         # The optimiser's gradients are flattened out of those that were reduced.
         moments.append(_Moment("step", 2 * part, 0.0, 0.0, standing))
+    if stage == 3:
+        ahead = FP32 * float(min(model.params, PREFETCH_ELEMENTS))
+        moments.append(
+            _Moment("evaluation, gathering", idle, sizes.evaluating - sizes.evaluated_logits,
+                    0.0, standing + ahead, sizes.copies)
+        )  # fmt: skip
     if stage in (1, 2) and ranks > 1:
         # What goes to several ranks is copied out of the bucket.
         left = whole if stage == 1 and whole > bucket else before

@@ -26,6 +26,7 @@ class EndRecord:
     tokens: float = math.nan
     loss: float = math.nan
     loss_se: float = math.nan
+    peak_memory_bytes: float = math.nan
     t0_ns: int | None = None
     t1_ns: int | None = None
     host: str = ""
@@ -64,6 +65,7 @@ def read_end(path: Path, *, run_id: str) -> EndRecord | str | None:
         tokens=_number(values.get("tokens")),
         loss=_number(values.get("loss")),
         loss_se=_number(values.get("loss_se")),
+        peak_memory_bytes=_number(values.get("peak_memory_bytes")),
         t0_ns=_integer(values.get("t0_ns")),
         t1_ns=_integer(values.get("t1_ns")),
         host=_text(values.get("host")),

@@ -31,6 +31,7 @@ class Observation:
     duration_s        sum of the attempts' windows; gpu_seconds is that x ranks
     tokens_per_s      tokens / time from each attempt's first step to its last, redone steps' time
                       included; mfu is flops / (that time x ranks x peak)
+    peak_memory_bytes the largest of the attempts' own words: tensors of the fullest rank
     coverage          least of: ranks, steps and device-seconds seen / expected
     """
 
@@ -59,6 +60,7 @@ class Observation:
     gpu_seconds: float = NAN
     mfu: float = NAN
     tokens_per_s: float = NAN
+    peak_memory_bytes: float = NAN
     nodes: int = 0
     ranks: int = 0
     coverage: float = 0.0

@@ -117,6 +117,7 @@ def observe(
         gpu_seconds=gpu_seconds,
         mfu=_quotient(flops, busy_s * (options.peak_flops_per_gpu or NAN)),
         tokens_per_s=_quotient(tokens, span_s),
+        peak_memory_bytes=_peak_memory(attempts),
         nodes=chosen.nodes_seen,
         ranks=len(chosen.ranks.seen),
         coverage=coverage,
@@ -160,6 +161,12 @@ def _late(energy_j: float, gpu_seconds: float, options: LateOptions) -> dict[str
         "cost": sum(costs) if costs else NAN,
         "carbon_g": NAN if carbon is None else carbon * kwh,
     }
+
+
+def _peak_memory(attempts: Sequence[Attempt]) -> float:
+    """The largest that an end record tells of; an attempt that was killed tells nothing."""
+    told = [a.end.peak_memory_bytes for a in attempts if a.end is not None]
+    return max((peak for peak in told if peak == peak), default=NAN)
 
 
 def _status_reason(attempt: Attempt) -> str:

@@ -21,6 +21,8 @@ from llem.campaign.tokenfile import token_file, write_tokens
 CONTEXT = 32
 BATCH_WINDOWS = 16
 MODEL = Decoder(layers=2, width=16, heads=2, mlp_width=32, vocabulary=256, context=CONTEXT)
+# Freed memory goes back to the kernel at once, so that what is resident is what is in use.
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "131072"}
 MakeRun = Callable[..., Run]
 
 
@@ -73,6 +75,25 @@ def make_run(token_data: TokenData) -> MakeRun:
     return make
 
 
+@pytest.fixture(scope="session")
+def make_heavy_run(make_run: MakeRun) -> MakeRun:
+    """Two steps of a model whose tensors, not its libraries, take the memory: 4M parameters."""
+    heavy = Decoder(layers=3, width=320, heads=5, mlp_width=864, vocabulary=1024, context=256)
+
+    def make(*, ranks: int = 1, zero_stage: int = 0, checkpointing: bool = False) -> Run:
+        run = make_run(ranks=ranks, zero_stage=zero_stage, model=heavy, steps=2)
+        layout = replace(run.layout, micro_batch=4, activation_checkpointing=checkpointing)
+        batch_tokens = 4 * ranks * heavy.context
+        return replace(
+            run,
+            tokens=2 * batch_tokens,
+            recipe=replace(run.recipe, batch_tokens=batch_tokens),
+            layout=layout,
+        )
+
+    return make
+
+
 Tasks = list[dict[str, Any]]
 # By task name, the outcomes of all ranks in order.
 Results = dict[str, list[dict[str, Any]]]
@@ -107,7 +128,12 @@ def start_ranks(
             processes.append(
                 subprocess.Popen(
                     [sys.executable, str(worker), str(folder / "job.json"), str(rank)],
-                    env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(source)},
+                    env={
+                        **os.environ,
+                        **ALLOCATOR,
+                        "OMP_NUM_THREADS": "1",
+                        "PYTHONPATH": str(source),
+                    },
                     stdout=log,
                     stderr=subprocess.STDOUT,
                 )

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from llem.campaign import Run
+from llem.planning.memory import memory_of
 
 pytest.importorskip("torch")
 pytest.importorskip("deepspeed")
@@ -33,6 +34,7 @@ def task(name: str, run: Run, folder: Path, **options: Any) -> dict[str, Any]:
 def sharded(
     request: pytest.FixtureRequest,
     make_run: Callable[..., Run],
+    make_heavy_run: Callable[..., Run],
     run_ranks: Callable[..., Results],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[Results, Path]:
@@ -46,7 +48,12 @@ def sharded(
         task("rest", run, folder, checkpoints="shared"),
         task("wild", make_run(ranks=2, zero_stage=stage, steps=200, learning_rate=30.0), folder),
         task("again", run, folder),
-    ]
+        *(
+            task(f"heavy-{word}", make_heavy_run(ranks=2, zero_stage=stage, checkpointing=again),
+                 folder)
+            for word, again in (("kept", False), ("computed-again", True))
+        ),
+    ]  # fmt: skip
     return run_ranks(tasks, ranks=2, folder=folder, zero_stage=stage), folder
 
 
@@ -80,3 +87,16 @@ def test_its_configuration_lies_beside_the_records(sharded: tuple[Results, Path]
     config = json.loads((folder / "accum" / "deepspeed.json").read_text())
     assert config["gradient_accumulation_steps"] == 2
     assert config["train_micro_batch_size_per_gpu"] == 4
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_its_peak_memory_is_what_the_planner_expects(
+    sharded: tuple[Results, Path], make_heavy_run: Callable[..., Run], again: bool
+) -> None:
+    results, folder = sharded
+    config = json.loads((folder / "whole" / "deepspeed.json").read_text())
+    stage = config["zero_optimization"]["stage"]
+    run = make_heavy_run(ranks=2, zero_stage=stage, checkpointing=again)
+    measured = results["heavy-computed-again" if again else "heavy-kept"][0]["peak_memory_bytes"]
+    expected = memory_of(run.model, run.recipe, run.layout, cpu=True).of_run
+    assert expected == pytest.approx(measured, rel=0.15)
