@@ -37,6 +37,15 @@ def test_a_complete_run_is_exact_in_every_column(planted):
     assert math.isnan(row.energy_net_j) and math.isnan(row.cost) and math.isnan(row.carbon_g)
 
 
+def test_the_peak_of_memory_is_the_largest_that_an_attempt_tells_of(planted):
+    planted.complete()
+    assert math.isnan(only(planted).peak_memory_bytes)
+    planted.end(number=0, status="interrupted", peak_memory_bytes=3e9)
+    planted.end(number=1, peak_memory_bytes=2e9)
+    planted.end(number=2, peak_memory_bytes=None)
+    assert only(planted).peak_memory_bytes == 3e9
+
+
 def test_the_window_is_interpolated_between_samples(planted):
     """100 W then 300 W from 6 s on; the window begins and ends between two samples."""
     planted.run()

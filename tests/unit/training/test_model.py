@@ -130,6 +130,36 @@ OWN = CustomModel(
 )  # fmt: skip
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        Decoder(layers=2, width=64, heads=2, mlp_width=176, vocabulary=512, context=64),
+        Decoder(layers=5, width=48, heads=3, mlp_width=128, vocabulary=96, context=16),
+        # Most of it the output layer; most of it attention.
+        Decoder(layers=1, width=32, heads=2, mlp_width=80, vocabulary=8192, context=32),
+        Decoder(layers=2, width=32, heads=1, mlp_width=64, vocabulary=64, context=1024),
+    ],
+)
+def test_the_flops_are_those_that_torch_counts(
+    shape: Decoder, tied: bool, checkpointing: bool
+) -> None:
+    """Forward and backward, attention as plain products: torch counts no fused one on the CPU."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    shape = replace(shape, tied_embeddings=tied)
+    model = build_model(shape, seed=0, activation_checkpointing=checkpointing)
+    tokens = torch.randint(shape.vocabulary, (2, shape.context))
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        logits = model(tokens)
+        torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens.flatten()).backward()
+    again = shape.recomputed_flops_per_token if checkpointing else 0
+    planned = (shape.flops_per_token + again) * tokens.numel()
+    assert planned == pytest.approx(counter.get_total_flops(), rel=0.001)
+
+
 @pytest.fixture
 def campaign_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "own_models_of_llem_tests.py").write_text(OWN_MODEL)
