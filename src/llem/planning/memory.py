@@ -240,14 +240,19 @@ def _moments(model: Architecture, layout: Layout, sizes: _Sizes) -> tuple[States
         weights = whole + part
         begun = 0.0 if sizes.cpu else types * bucket
         ended = begun if stage == 1 or not sizes.cpu else filled
-        copied = (filled if sizes.cpu else types * bucket) + filled
+        # Copied out of the bucket, and cast to what gradients travel in.
+        copied = (filled if sizes.cpu else types * bucket) + filled * (1.5 if sizes.bf16 else 1)
     if stage == 2:
         before = part if accumulates else 0.0
         after = before + (part if whole > bucket else 0.0)
     elif stage == 3:
         weights = 2 * part + FP32 * float(min(model.params, LIVE_ELEMENTS))
         before = after = part
-        standing = begun = ended = filled if sizes.cpu else bucket * (1.5 if sizes.bf16 else 1)
+        if sizes.cpu:
+            standing = filled * (0.5 if sizes.bf16 else 1)
+        else:
+            standing = bucket * (1.5 if sizes.bf16 else 1)
+        begun = ended = standing
     # The gradient of a tied table waits for its second half; another's is added at once.
     waiting = sizes.output if sizes.tied or before else 0.0
     early = before + waiting if before else sizes.output
@@ -264,19 +269,19 @@ def _moments(model: Architecture, layout: Layout, sizes: _Sizes) -> tuple[States
         _Moment("backward, first block", late, one, 0.0, ended),
         _Moment("backward, embedding", after + waiting, sizes.work, 0.0, ended),
         _Moment("evaluation", idle, sizes.evaluating, 0.0, standing, sizes.copies),
-        _Moment("evaluation, loss", idle, sizes.evaluating_loss, 0.0, standing, sizes.copies),
+        # Outside autocast, whose copies are gone.
+        _Moment("evaluation, loss", idle, sizes.evaluating_loss, 0.0, standing),
     ]  # fmt: skip
     if stage:
         # The optimiser's gradients are flattened out of those that were reduced.
         moments.append(_Moment("step", 2 * part, 0.0, 0.0, standing))
-    if stage == 3:
-        ahead = FP32 * float(min(model.params, PREFETCH_ELEMENTS))
+    if stage == 3 and ranks > 1:
+        ahead = (BF16 if sizes.bf16 else FP32) * float(min(model.params, PREFETCH_ELEMENTS))
         moments.append(
             _Moment("evaluation, gathering", idle, sizes.evaluating - sizes.evaluated_logits,
                     0.0, standing + ahead, sizes.copies)
         )  # fmt: skip
     if stage in (1, 2) and ranks > 1:
-        # What goes to several ranks is copied out of the bucket.
         left = whole if stage == 1 and whole > bucket else before
         moments.append(_Moment("reduction", left, 0.0, 0.0, copied))
     return States(weights=weights, gradients=before, optimiser=states.optimiser), moments
