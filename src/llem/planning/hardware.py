@@ -55,11 +55,6 @@ class Accelerator:
         """Whether ranks compute on the CPU, where memory is used otherwise."""
         return self.name == "cpu"
 
-    @property
-    def cpu(self) -> bool:
-        """Whether ranks compute on the CPU, where memory is used otherwise."""
-        return self.name == "cpu"
-
 
 @dataclass(frozen=True)
 class Measured:
