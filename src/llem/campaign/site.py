@@ -119,7 +119,7 @@ class Notify(Strict):
 
     command: tuple[DataText, ...] = ()
     webhook: WebAddress | None = None
-    on: tuple[Literal["done", "failed", "budget"], ...] = ("done", "failed", "budget")
+    events: tuple[Literal["done", "failed", "budget"], ...] = ("done", "failed", "budget")
 
     @model_validator(mode="after")
     def _tells_someone(self) -> Notify:

@@ -48,7 +48,7 @@ class Notifier:
         if self.hooks is None:
             return
         for event in events(self.plan, state, over=self.over):
-            if event in self.hooks.on and self._first(event):
+            if event in self.hooks.events and self._first(event):
                 self._tell(message(self.folder, self.plan, state, event))
 
     def _first(self, event: str) -> bool:

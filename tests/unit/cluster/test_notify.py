@@ -156,7 +156,7 @@ def test_a_command_that_fails_is_a_note(planned, command):
         ({"webhook": "https://x/\r\nHost: y"}, "control characters"),
         ({"webhook": "https://x:port/"}, "https://HOST"),
         ({"command": "rm -rf"}, "notify.command"),
-        ({"webhook": "https://x/", "on": ["dine"]}, "did you mean 'done'"),
+        ({"webhook": "https://x/", "events": ["dine"]}, "did you mean 'done'"),
         ({"webhok": "https://x/"}, "did you mean 'webhook'"),
     ],
 )
