@@ -111,7 +111,7 @@ def test_events(planned):
 
 
 def test_only_what_was_asked_for_is_told(planned, server):
-    folder, plan = planned(webhook=server.url, on=["failed"])
+    folder, plan = planned(webhook=server.url, events=["failed"])
     Notifier(folder, plan, pytest.fail)(state_of(plan, "completed"))
     assert server.got == []
     Notifier(folder, plan, pytest.fail)(state_of(plan, "lost", "completed"))
