@@ -117,7 +117,8 @@ LOG_LINES: Final[Mapping[str, tuple[str, ...]]] = {
     "rendezvous": (
         r"RendezvousError",
         r"Dist(?:Network|Store)Error",
-        r"did not meet the others",
+        r"did not (?:connect to|meet the others)",
+        r"does not reach \S+:\d+ within",
         r"nccl(?:System|Remote|Internal)Error",
         r"NCCL error",
         r"connectFullMesh",

@@ -1,7 +1,7 @@
-"""Why an attempt ended, as the job itself can tell: one table of causes, and pure readers of them.
+"""Why an attempt ended, as the job itself can tell: pure readers of errors, reasons and logs.
 
-A cause is a word of `CAUSES`; it stands in an attempt's end record beside a `reason` in words. What
-the scheduler says of a job is another table's business; both use these words.
+A cause is a word of `causes.CAUSES`; it stands in an attempt's end record beside a `reason` in
+words. What the scheduler says of a job is read elsewhere, into the same words.
 """
 
 from __future__ import annotations
@@ -11,23 +11,7 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
-# Cause -> what it means, in the order in which a person looks for them.
-CAUSES: Final = {
-    "asked-to-stop": "`llem cancel` or Ctrl-C asked the campaign to stop",
-    "time-limit": "the job's time limit was near",
-    "preempted": "a job of higher priority took the nodes",
-    "signal": "the job was asked by a signal to leave",
-    "superseded": "a later attempt at the same run had begun",
-    "starter-gone": "the process that started the run was gone",
-    "out-of-memory": "the memory of a device or of the job did not suffice",
-    "disk-full": "a disk or a quota was full",
-    "rendezvous": "the ranks did not meet",
-    "node-failure": "a node of the job failed",
-    "diverged": "the loss grew without bound or was no number",
-    "refused": "data, model, layout or checkpoint do not fit the run",
-    "killed": "a process of it was ended without a word",
-    "exception": "the program failed",
-}
+from llem.cluster.causes import LOG_LINES
 
 # What a rank says that leaves in order; a reason may go on after these words.
 STOP_REASONS: Final = {
@@ -52,21 +36,10 @@ NETWORK_ERRORS = frozenset(
 )
 REFUSALS = frozenset({"InputError", "UnavailableError"})
 
-# Lines of a job's log, the scheduler's own words first: what it says explains what ranks say.
-LOG_LINES: Final = (
-    ("node-failure", r"DUE TO NODE FAILURE|Node failure on|NODE_FAIL"),
-    ("preempted", r"DUE TO PREEMPTION"),
-    ("time-limit", r"DUE TO TIME LIMIT"),
-    ("out-of-memory", r"oom[-_ ]kill|out of memory|exceeded (job |step )?memory limit|MemoryError"),
-    ("disk-full", "|".join(FULL_DISK)),
-    (
-        "rendezvous",
-        (
-            r"does not reach \S+:\d+ within|did not (connect to|meet the others)"
-            r"|Dist(Network|Store)Error"
-        ),
-    ),
-)
+# What a part of a log can tell of an attempt that left no end record, the most telling first.
+TOLD_BY_LOGS: Final = (
+    "node-failure", "preempted", "time-limit", "out-of-memory", "disk-full", "rendezvous",
+)  # fmt: skip
 
 
 def cause_of_error(error: BaseException, *, starting: bool = False) -> str:
@@ -101,8 +74,8 @@ def cause_of_reason(reason: str) -> str:
 
 def cause_of_log(text: str) -> str | None:
     """The cause that the part of a job's log tells which an attempt without an end left."""
-    for cause, pattern in LOG_LINES:
-        if re.search(pattern, text, re.IGNORECASE | re.MULTILINE):
+    for cause in TOLD_BY_LOGS:
+        if re.search("|".join(LOG_LINES[cause]), text, re.IGNORECASE | re.MULTILINE):
             return cause
     return None
 

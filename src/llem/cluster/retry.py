@@ -27,7 +27,7 @@ TRIES: Final[Mapping[str, int]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Ending:
-    """How one earlier attempt ended, as its files tell; `cause` is a word of `endings.CAUSES`.
+    """How one earlier attempt ended, as its files tell; `cause` is a word of `causes.CAUSES`.
 
     `start_step` is where it began, `saved_step` the last step that it left in a checkpoint.
     `given_up` says why it was to be the last one, '' otherwise.
