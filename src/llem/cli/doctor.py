@@ -68,13 +68,15 @@ def named(text: str) -> tuple[Site, str, Path]:
 
     Raises InputError.
     """
-    from llem.campaign import load_campaign, load_site, site_of
+    from llem.campaign import load_campaign, load_site, site_names, site_of
     from llem.cluster import CampaignFolder
 
     path = Path(text)
     if path.suffix in (".yaml", ".yml"):
         return site_of(load_campaign(path)), "", path.parent
-    if path.is_dir() and (path / "plan.json").is_file():
+    # A folder may well be called like the site that its campaign ran on: a name is a site's.
+    named = text in site_names()
+    if not named and path.is_dir() and (path / "plan.json").is_file():
         folder = CampaignFolder(path)
         plan = folder.load_plan()
         manifest = folder.manifest(plan.arrays[0].name)
