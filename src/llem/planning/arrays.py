@@ -135,7 +135,7 @@ def _chunks(
     # Twice the prediction and five minutes: predictions are priors until a run has been measured.
     limit = math.ceil((2 * max(s for s, _ in bins) + 300) / 60) * 60
     size = min(site.limits.array_size, site.limits.submit or site.limits.array_size)
-    kind = f"t{time_class}" if segments == 1 else f"s{segments}"
+    kind = f"t{time_class}" + (f"-s{segments}" if segments > 1 else "")
     stem = "train" if wave == 1 else f"wave{wave}"
     elements = [tuple(names) for _, alike in bins for names in alike]
     return [

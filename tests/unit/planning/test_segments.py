@@ -50,3 +50,11 @@ def test_a_plan_of_long_runs_chains_them_on_as_many_nodes_as_help():
     assert any("jobs one after the other" in w for w in plan.warnings)
     long = max(plan.runs, key=lambda r: r.predicted.duration_s)
     assert long.checkpoint_steps > 0
+
+
+@pytest.mark.parametrize("budget", ["1e21", "1e23", "1e24"])
+def test_every_array_has_a_name_of_its_own(budget):
+    """Chained runs of one shape may need different time limits, and so different scripts."""
+    plan = make_plan(campaign_at("large-cluster"), budget=Budget(float(budget), "FLOP"), data=DATA)
+    names = [array.name for array in plan.arrays]
+    assert len(set(names)) == len(names)
