@@ -26,6 +26,7 @@ import numpy as np
 
 from llem.records import read_node, read_rank
 
+HERE = Path(__file__).parent
 # Of each stand-in GPU, constant.
 GPU_W = 250.0
 POLL_S = 0.3
@@ -296,16 +297,26 @@ def requeue_and_tear(cell: Cell) -> None:
     os.truncate(state, state.stat().st_size // 2)
 
 
-def kill_stepd(cell: Cell) -> None:
-    """SIGKILL to the slurmstepd of the ranks' step on the last node: its ranks go on, unwatched."""
-    (step,) = {step_of(pid) for pid in cell.ranks()}
-    name = f"slurmstepd: [{cell.element}.{step}]".encode()
-    os.kill(max(pid for pid, words in processes() if words[0] == name), signal.SIGKILL)
+def kill_stepd(cell: Cell, *, rank: int) -> None:
+    """SIGKILL to the slurmstepd that watches a rank, which goes on without it and without a log."""
+    (pid,) = (pid for pid in cell.ranks() if environ(pid)["SLURM_PROCID"] == str(rank))
+    while not Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"slurmstepd:"):
+        # proc_pid_stat(5): field 4, the parent; the name in field 2 may hold spaces
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        assert pid > 1
+    os.kill(pid, signal.SIGKILL)
 
 
-def step_of(pid: int) -> str:
-    words = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    return next(w for w in words if w.startswith(b"SLURM_STEP_ID=")).decode().partition("=")[2]
+def environ(pid: int) -> dict[str, str]:
+    words = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0")
+    return dict(word.split("=", 1) for word in words if "=" in word)
+
+
+def wait_less(cell: Cell) -> None:
+    """The script gives a silent rank seconds, not a minute, once another one has ended."""
+    text = cell.script.read_text()
+    assert "--wait=60" in text
+    cell.script.write_text(text.replace("--wait=60", "--wait=5"))
 
 
 def kill_script(cell: Cell) -> None:
@@ -376,12 +387,14 @@ def fill_disk(cell: Cell) -> None:
             file.write(bytes(4096))
 
 
-def set_clock_off(cell: Cell, *, library: Path, seconds: int) -> None:
+def set_clock_off(cell: Cell, *, seconds: int) -> None:
     """The wall clock of the job's last node differs, and nothing says that it is the same machine.
 
-    All test nodes share a host, so its processes are started with libfaketime, which moves the wall
-    clock and leaves the monotonic one, and with a boot id of another machine.
+    All test nodes share a host. So that node's processes are started with a library which moves
+    their wall clock alone (of ranks and sampler), and with the boot id of another machine.
     """
+    source, library = HERE / "clock_off.c", cell.folder / "jobs" / "clock_off.so"
+    subprocess.run(["gcc", "-O2", "-shared", "-fPIC", "-o", library, source], check=True)
     boot_id = cell.folder / "jobs" / "boot_id"
     boot_id.write_text(f"{uuid.uuid4()}\n")
     wrapper = cell.folder / "jobs" / "off"
@@ -389,10 +402,8 @@ def set_clock_off(cell: Cell, *, library: Path, seconds: int) -> None:
         f"""\
 #!/bin/bash
 if [ "$SLURM_NODEID" = 1 ]; then
-  export APPTAINER_BIND={boot_id}:/proc/sys/kernel/random/boot_id,{library}:/opt/faketime.so
-  export APPTAINERENV_LD_PRELOAD=/opt/faketime.so APPTAINERENV_FAKETIME={seconds:+d}
-  export APPTAINERENV_DONT_FAKE_MONOTONIC=1 APPTAINERENV_FAKETIME_DONT_FAKE_MONOTONIC=1
-  export APPTAINERENV_NO_FAKE_STAT=1
+  export APPTAINER_BIND={boot_id}:/proc/sys/kernel/random/boot_id
+  export APPTAINERENV_LD_PRELOAD={library} APPTAINERENV_CLOCK_OFF_S={seconds}
 fi
 exec "$@"
 """

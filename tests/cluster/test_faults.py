@@ -16,7 +16,6 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 import faults
-import packages
 from faults import Cell
 
 SIZE = {"budget": "4e11 FLOP", "every": 40}
@@ -27,7 +26,8 @@ DISK_MIB = 24
 
 # These leave the nodes to each other, and are at work side by side.
 TOGETHER = {
-    "stepd": faults.kill_stepd,
+    "stepd": lambda cell: faults.kill_stepd(cell, rank=0),
+    "stepd-of-peer": lambda cell: faults.kill_stepd(cell, rank=1),
     "script": faults.kill_script,
     "disk": faults.fill_disk,
     "clock": lambda cell: None,
@@ -42,9 +42,8 @@ FAULTS = [*TOGETHER, *ALONE]
 # Faults after which `llem resubmit` is allowed to be needed.
 BY_HAND = {"script", "disk"}
 # Faults that the run does not feel.
-UNFELT = {"clock", "controller", "accounting"}
+UNFELT = {"stepd", "stepd-of-peer", "clock", "controller", "accounting"}
 QUICK = {"script", "disk", "controller"}
-LIBRARY = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
 
 
 def chosen(names):
@@ -67,8 +66,9 @@ class Cells:
         if "disk" in found:
             faults.mount_small(found["disk"].folder / "runs", mebibytes=DISK_MIB)
         if "clock" in found:
-            packages.install(("libfaketime",))
-            faults.set_clock_off(found["clock"], library=LIBRARY, seconds=CLOCK_OFF_S)
+            faults.set_clock_off(found["clock"], seconds=CLOCK_OFF_S)
+        for name in set(found) & {"stepd", "stepd-of-peer"}:
+            faults.wait_less(found[name])
         for cell in found.values():
             cell.submit()
         waiting = {name: TOGETHER[name] for name in names}
