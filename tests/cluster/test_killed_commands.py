@@ -76,6 +76,9 @@ class Kills:
                 process.communicate()
                 check()
                 continue
+            if "is in use by" in told:
+                # An sbatch that the last one left behind is still at work.
+                continue
             assert process.returncode == 0, told
             return kills - 1, said
 
