@@ -5,6 +5,7 @@
     python3 dev.py test           install what the tests need and run them all
     python3 dev.py unit           the unit tests alone, but those of many seconds
     python3 dev.py check          format, lint, types, import directions
+    python3 dev.py faults         every fault of a cluster, three times, as root on Debian
     python3 dev.py wheel          the wheel, alone in a new environment, serves a login node
 
 Needs Python 3.11 or newer and nothing else; what is missing is installed into `.venv`. As root on
@@ -40,6 +41,7 @@ def main(argv: list[str]) -> int:
         "test": test,
         "unit": unit,
         "check": check,
+        "faults": faults,
         "wheel": wheel,
     }
     if not argv or argv[0] not in commands:
@@ -86,6 +88,15 @@ def check(words: list[str]) -> int:
     ]
     statuses = [run(*call) for call in calls]
     return max(statuses)
+
+
+def faults(words: list[str]) -> int:
+    """All cells of the matrix in docs/faults.md, LLEM_ALL_FAULTS times."""
+    install("train", "plot", "energy", "test")
+    os.environ.setdefault("LLEM_ALL_FAULTS", "3")
+    names = ("interruptions", "faults", "killed_commands")
+    files = [f"tests/cluster/test_{name}.py" for name in names]
+    return run("python", "-m", "pytest", *files, *words)
 
 
 def wheel(words: list[str]) -> int:

@@ -106,3 +106,10 @@ def nvml(login, tmp_path_factory):
     folder = Path("/var/tmp/llem-nvml")
     folder.mkdir(mode=0o755, exist_ok=True)
     return Path(build.build(folder))
+
+
+def pytest_generate_tests(metafunc):
+    """`LLEM_ALL_FAULTS=3`: whatever asks for `repeat` is run three times."""
+    if "repeat" in metafunc.fixturenames:
+        times = max(1, int(os.environ.get("LLEM_ALL_FAULTS") or 1))
+        metafunc.parametrize("repeat", range(times), scope="module")

@@ -2,25 +2,31 @@
 
 A `Cell` is a campaign of one run (two nodes, one rank each) in a folder of its own: the same plan
 in every cell, so that the undisturbed cell tells the others' losses to the bit. Faults are
-functions of a cell; what comes of one is awaited with `Cell.settle`.
+functions of a cell; what comes of one is awaited with `Cell.settle`. What a fault takes away from
+the cluster itself is brought back by whoever called it, with `mend`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
 import signal
 import subprocess
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import daemons
+import farm
 import numpy as np
 
 from llem.records import read_node, read_rank
 
+HERE = Path(__file__).parent
 # Of each stand-in GPU, constant.
 GPU_W = 250.0
 POLL_S = 0.3
@@ -69,6 +75,11 @@ class Cell:
         plan = json.loads((self.folder / "plan.json").read_text())
         (self.run,) = plan["runs"]
         (self.array,) = plan["arrays"]
+        self.resubmits = 0
+
+    @property
+    def script(self) -> Path:
+        return self.folder / "jobs" / f"{self.array['name']}.sbatch"
 
     def submit(self) -> None:
         told = self.login.llem("submit", self.name, "--no-finish", "--json")
@@ -111,6 +122,17 @@ class Cell:
         asked = ["squeue", "--noheader", "--jobs", self.job, "--format", "%T"]
         done = subprocess.run(asked, capture_output=True, text=True, check=False)
         return "Invalid job id" in done.stderr or not done.stdout.strip()
+
+    def resubmit(self) -> None:
+        """The one step by hand that a fault may need."""
+        told = self.login.llem("resubmit", self.name, "--no-finish", "--json")
+        [self.job] = json.loads(told.stdout)["new"][self.array["name"]]
+        self.resubmits += 1
+
+    @property
+    def completed(self) -> bool:
+        last = self.ends[-1] if self.ends else None
+        return last is not None and last["status"] == "completed"
 
     def settle(self, *, timeout_s: float = 240.0) -> None:
         wait_for(
@@ -158,30 +180,36 @@ class Cell:
         total_ns = 0
         for attempt, end in zip(self.attempts, self.ends, strict=True):
             for path in attempt.glob("node-*.h5"):
-                if end is not None and end["t0_ns"] is not None:
+                record = read_node(path)
+                if end is not None and end["t0_ns"] is not None and record.closed:
                     total_ns += end["t1_ns"] - end["t0_ns"]
                 else:
-                    for device in read_node(path).devices:
+                    for device in record.devices:
                         total_ns += int(device.samples["t_ns"][-1] - device.samples["t_ns"][0])
         return GPU_W * total_ns / 1e9
 
     def ranks(self) -> list[int]:
         """Process ids of the ranks now at work (of their Python, not of what contains them)."""
-        return [pid for pid, words in processes(self.element) if b"--sampler" not in words]
+        return [
+            pid
+            for pid, words in processes(f"SLURM_JOB_ID={self.element}")
+            if b"python" in words[0]
+            and b"llem.cluster.element" in words
+            and b"--sampler" not in words
+        ]
 
 
-def processes(job: str) -> Iterator[tuple[int, list[bytes]]]:
-    """The elements' Python processes of one job, with their command lines."""
+def processes(variable: str = "") -> Iterator[tuple[int, list[bytes]]]:
+    """Processes with their command lines: all, or those with `NAME=value` in their environment."""
     for path in Path("/proc").iterdir():
         if not path.name.isdigit():
             continue
         try:
             words = (path / "cmdline").read_bytes().split(b"\0")
-            environ = (path / "environ").read_bytes().split(b"\0")
+            environ = (path / "environ").read_bytes().split(b"\0") if variable else []
         except OSError:
             continue
-        python = b"python" in words[0] and b"llem.cluster.element" in words
-        if python and f"SLURM_JOB_ID={job}".encode() in environ:
+        if not variable or variable.encode() in environ:
             yield int(path.name), words
 
 
@@ -267,3 +295,120 @@ def requeue_and_tear(cell: Cell) -> None:
     )  # fmt: skip
     state = cell.checkpoints[-1] / "state.pt"
     os.truncate(state, state.stat().st_size // 2)
+
+
+def kill_stepd(cell: Cell, *, rank: int) -> None:
+    """SIGKILL to the slurmstepd that watches a rank, which goes on without it and without a log."""
+    (pid,) = (pid for pid in cell.ranks() if environ(pid)["SLURM_PROCID"] == str(rank))
+    while not Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"slurmstepd:"):
+        # proc_pid_stat(5): field 4, the parent; the name in field 2 may hold spaces
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        assert pid > 1
+    os.kill(pid, signal.SIGKILL)
+
+
+def environ(pid: int) -> dict[str, str]:
+    words = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0")
+    return dict(word.split("=", 1) for word in words if "=" in word)
+
+
+def wait_less(cell: Cell) -> None:
+    """The script gives a silent rank seconds, not a minute, once another one has ended."""
+    text = cell.script.read_text()
+    assert "--wait=60" in text
+    cell.script.write_text(text.replace("--wait=60", "--wait=5"))
+
+
+def kill_script(cell: Cell) -> None:
+    """SIGKILL to the job's batch script."""
+    found = [
+        pid
+        for pid, words in processes(f"SLURM_JOB_ID={cell.element}")
+        if any(word.endswith(b"/slurm_script") for word in words)
+    ]
+    os.kill(min(found), signal.SIGKILL)
+
+
+def take_node_down(cell: Cell) -> None:
+    """SIGKILL to the slurmd of the cell's last node, which is then set DOWN; its ranks go on."""
+    node = show_hostnames(show_job(cell.element)["NodeList"])[-1]
+    os.kill(daemon(f"slurmd.{node}").pid, signal.SIGKILL)
+    scontrol("update", f"NodeName={node}", "State=DOWN", "Reason=test of a fault")
+
+
+def show_hostnames(nodes: str) -> list[str]:
+    return scontrol("show", "hostnames", nodes).split()
+
+
+def restart_controller(cell: Cell) -> dict[str, Any]:
+    """slurmctld is gone for a while; what `llem status` says meanwhile."""
+    daemons.stop(daemon("slurmctld"))
+    told = cell.login.llem("status", cell.name, "--json")
+    daemons.ensure(daemon("slurmctld"))
+    values: dict[str, Any] = json.loads(told.stdout)
+    return values
+
+
+def stop_accounting(cell: Cell) -> None:
+    daemons.stop(daemon("slurmdbd"))
+
+
+def mend() -> None:
+    """Bring back whatever a fault took from the cluster."""
+    here = farm.this_farm()
+    for one in daemons.farm_daemons(here):
+        daemons.ensure(one)
+    farm.resume_nodes(here)
+
+
+def daemon(name: str) -> daemons.Daemon:
+    return next(one for one in daemons.farm_daemons(farm.this_farm()) if one.name == name)
+
+
+def mount_small(folder: Path, *, mebibytes: int) -> None:
+    """An empty disk of that size in the place of a folder."""
+    folder.mkdir(exist_ok=True)
+    owner = folder.parent.stat()
+    options = f"size={mebibytes}m,uid={owner.st_uid},gid={owner.st_gid},mode=755"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], check=True)
+
+
+def enlarge(folder: Path, *, mebibytes: int) -> None:
+    subprocess.run(["mount", "-o", f"remount,size={mebibytes}m", folder], check=True)
+
+
+def fill_disk(cell: Cell) -> None:
+    """Something else takes all that is left of the disk under the cell's runs."""
+    with (
+        open(cell.folder / "runs" / "ballast", "wb", buffering=0) as file,
+        contextlib.suppress(OSError),
+    ):
+        while True:
+            file.write(bytes(4096))
+
+
+def set_clock_off(cell: Cell, *, seconds: int) -> None:
+    """The wall clock of the job's last node differs, and nothing says that it is the same machine.
+
+    All test nodes share a host. So that node's processes are started with a library which moves
+    their wall clock alone (of ranks and sampler), and with the boot id of another machine.
+    """
+    source, library = HERE / "clock_off.c", cell.folder / "jobs" / "clock_off.so"
+    subprocess.run(["gcc", "-O2", "-shared", "-fPIC", "-o", library, source], check=True)
+    boot_id = cell.folder / "jobs" / "boot_id"
+    boot_id.write_text(f"{uuid.uuid4()}\n")
+    wrapper = cell.folder / "jobs" / "off"
+    wrapper.write_text(
+        f"""\
+#!/bin/bash
+if [ "$SLURM_NODEID" = 1 ]; then
+  export APPTAINER_BIND={boot_id}:/proc/sys/kernel/random/boot_id
+  export APPTAINERENV_LD_PRELOAD={library} APPTAINERENV_CLOCK_OFF_S={seconds}
+fi
+exec "$@"
+"""
+    )
+    wrapper.chmod(0o755)
+    text = cell.script.read_text()
+    assert text.count("LLEM=(") == 1
+    cell.script.write_text(text.replace("LLEM=(", "LLEM=(jobs/off "))

@@ -32,11 +32,13 @@ DISTURBED = [*DISTURB, "preempted"]
 
 
 @pytest.fixture(scope="module")
-def cells(login, image, nvml):
+def cells(login, image, nvml, repeat):
     """Every cell, at its end."""
     names = ["undisturbed", *DISTURB]
-    found = {name: Cell(login, name, image=image, nvml=nvml, **SIZE) for name in names}
-    script = found["limited"].folder / "jobs" / f"{found['limited'].array['name']}.sbatch"
+    found = {
+        name: Cell(login, f"{name}-{repeat}", image=image, nvml=nvml, **SIZE) for name in names
+    }
+    script = found["limited"].script
     script.write_text(re.sub("B:USR1@[0-9]+", "B:USR1@150", script.read_text()))
     for cell in found.values():
         cell.submit()
@@ -50,7 +52,7 @@ def cells(login, image, nvml):
         time.sleep(faults.POLL_S)
     for cell in found.values():
         cell.settle()
-    cell = found["preempted"] = Cell(login, "preempted", image=image, nvml=nvml, **SIZE)
+    cell = found["preempted"] = Cell(login, f"preempted-{repeat}", image=image, nvml=nvml, **SIZE)
     cell.submit()
     cell.wait_for_step(STEP)
     faults.preempt(cell)

@@ -233,8 +233,10 @@ class Rank:
             status = 1
         else:
             self.world.close()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        # The log's other end may be gone (slurmstepd was killed): the status says it all.
+        with suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
         # gloo's threads abort about one interpreter in five on its way out, after all is written:
         # leave without it.
         os._exit(status)

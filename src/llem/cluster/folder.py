@@ -166,8 +166,11 @@ class CampaignFolder:
         return write_text(self.plan_file, render_plan(plan)) or changed
 
     @contextmanager
-    def locked(self, what: str) -> Iterator[None]:
-        """Hold the campaign for `what`; the kernel lets go of it when the process dies."""
+    def locked(self, what: str) -> Iterator[int]:
+        """Hold the campaign for `what`; the kernel lets go of it when the process dies.
+
+        Yields the descriptor that holds it: a program that inherits it holds the campaign as well.
+        """
         self.jobs.mkdir(parents=True, exist_ok=True)
         try:
             lock = open(self.jobs / ".lock", "a+")  # noqa: SIM115 - closed by the `with` below
@@ -189,14 +192,14 @@ class CampaignFolder:
                 holder = file.read().strip() or "another process"
                 raise LlemError(
                     f"{self.root} is in use by {holder}",
-                    remedy="wait for it to end; a dead process holds nothing",
+                    remedy="wait for it, or for an sbatch that it left behind, to end",
                 ) from None
             file.truncate(0)
             file.write(
                 f"{what} of {getpass.getuser()}, process {os.getpid()} on {socket.gethostname()}"
             )
             file.flush()
-            yield
+            yield file.fileno()
 
 
 def settling(ends: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:

@@ -19,8 +19,11 @@ def run_program(
     env: Mapping[str, str] | None = None,
     timeout_s: float = 120.0,
     stdin: str = "",
+    keep_open: Sequence[int] = (),
 ) -> str:
     """Run `args` to its end, with `stdin` on its standard input; return its standard output.
+
+    It inherits the descriptors of `keep_open`.
 
     Raises UnavailableError where the program is not there, ClusterError where it fails or takes
     longer than `timeout_s`, with its own words.
@@ -29,7 +32,7 @@ def run_program(
     try:
         done = subprocess.run(
             list(args), cwd=cwd, env=env, timeout=timeout_s, check=False,
-            input=stdin, capture_output=True, text=True, errors="replace",
+            input=stdin, pass_fds=keep_open, capture_output=True, text=True, errors="replace",
         )  # fmt: skip
     except FileNotFoundError:
         raise UnavailableError(

@@ -53,23 +53,28 @@ class Submitted:
 
 @dataclass
 class Ledger:
-    """All jobs of a campaign, oldest first. Written only by whoever holds the campaign."""
+    """All jobs of a campaign, oldest first. Written only by whoever holds the campaign.
+
+    `lock` is the descriptor that holds it. sbatch inherits it: where this process dies, nobody
+    looks for the job before sbatch has made it or given up.
+    """
 
     folder: CampaignFolder
     jobs: list[Submitted] = field(default_factory=list)
+    lock: int | None = None
 
     @classmethod
-    def read(cls, folder: CampaignFolder) -> Ledger:
+    def read(cls, folder: CampaignFolder, *, lock: int | None = None) -> Ledger:
         try:
             values = json.loads(folder.submitted_file.read_text())
         except FileNotFoundError:
-            return cls(folder)
+            return cls(folder, lock=lock)
         jobs = [
             Submitted.from_dict(name, entry)
             for name, entries in values.items()
             for entry in entries
         ]
-        return cls(folder, sorted(jobs, key=lambda job: job.submitted_ns))
+        return cls(folder, sorted(jobs, key=lambda job: job.submitted_ns), lock)
 
     def of(self, name: str) -> list[Submitted]:
         """The jobs of one array, oldest first."""
@@ -111,7 +116,12 @@ class Ledger:
         script = self.folder.script(name).relative_to(self.folder.root)
         options = [*options, f"--comment=llem:{plan}:{name}:{mark}"]
         try:
-            job_id = slurm.submit_script(script, cwd=self.folder.root, options=options)
+            job_id = slurm.submit_script(
+                script,
+                cwd=self.folder.root,
+                options=options,
+                keep_open=() if self.lock is None else (self.lock,),
+            )
         except slurm.Refused:
             # The scheduler's own word that there is no job.
             self._intent.unlink()

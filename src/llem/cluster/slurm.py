@@ -41,13 +41,17 @@ class Refused(ClusterError):
 _FULL = re.compile(r"SubmitJob|job submit limit|temporarily unable to accept", re.IGNORECASE)
 
 
-def submit_script(script: Path, *, cwd: Path, options: Sequence[str] = ()) -> str:
+def submit_script(
+    script: Path, *, cwd: Path, options: Sequence[str] = (), keep_open: Sequence[int] = ()
+) -> str:
     """sbatch from the campaign folder; returns the job id.
 
     Raises Refused where sbatch says that there is no job, ClusterError where it did not answer.
     """
     try:
-        text = run_program(["sbatch", "--parsable", *options, str(script)], cwd=cwd)
+        text = run_program(
+            ["sbatch", "--parsable", *options, str(script)], cwd=cwd, keep_open=keep_open
+        )
     except ClusterError as error:
         if "Batch job submission failed" in error.message and "timed out" not in error.message:
             raise Refused(error.message, remedy=error.remedy) from None

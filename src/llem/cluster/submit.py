@@ -40,8 +40,8 @@ def submit(folder: CampaignFolder, plan: Plan, *, finish: bool = True) -> Submis
     Each job id is on disk before the next sbatch. Raises ClusterError where sbatch refuses.
     """
     _check_place(folder, plan)
-    with folder.locked("`llem submit`"):
-        batch = _Batch.begin(folder, plan)
+    with folder.locked("`llem submit`") as lock:
+        batch = _Batch.begin(folder, plan, lock)
         folder.stop_file.unlink(missing_ok=True)
         for array in plan.arrays:
             count = len(array.elements)
@@ -59,8 +59,8 @@ def resubmit(folder: CampaignFolder, plan: Plan, *, finish: bool = True) -> Subm
     where nothing was submitted yet.
     """
     _check_place(folder, plan)
-    with folder.locked("`llem resubmit`"):
-        batch = _Batch.begin(folder, plan)
+    with folder.locked("`llem resubmit`") as lock:
+        batch = _Batch.begin(folder, plan, lock)
         if not batch.before:
             raise InputError(str(folder.root), [Fault("", "nothing was submitted yet", "submit")])
         state = campaign_state(folder, plan)
@@ -96,8 +96,8 @@ class _Batch:
     reason: str = ""
 
     @classmethod
-    def begin(cls, folder: CampaignFolder, plan: Plan) -> _Batch:
-        ledger = Ledger.read(folder)
+    def begin(cls, folder: CampaignFolder, plan: Plan, lock: int) -> _Batch:
+        ledger = Ledger.read(folder, lock=lock)
         ledger.recover()
         room = plan.site.limits.submit
         if room is not None and ledger.jobs:

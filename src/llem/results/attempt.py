@@ -87,6 +87,10 @@ def read_attempt(
     hosts = (end.hosts if end else ()) or ranks.hosts
     expected_nodes = len(set(hosts)) or int(layout.get("nodes", 1))
 
+    if end is not None and end.window_ns is None and not rank_paths and not node_paths:
+        # Its ranks never came together: no window began, so nothing of it is missing.
+        return _unmeasured_attempt(number, folder, end, ranks, expected_nodes, problems)
+
     claims: list[Claim] = []
     reasons: list[str] = []
     nodes_seen = unmeasured_gpus = 0
@@ -131,6 +135,25 @@ def read_attempt(
         expected_devices=_expected_devices(counted, nodes_seen, expected_nodes, per_node)
         + unmeasured_gpus,
         problems=tuple(problems),
+    )
+
+
+def _unmeasured_attempt(
+    number: int, folder: Path, end: EndRecord, ranks: Ranks, nodes: int, problems: list[str]
+) -> Attempt:
+    return Attempt(
+        number=number,
+        folder=folder,
+        end=end,
+        ranks=ranks,
+        expected_ranks=0,
+        nodes_seen=0,
+        expected_nodes=nodes,
+        claims=(),
+        energy_reasons=(),
+        duration_s=0.0,
+        expected_devices=0,
+        problems=(*problems, f"{folder}: ended before anything was measured ({end.reason})"),
     )
 
 

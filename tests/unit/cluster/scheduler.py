@@ -3,7 +3,8 @@
 from pathlib import Path
 
 # Notes every call. With `limit` it refuses an array that would make more jobs than that; with `die`
-# it kills whoever called it, once the job is made and before it has told its number.
+# it kills whoever called it, once the job is made and before it has told its number; with `orphan`
+# before the job is made, which it makes once there is `go`.
 SBATCH = """\
 #!/bin/sh
 here=$(dirname "$0")
@@ -17,6 +18,11 @@ if [ -e "$here/limit" ] && [ $((held + count)) -gt $(cat "$here/limit") ]; then
     echo 'sbatch: error: AssocMaxSubmitJobLimit' >&2
     echo 'sbatch: error: Batch job submission failed: Job violates accounting/QOS policy' >&2
     exit 1
+fi
+if [ -e "$here/orphan" ]; then
+    rm "$here/orphan"
+    kill -9 $PPID
+    until [ -e "$here/go" ]; do sleep .05; done
 fi
 echo $((held + count)) > "$here/held"
 echo "$*" >> "$here/calls"

@@ -4,14 +4,16 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from llem.cluster import CampaignFolder, Ledger, render_files, submit
 from llem.cluster.facts import parse_indices
+from llem.cluster.state import folder_is_held
 from llem.cluster.submit import resubmit
-from llem.errors import ClusterError
+from llem.errors import ClusterError, LlemError
 
 MANY = {"budget": "1e13", "grid": {"levels": 3, "sizes": 5, "runs": 40}}
 LONG = {"budget": "1e17", "layout": None, "grid": {"levels": 2, "sizes": 2}}
@@ -70,16 +72,38 @@ def test_a_chain_that_was_cut_off_while_it_was_submitted_goes_on_where_it_ended(
     assert f"--dependency=afterany:{kept[0]['job_id']}" in sbatch()[before]
 
 
-@pytest.mark.parametrize("forgotten", [False, True])
-def test_killed_between_sbatch_and_its_line_on_disk_it_submits_once(planned, sbatch, forgotten):
-    folder, plan = planned
-    sbatch.set("die")
+def submit_and_die(folder):
+    """`submit` in a process of its own, which the stand-in sbatch kills."""
     code = (
         "import sys; from llem.cluster import CampaignFolder, submit;"
         "f = CampaignFolder(__import__('pathlib').Path(sys.argv[1])); submit(f, f.load_plan())"
     )
     killed = subprocess.run([sys.executable, "-c", code, str(folder.root)], check=False)
     assert killed.returncode == -signal.SIGKILL
+
+
+def test_killed_while_sbatch_is_still_at_work_nobody_else_submits(planned, sbatch):
+    """A busy controller answers after a minute; by then the job is there."""
+    folder, plan = planned
+    sbatch.set("orphan")
+    submit_and_die(folder)
+    with pytest.raises(LlemError, match="in use"):
+        submit(folder, plan)
+    sbatch.set("go")
+    deadline = time.monotonic() + 30
+    while folder_is_held(folder):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    done = submit(folder, plan)
+    assert len(sbatch()) == sum(a.segments for a in plan.arrays) + 1
+    assert "1" in [job.job_id for job in done.before]
+
+
+@pytest.mark.parametrize("forgotten", [False, True])
+def test_killed_between_sbatch_and_its_line_on_disk_it_submits_once(planned, sbatch, forgotten):
+    folder, plan = planned
+    sbatch.set("die")
+    submit_and_die(folder)
     assert len(sbatch()) == 1
     assert not Ledger.read(folder).jobs
     if forgotten:

@@ -226,6 +226,23 @@ def test_an_attempt_that_never_began_is_named_and_does_not_hide_the_next_ones_en
     assert "neither records nor an end record" in result.problems[0]
 
 
+def test_an_attempt_whose_ranks_never_met_does_not_hide_the_next_ones_energy(planted):
+    """Its end record has no window: measuring had not begun."""
+    planted.complete()
+    (planted.folder / "runs/aaaa/attempt-0").rename(planted.folder / "runs/aaaa/attempt-1")
+    end = {"run_id": "aaaa", "status": "failed", "reason": "n2 did not meet the others"}
+    place = planted.attempt(number=0)
+    (place / "end.json").write_text(json.dumps({**end, "t0_ns": None, "t1_ns": None, "ranks": 1}))
+    result = aggregate(planted.folder)
+    (row,) = result.observations
+    assert (row.status, row.attempts) == ("completed", 2)
+    assert row.energy_j == pytest.approx(1000.0) and row.coverage == 1.0
+    assert "before anything was measured (n2 did not meet the others)" in result.problems[0]
+    # with a window, and no record of it, the energy is not known
+    (place / "end.json").write_text(json.dumps({**end, "t0_ns": 1, "t1_ns": 2, "ranks": 1}))
+    assert math.isnan(only(planted).energy_j)
+
+
 @pytest.mark.parametrize("status", ["diverged", "interrupted", "failed"])
 def test_only_a_completed_attempt_has_a_loss(planted, status):
     planted.run()
