@@ -86,6 +86,8 @@ JobAcctGatherParams=OverMemoryKill,UsePss
 AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=localhost
 AccountingStorageTRES=gres/gpu
+# A user's limits hold, as on most sites.
+AccountingStorageEnforce=limits
 NodeName={nodes} NodeHostname={farm.host} NodeAddr=127.0.0.1 Port={ports} \
 CPUs={farm.cpus_per_node} RealMemory={farm.memory_per_node_mb} Gres=gpu:{farm.gpus_per_node} \
 State=UNKNOWN
@@ -96,6 +98,9 @@ PartitionName=gpu Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=
 PriorityTier=1 PreemptMode=REQUEUE GraceTime={farm.grace_s}
 PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP OverSubscribe=NO \
 PriorityTier=10 PreemptMode=OFF
+# For elements that do next to nothing: the nodes take as many as the scheduler can start.
+PartitionName=many Nodes=ALL MaxTime=INFINITE State=UP OverSubscribe=FORCE:4 \
+PriorityTier=1 PreemptMode=REQUEUE GraceTime={farm.grace_s}
 """
     )
 
