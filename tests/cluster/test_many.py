@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -93,7 +94,7 @@ def test_a_poll_asks_the_scheduler_once(ran):
     asked = [seconds for seconds, program, _ in calls if program == "squeue"]
     close = [
         (before, after)
-        for before, after in zip(asked, asked[1:], strict=False)
+        for before, after in pairwise(asked)
         if after - before < POLL_S and not any(before < s < after for s in submitted)
     ]
     assert not close

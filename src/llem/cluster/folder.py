@@ -80,6 +80,10 @@ class CampaignFolder:
         """When `llem resubmit` last asked for another try at runs that were given up."""
         return self.jobs / "anew.json"
 
+    def notified(self, event: str) -> Path:
+        """Marks that somebody was told of an event; without it the next one is told again."""
+        return self.jobs / f"notified-{event}"
+
     @property
     def results(self) -> Path:
         return self.root / "results"
