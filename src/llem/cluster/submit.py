@@ -198,8 +198,7 @@ def _after(job_ids: Iterable[str]) -> str:
 def cancel(folder: CampaignFolder, plan: Plan) -> list[str]:
     """Ask everything that works on this campaign to stop; returns the job ids told so."""
     # Also tells elements that are warned in order that nobody wants them requeued.
-    folder.jobs.mkdir(parents=True, exist_ok=True)
-    folder.stop_file.touch()
+    folder.ask_to_stop()
     if plan.site.executor == "local":
         return []
     with folder.locked("`llem cancel`"):

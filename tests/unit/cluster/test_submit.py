@@ -10,8 +10,8 @@ import pytest
 
 from llem.cluster import CampaignFolder, Ledger, render_files, submit
 from llem.cluster.facts import parse_indices
-from llem.cluster.submit import resubmit, submit_and_wait
-from llem.errors import ClusterError
+from llem.cluster.submit import cancel, resubmit, submit_and_wait
+from llem.errors import ClusterError, LlemError
 
 MANY = {"budget": "1e13", "grid": {"levels": 3, "sizes": 5, "runs": 40}}
 LONG = {"budget": "1e17", "layout": None, "grid": {"levels": 2, "sizes": 2}}
@@ -205,3 +205,16 @@ def test_a_campaign_that_goes_on_asks_once_for_each_poll_and_submission(make, tm
     submit_and_wait(folder, plan, watch=asked.append)
     assert sum(len(job.elements) for job in Ledger.read(folder).jobs) == 40
     assert len((tmp_path / "asked").read_text().splitlines()) == len(asked)
+
+
+@pytest.mark.parametrize("act", [submit, resubmit, cancel])
+def test_another_users_campaign_is_not_acted_on(planned, sbatch, monkeypatch, act):
+    folder, plan = planned
+
+    def denied(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("builtins.open", denied)
+    monkeypatch.setattr(Path, "touch", denied)
+    with pytest.raises(LlemError, match="belongs to another user"):
+        act(folder, plan)
