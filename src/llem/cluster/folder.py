@@ -80,6 +80,10 @@ class CampaignFolder:
         """When `llem resubmit` last asked for another try at runs that were given up."""
         return self.jobs / "anew.json"
 
+    def notified(self, event: str) -> Path:
+        """Marks that somebody was told of an event; without it the next one is told again."""
+        return self.jobs / f"notified-{event}"
+
     @property
     def results(self) -> Path:
         return self.root / "results"
@@ -165,6 +169,20 @@ class CampaignFolder:
         self.logs.mkdir(parents=True, exist_ok=True)
         return write_text(self.plan_file, render_plan(plan)) or changed
 
+    def ask_to_stop(self) -> None:
+        """Tell what works on the campaign to stop, without waiting for whoever holds it."""
+        try:
+            self.jobs.mkdir(parents=True, exist_ok=True)
+            self.stop_file.touch()
+        except PermissionError:
+            raise self._foreign() from None
+
+    def _foreign(self) -> LlemError:
+        return LlemError(
+            f"{self.root} belongs to another user, who alone can act on it",
+            remedy="`llem status` and `llem report` only read",
+        )
+
     @contextmanager
     def locked(self, what: str) -> Iterator[int]:
         """Hold the campaign for `what`; the kernel lets go of it when the process dies.
@@ -175,10 +193,7 @@ class CampaignFolder:
         try:
             lock = open(self.jobs / ".lock", "a+")  # noqa: SIM115 - closed by the `with` below
         except PermissionError:
-            raise LlemError(
-                f"{self.root} belongs to another user, who alone can act on it",
-                remedy="`llem status` and `llem report` only read",
-            ) from None
+            raise self._foreign() from None
         with lock as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -55,7 +55,7 @@ class Notifier:
         """Whether this process is the first to see it: the marker is made once, or not at all."""
         try:
             marker = os.open(
-                self.folder.jobs / f"notified-{event}", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644
+                self.folder.notified(event), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644
             )
         except OSError:
             return False

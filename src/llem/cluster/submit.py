@@ -39,9 +39,16 @@ def submit(folder: CampaignFolder, plan: Plan, *, finish: bool = True) -> Submis
 
     Each job id is on disk before the next sbatch. Raises ClusterError where sbatch refuses.
     """
+    return _submit(folder, plan, finish=finish)
+
+
+def _submit(
+    folder: CampaignFolder, plan: Plan, *, finish: bool, busy: int | None = None
+) -> Submission:
+    """`submit`; `busy` elements are known to be held, so that the scheduler is not asked again."""
     _check_place(folder, plan)
     with folder.locked("`llem submit`") as lock:
-        batch = _Batch.begin(folder, plan, lock)
+        batch = _Batch.begin(folder, plan, lock, busy=busy)
         folder.stop_file.unlink(missing_ok=True)
         for array in plan.arrays:
             count = len(array.elements)
@@ -71,6 +78,8 @@ def resubmit(folder: CampaignFolder, plan: Plan, *, finish: bool = True) -> Subm
         busy = {(r.array, r.element) for r in state.runs if r.status in held}
         open_ = {(r.array, r.element) for r in state.runs if r.status not in FINAL} - busy
         folder.stop_file.unlink(missing_ok=True)
+        # The next failure is news again.
+        folder.notified("failed").unlink(missing_ok=True)
         count_anew(folder)
         for array in plan.arrays:
             # What was never submitted is `submit`'s to do.
@@ -96,13 +105,17 @@ class _Batch:
     reason: str = ""
 
     @classmethod
-    def begin(cls, folder: CampaignFolder, plan: Plan, lock: int) -> _Batch:
+    def begin(
+        cls, folder: CampaignFolder, plan: Plan, lock: int, *, busy: int | None = None
+    ) -> _Batch:
         ledger = Ledger.read(folder, lock=lock)
         ledger.recover()
         room = plan.site.limits.submit
         if room is not None and ledger.jobs:
-            held = slurm.query([job.job_id for job in ledger.jobs])
-            room = max(0, room - sum(s.meaning in ACTIVE for s in held))
+            if busy is None:
+                held = slurm.query([job.job_id for job in ledger.jobs])
+                busy = sum(s.meaning in ACTIVE for s in held)
+            room = max(0, room - busy)
         # The job that fits at the end is one as well.
         room = None if room is None else max(0, room - 1)
         return cls(folder, plan, ledger, tuple(ledger.jobs), room)
@@ -187,8 +200,7 @@ def _after(job_ids: Iterable[str]) -> str:
 def cancel(folder: CampaignFolder, plan: Plan) -> list[str]:
     """Ask everything that works on this campaign to stop; returns the job ids told so."""
     # Also tells elements that are warned in order that nobody wants them requeued.
-    folder.jobs.mkdir(parents=True, exist_ok=True)
-    folder.stop_file.touch()
+    folder.ask_to_stop()
     if plan.site.executor == "local":
         return []
     with folder.locked("`llem cancel`"):
@@ -206,15 +218,20 @@ def submit_and_wait(
     watch: Callable[[CampaignState], None] | None = None,
 ) -> CampaignState:
     """Submit what there is room for, more whenever half of it has ended, and wait for the last."""
+    # What the last poll saw is what the next submission goes by: one question serves both.
+    state: CampaignState | None = None
     while True:
-        done = submit(folder, plan, finish=False)
+        busy = None if state is None or state.scheduler.problem else _busy(state)
+        done = _submit(folder, plan, finish=False, busy=busy)
         if not done.waiting:
             return wait(folder, plan, watch=watch)
-        busy = _busy(campaign_state(folder, plan))
+        if busy is None:
+            busy = _busy(campaign_state(folder, plan)) if done.before else 0
         if not busy and not done.new:
             # Jobs of another campaign's fill the user's share.
             time.sleep(LONGEST_POLL_S)
-        wait(folder, plan, watch=watch, until=partial(_half_done, of=busy))
+        most = busy + sum(len(job.elements or ()) for job in done.new)
+        state = wait(folder, plan, watch=watch, until=partial(_half_done, of=most))
 
 
 def _half_done(state: CampaignState, *, of: int) -> bool:
@@ -222,7 +239,8 @@ def _half_done(state: CampaignState, *, of: int) -> bool:
 
 
 def _busy(state: CampaignState) -> int:
-    return len({(r.array, r.element) for r in state.runs if r.status in ACTIVE})
+    """Elements that the scheduler holds: what ended but is not yet let go of takes room as well."""
+    return sum(e.meaning in ACTIVE for e in state.scheduler.elements.values())
 
 
 def _check_place(folder: CampaignFolder, plan: Plan) -> None:

@@ -12,7 +12,7 @@ import pytest
 from llem.cluster import CampaignFolder, Ledger, render_files, submit
 from llem.cluster.facts import parse_indices
 from llem.cluster.state import folder_is_held
-from llem.cluster.submit import resubmit
+from llem.cluster.submit import cancel, resubmit, submit_and_wait
 from llem.errors import ClusterError, LlemError
 
 MANY = {"budget": "1e13", "grid": {"levels": 3, "sizes": 5, "runs": 40}}
@@ -204,3 +204,41 @@ def test_what_a_job_needs_is_on_the_disk_before_it_is_submitted(planned, sbatch,
         script = Path(call[-1])
         assert (script.name, position) in forced
         assert script.stem == "finish" or (f"{script.stem}.jsonl", position) in forced
+
+
+def test_submitting_again_lets_the_next_failure_be_told(planned, sbatch):
+    folder, plan = planned
+    submit(folder, plan, finish=False)
+    for event in ("failed", "budget"):
+        folder.notified(event).touch()
+    folder.stop_file.touch()
+    resubmit(folder, plan, finish=False)
+    assert not folder.notified("failed").exists() and not folder.stop_file.exists()
+    # what is spent stays spent
+    assert folder.notified("budget").exists()
+
+
+def test_a_campaign_that_goes_on_asks_once_for_each_poll_and_submission(make, tmp_path, sbatch):
+    """The last poll's answer is what the next submission goes by."""
+    values = make().site.model_dump()
+    plan = make(**MANY, site={**values, "limits": {**values["limits"], "submit": 14}})
+    folder, plan = written(plan, tmp_path / "c")
+    asked = []
+    squeue = sbatch.folder / "squeue"
+    squeue.write_text(f'#!/bin/sh\necho "$*" >> {tmp_path}/asked\n')
+    submit_and_wait(folder, plan, watch=asked.append)
+    assert sum(len(job.elements) for job in Ledger.read(folder).jobs) == 40
+    assert len((tmp_path / "asked").read_text().splitlines()) == len(asked)
+
+
+@pytest.mark.parametrize("act", [submit, resubmit, cancel])
+def test_another_users_campaign_is_not_acted_on(planned, sbatch, monkeypatch, act):
+    folder, plan = planned
+
+    def denied(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("builtins.open", denied)
+    monkeypatch.setattr(Path, "touch", denied)
+    with pytest.raises(LlemError, match="belongs to another user"):
+        act(folder, plan)
