@@ -91,7 +91,7 @@ def check(words: list[str]) -> int:
 
 
 def faults(words: list[str]) -> int:
-    """All cells of the matrix in docs/faults.md, LLEM_ALL_FAULTS times."""
+    """Every fault of the test cluster, LLEM_ALL_FAULTS times each (three by default)."""
     install("train", "plot", "energy", "test")
     os.environ.setdefault("LLEM_ALL_FAULTS", "3")
     names = ("interruptions", "faults", "killed_commands")
