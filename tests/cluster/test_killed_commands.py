@@ -124,8 +124,8 @@ def disturbed(login, image, nvml, repeat, undisturbed):
     folder = login.home / name
     results = folder / "results"
     counts = {}
-    # Four jobs and the final one: each sbatch is some hundredths of a second.
-    counts["submit"], _ = kills("submit", name, "--no-finish", step_s=0.08)
+    # Each sbatch is some hundredths of a second.
+    counts["submit"], _ = kills("submit", name, "--no-finish", step_s=0.25 / KILLS)
     login.llem("wait", name, timeout=600)
     # How long a command needs is seen on the campaign that is done.
     took_s = seconds_of(lambda: login.llem("aggregate", "law"))
