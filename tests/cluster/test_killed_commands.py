@@ -137,6 +137,8 @@ def disturbed(login, image, nvml, repeat, undisturbed):
         counts[command], _ = kills(
             command, name, step_s=took_s / KILLS, check=lambda: assert_whole(results)
         )
+    with open(login.home / "faults.jsonl", "a") as file:
+        file.write(json.dumps({"cell": name, "killed": counts}) + "\n")
     return folder, counts
 
 
