@@ -85,12 +85,21 @@ class Login:
         return path
 
 
+def unmount_below(folder):
+    """A session that was killed may have left a small disk behind."""
+    for line in Path("/proc/mounts").read_text().splitlines():
+        place = line.split()[1]
+        if folder in Path(place).parents:
+            subprocess.run(["umount", "--lazy", place], check=True)
+
+
 @pytest.fixture(scope="session")
 def login(cluster):
     done = call("login")
     assert done.returncode == 0, done.stderr
     home = Path(pwd.getpwnam(USER).pw_dir) / "tests"
     if home.exists():
+        unmount_below(home)
         shutil.rmtree(home)
     home.mkdir()
     shutil.chown(home, USER, USER)

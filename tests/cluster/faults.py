@@ -16,7 +16,7 @@ import signal
 import subprocess
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +158,26 @@ class Cell:
                 )
         return np.array([table[step] for step in sorted(table)])
 
+    def told(self) -> dict[str, Any]:
+        """What became of it, in figures: one line of the table of faults."""
+        done = 0
+        for attempt in self.attempts:
+            path = attempt / "rank-00000.h5"
+            done += len(read_rank(path).steps) if path.exists() else 0
+        begun = [read_json(attempt / "begin.json") for attempt in self.attempts]
+        last = self.ends[-1]
+        return {
+            "cell": self.name,
+            "ends": [f"{end['status']} {end['cause']}".strip() if end else "killed"
+                     for end in self.ends],
+            "resubmits": self.resubmits,
+            "steps_recorded": done,
+            "steps_done_again": done - len(self.steps(0)),
+            "seconds_in_all": round(last["ended_ns"] / 1e9 - begun[0]["started_ns"] / 1e9, 1)
+            if last and begun[0] else None,
+            "loss": last["loss"] if last else None,
+        }  # fmt: skip
+
     def events(self, code: str) -> list[str]:
         """The texts of all events of this name in rank 0's records."""
         found = []
@@ -211,6 +231,12 @@ def processes(variable: str = "") -> Iterator[tuple[int, list[bytes]]]:
             continue
         if not variable or variable.encode() in environ:
             yield int(path.name), words
+
+
+def tell(home: Path, cells: Iterable[Cell]) -> None:
+    """Append each cell's line to `faults.jsonl` in the login user's folder."""
+    with open(home / "faults.jsonl", "a") as file:
+        file.writelines(json.dumps(cell.told()) + "\n" for cell in cells)
 
 
 def wait_for(

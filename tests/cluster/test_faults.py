@@ -119,6 +119,7 @@ def cells(login, image, nvml, repeat):
     try:
         cells.together([name for name in TOGETHER if everything or name in QUICK])
         yield cells
+        faults.tell(login.home, cells.ready.values())
     finally:
         faults.mend()
         if disk.is_mount():

@@ -57,6 +57,7 @@ def cells(login, image, nvml, repeat):
     cell.wait_for_step(STEP)
     faults.preempt(cell)
     cell.settle()
+    faults.tell(login.home, found.values())
     return found
 
 

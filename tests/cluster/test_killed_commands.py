@@ -127,8 +127,8 @@ def disturbed(login, image, nvml, repeat, undisturbed):
     folder = login.home / name
     results = folder / "results"
     counts = {}
-    # Four jobs and the final one: each sbatch is some hundredths of a second.
-    counts["submit"], _ = kills("submit", name, "--no-finish", step_s=0.08)
+    # Each sbatch is some hundredths of a second.
+    counts["submit"], _ = kills("submit", name, "--no-finish", step_s=0.25 / KILLS)
     login.llem("wait", name, timeout=600)
     # How long a command needs is seen on the campaign that is done.
     took_s = seconds_of(lambda: login.llem("aggregate", "law"))
@@ -140,6 +140,8 @@ def disturbed(login, image, nvml, repeat, undisturbed):
         counts[command], _ = kills(
             command, name, step_s=took_s / KILLS, check=lambda: assert_whole(results)
         )
+    with open(login.home / "faults.jsonl", "a") as file:
+        file.write(json.dumps({"cell": name, "killed": counts}) + "\n")
     return folder, counts
 
 
