@@ -22,7 +22,8 @@ fi
 if [ -e "$here/orphan" ]; then
     rm "$here/orphan"
     kill -9 $PPID
-    until [ -e "$here/go" ]; do sleep .05; done
+    tries=0
+    until [ -e "$here/go" ] || [ $((tries += 1)) -gt 600 ]; do sleep .05; done
 fi
 echo $((held + count)) > "$here/held"
 echo "$*" >> "$here/calls"
