@@ -123,6 +123,7 @@ def disturbed(login, image, nvml, repeat, undisturbed):
     """The same plan, each command of it killed; how often."""
     name = f"hunted-{repeat}"
     kills = Kills(login)
+    since = time.strftime("%Y-%m-%dT%H:%M:%S")
     login.llem("plan", "law.yaml", "--out", name)
     folder = login.home / name
     results = folder / "results"
@@ -142,7 +143,7 @@ def disturbed(login, image, nvml, repeat, undisturbed):
         )
     with open(login.home / "faults.jsonl", "a") as file:
         file.write(json.dumps({"cell": name, "killed": counts}) + "\n")
-    return folder, counts
+    return folder, counts, since
 
 
 def assert_whole(results):
@@ -151,20 +152,20 @@ def assert_whole(results):
 
 
 def test_each_command_was_killed_before_it_had_ended(disturbed):
-    _, counts = disturbed
+    _, counts, _ = disturbed
     assert set(counts) == {"submit", "aggregate", "fit", "finish"}
     assert min(counts.values()) >= 3, counts
 
 
 def test_a_submission_cut_off_submits_each_element_once(disturbed, login):
-    folder, _ = disturbed
+    folder, _, since = disturbed
     plan = json.loads((folder / "plan.json").read_text())
     expected = sorted(
         (array["name"], str(i)) for array in plan["arrays"] for i in range(len(array["elements"]))
     )
     assert sorted(elements(folder)) == expected
-    # by the scheduler's own count
-    asked = ["sacct", "-n", "-X", "-P", "-S", "now-1hours", "-u", "llem", "-o", "JobID,WorkDir"]
+    # by the scheduler's own count; a session before this one had folders of the same names
+    asked = ["sacct", "-n", "-X", "-P", "-S", since, "-u", "llem", "-o", "JobID,WorkDir"]
     said = login.run(*asked).stdout
     jobs = [line for line in said.splitlines() if line.endswith(f"|{folder}")]
     assert len(jobs) == len(expected), said
@@ -173,7 +174,7 @@ def test_a_submission_cut_off_submits_each_element_once(disturbed, login):
 
 
 def test_the_law_is_that_of_the_undisturbed_campaign(disturbed, undisturbed):
-    folder, _ = disturbed
+    folder, _, _ = disturbed
     table = {}
     for place in (folder, undisturbed):
         with open(place / "results" / "observations.csv", newline="") as file:
