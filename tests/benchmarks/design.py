@@ -18,10 +18,10 @@ run draws its own noise (normal, of log loss), and random and adaptive designs a
   9e18), depth, batch and learning-rate limits by its recipe: 61 runs, none above 1e20.
 - random: log N and log D/N uniform over the region that the designed campaign may use, runs up to
   the largest of all. Only where the law is right.
-- designed: llem's criterion, over wider candidates than `llem plan --refine` allows itself. A wide isoFLOP grid with some seeds first (4 % of COST), then two waves
-  by `choose_runs` from the fit, its resamples and the noise measured so far. None of its runs is
-  above marin's largest, a third of flops-fit's, and none below 1/500 of that. It knows of the law
-  only what its own runs tell.
+- designed: llem's criterion, over wider candidates than `llem plan --refine` takes. A wide isoFLOP
+  grid with some seeds first (4 % of COST), then two waves by `choose_runs` from the fit, its
+  resamples and the noise measured so far. None of its runs is above marin's largest, a third of
+  flops-fit's, and none below 1/500 of that. It knows of the law only what its own runs tell.
 
 What a sceptic should know.
 
@@ -31,8 +31,8 @@ What a sceptic should know.
 2. What was tuned: the scales of `LawError`, the cap on seeds, the lattice and the least run, with
    all the kinds of error of the second table in sight, on its three laws. It was done by fits
    without noise plus the linear theory of the noise, and the hardest drift by some campaigns of
-   seed 0: --seed 1 has others. Held out: the kinds of HELD_OUT but "rough", other noises (--noises .002
-   .02), other budgets and targets (--scale .1). docs/design.md has what came out.
+   seed 0: --seed 1 has others. Held out: the kinds of HELD_OUT but "rough", other noises (--noises
+   .002 .02), other budgets and targets (--scale .1). docs/design.md has what came out.
 3. A wrong law is judged by its own N* at the target, found numerically. It has exponents of the
    law in the middle of the experiments (N 3e8, D 6e9), and drifts from there.
 4. +- is the Monte Carlo standard error of the ratio. In parentheses: the mean error. The designed
