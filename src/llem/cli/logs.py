@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from llem.cluster import CampaignFolder, submitted_jobs
+    from llem.cluster import CampaignFolder, Ledger
     from llem.cluster.logs import element_logs, find_run
 
     faults = [
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     folder = CampaignFolder(args.dir)
     plan = folder.load_plan()
     run_id, array, index = find_run(plan, args.run)
-    paths = element_logs(folder, plan, submitted_jobs(folder), array, index)
+    paths = element_logs(folder, plan, Ledger.read(folder).by_name, array, index)
     if plan.site.executor == "local":
         wanted = f"-rank{args.rank or 0}.log"
         paths = [path for path in paths if path.name.endswith(wanted)]

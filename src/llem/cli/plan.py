@@ -28,9 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("campaign", nargs="?", type=Path, metavar="CAMPAIGN.yaml")
     parser.add_argument("--budget", help="overrides the campaign's: 1e20, 3 EFLOP, 500 GPUh, 2 kWh")
     parser.add_argument("--runs", type=int, metavar="K", help="ask for so many runs")
-    parser.add_argument(
-        "--waves", type=int, metavar="K", help="plan in K waves (overrides the campaign's)"
-    )
+    add_waves(parser)
     parser.add_argument(
         "--refine",
         type=Path,
@@ -114,6 +112,13 @@ def positive(name: str, given: int | None) -> int | None:
     if given is not None and given < 1:
         raise InputError("the call", [Fault(name, f"{given} is below 1")])
     return given
+
+
+def add_waves(parser: argparse.ArgumentParser) -> None:
+    """The `--waves` of the commands that plan; see `in_waves`."""
+    parser.add_argument(
+        "--waves", type=int, metavar="K", help="plan in K waves (overrides the campaign's)"
+    )
 
 
 def in_waves(campaign: Campaign, waves: int | None) -> Campaign:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llem.cli._command import INTERRUPTED, add_calibration, add_json, add_yes, note, option
-from llem.cli.plan import find_campaign, in_waves, positive
+from llem.cli.plan import add_waves, find_campaign, in_waves, positive
 
 if TYPE_CHECKING:
     from llem.campaign import Budget, Campaign
@@ -23,9 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--budget", help="overrides the campaign's")
     parser.add_argument("--runs", type=int, metavar="K", help="ask for so many runs")
     add_calibration(parser)
-    parser.add_argument(
-        "--waves", type=int, metavar="K", help="plan in K waves (overrides the campaign's)"
-    )
+    add_waves(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: the campaign's name")
     add_yes(parser)
     add_json(parser)

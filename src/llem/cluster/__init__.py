@@ -8,7 +8,7 @@ from llem.cluster.local import LocalOutcome, run_locally
 from llem.cluster.notify import Notifier
 from llem.cluster.render import render_files
 from llem.cluster.slurm import ask_limits
-from llem.cluster.state import CampaignState, RunState, campaign_state, submitted_jobs
+from llem.cluster.state import CampaignState, RunState, campaign_state
 from llem.cluster.submit import Submission, cancel, resubmit, submit, submit_and_wait
 from llem.cluster.summary import Summary, summarise
 from llem.cluster.watch import wait
@@ -33,7 +33,6 @@ __all__ = [
     "run_locally",
     "submit",
     "submit_and_wait",
-    "submitted_jobs",
     "summarise",
     "wait",
     "write_json",

@@ -7,7 +7,6 @@ jobs/anew.json                         since when attempts count (`llem resubmit
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Mapping
@@ -15,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from llem.campaign import Layout, Run
-from llem.cluster.endings import cause_of_log, cause_of_reason
-from llem.cluster.files import finite_or_none, write_json
+from llem.cluster.causes import cause_of_reason
+from llem.cluster.endings import cause_of_log
+from llem.cluster.files import finite_or_none, read_json, write_json
 from llem.cluster.folder import END_SCHEMA, CampaignFolder
 from llem.cluster.retry import Ending
 
@@ -68,8 +68,8 @@ def read_endings(folder: CampaignFolder, run: Run) -> list[Ending]:
 def _read_ending(
     folder: CampaignFolder, attempt: Path, following: Path | None, saved_step: int
 ) -> Ending:
-    begin, end = _read(attempt / "begin.json"), _read(attempt / "end.json")
-    progress = _read(attempt / "progress.json")
+    begin, end = read_json(attempt / "begin.json"), read_json(attempt / "end.json")
+    progress = read_json(attempt / "progress.json")
     cause, reason = str(end.get("cause") or ""), str(end.get("reason") or "")
     if not end:
         cause, reason = "killed", "its processes were ended without a word"
@@ -93,7 +93,7 @@ def _read_ending(
 
 def counts_since_ns(folder: CampaignFolder) -> int:
     """When the count of attempts began anew; 0 where it never did."""
-    return int(_read(folder.anew_file).get("time_ns") or 0)
+    return int(read_json(folder.anew_file).get("time_ns") or 0)
 
 
 def count_anew(folder: CampaignFolder) -> None:
@@ -129,7 +129,7 @@ def _log_part(folder: CampaignFolder, begin: Mapping[str, Any], following: Path 
     """What the job's log says from this attempt's beginning to the following one's."""
     if not begin.get("log"):
         return ""
-    after = _read(following / "begin.json") if following is not None else {}
+    after = read_json(following / "begin.json") if following is not None else {}
     end = int(after["log_at"]) if after.get("log") == begin["log"] else None
     try:
         with open(folder.root / begin["log"], "rb") as file:
@@ -146,11 +146,3 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except OSError:
         return 0
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return values if isinstance(values, dict) else {}

@@ -64,6 +64,16 @@ CAUSES: Final[Mapping[str, tuple[Retry, str]]] = {
     "unknown": ("again", "read its log"),
 }
 
+# What a rank says that leaves in order; a reason may go on after these words.
+STOP_REASONS: Final = {
+    "asked-to-stop": "asked to stop (jobs/stop)",
+    "time-limit": "the job's time limit is near",
+    "preempted": "a job of higher priority takes the nodes",
+    "signal": "signal ",
+    "superseded": "a later attempt at this run has begun",
+    "starter-gone": "the process that started this run is gone",
+}
+
 # SLURM's final state -> cause, where the state alone tells. FAILED and COMPLETED tell nothing.
 OF_STATE: Final = {
     "OUT_OF_MEMORY": "out-of-memory",
@@ -175,7 +185,7 @@ def diagnose(
     if named:
         return cause(named, node=node, text=reason)
     if status == "interrupted":
-        return cause(_of_reason(reason), node=node, text=reason)
+        return cause(cause_of_reason(reason), node=node, text=reason)
     if status == "failed":
         line = recognise(reason)
         return cause(line[0] if line else "exception", node=node, text=reason)
@@ -188,6 +198,14 @@ def diagnose(
         name = "killed" if attempted or (bad[2] or "0") != "0" else "unknown"
         return cause(name, node=node, text=text)
     return cause("killed", node=node, text="neither ended nor known to the scheduler any more")
+
+
+def cause_of_reason(reason: str) -> str:
+    """The cause behind the words of a rank that left in order."""
+    for cause, words in STOP_REASONS.items():
+        if reason.startswith(words):
+            return cause
+    return "signal"
 
 
 def recognise(log: str) -> tuple[str, str, str] | None:
@@ -219,15 +237,6 @@ def _scheduler_text(element: ElementState | None) -> str:
     words = [f"SLURM: {element.state}"]
     words += [f"step {s.name} {s.state}" for s in element.steps if s.state in OF_STATE][:2]
     return ", ".join(words)
-
-
-def _of_reason(reason: str) -> str:
-    """The cause behind the words of ranks that left in order."""
-    if "time limit" in reason:
-        return "time-limit"
-    if reason.startswith("asked to stop"):
-        return "asked-to-stop"
-    return "signal"
 
 
 def _node(end: Mapping[str, Any], element: ElementState | None, log: str) -> str:

@@ -32,7 +32,8 @@ from llem.cluster.attempts import (
     read_endings,
     write_end,
 )
-from llem.cluster.endings import cause_of_error, cause_of_reason
+from llem.cluster.causes import cause_of_reason
+from llem.cluster.endings import cause_of_error
 from llem.cluster.files import finite_or_none
 from llem.cluster.folder import FINAL, INTERRUPTED, CampaignFolder
 from llem.cluster.leaving import Leaving

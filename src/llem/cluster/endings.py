@@ -13,16 +13,6 @@ from typing import Final
 
 from llem.cluster.causes import LOG_LINES
 
-# What a rank says that leaves in order; a reason may go on after these words.
-STOP_REASONS: Final = {
-    "asked-to-stop": "asked to stop (jobs/stop)",
-    "time-limit": "the job's time limit is near",
-    "preempted": "a job of higher priority takes the nodes",
-    "signal": "signal ",
-    "superseded": "a later attempt at this run has begun",
-    "starter-gone": "the process that started this run is gone",
-}
-
 FULL_DISK = ("No space left on device", "Disk quota exceeded")
 NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory",
              "CUBLAS_STATUS_ALLOC_FAILED")  # fmt: skip
@@ -62,14 +52,6 @@ def cause_of_error(error: BaseException, *, starting: bool = False) -> str:
     if _said(texts, LOST_PEER):
         return "killed"
     return "refused" if names & REFUSALS else "exception"
-
-
-def cause_of_reason(reason: str) -> str:
-    """The cause behind the words of a rank that left in order."""
-    for cause, words in STOP_REASONS.items():
-        if reason.startswith(words):
-            return cause
-    return "signal"
 
 
 def cause_of_log(text: str) -> str | None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from llem.cluster.files import read_json
 from llem.cluster.folder import FINAL, CampaignFolder, settling
 
 ENDS_SCHEMA = "llem-ends-1"
@@ -176,16 +177,6 @@ def _read_run(folder: CampaignFolder, run_id: str) -> RunFiles:
         device_s=device_s,
         energy_j=energy_j if ends else None,
     )
-
-
-def read_json(path: str) -> dict[str, Any]:
-    """A mapping; empty where there is none, or none that can be read."""
-    try:
-        with open(path, "rb") as file:
-            values = json.loads(file.read())
-    except (OSError, ValueError):
-        return {}
-    return values if isinstance(values, dict) else {}
 
 
 def _device_s(start_ns: object, end_ns: object, values: Mapping[str, Any]) -> float:

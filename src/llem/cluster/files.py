@@ -45,6 +45,16 @@ def write_json(path: Path, value: Any) -> bool:
     return write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
+def read_json(path: str | Path) -> dict[str, Any]:
+    """A mapping; empty where there is none, or none that can be read."""
+    try:
+        with open(path, "rb") as file:
+            values = json.loads(file.read())
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
 def json_line(value: Any) -> str:
     """JSON on one line; NaN is null."""
     try:

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from llem.cluster.endings import STOP_REASONS
+from llem.cluster.causes import STOP_REASONS
 from llem.cluster.folder import CampaignFolder
 
 # A parallel file system is not asked after every step, and by one rank alone.

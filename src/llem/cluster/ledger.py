@@ -76,9 +76,17 @@ class Ledger:
         ]
         return cls(folder, sorted(jobs, key=lambda job: job.submitted_ns), lock)
 
+    @property
+    def by_name(self) -> dict[str, list[Submitted]]:
+        """The jobs of each array that has any, oldest first."""
+        found: dict[str, list[Submitted]] = {}
+        for job in self.jobs:
+            found.setdefault(job.name, []).append(job)
+        return found
+
     def of(self, name: str) -> list[Submitted]:
         """The jobs of one array, oldest first."""
-        return [job for job in self.jobs if job.name == name]
+        return self.by_name.get(name, [])
 
     def never_submitted(self, name: str, count: int, segment: int) -> list[int]:
         """Indices of an array of `count` elements that no job of that segment covers."""
@@ -153,9 +161,7 @@ class Ledger:
     def _done(self, name: str, job_id: str, ns: int, entry: dict[str, Any]) -> Submitted:
         job = Submitted.from_dict(name, {**entry, "job_id": job_id, "submitted_ns": ns})
         self.jobs.append(job)
-        values: dict[str, list[dict[str, Any]]] = {}
-        for known in self.jobs:
-            values.setdefault(known.name, []).append(known.to_dict())
+        values = {n: [known.to_dict() for known in jobs] for n, jobs in self.by_name.items()}
         write_json(self.folder.submitted_file, values)
         self._intent.unlink(missing_ok=True)
         return job

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from llem.cluster.folder import CampaignFolder
+from llem.cluster.ledger import Submitted
+from llem.cluster.render import job_name
 from llem.errors import Fault, InputError, did_you_mean
 from llem.planning import Plan
 
@@ -59,19 +60,23 @@ def find_run(plan: Plan, word: str) -> tuple[str, str, int]:
 
 
 def element_logs(
-    folder: CampaignFolder, plan: Plan, jobs: Mapping[str, Any], array: str, index: int
+    folder: CampaignFolder,
+    plan: Plan,
+    jobs: Mapping[str, Sequence[Submitted]],
+    array: str,
+    index: int,
 ) -> list[Path]:
     """The log files of an element that are there, oldest job first; of a local one, by rank."""
     if plan.site.executor == "local":
         found = folder.logs.glob(f"{array}-{index}-rank*.log")
         return sorted(found, key=lambda path: (len(path.name), path.name))
-    paths = [job_log(folder, plan, array, job["job_id"], index) for job in jobs.get(array, ())]
+    paths = [job_log(folder, plan, array, job.job_id, index) for job in jobs.get(array, ())]
     return [path for path in paths if path.is_file()]
 
 
 def job_log(folder: CampaignFolder, plan: Plan, array: str, job_id: str, index: int) -> Path:
     """Where an element's job writes: sbatch's `%x-%A_%a.log`."""
-    return folder.logs / f"llem-{plan.campaign.name}-{array}-{job_id}_{index}.log"
+    return folder.logs / f"{job_name(plan, array)}-{job_id}_{index}.log"
 
 
 def parts_of(path: Path, run_id: str) -> list[LogPart]:

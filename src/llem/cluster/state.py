@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from llem.campaign import Run
 from llem.cluster.causes import Cause, cause, diagnose
 from llem.cluster.ends import Ends, RunFiles, read_ends, write_ends
-from llem.cluster.facts import ElementState, parse_indices
+from llem.cluster.facts import ElementState
 from llem.cluster.folder import FINAL, CampaignFolder
+from llem.cluster.ledger import Ledger, Submitted
 from llem.cluster.logs import element_logs, own_tail
 from llem.cluster.render import FINISH
 from llem.cluster.scheduler import Job, Look, look
@@ -88,15 +88,6 @@ class CampaignState:
         }
 
 
-def submitted_jobs(folder: CampaignFolder) -> dict[str, Any]:
-    """`jobs/submitted.json`: array name -> its jobs, oldest first, {job_id, ...}."""
-    try:
-        values: dict[str, Any] = json.loads(folder.submitted_file.read_text())
-    except FileNotFoundError:
-        return {}
-    return values
-
-
 def campaign_state(
     folder: CampaignFolder, plan: Plan, *, ask_scheduler: bool = True, energy_s: float = 0.0
 ) -> CampaignState:
@@ -106,7 +97,7 @@ def campaign_state(
     call goes on where this one ended.
     """
     now_s = time.time()
-    jobs = submitted_jobs(folder)
+    jobs = Ledger.read(folder).by_name
     ends = read_ends(folder, energy_s=energy_s)
     seen = Look()
     if ask_scheduler and jobs and plan.site.executor == "slurm":
@@ -115,7 +106,7 @@ def campaign_state(
     held_here = plan.site.executor == "local" and folder_is_held(folder)
     reader = _Reader(folder, plan, jobs, ends, held_here, now_s, seen.answered)
     for array in plan.arrays:
-        job_ids = [job["job_id"] for job in jobs.get(array.name, ())]
+        job_ids = [job.job_id for job in jobs.get(array.name, ())]
         for index, names in enumerate(array.elements):
             held = [e for job in job_ids if (e := seen.elements.get((job, index)))]
             reader.element(array, index, names, _deciding(held))
@@ -123,7 +114,7 @@ def campaign_state(
     stuck = Counter(e.stuck for e in seen.elements.values() if e.stuck)
     unsettled = any(r.status not in FINAL for r in reader.states)
     waits_for_answer = seen.asked and not seen.answered and unsettled
-    finish = [seen.elements.get((j["job_id"], None)) for j in jobs.get(FINISH, ())]
+    finish = [seen.elements.get((j.job_id, None)) for j in jobs.get(FINISH, ())]
     return CampaignState(
         tuple(reader.states),
         submitted=bool(jobs),
@@ -146,7 +137,7 @@ def _deciding(held: Sequence[ElementState]) -> ElementState | None:
 
 
 def _open_jobs(
-    folder: CampaignFolder, plan: Plan, jobs: Mapping[str, Any], ends: Ends
+    folder: CampaignFolder, plan: Plan, jobs: Mapping[str, Sequence[Submitted]], ends: Ends
 ) -> list[Job]:
     """The jobs that still matter: those that cover a run without a final end, and the last one."""
     found = []
@@ -160,24 +151,18 @@ def _open_jobs(
             if not all(ends.of(name).final for name in names)
         }
         for entry in entries:
-            covered = _covered(entry, open_here)
+            covered = open_here.intersection(entry.elements or ())
             if covered:
-                found.append(Job(entry["job_id"], covered, entry["submitted_ns"] / 1e9))
+                found.append(Job(entry.job_id, covered, entry.submitted_ns / 1e9))
     for entry in jobs.get(FINISH, ())[-1:]:
         report = folder.results / "report.html"
         try:
-            done = report.stat().st_mtime_ns > entry["submitted_ns"]
+            done = report.stat().st_mtime_ns > entry.submitted_ns
         except OSError:
             done = False
         if found or not done:
-            found.append(Job(entry["job_id"], {None}, entry["submitted_ns"] / 1e9))
+            found.append(Job(entry.job_id, {None}, entry.submitted_ns / 1e9))
     return found
-
-
-def _covered(entry: Mapping[str, Any], open_here: Collection[int]) -> set[int | None]:
-    """Which of an array's open elements a job covers: all, unless it was submitted for some."""
-    some = entry.get("elements")
-    return {*(set(parse_indices(some)) & set(open_here) if some else open_here)}
 
 
 class _Reader:
@@ -187,7 +172,7 @@ class _Reader:
         self,
         folder: CampaignFolder,
         plan: Plan,
-        jobs: Mapping[str, Any],
+        jobs: Mapping[str, Sequence[Submitted]],
         ends: Ends,
         held_here: bool,
         now_s: float,

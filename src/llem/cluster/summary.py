@@ -12,7 +12,8 @@ from llem.campaign import Budget, Run, format_duration
 from llem.cluster.causes import Cause
 from llem.cluster.files import finite_or_none
 from llem.cluster.folder import CampaignFolder
-from llem.cluster.state import CampaignState, RunState, submitted_jobs
+from llem.cluster.ledger import Ledger
+from llem.cluster.state import CampaignState, RunState
 from llem.planning import Plan
 
 STATUS_SCHEMA = "llem-status-1"
@@ -210,7 +211,7 @@ def _tally(states: Sequence[RunState], runs: dict[str, Run]) -> Tally:
 
 
 def _arrays(folder: CampaignFolder, plan: Plan, state: CampaignState) -> Iterable[ArrayRow]:
-    jobs = submitted_jobs(folder)
+    jobs = Ledger.read(folder).by_name
     by_array: dict[str, list[RunState]] = defaultdict(list)
     for run in state.runs:
         by_array[run.array].append(run)
@@ -219,7 +220,7 @@ def _arrays(folder: CampaignFolder, plan: Plan, state: CampaignState) -> Iterabl
         yield ArrayRow(
             **_tally_values(by_array[array.name], plan.by_id),
             name=array.name,
-            job_id=entries[-1]["job_id"] if entries else "",
+            job_id=entries[-1].job_id if entries else "",
             elements=len(array.elements),
             gpus=array.nodes * array.gpus_per_node,
             time_limit_s=array.time_limit_s,

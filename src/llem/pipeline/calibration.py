@@ -11,18 +11,18 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from statistics import median
+from statistics import median, stdev
 from typing import TYPE_CHECKING
 
 from llem._version import __version__
 from llem.cluster import (
     CampaignFolder,
     CampaignState,
+    Ledger,
     LocalOutcome,
     campaign_state,
     finite_or_none,
     resubmit,
-    submitted_jobs,
     write_json,
 )
 from llem.errors import Fault, InputError, LlemError
@@ -120,7 +120,7 @@ def run_calibration(
     Raises LlemError where no shape could be measured.
     """
     folder, plan = planned.folder, planned.plan
-    if plan.site.executor == "slurm" and submitted_jobs(folder):
+    if plan.site.executor == "slurm" and Ledger.read(folder).jobs:
         state = campaign_state(folder, plan)
         if not state.active and not state.settled:
             resubmit(folder, plan, finish=False)
@@ -182,8 +182,7 @@ def _step_time(run: Run, found: Steady, peak_flops: float) -> StepTime:
 
 def _shape(run: Run, found: Steady, law: StepLaw, peak: float, prior: float) -> ShapeFound:
     time = _step_time(run, found, peak)
-    utilisation = law.utilisation if law.utilisation > 0 else prior
-    told = time.work_s / utilisation + law.step_overhead_s * time.micro_steps
+    told = law.step_s(time.work_s, time.micro_steps, prior=prior)
     return ShapeFound(
         run_id=run.run_id,
         params=run.params,
@@ -235,6 +234,4 @@ def _median_with_error(values: list[float]) -> tuple[float, float]:
         return math.nan, math.nan
     if len(known) < 2:
         return known[0], math.nan
-    mean = math.fsum(known) / len(known)
-    variance = math.fsum((v - mean) ** 2 for v in known) / (len(known) - 1)
-    return median(known), math.sqrt(variance / len(known))
+    return median(known), stdev(known) / math.sqrt(len(known))

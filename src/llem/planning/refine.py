@@ -15,7 +15,7 @@ from llem.planning.fill import BudgetError
 from llem.planning.hardware import Measured, device_since
 from llem.planning.limits import ClusterLimits, narrowed
 from llem.planning.plan import Plan, WavePlan, plan_warnings
-from llem.planning.spend import JOULES_PER_KWH, cost_of, money, target_flops
+from llem.planning.spend import cost_of, target_flops
 from llem.planning.waves import (
     Learnt,
     next_wave,
@@ -124,18 +124,13 @@ def _spent(run: Run, row: Mapping[str, Any] | None, unit: str, site: Site) -> fl
 
     The start of its element is in no rank's window: its expected share is added.
     """
-    expected = cost_of(run.flops, run.predicted, run.layout, unit=unit, site=site)
-    if row is None or not _ended(row) or unit == "FLOP" or not row["gpu_seconds"] > 0:
-        return expected
-    start_h = run.predicted.gpu_hours - run.predicted.duration_s * run.layout.ranks / 3600
-    hours = float(row["gpu_seconds"]) / 3600 + max(0.0, start_h)
-    if unit == "GPUh":
-        return hours
-    if unit == "node-h":
-        return hours / run.layout.gpus_per_node
-    if not row["energy_j"] > 0:
-        return expected
-    start = start_h / run.predicted.gpu_hours if run.predicted.gpu_hours > 0 else 0.0
-    joules = float(row["energy_j"]) + max(0.0, start) * run.predicted.energy_j
-    kwh = joules * site.pue / JOULES_PER_KWH
-    return kwh if unit == "kWh" else money(unit, site, gpu_hours=hours, kwh=kwh)
+    predicted = run.predicted
+    if row is not None and _ended(row) and row["gpu_seconds"] > 0:
+        start_h = max(0.0, predicted.gpu_hours - predicted.duration_s * run.layout.ranks / 3600)
+        start = start_h / predicted.gpu_hours if predicted.gpu_hours > 0 else 0.0
+        joules = float(row["energy_j"]) + start * predicted.energy_j
+        # Without its energy a run is counted as expected where energy is paid for.
+        if unit in ("GPUh", "node-h") or row["energy_j"] > 0:
+            hours = float(row["gpu_seconds"]) / 3600 + start_h
+            predicted = replace(predicted, gpu_hours=hours, energy_j=joules)
+    return cost_of(run.flops, predicted, run.layout, unit=unit, site=site)

@@ -44,8 +44,10 @@ class StepLaw:
     scatter: float
     time_error: float
 
-    def step_s(self, work_s: float, micro_steps: float) -> float:
-        return work_s / self.utilisation + self.step_overhead_s * micro_steps
+    def step_s(self, work_s: float, micro_steps: float, *, prior: float = math.nan) -> float:
+        """Seconds of a step; `prior` is the utilisation where the steps did not tell one."""
+        utilisation = self.utilisation if self.utilisation > 0 else prior
+        return work_s / utilisation + self.step_overhead_s * micro_steps
 
 
 def fit_steps(times: Sequence[StepTime], *, utilisation: float) -> StepLaw:
@@ -62,8 +64,7 @@ def fit_steps(times: Sequence[StepTime], *, utilisation: float) -> StepLaw:
         raise ValueError("no step was timed")
     law = _fit(_System.of(times, [t.step_s for t in times]), utilisation)
     for _ in range(ROUNDS):
-        known = law.utilisation if law.utilisation > 0 else utilisation
-        told = [t.work_s / known + law.step_overhead_s * t.micro_steps for t in times]
+        told = [law.step_s(t.work_s, t.micro_steps, prior=utilisation) for t in times]
         law = _fit(_System.of(times, told), utilisation)
     return law
 

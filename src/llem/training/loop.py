@@ -6,6 +6,7 @@ import math
 import os
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,8 @@ def train(
     engine = _build(run, world, attempt)
     try:
         path = attempt / f"rank-{world.rank:05d}.h5"
-        with Recording(path, meta={**_own_meta(run, world), **meta}, rank=world.rank) as record:
+        own = Recording(path, meta={**_own_meta(run, world), **meta}, rank=world.rank)
+        with closing(own) as record:
             record.event("energy", "e0_mj and e1_mj are NaN: the node's sampler reads the counters")
             trainer = _Trainer(
                 run=run,

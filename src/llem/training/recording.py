@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from llem.records import RecordWriteError, RecordWriter, rank_writer
@@ -54,14 +53,3 @@ class Recording:
         self.problem = f"record incomplete: {'disk full' if full else error.message}"
         self._writer = None
         print(f"llem: rank {self._rank}: {self.problem}; the training goes on", file=sys.stderr)
-
-    def __enter__(self) -> Recording:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -5,8 +5,8 @@ import pickle
 
 import pytest
 
-from llem.cluster.causes import CAUSES
-from llem.cluster.endings import STOP_REASONS, cause_of_error, cause_of_log, cause_of_reason
+from llem.cluster.causes import CAUSES, STOP_REASONS, cause_of_reason
+from llem.cluster.endings import cause_of_error, cause_of_log
 from llem.cluster.rendezvous import RendezvousError
 from llem.cluster.retry import TRIES
 from llem.errors import InputError, UnavailableError
