@@ -37,6 +37,8 @@ def refine_campaign(
     are; with `write=False` all do. What trainings took so far tells the device's utilisation and
     power. Raises InputError, BudgetError.
     """
+    # Before the lock, which makes a folder: where there is no campaign nothing is made.
+    folder.plan_values()
     with folder.locked("`llem plan --refine`"):
         plan = folder.load_plan()
         rows = [asdict(row) for row in aggregate_campaign(folder, write=write).observations]

@@ -170,3 +170,9 @@ def test_init_names_what_only_the_user_knows_of_a_shipped_site(tmp_path):
     text = (tmp_path / "campaign.yaml").read_text()
     assert "site: {base: lumi-g}" in text
     assert "give here: account, container.image" in text
+
+
+def test_refining_what_is_no_campaign_makes_nothing(tmp_path, capsys):
+    assert main(["plan", "--refine", str(tmp_path / "none")]) == 2
+    assert "not a campaign folder" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
