@@ -57,7 +57,9 @@ class Cells:
     """The cells, each run when it is first asked for; what happened in them beside their files."""
 
     def __init__(self, login, image, nvml, repeat):
-        self.make = lambda name: Cell(login, f"{name}-{repeat}", image=image, nvml=nvml, **SIZE)
+        self.make = lambda name: Cell(
+            login, f"fault-{name}-{repeat}", image=image, nvml=nvml, **SIZE
+        )
         self.ready = {}
         self.said = {}
 

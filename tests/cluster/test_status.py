@@ -81,10 +81,15 @@ def test_a_campaign_that_cannot_run_says_why_where_and_what_to_do(login, broken,
 
 
 def test_accounting_told_the_ends_and_they_are_kept(login, broken):
-    found = status(login, "image")
+    # It hears of an end a little late, and is asked again after half a minute.
+    for _ in range(45):
+        found = status(login, "image")
+        kept = json.loads((login.home / "image/jobs/states.json").read_text())["final"]
+        (elements,) = kept.values()
+        if all(row[3] for row in elements.values()):
+            break
+        time.sleep(1)
     assert found["scheduler"]["accounting"] is True
-    kept = json.loads((login.home / "image/jobs/states.json").read_text())["final"]
-    (elements,) = kept.values()
     assert {row[0] for row in elements.values()} == {"FAILED"}
     assert all(re.fullmatch(r"\d+:\d+", row[3]) for row in elements.values())
 
