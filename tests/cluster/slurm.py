@@ -7,7 +7,6 @@ CUDA_VISIBLE_DEVICES as on a real cluster.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,6 +86,8 @@ JobAcctGatherParams=OverMemoryKill,UsePss
 AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=localhost
 AccountingStorageTRES=gres/gpu
+# Users' limits hold, as `test_many.py` needs them to.
+AccountingStorageEnforce=limits
 NodeName={nodes} NodeHostname={farm.host} NodeAddr=127.0.0.1 Port={ports} \
 CPUs={farm.cpus_per_node} RealMemory={farm.memory_per_node_mb} Gres=gpu:{farm.gpus_per_node} \
 State=UNKNOWN
@@ -97,20 +98,11 @@ PartitionName=gpu Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=
 PriorityTier=1 PreemptMode=REQUEUE GraceTime={farm.grace_s}
 PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP OverSubscribe=NO \
 PriorityTier=10 PreemptMode=OFF
-{_many(farm)}"""
-    )
-
-
-def _many(farm: Farm) -> str:
-    """What `test_many.py` needs, where it was asked for: users' limits hold, and a partition for
-    elements that do next to nothing takes as many as the scheduler can start."""
-    if not os.environ.get("LLEM_MANY"):
-        return ""
-    return f"""\
-AccountingStorageEnforce=limits
-PartitionName=many Nodes=ALL MaxTime=INFINITE State=UP OverSubscribe=FORCE:4 \\
+# For elements that do next to nothing: as many as the scheduler can start.
+PartitionName=many Nodes=ALL MaxTime=INFINITE State=UP OverSubscribe=FORCE:4 \
 PriorityTier=1 PreemptMode=REQUEUE GraceTime={farm.grace_s}
 """
+    )
 
 
 def gres_conf(farm: Farm) -> str:

@@ -39,9 +39,6 @@ site:
     binds: ["{nvml}:/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1:ro"]
   environment: {{FAKE_NVML_GPUS: "2", FAKE_NVML_BASE_W: "250"}}
 """
-pytestmark = pytest.mark.skipif(
-    "LLEM_ALL_FAULTS" not in os.environ, reason="LLEM_ALL_FAULTS=1 runs it"
-)
 # A command that needs seconds is killed about this often.
 KILLS = 12 if os.environ.get("LLEM_ALL_FAULTS") else 4
 
