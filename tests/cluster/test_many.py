@@ -1,7 +1,7 @@
 """More elements than a user may have in the queue, through arrays that the scheduler cuts short.
 
-240 of them with a limit of 100 take half a minute; `LLEM_MANY=5000` takes MaxArraySize 1001 as it is
-and a limit of 2000, for two minutes.
+240 of them with a limit of 100 take half a minute; `LLEM_MANY=5000` takes MaxArraySize 1001 as it
+is and a limit of 2000, for two minutes.
 """
 
 import os
