@@ -2,6 +2,7 @@
 
 jobs/leave/<job>-<restart>        the script's: the ranks are to write a checkpoint and leave
 jobs/leave/<job>-<restart>.said   rank 0's: `started`, then `interrupted`, `again` or `failed`
+jobs/leave/<step>.failed          made by the one rank that tells why the ranks did not meet
 jobs/stop                         `llem cancel`: the whole campaign is to stop
 """
 
@@ -37,6 +38,7 @@ class Leaving:
         now_s: Callable[[], float] = time.time,
     ) -> None:
         self._stop_file = folder.stop_file
+        self._leave = folder.leave
         flag = environ.get(FLAG)
         self._flag = Path(flag) if flag else None
         # By the wall clock, in seconds; none where the job has no limit.
@@ -87,3 +89,12 @@ class Leaving:
         if self._flag is not None:
             with suppress(OSError):
                 self._flag.with_name(f"{self._flag.name}.said").write_text(f"{word}\n")
+
+    def first_to_say_failed(self, step: str) -> bool:
+        """Whether this rank is the one of its step that tells, for all, why they did not meet."""
+        self._leave.mkdir(parents=True, exist_ok=True)
+        try:
+            os.close(os.open(self._leave / f"{step}.failed", os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return False
+        return True

@@ -65,9 +65,9 @@ def test_a_tail_is_short_whatever_the_log(tmp_path):
 def test_the_mark_is_what_a_rank_prints():
     import inspect
 
-    from llem.cluster import element
+    from llem.cluster import rank
 
-    source = inspect.getsource(element)
+    source = inspect.getsource(rank)
     assert "run {run.run_id}: attempt {" in source
     assert MARK.match(mark(ONE, 12))["attempt"] == "12"
 

@@ -1,14 +1,14 @@
-"""What an element knows of the job that it is a part of."""
+"""What a process knows of the job that it is a part of."""
 
 import subprocess
 import sys
 import time
 
-from llem.cluster.element import job_started_ns
+from llem.cluster.job import job_started_ns
 
 TOLD = """\
 import time; begun = time.time_ns(); time.sleep(0.3)
-from llem.cluster.element import job_started_ns
+from llem.cluster.job import job_started_ns
 print(begun, job_started_ns())"""
 
 

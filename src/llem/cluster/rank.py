@@ -1,0 +1,304 @@
+"""A rank of an array element: it meets the others, then trains the element's runs with them.
+
+All runs one after the other in one process, since importing torch takes longer than many a run.
+submitit tells which rank this is (of how many, and who is the master), under SLURM and under the
+local executor alike.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import traceback
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llem.campaign import Layout, Run, format_si
+from llem.cluster.attempts import counts_since_ns, number_of, read_endings
+from llem.cluster.causes import cause_of_reason
+from llem.cluster.endings import cause_of_error
+from llem.cluster.folder import FINAL, INTERRUPTED, CampaignFolder
+from llem.cluster.job import job_meta, job_started_ns, node_name, socket_path, step_name
+from llem.cluster.leaving import Leaving
+from llem.cluster.recorder import Failure, Recorder, Window, log, told
+from llem.cluster.rendezvous import meet
+from llem.cluster.retry import GiveUp, Go, next_try
+from llem.errors import LlemError
+
+if TYPE_CHECKING:
+    from llem.energy import SamplerLink
+    from llem.training import Outcome, World
+
+
+@dataclass(frozen=True)
+class Start:
+    """What rank 0 decided of a run: settled before (`status`), or the attempt that begins."""
+
+    status: str = ""
+    attempt: Path | None = None
+    layout: Layout | None = None
+
+
+class Rank:
+    """One rank of an element: its place in the world, its meter, and the runs it takes part in."""
+
+    def __init__(self, element: dict[str, Any], folder: CampaignFolder) -> None:
+        self.element = element
+        self.folder = folder
+        self.runs = [Run.from_dict(values) for values in element["runs"]]
+        self.leaving = Leaving(folder)
+        self.job_started_ns = job_started_ns()
+
+    def main(self) -> int:
+        self.leaving.catch_signals()
+        os.environ.setdefault(
+            "SUBMITIT_EXECUTOR", "slurm" if "SLURM_JOB_ID" in os.environ else "local"
+        )
+        from submitit import JobEnvironment
+        from submitit.helpers import TorchDistributedEnvironment
+
+        place = TorchDistributedEnvironment()
+        self.rank = place.rank
+        if place.world_size != self.element["ranks"]:
+            print(
+                f"llem: the plan has {self.element['ranks']} ranks, the job step has "
+                f"{place.world_size}: were the scripts edited?",
+                file=sys.stderr,
+            )
+            return 1
+        job = JobEnvironment()
+        self.recorder = Recorder(
+            self.folder, hosts=job.hostnames, rank=place.rank, ranks=place.world_size
+        )
+        if self.rank == 0:
+            self.leaving.say("started")
+        try:
+            if place.local_rank == 0:
+                meet(
+                    node=node_name(),
+                    nodes=job.num_nodes,
+                    node_index=job.node,
+                    host=place.master_addr,
+                    port=place.master_port,
+                    word=f"llem-{job.job_id}",
+                )
+            from llem.training import start_world
+
+            self.zero_stage = _zero_stage(self.element["zero_stage"])
+            self.world: World = start_world(
+                rank=place.rank,
+                local_rank=place.local_rank,
+                world_size=place.world_size,
+                master_addr=place.master_addr,
+                master_port=place.master_port,
+                zero_stage=self.zero_stage,
+                precision=self.element["precision"],
+            )
+        except Exception as error:
+            return self._not_started(error)
+        # One rank looks at files for all: at each step they tell each other what they know.
+        self.leaving.looks = self.rank == 0
+        try:
+            with ExitStack() as stack:
+                self.link = self._link(stack, place.local_rank)
+                status = self._leave(self._all_runs())
+        except Exception as error:
+            # Between runs: nothing that another try would find otherwise, unless a rank was lost.
+            traceback.print_exc()
+            if cause_of_error(error) != "killed":
+                self.leaving.say("failed")
+            status = 1
+        else:
+            self.world.close()
+        # The log's other end may be gone (slurmstepd was killed): the status says it all.
+        with suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        # gloo's threads abort about one interpreter in five on its way out, after all is written:
+        # leave without it.
+        os._exit(status)
+
+    def _all_runs(self) -> list[str]:
+        """Run after run, as far as this job is left to it; how each ended."""
+        statuses: list[str] = []
+        for run in self.runs:
+            statuses.append(self._run(run))
+            if statuses[-1] in ("interrupted", "superseded", "unwritten"):
+                break
+        return statuses
+
+    def _leave(self, statuses: list[str]) -> int:
+        """The exit status, told to the job's script in a word before any rank leaves with it."""
+        status = 0
+        if "interrupted" in statuses:
+            status = INTERRUPTED
+            if self.rank == 0:
+                self.leaving.say("interrupted")
+        elif {"failed", "superseded", "unwritten"} & set(statuses):
+            status = 1
+            if self.rank == 0:
+                # Another job has the run, or a record that cannot be written leaves nothing to
+                # decide by, which is for a person to see.
+                hopeless = statuses[-1] in ("superseded", "unwritten") or not self._any_left()
+                self.leaving.say("failed" if hopeless else "again")
+        # The step ends with the first rank that leaves so: who is not out by then is killed.
+        self.world.barrier()
+        return status
+
+    def _any_left(self) -> bool:
+        """Whether a run of this element may be tried (again)."""
+        return any(
+            self.folder.final_end(run.run_id) is None and not isinstance(self._next(run), GiveUp)
+            for run in self.runs
+        )
+
+    def _next(self, run: Run) -> Go | GiveUp:
+        since_ns = counts_since_ns(self.folder)
+        return next_try(run, read_endings(self.folder, run), since_ns=since_ns)
+
+    def _not_started(self, error: Exception) -> int:
+        """The ranks did not come together. One of them says so, for all, in the first open run."""
+        failure = Failure(cause_of_error(error, starting=True), error)
+        lines = error.lines() if isinstance(error, LlemError) else [failure.reason]
+        print(f"llem: {node_name()}, rank {self.rank}: " + "\n".join(lines), file=sys.stderr)
+        if not isinstance(error, LlemError):
+            traceback.print_exc()
+        try:
+            if self.leaving.first_to_say_failed(step_name()):
+                open_runs = [r for r in self.runs if self.folder.final_end(r.run_id) is None]
+                if open_runs:
+                    run, now_ns = open_runs[0], time.time_ns()
+                    attempt = self.recorder.begin(run, run.layout)
+                    self.recorder.end(attempt, run, how=failure, window=Window(now_ns, now_ns))
+                self.leaving.say("again" if self._any_left() else "failed")
+        except (OSError, LlemError) as unwritten:
+            print(f"llem: the failure could not be recorded: {unwritten}", file=sys.stderr)
+        return 1
+
+    def _link(self, stack: ExitStack, local_rank: int) -> SamplerLink | None:
+        """The node's sampler; one rank of each node speaks to it, and starts it where need be."""
+        if local_rank != 0:
+            return None
+        from llem.energy import SamplerLink, start_sampler
+
+        path = socket_path()
+        if self.element["sampler"] == "child":
+            path = stack.enter_context(start_sampler(path)).socket_path
+        return stack.enter_context(SamplerLink(path))
+
+    def _decide(self, run: Run) -> Start:
+        """Whether to try a run, and with which layout; its attempt's folder if so. Rank 0 alone."""
+        settled = self.folder.final_end(run.run_id)
+        if settled is not None:
+            log(f"run {run.run_id}: {settled['status']} before; not run again")
+            return Start(status=str(settled["status"]))
+        chosen = self._next(run)
+        if isinstance(chosen, GiveUp):
+            self.recorder.give_up(run, chosen)
+            return Start(status="failed")
+        attempt = self.recorder.begin(run, chosen.layout)
+        why = f", with {chosen.why}" if chosen.why else ""
+        log(
+            f"run {run.run_id}: attempt {number_of(attempt)}, {format_si(run.params)} parameters, "
+            f"{format_si(run.tokens)} tokens in {run.steps} steps, seed {run.seed}, "
+            f"on {self.world.world_size} rank(s) of {', '.join(self.recorder.hosts)}{why}"
+        )
+        return Start(attempt=attempt, layout=chosen.layout)
+
+    def _run(self, run: Run) -> str:
+        """Train one run, unless it is settled already; returns its status."""
+        world = self.world
+        start = world.first(lambda: self._decide(run))
+        if start.attempt is None or start.layout is None:
+            return start.status
+        attempt, run = start.attempt, run.with_layout(start.layout)
+        later = attempt.with_name(f"attempt-{number_of(attempt) + 1}")
+        self.leaving.later = later.exists
+        meta = {
+            "run_id": run.run_id,
+            "attempt": number_of(attempt),
+            "node": node_name(),
+            "campaign": self.element["campaign"],
+            "plan": self.element["plan"],
+            "array": self.element["array"],
+            "element": self.element["element"],
+            **job_meta(),
+            "job_started_ns": self.job_started_ns,
+            "image_digest": self.element["image_digest"],
+        }
+        # Rank 0's reason may differ from another node's: each says its own in its own record.
+        unmeasured = ""
+        if self.link is not None:
+            answer = self.link.begin(attempt.resolve() / f"node-{node_name()}.h5", meta)
+            unmeasured = "" if answer.ok else str(answer.reason)
+        # No rank's window begins before every node is measured, or ends after one is not.
+        world.barrier()
+        started_ns, t0_ns = time.time_ns(), time.monotonic_ns()
+        try:
+            how: Outcome | Failure = self._train(run, attempt, meta, unmeasured)
+        except Exception as error:
+            how = Failure(cause_of_error(error), error)
+            traceback.print_exc()
+        t1_ns = time.monotonic_ns()
+        window = Window(started_ns, time.time_ns(), t0_ns, t1_ns)
+        failed = isinstance(how, Failure)
+        if not failed:
+            world.barrier()
+        if self.link is not None:
+            self.link.end()
+        written = True
+        if failed or world.rank == 0:
+            written = self.recorder.end(attempt, run, how=how, window=window)
+        if failed and world.world_size > 1:
+            # The other ranks wait in a collective for this one: end the step, do not hang it.
+            self.leaving.say("again" if written and self._any_left() else "failed")
+            sys.stderr.flush()
+            os._exit(1)
+        if world.rank == 0:
+            log(f"run {run.run_id}: {told(how)}")
+        if not world.first(lambda: written):
+            return "unwritten"
+        if isinstance(how, Failure):
+            return "failed"
+        if how.status in FINAL:
+            self._forget_checkpoints(run)
+        superseded = how.status == "interrupted" and cause_of_reason(how.reason) == "superseded"
+        return "superseded" if superseded else how.status
+
+    def _forget_checkpoints(self, run: Run) -> None:
+        """The run's end is on disk: nothing will resume from them."""
+        from llem.training import delete_checkpoints
+
+        if self.rank == 0:
+            delete_checkpoints(self.folder.checkpoints(run.run_id))
+
+    def _train(self, run: Run, attempt: Path, meta: dict[str, Any], unmeasured: str) -> Outcome:
+        from llem.training import train
+
+        if run.layout.zero_stage != self.zero_stage:
+            run = run.with_layout(replace(run.layout, zero_stage=self.zero_stage))
+        return train(
+            run,
+            attempt_dir=attempt,
+            checkpoints_dir=self.folder.checkpoints(run.run_id),
+            world=self.world,
+            meta={**meta, "energy_reason": unmeasured},
+            progress=self.recorder.progress(run, attempt) if self.world.rank == 0 else None,
+            should_stop=self.leaving.why,
+        )
+
+
+def _zero_stage(asked: int) -> int:
+    """The plan's ZeRO stage, or 0 (plain data parallelism) where DeepSpeed is not installed.
+
+    Both compute the same; a laptop without DeepSpeed can then repeat a cluster's run.
+    """
+    from importlib.util import find_spec
+
+    if asked and find_spec("deepspeed") is None:
+        print("llem: DeepSpeed is not installed; plain data parallelism instead", file=sys.stderr)
+        return 0
+    return asked
