@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import sys
 from collections.abc import Callable
@@ -15,6 +16,15 @@ from llem.errors import Fault, InputError, LlemError, did_you_mean
 INTERRUPTED = 130
 # Spending less than this is not asked about.
 ASK_ABOVE_GPU_HOURS = 100.0
+_FULL = "free some space, or have the quota raised, and call again: what was finished is kept"
+# How a filesystem says no, which is nobody's bug, and what to do about it.
+REFUSED = {
+    errno.EACCES: "it belongs to another user, or its mode forbids it",
+    errno.EPERM: "it belongs to another user, or its mode forbids it",
+    errno.EROFS: "the filesystem is mounted for reading alone: work in another folder",
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+}
 
 
 class Command(Protocol):
@@ -59,6 +69,12 @@ def call(name: str, argv: list[str]) -> int:
         for line in error.lines():
             print(f"llem: {line}", file=sys.stderr)
         return error.exit_status
+    except OSError as error:
+        if error.errno not in REFUSED or error.filename is None:
+            raise
+        print(f"llem: {error.filename}: {error.strerror}", file=sys.stderr)
+        print(f"llem:   -> {REFUSED[error.errno]}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("llem: interrupted; nothing that was finished is lost", file=sys.stderr)
         return INTERRUPTED

@@ -63,7 +63,7 @@ def run_all(
         if status or not wave_is_due(planned.plan):
             break
         note(f"wave {len(planned.plan.waves)} of {campaign.waves} has ended: planning the next")
-        planned = refine_campaign(planned.folder)
+        planned = refine_campaign(planned.folder, after=len(planned.plan.waves))
     if status == INTERRUPTED:
         return status
     return tell_finished(finish(planned.folder), as_json=as_json) or status

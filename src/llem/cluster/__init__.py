@@ -2,7 +2,7 @@
 
 from llem.cluster.causes import Cause
 from llem.cluster.files import finite_or_none, write_json, write_text
-from llem.cluster.folder import CampaignFolder
+from llem.cluster.folder import PATIENCE_S, CampaignFolder
 from llem.cluster.ledger import Ledger, Submitted
 from llem.cluster.local import LocalOutcome, run_locally
 from llem.cluster.notify import Notifier
@@ -14,6 +14,7 @@ from llem.cluster.summary import Summary, summarise
 from llem.cluster.watch import wait
 
 __all__ = [
+    "PATIENCE_S",
     "CampaignFolder",
     "CampaignState",
     "Cause",

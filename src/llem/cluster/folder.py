@@ -8,11 +8,12 @@ import getpass
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from llem.cluster.files import write_text
 from llem.cluster.plan_text import render_plan
@@ -24,6 +25,11 @@ END_SCHEMA = "llem-end-1"
 FINAL = frozenset({"completed", "diverged"})
 # Exit status of ranks that left because they were asked to, with a checkpoint: EX_TEMPFAIL.
 INTERRUPTED = 75
+# How long another command's hold on a campaign is waited for by those that work on for hours, or
+# that must not be turned away.
+PATIENCE_S = 300.0
+# How often a campaign that another process holds is tried again, by those who wait for it.
+LOCK_POLL_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -184,10 +190,11 @@ class CampaignFolder:
         )
 
     @contextmanager
-    def locked(self, what: str) -> Iterator[int]:
+    def locked(self, what: str, *, patience_s: float = 0.0) -> Iterator[int]:
         """Hold the campaign for `what`; the kernel lets go of it when the process dies.
 
         Yields the descriptor that holds it: a program that inherits it holds the campaign as well.
+        Another holder is waited for as long as `patience_s`. Raises LlemError.
         """
         self.jobs.mkdir(parents=True, exist_ok=True)
         try:
@@ -195,26 +202,35 @@ class CampaignFolder:
         except PermissionError:
             raise self._foreign() from None
         with lock as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            deadline = time.monotonic() + patience_s
+            while not self._take(file):
+                if time.monotonic() >= deadline:
+                    file.seek(0)
+                    holder = file.read().strip() or "another process"
                     raise LlemError(
-                        f"{self.root}: this filesystem locks no file ({error.strerror})",
-                        remedy="mount it with locks (Lustre: flock), or move the campaign",
-                    ) from None
-                file.seek(0)
-                holder = file.read().strip() or "another process"
-                raise LlemError(
-                    f"{self.root} is in use by {holder}",
-                    remedy="wait for it, or for an sbatch that it left behind, to end",
-                ) from None
+                        f"{self.root} is in use by {holder}",
+                        remedy="wait for it, or for an sbatch that it left behind, to end",
+                    )
+                time.sleep(LOCK_POLL_S)
             file.truncate(0)
             file.write(
                 f"{what} of {getpass.getuser()}, process {os.getpid()} on {socket.gethostname()}"
             )
             file.flush()
             yield file.fileno()
+
+    def _take(self, lock: IO[str]) -> bool:
+        """Whether the lock is now this process's."""
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                return False
+            raise LlemError(
+                f"{self.root}: this filesystem locks no file ({error.strerror})",
+                remedy="mount it with locks (Lustre: flock), or move the campaign",
+            ) from None
+        return True
 
 
 def settling(ends: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:

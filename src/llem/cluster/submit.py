@@ -11,13 +11,16 @@ from llem.campaign.guards import check_script_path
 from llem.cluster import slurm
 from llem.cluster.attempts import count_anew
 from llem.cluster.facts import ACTIVE, index_list
-from llem.cluster.folder import FINAL, CampaignFolder
+from llem.cluster.folder import FINAL, PATIENCE_S, CampaignFolder
 from llem.cluster.ledger import Ledger, Submitted
 from llem.cluster.render import FINISH, job_name
 from llem.cluster.state import CampaignState, campaign_state
 from llem.cluster.watch import LONGEST_POLL_S, wait
 from llem.errors import ClusterError, Fault, InputError
 from llem.planning import ArrayJob, Plan
+
+# Why elements wait where `llem cancel` came in between.
+CANCELLED = "the campaign was cancelled"
 
 
 @dataclass(frozen=True)
@@ -43,13 +46,24 @@ def submit(folder: CampaignFolder, plan: Plan, *, finish: bool = True) -> Submis
 
 
 def _submit(
-    folder: CampaignFolder, plan: Plan, *, finish: bool, busy: int | None = None
+    folder: CampaignFolder,
+    plan: Plan,
+    *,
+    finish: bool,
+    busy: int | None = None,
+    patience_s: float = 0.0,
+    goes_on: bool = False,
 ) -> Submission:
-    """`submit`; `busy` elements are known to be held, so that the scheduler is not asked again."""
+    """`submit`; `busy` elements are known to be held, so that the scheduler is not asked again.
+
+    What `goes_on` from an earlier call submits nothing once the campaign was cancelled; a call of
+    its own wants it to run (again).
+    """
     _check_place(folder, plan)
-    with folder.locked("`llem submit`") as lock:
+    with folder.locked("`llem submit`", patience_s=patience_s) as lock:
+        if not goes_on:
+            folder.stop_file.unlink(missing_ok=True)
         batch = _Batch.begin(folder, plan, lock, busy=busy)
-        folder.stop_file.unlink(missing_ok=True)
         for array in plan.arrays:
             count = len(array.elements)
             for segment in range(array.segments):
@@ -67,6 +81,7 @@ def resubmit(folder: CampaignFolder, plan: Plan, *, finish: bool = True) -> Subm
     """
     _check_place(folder, plan)
     with folder.locked("`llem resubmit`") as lock:
+        folder.stop_file.unlink(missing_ok=True)
         batch = _Batch.begin(folder, plan, lock)
         if not batch.before:
             raise InputError(str(folder.root), [Fault("", "nothing was submitted yet", "submit")])
@@ -77,7 +92,6 @@ def resubmit(folder: CampaignFolder, plan: Plan, *, finish: bool = True) -> Subm
         held = {*ACTIVE, "unknown"}
         busy = {(r.array, r.element) for r in state.runs if r.status in held}
         open_ = {(r.array, r.element) for r in state.runs if r.status not in FINAL} - busy
-        folder.stop_file.unlink(missing_ok=True)
         # The next failure is news again.
         folder.notified("failed").unlink(missing_ok=True)
         count_anew(folder)
@@ -127,6 +141,10 @@ class _Batch:
         left = list(elements)
         most = len(left)
         while left and most and not self.reason:
+            if self.folder.stop_file.exists():
+                # Whoever cancels does not wait for a submission of minutes to end.
+                self.reason = CANCELLED
+                break
             take = left[: most if self.room is None else min(most, self.room)]
             if not take:
                 limit = self.plan.site.limits.submit
@@ -203,7 +221,7 @@ def cancel(folder: CampaignFolder, plan: Plan) -> list[str]:
     folder.ask_to_stop()
     if plan.site.executor == "local":
         return []
-    with folder.locked("`llem cancel`"):
+    with folder.locked("`llem cancel`", patience_s=PATIENCE_S):
         ledger = Ledger.read(folder)
         ledger.recover()
         jobs = [job.job_id for job in ledger.jobs]
@@ -222,8 +240,9 @@ def submit_and_wait(
     state: CampaignState | None = None
     while True:
         busy = None if state is None or state.scheduler.problem else _busy(state)
-        done = _submit(folder, plan, finish=False, busy=busy)
-        if not done.waiting:
+        done = _submit(folder, plan, finish=False, busy=busy, patience_s=PATIENCE_S,
+                       goes_on=state is not None)  # fmt: skip
+        if not done.waiting or done.reason == CANCELLED:
             return wait(folder, plan, watch=watch)
         if busy is None:
             busy = _busy(campaign_state(folder, plan)) if done.before else 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from llem.cluster import render_files
+from llem.cluster import PATIENCE_S, render_files
 from llem.pipeline.campaigns import (
     Planned,
     aggregate_campaign,
@@ -30,17 +30,22 @@ def refine_campaign(
     runs: int | None = None,
     ask_cluster: bool = False,
     write: bool = True,
+    after: int | None = None,
 ) -> Planned:
     """Plan one more wave of the campaign in `folder` from the records so far.
 
     `budget` is a new total; `runs` asks for so many runs. The files of earlier waves stay as they
     are; with `write=False` all do. What trainings took so far tells the device's utilisation and
-    power. Raises InputError, BudgetError.
+    power. With `after`, the wave behind the caller, another call that holds the campaign is waited
+    for, and where it has planned the next wave that plan is taken. Raises InputError, BudgetError.
     """
     # Before the lock, which makes a folder: where there is no campaign nothing is made.
     folder.plan_values()
-    with folder.locked("`llem plan --refine`"):
+    patience_s = 0.0 if after is None else PATIENCE_S
+    with folder.locked("`llem plan --refine`", patience_s=patience_s):
         plan = folder.load_plan()
+        if after is not None and len(plan.waves) > after:
+            return Planned(plan, folder, changed=False)
         rows = [asdict(row) for row in aggregate_campaign(folder, write=write).observations]
         own = None
         if plan.campaign.model.family == "custom":

@@ -36,7 +36,8 @@ def write_python_sources(path: Path) -> Path:
     content = b"".join((root / name).read_bytes() for name in names)
     if not path.is_file() or path.read_bytes() != content:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
+        # Two commands on one campaign may both write it.
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         partial.write_bytes(content)
         os.replace(partial, path)
     return path
