@@ -326,11 +326,21 @@ def requeue_and_tear(cell: Cell) -> None:
 def kill_stepd(cell: Cell, *, rank: int) -> None:
     """SIGKILL to the slurmstepd that watches a rank, which goes on without it and without a log."""
     (pid,) = (pid for pid in cell.ranks() if environ(pid)["SLURM_PROCID"] == str(rank))
+    os.kill(stepd_of(pid), signal.SIGKILL)
+
+
+def kill_stepd_of_script(cell: Cell) -> None:
+    """SIGKILL to the slurmstepd of the batch script, which goes on: nobody hears of its end."""
+    os.kill(stepd_of(script_of(cell)), signal.SIGKILL)
+
+
+def stepd_of(pid: int) -> int:
+    """The slurmstepd that watches a process."""
     while not Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"slurmstepd:"):
         # proc_pid_stat(5): field 4, the parent; the name in field 2 may hold spaces
         pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
         assert pid > 1
-    os.kill(pid, signal.SIGKILL)
+    return pid
 
 
 def environ(pid: int) -> dict[str, str]:
@@ -347,12 +357,17 @@ def wait_less(cell: Cell) -> None:
 
 def kill_script(cell: Cell) -> None:
     """SIGKILL to the job's batch script."""
+    os.kill(script_of(cell), signal.SIGKILL)
+
+
+def script_of(cell: Cell) -> int:
+    """The process of the job's batch script."""
     found = [
         pid
         for pid, words in processes(f"SLURM_JOB_ID={cell.element}")
         if any(word.endswith(b"/slurm_script") for word in words)
     ]
-    os.kill(min(found), signal.SIGKILL)
+    return min(found)
 
 
 def take_node_down(cell: Cell) -> None:

@@ -28,6 +28,7 @@ DISK_MIB = 24
 TOGETHER = {
     "stepd": lambda cell: faults.kill_stepd(cell, rank=0),
     "stepd-of-peer": lambda cell: faults.kill_stepd(cell, rank=1),
+    "stepd-of-script": faults.kill_stepd_of_script,
     "script": faults.kill_script,
     "disk": faults.fill_disk,
     "clock": lambda cell: None,
@@ -42,7 +43,7 @@ FAULTS = [*TOGETHER, *ALONE]
 # Faults after which `llem resubmit` is allowed to be needed.
 BY_HAND = {"script", "disk"}
 # Faults that the run does not feel.
-UNFELT = {"stepd", "stepd-of-peer", "clock", "controller", "accounting"}
+UNFELT = {"stepd", "stepd-of-peer", "stepd-of-script", "clock", "controller", "accounting"}
 QUICK = {"script", "disk", "controller"}
 
 

@@ -24,7 +24,12 @@ echo "$*" >> calls
 [ "$1" = show ] && cat job
 exit 0
 """
-JOB = "JobId=7 ArrayJobId=6 JobState={state} Reason=None Requeue=1 Restarts={restarts} x=\n"
+SCANCEL = """#!/bin/bash
+echo "cancel $*" >> calls
+"""
+# As with the last element of an array, whose own number is the array's.
+JOB = "JobId=7 ArrayJobId=7 ArrayTaskId=2 JobState={state} Reason=None Restarts={restarts} x=\n"
+SCRIPT = ["bash", "array.sbatch"]
 
 
 @pytest.fixture
@@ -35,18 +40,19 @@ def script(make, tmp_path):
     (tmp_path / "array.sbatch").write_text(render_array(plan, plan.arrays[0]))
     programs = tmp_path / "bin"
     programs.mkdir()
-    for name, text in {"srun": SRUN, "scontrol": SCONTROL}.items():
+    for name, text in {"srun": SRUN, "scontrol": SCONTROL, "scancel": SCANCEL}.items():
         (programs / name).write_text(text)
         (programs / name).chmod(0o755)
 
-    def start(*ranks, state="RUNNING", restarts=0, restarts_told=None):
+    def start(*ranks, state="RUNNING", restarts=0, restarts_told=None, words=SCRIPT):
         told = restarts if restarts_told is None else restarts_told
         (tmp_path / "job").write_text(JOB.format(state=state, restarts=told))
         (tmp_path / "ranks").write_text("\n".join(ranks) + "\n")
         environ = {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_ID": "7", "HOME": str(tmp_path),
-                   "SLURM_ARRAY_TASK_ID": "0", "PATH": f"{programs}:/usr/bin:/bin",
+                   "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2",
+                   "PATH": f"{programs}:/usr/bin:/bin",
                    **({"SLURM_RESTART_COUNT": str(restarts)} if restarts else {})}  # fmt: skip
-        return subprocess.Popen(["bash", "array.sbatch"], cwd=tmp_path, env=environ, text=True,
+        return subprocess.Popen(words, cwd=tmp_path, env=environ, text=True,
                                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
 
     def run(*ranks, **values):
@@ -55,7 +61,7 @@ def script(make, tmp_path):
         starts = len((tmp_path / "starts").read_text().splitlines())
         calls = (tmp_path / "calls").read_text() if (tmp_path / "calls").exists() else ""
         assert not [p for p in (tmp_path / "jobs" / "leave").iterdir() if "other" not in p.name]
-        return process.returncode, starts, "requeue 7" in calls, output
+        return process.returncode, starts, "requeue 7_2\n" in calls, output
 
     run.start, run.folder = start, tmp_path
     return run
@@ -93,6 +99,18 @@ def test_a_script_whose_job_was_started_anew_elsewhere_leaves_that_one_alone(scr
     """Its node was given up for dead: the job's number is by now another execution's."""
     assert script(INTERRUPTED, restarts=1, restarts_told=2)[1:3] == (1, False)
     assert script(KILLED, DONE, restarts=1, restarts_told=2)[1:3] == (2, False)
+
+
+def test_a_script_that_nothing_watches_any_more_lets_go_of_its_nodes(script):
+    """slurmstepd was killed: nobody would hear that the script ended."""
+    orphan = ["bash", "-c", "bash array.sbatch & sleep .2; kill -9 $$"]
+    script.start("sleep .5; exit 0", words=orphan).communicate(timeout=30)
+    calls = script.folder / "calls"
+    deadline = time.monotonic() + 30
+    while not calls.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert calls.read_text() == "cancel 7_2\n"
 
 
 def test_an_element_that_was_requeued_too_often_is_left_to_a_person(script):
