@@ -25,6 +25,7 @@ from llem.records import (
     read_node,
     read_rank,
     samples_table,
+    worst_quality,
 )
 from llem.records.unclosed import Unclosed, is_unclosed, lookup3
 
@@ -262,3 +263,12 @@ def test_fifty_writers_killed_at_random_lose_no_row_that_was_flushed(tmp_path):
         steps = read_rank(tmp_path / f"rank-{number:05d}.h5").steps["step"]
         assert len(steps) >= int(text or 0)  # empty: killed while it noted the count
         assert np.array_equal(steps, np.arange(len(steps)))
+
+
+@pytest.mark.parametrize(
+    ("parts", "whole"),
+    [(["counter"], "counter"), (["counter", "integral"], "integral"), ([], "none"),
+     (["model", "counter"], "model"), (["none", "model"], "none"), (["counter", "odd"], "odd")],
+)  # fmt: skip
+def test_what_several_make_up_is_as_good_as_the_least_of_them(parts, whole):
+    assert worst_quality(parts) == whole
