@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from llem.campaign import Replicates
     from llem.cluster import CampaignState
     from llem.planning import Dropped, Plan
+    from llem.report.plan import Timeline
 
 PLAIN_LINE_S = 15.0
 # A plan of many thousand runs has hundreds of arrays, which nobody reads.
@@ -38,8 +39,8 @@ def table(columns: list[str], rows: list[list[Any]], *, title: str = "") -> None
         print("  ".join(words).rstrip())
 
 
-def plan_tables(plan: Plan) -> None:
-    """What will run and what it is expected to cost."""
+def plan_tables(plan: Plan, times: Timeline | None = None) -> None:
+    """What will run and what it is expected to cost; `times` is its timeline where at hand."""
     by_level: dict[int, list[Replicates]] = {}
     for some in plan.runs.replicates:
         by_level.setdefault(some.run.level, []).append(some)
@@ -66,7 +67,7 @@ def plan_tables(plan: Plan) -> None:
     if len(plan.arrays) > ARRAYS_SHOWN:
         print(f"and {len(plan.arrays) - ARRAYS_SHOWN} arrays more")
     print()
-    lines([*_plan_figures(plan), *_left_out(plan), *(("warning", w) for w in plan.warnings)])
+    lines([*_plan_figures(plan, times), *_left_out(plan), *(("warning", w) for w in plan.warnings)])
 
 
 def lines(told: Iterable[tuple[str, str]]) -> None:
@@ -106,7 +107,7 @@ def _range(values: Iterable[float]) -> str:
     return f"{number if prefix == high.partition(' ')[2] else low}-{high}"
 
 
-def _plan_figures(plan: Plan) -> list[tuple[str, str]]:
+def _plan_figures(plan: Plan, times: Timeline | None) -> list[tuple[str, str]]:
     """What is spent, how sure that is and what it rests on; the recipe with its rounding."""
     from llem.planning.spend import spend, uncertainty
     from llem.report.plan.promise import THIS, rows_of
@@ -124,7 +125,7 @@ def _plan_figures(plan: Plan) -> list[tuple[str, str]]:
     found = [
         *_wave(plan),
         ("expected", expected),
-        ("duration", _duration(plan)),
+        ("duration", _duration(plan, times)),
         ("rests on", rests),
     ]
     rows = {row["budget"]: row for row in rows_of(plan.promise)}
@@ -168,12 +169,12 @@ def _wave(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "wave", text
 
 
-def _duration(plan: Plan) -> str:
+def _duration(plan: Plan, times: Timeline | None) -> str:
     """How long it takes if nobody else uses the site."""
     from llem.pipeline.campaigns import by_cell
     from llem.report.plan import timeline
 
-    found = timeline(by_cell(plan))
+    found = times or timeline(by_cell(plan))
     if plan.site.executor == "local":
         return f"{format_duration(found.end_s)}, {found.nodes} elements at a time"
     return (

@@ -76,7 +76,7 @@ def _run(args: argparse.Namespace) -> int:
     else:
         from llem.cli._show import plan_tables
 
-        plan_tables(planned.plan)
+        plan_tables(planned.plan, planned.times)
     where = planned.folder.root
     if args.dry_run:
         note(f"dry run: {where} was not written")

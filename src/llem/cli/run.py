@@ -79,7 +79,7 @@ def _run_wave(planned: Planned, *, yes: bool, as_json: bool) -> int:
 
     folder, plan = planned.folder, planned.plan
     if not as_json:
-        plan_tables(plan)
+        plan_tables(plan, planned.times)
         # Progress goes to standard error: what belongs before it must not wait in a buffer.
         print(flush=True)
     confirm_spending(folder, plan, yes=yes)

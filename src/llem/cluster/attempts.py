@@ -97,7 +97,8 @@ def counts_since_ns(folder: CampaignFolder) -> int:
 
 
 def count_anew(folder: CampaignFolder) -> None:
-    """A user asked for another try: attempts of before do not count any more."""
+    """A user asked for another try: earlier attempts do not count, and a failure is news again."""
+    folder.notified("failed").unlink(missing_ok=True)
     write_json(folder.anew_file, {"time_ns": time.time_ns()})
 
 

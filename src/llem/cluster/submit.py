@@ -92,8 +92,6 @@ def resubmit(folder: CampaignFolder, plan: Plan, *, finish: bool = True) -> Subm
         held = {*ACTIVE, "unknown"}
         busy = {(r.array, r.element) for r in state.runs if r.status in held}
         open_ = {(r.array, r.element) for r in state.runs if r.status not in FINAL} - busy
-        # The next failure is news again.
-        folder.notified("failed").unlink(missing_ok=True)
         count_anew(folder)
         for array in plan.arrays:
             # What was never submitted is `submit`'s to do.

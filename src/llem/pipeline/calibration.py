@@ -42,7 +42,6 @@ from llem.planning import (
     calibration_plan,
     fit_steps,
     weighted_mean,
-    worst_of,
 )
 
 if TYPE_CHECKING:
@@ -208,6 +207,8 @@ def _shape(run: Run, found: Steady, law: StepLaw, peak: float, prior: float) -> 
 
 
 def _device(law: StepLaw, found: list[Steady], runs: list[Run]) -> DeviceFound:
+    from llem.records import worst_quality
+
     powered = [
         (s.power_w, s.step_s * s.steps * run.layout.ranks, s)
         for s, run in zip(found, runs, strict=True)
@@ -220,7 +221,7 @@ def _device(law: StepLaw, found: list[Steady], runs: list[Run]) -> DeviceFound:
         **asdict(law),
         power_w=power_w,
         power_error=power_error,
-        energy_quality=worst_of(s.energy_quality for _, _, s in powered),
+        energy_quality=worst_quality(s.energy_quality for _, _, s in powered),
         energy_reason="; ".join(dict.fromkeys(reasons)),
         startup_s=startup,
         startup_error_s=startup_error,

@@ -31,7 +31,7 @@ from llem.planning import (
     make_plan,
     write_python_sources,
 )
-from llem.report.plan import render_plan_page
+from llem.report.plan import Timeline, render_plan_page, times_of
 
 if TYPE_CHECKING:
     from llem.campaign import Campaign
@@ -50,6 +50,8 @@ class Planned:
     plan: Plan
     folder: CampaignFolder
     changed: bool
+    # How its jobs follow each other, where that was worked out for its page.
+    times: Timeline | None = None
 
 
 def plan_campaign(
@@ -95,13 +97,13 @@ def plan_campaign(
     if write and not replace_old and (grown := _grown(folder, plan)) is not None:
         return Planned(grown, folder, changed=False)
     files = render_files(plan, image_digest=image_digest(plan))
-    changed = False
+    changed, times = False, None
     if write:
         paths = {folder.jobs / name: text for name, text in files.items()}
         paths |= {folder.root / name: text for name, text in code.items()}
-        paths[folder.plan_page] = render_plan_page(by_cell(plan))
+        paths[folder.plan_page], times = draw_page(plan)
         changed = folder.write_plan(plan, paths, replace=replace_old)
-    return Planned(plan, folder, changed)
+    return Planned(plan, folder, changed, times)
 
 
 def _grown(folder: CampaignFolder, plan: Plan) -> Plan | None:
@@ -133,6 +135,13 @@ def calibration_of(
 def limits_of(site: Site) -> ClusterLimits | None:
     """What the scheduler here allows on the site's partition; None where there is no scheduler."""
     return ask_limits(site.partition) if site.executor == "slurm" else None
+
+
+def draw_page(plan: Plan) -> tuple[str, Timeline | None]:
+    """The plan's page, and the timeline in it."""
+    values = by_cell(plan)
+    times = times_of(values)
+    return render_plan_page(values, times=times), times
 
 
 def by_cell(plan: Plan) -> dict[str, Any]:

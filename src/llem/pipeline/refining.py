@@ -9,13 +9,12 @@ from llem.cluster import PATIENCE_S, render_files
 from llem.pipeline.campaigns import (
     Planned,
     aggregate_campaign,
-    by_cell,
+    draw_page,
     image_digest,
     limits_of,
     own_model,
 )
 from llem.planning import measured_from_observations, refine_plan
-from llem.report.plan import render_plan_page
 
 if TYPE_CHECKING:
     from llem.campaign import Budget
@@ -57,13 +56,14 @@ def refine_campaign(
             limits=limits_of(plan.site) if ask_cluster else None,
             measured=[seen] if seen else [],
         )  # fmt: skip
+        times = None
         if write:
             wave = grown.waves[-1].number
             files = render_files(grown, image_digest=image_digest(grown), wave=wave)
             paths = {folder.jobs / name: text for name, text in files.items()}
-            paths[folder.plan_page] = render_plan_page(by_cell(grown))
+            paths[folder.plan_page], times = draw_page(grown)
             folder.write_plan(grown, paths, replace=True)
-    return Planned(grown, folder, changed=write)
+    return Planned(grown, folder, changed=write, times=times)
 
 
 def wave_is_due(plan: Plan) -> bool:

@@ -21,7 +21,6 @@ from llem.planning.hardware import (
     measured_from_observations,
     measured_from_runs,
     weighted_mean,
-    worst_of,
 )
 from llem.planning.ladder import nearest_decoder
 from llem.planning.limits import ClusterLimits
@@ -68,6 +67,5 @@ __all__ = [
     "spend",
     "target_flops",
     "weighted_mean",
-    "worst_of",
     "write_python_sources",
 ]

@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, NonNegativeFloat, PositiveFloat, PositiveI
 from llem.campaign import Layout, Run, Runs, Site, validated
 from llem.campaign.site import Strict
 from llem.errors import Fault, InputError
-from llem.planning.hardware import Measured, accelerator_of
+from llem.planning.hardware import METERED_QUALITIES, Measured, accelerator_of
 from llem.planning.shapes import work_of
 
 CALIBRATION_SCHEMA = "llem-calibration-1"
@@ -116,7 +116,7 @@ class Calibration(Strict):
             step_overhead_s=found.step_overhead_s,
             startup_s=found.startup_s,
             time_error=found.time_error,
-            power_quality=found.energy_quality,
+            power_metered=found.energy_quality in METERED_QUALITIES,
         )
 
     def check(self, site: Site, precision: str, *, source: str) -> None:

@@ -26,7 +26,7 @@ LEAST_ERROR = 0.03
 # Where no meter is, power is a model of how busy the processors are: good to a factor.
 MODEL_POWER_ERROR = 0.5
 # How an energy was found (`llem.records`), of those that are measurements.
-MEASURED_QUALITIES = frozenset({"counter", "integral"})
+METERED_QUALITIES = frozenset({"counter", "integral"})
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ class Measured:
 
     `step_overhead_s` belongs to that utilisation; `startup_s` is from the start of an element to
     the first step. The `_error` of each is one standard error of its logarithm, `time_error` that
-    of the hours. NaN where a quantity was not measured. `power_quality` is how the energy behind
-    the power was found, as records call it.
+    of the hours. NaN where a quantity was not measured. The energy behind the power was metered
+    where `power_metered`, else it is a model's.
     """
 
     kind: Literal["calibration", "records"]
@@ -75,7 +75,7 @@ class Measured:
     step_overhead_s: float = math.nan
     startup_s: float = math.nan
     time_error: float = math.nan
-    power_quality: str = "counter"
+    power_metered: bool = True
 
 
 ACCELERATORS: dict[str, Accelerator] = {
@@ -166,7 +166,7 @@ def measured_from_observations(
         return None
     with_energy = {str(row.get("energy_quality", "none")) for _, _, row in known
                    if _number(row, "energy_j") > 0}  # fmt: skip
-    found = replace(found, power_quality=worst_of(with_energy))
+    found = replace(found, power_metered=with_energy <= METERED_QUALITIES)
     times = [
         StepTime(f / steps / ranks / peak_flops, 1.0, s / steps / ranks)
         for f, s, row in known
@@ -182,15 +182,6 @@ def measured_from_observations(
         found, utilisation=law.utilisation, utilisation_error=law.utilisation_error,
         step_overhead_s=law.step_overhead_s, time_error=law.time_error,
     )  # fmt: skip
-
-
-def worst_of(qualities: Iterable[str]) -> str:
-    """`counter` or `integral` where all are measured, `model` where one is a model, else `none`."""
-    found = set(qualities)
-    for quality in ("none", "model", "integral", "counter"):
-        if quality in found:
-            return quality
-    return "none"
 
 
 def measured_from_runs(
@@ -257,7 +248,7 @@ def _with(device: Accelerator, measured: Measured, *, given_power: bool) -> Acce
             )
     if not measured.power_w > 0:
         return device
-    if measured.power_quality in MEASURED_QUALITIES:
+    if measured.power_metered:
         return replace(
             device,
             power_w=measured.power_w,

@@ -2,7 +2,7 @@
 
 Public: `rank_writer`, `node_writer`, `RecordWriter`, `RecordWriteError` (writer), `read_rank`,
 `read_node`, `RankRecord`, `NodeRecord`, `DeviceSeries`, `RecordError` (reader), `host_meta`
-(host), `Phase`, `SampleFlag` and the table layouts (schema).
+(host), `Phase`, `SampleFlag`, `worst_quality` and the table layouts (schema).
 """
 
 from llem.records.host import host_meta
@@ -14,7 +14,16 @@ from llem.records.reader import (
     read_node,
     read_rank,
 )
-from llem.records.schema import DOMAINS, QUALITIES, SAMPLES, SCHEMA, STEPS, Phase, SampleFlag
+from llem.records.schema import (
+    DOMAINS,
+    QUALITIES,
+    SAMPLES,
+    SCHEMA,
+    STEPS,
+    Phase,
+    SampleFlag,
+    worst_quality,
+)
 from llem.records.writer import (
     RecordWriteError,
     RecordWriter,
@@ -43,4 +52,5 @@ __all__ = [
     "read_node",
     "read_rank",
     "samples_table",
+    "worst_quality",
 ]

@@ -6,6 +6,7 @@ Times are int64 nanoseconds: `t*_ns` of CLOCK_MONOTONIC on the host that wrote t
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import IntEnum, IntFlag
 
 import numpy as np
@@ -97,3 +98,9 @@ DOMAINS = ("gpu", "module", "package", "dram", "node")
 
 # How a device's energy was found, best first.
 QUALITIES = ("counter", "integral", "model", "none")
+
+
+def worst_quality(qualities: Iterable[str]) -> str:
+    """The least of them, and that of what several make up; `none` where there is none."""
+    found = set(qualities) or {"none"}
+    return max(found, key=lambda q: QUALITIES.index(q) if q in QUALITIES else len(QUALITIES))

@@ -17,8 +17,6 @@ from pathlib import Path
 from llem.records import DeviceSeries, NodeRecord, RecordError, read_node
 from llem.results.counter import EnergySeries, energy_series
 
-QUALITY_ORDER = ("counter", "integral", "model", "none")
-
 DeviceKey = tuple[str, str]
 
 
@@ -218,9 +216,3 @@ def read_series(claim: Claim) -> EnergySeries | str:
         if device.uuid == claim.uuid:
             return energy_series(device)
     return f"{claim.path}: {claim.uuid} is gone"
-
-
-def worst_quality(claims: Iterable[Claim]) -> str:
-    """The least of the claims' qualities; `none` where there is no claim."""
-    found = {claim.quality for claim in claims} or {"none"}
-    return max(found, key=lambda q: QUALITY_ORDER.index(q) if q in QUALITY_ORDER else 99)

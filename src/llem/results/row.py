@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from llem.records import worst_quality
 from llem.results.attempt import Attempt
-from llem.results.claims import Claim, worst_quality
+from llem.results.claims import Claim
 from llem.results.observation import NAN, Observation
 
 JOULES_PER_KWH = 3.6e6
@@ -227,7 +228,9 @@ def _energy(
     return {
         "energy_j": gross,
         "energy_net_j": gross - idle,
-        "energy_quality": worst_quality(every) if gross == gross else "none",
+        "energy_quality": worst_quality(claim.quality for claim in every)
+        if gross == gross
+        else "none",
         "energy_reason": "; ".join(dict.fromkeys(reasons)),
         "energy_seen_j": sum(c.seen_j for c in every) if every else NAN,
         "devices": len({claim.key for claim in every}),

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llem.records import RankRecord, read_rank
+from llem.records import RankRecord, read_rank, worst_quality
 from llem.results.aggregate import read_plan
 from llem.results.attempt import Attempt, attempt_folders, read_attempt
-from llem.results.claims import Claim, divide_shared, read_series, worst_quality
+from llem.results.claims import Claim, divide_shared, read_series
 from llem.results.clock import HostClock
 from llem.results.ranks import read_of_run
 
@@ -176,6 +176,8 @@ def _with_power(timed: _Timed, run: Mapping[str, Any], others: Sequence[Claim]) 
     return replace(
         timed.found,
         power_w=energy_j / (window_s * attempt.expected_ranks),
-        energy_quality=worst_quality(claims) if math.isfinite(energy_j) else "none",
+        energy_quality=worst_quality(c.quality for c in claims)
+        if math.isfinite(energy_j)
+        else "none",
         energy_reason="; ".join(dict.fromkeys(reasons)),
     )

@@ -2,6 +2,7 @@
 
 import json
 import stat
+import sys
 import threading
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -9,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from llem.campaign import campaign_from
-from llem.cluster import CampaignFolder, Notifier, render_files
+from llem.cluster import CampaignFolder, Notifier, render_files, run_locally
 from llem.cluster.notify import events
 from llem.cluster.state import CampaignState, RunState
 from llem.errors import InputError
@@ -35,7 +36,7 @@ def server():
 
     seen = HTTPServer(("127.0.0.1", 0), Handler)
     seen.got, seen.status = [], 200
-    thread = threading.Thread(target=seen.serve_forever, daemon=True)
+    thread = threading.Thread(target=seen.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     seen.url = f"http://127.0.0.1:{seen.server_port}/hook/SECRET"
     yield seen
@@ -183,3 +184,16 @@ def test_the_local_executor_may_try_again_while_it_works(make):
     failed = state_of(plan, "failed", "running")
     assert events(plan, replace(failed, active=True)) == []
     assert events(plan, failed) == ["failed"]
+
+
+def test_on_the_local_executor_too_another_try_may_fail_anew(make, tmp_path, monkeypatch):
+    plan = make(site={"executor": "local", "gpu": {"name": "cpu"}}, layout=None)
+    folder = CampaignFolder(tmp_path / "c")
+    folder.write_plan(plan, {folder.jobs / n: t for n, t in render_files(plan).items()})
+    for event in ("failed", "budget"):
+        folder.notified(event).touch()
+    # Ranks that fail at once, of as many elements as the plan has.
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    assert len(run_locally(folder, plan).failed) == sum(len(a.elements) for a in plan.arrays)
+    assert not folder.notified("failed").exists()
+    assert folder.notified("budget").exists()

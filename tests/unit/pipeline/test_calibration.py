@@ -253,9 +253,9 @@ def test_rows_of_earlier_waves_tell_work_and_overhead_apart():
     assert found.utilisation == pytest.approx(UTILISATION)
     assert found.step_overhead_s == pytest.approx(OVERHEAD_S)
     assert found.power_w == pytest.approx(POWER_W)
-    assert found.power_quality == "counter"
+    assert found.power_metered
     rows[0]["energy_quality"] = "model"
-    assert measured_from_observations(rows, peak_flops=312e12).power_quality == "model"
+    assert not measured_from_observations(rows, peak_flops=312e12).power_metered
     plain = [{"flops": r["flops"], "gpu_seconds": r["gpu_seconds"]} for r in rows]
     found = measured_from_observations(plain, peak_flops=312e12)
     assert found.step_overhead_s == 0

@@ -5,31 +5,12 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llem.campaign import (
-    Decoder,
-    Layout,
-    Predicted,
-    Recipe,
-    Replicates,
-    Run,
-    Runs,
-    TokenData,
-    campaign_from,
-    site_of,
-)
-from llem.planning import pack
+from llem.campaign import Budget, Replicates, Runs, campaign_from, site_of
+from llem.planning import make_plan, pack
 
-RUN = Run(
-    model=Decoder(layers=2, width=32, heads=2, mlp_width=88, vocabulary=256, context=64),
-    tokens=64 * 1024,
-    steps=64,
-    seed=0,
-    recipe=Recipe(batch_tokens=1024, learning_rate=0.01, warmup_steps=6),
-    data=TokenData(path="a.bin", dtype="uint8", tokens=10**6, evaluation_tokens=4096,
-                   fingerprint="ab"),
-    layout=Layout(),
-    predicted=Predicted(duration_s=1, gpu_hours=1, energy_j=1, memory_bytes=1),
-)  # fmt: skip
+from .sites import DATA, campaign_at
+
+RUN = make_plan(campaign_at("laptop", "bytes"), budget=Budget(1e14, "FLOP"), data=DATA).runs[0]
 
 
 def one_by_one(runs, longest):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -99,10 +101,10 @@ Tasks = list[dict[str, Any]]
 Results = dict[str, list[dict[str, Any]]]
 
 
-def start_ranks(
+def write_job(
     tasks: Tasks, *, ranks: int, folder: Path, zero_stage: int = 0, precision: str = "fp32"
-) -> list[subprocess.Popen[bytes]]:
-    """Start one process a rank, each executing `tasks` one after another (see worker.py)."""
+) -> Path:
+    """What `ranks` processes are to execute, task after task (see worker.py)."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -118,43 +120,40 @@ def start_ranks(
         "tasks": tasks,
         "folder": str(folder),
     }
-    (folder / "job.json").write_text(json.dumps(job))
+    path = folder / "job.json"
+    path.write_text(json.dumps(job))
+    return path
+
+
+def start_worker(*jobs: Path) -> subprocess.Popen[bytes]:
+    """Start what executes jobs one after the other; torch is imported once for all their ranks."""
     worker = Path(__file__).with_name("worker.py")
     source = Path(sys.modules["llem"].__file__ or "").parents[1]
-    processes = []
-    for rank in range(ranks):
-        # Files and not pipes: a rank that waits for its full pipe to be read stops all others.
-        with open(folder / f"rank-{rank}.log", "w") as log:
-            processes.append(
-                subprocess.Popen(
-                    [sys.executable, str(worker), str(folder / "job.json"), str(rank)],
-                    env={
-                        **os.environ,
-                        **ALLOCATOR,
-                        "OMP_NUM_THREADS": "1",
-                        "PYTHONPATH": str(source),
-                    },
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                )
-            )
-    return processes
+    return subprocess.Popen(
+        [sys.executable, str(worker), *map(str, jobs)],
+        env={**os.environ, **ALLOCATOR, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(source)},
+        start_new_session=True,
+    )
 
 
-def finish_ranks(processes: list[subprocess.Popen[bytes]], folder: Path) -> Results:
+def finish(worker: subprocess.Popen[bytes], *jobs: Path) -> list[Results]:
+    """Each job's outcomes, by task."""
     try:
-        for rank, process in enumerate(processes):
-            status = process.wait(timeout=120)
-            assert status == 0, (folder / f"rank-{rank}.log").read_text()
+        status = worker.wait(timeout=120 * len(jobs))
     finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    results: Results = {}
-    for rank in range(len(processes)):
-        for name, outcome in json.loads((folder / f"out-{rank}.json").read_text()).items():
-            results.setdefault(name, []).append(outcome)
-    return results
+        with suppress(ProcessLookupError):
+            os.killpg(worker.pid, signal.SIGKILL)
+        worker.wait()
+    logs = [path for job in jobs for path in sorted(job.parent.glob("rank-*.log"))]
+    assert status == 0, "\n".join(f"{path}:\n{path.read_text()}" for path in logs)
+    found: list[Results] = []
+    for job in jobs:
+        results: Results = {}
+        for rank in range(json.loads(job.read_text())["world"]["world_size"]):
+            for name, outcome in json.loads((job.parent / f"out-{rank}.json").read_text()).items():
+                results.setdefault(name, []).append(outcome)
+        found.append(results)
+    return found
 
 
 RunRanks = Callable[..., Results]
@@ -165,14 +164,27 @@ def run_ranks() -> RunRanks:
     """Execute tasks on gloo ranks in processes of their own, and wait for their outcomes."""
 
     def run(tasks: Tasks, *, ranks: int, folder: Path, **world: Any) -> Results:
-        return finish_ranks(start_ranks(tasks, ranks=ranks, folder=folder, **world), folder)
+        job = write_job(tasks, ranks=ranks, folder=folder, **world)
+        return finish(start_worker(job), job)[0]
 
     return run
 
 
 @pytest.fixture(scope="session")
-def spawn_ranks() -> Callable[..., list[subprocess.Popen[bytes]]]:
-    return start_ranks
+def run_worlds() -> Callable[[Mapping[int, tuple[Tasks, Path]]], dict[int, Results]]:
+    """The same for several worlds one after the other: tasks and folder by number of ranks."""
+
+    def run(worlds: Mapping[int, tuple[Tasks, Path]]) -> dict[int, Results]:
+        jobs = [write_job(tasks, ranks=n, folder=at) for n, (tasks, at) in worlds.items()]
+        return dict(zip(worlds, finish(start_worker(*jobs), *jobs), strict=True))
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def spawn_rank() -> Callable[[Tasks, Path], subprocess.Popen[bytes]]:
+    """A process that is the one rank of its world."""
+    return lambda tasks, folder: start_worker(write_job(tasks, ranks=1, folder=folder))
 
 
 @pytest.fixture

@@ -38,10 +38,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def results(
-    make_run: Callable[..., Run], run_ranks: Callable[..., Results], folder: Path
+    make_run: Callable[..., Run], run_worlds: Callable[..., dict[int, Results]], folder: Path
 ) -> dict[int, Results]:
     """All that these tests look at, one start of processes for each number of ranks."""
-    found = {}
+    worlds = {}
     for ranks in (1, 2, 4):
         here = folder / str(ranks)
         tasks = [
@@ -65,8 +65,8 @@ def results(
             # Written by two ranks above, read by four.
             moved = {"checkpoints": str(folder / "2" / "left-checkpoints")}
             tasks.append({**task("moved", run, here), **moved})
-        found[ranks] = run_ranks(tasks, ranks=ranks, folder=here)
-    return found
+        worlds[ranks] = (tasks, here)
+    return run_worlds(worlds)
 
 
 def records(folder: Path, name: str, ranks: int) -> list[Any]:

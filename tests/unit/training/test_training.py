@@ -291,7 +291,7 @@ class TestResume:
         self,
         make_run: MakeRun,
         train_alone: Train,
-        spawn_ranks: Callable[..., Any],
+        spawn_rank: Callable[..., Any],
         tmp_path: Path,
     ) -> None:
         run = make_run(steps=400, checkpoint_steps=1)
@@ -301,7 +301,7 @@ class TestResume:
             "attempt": str(tmp_path / "killed"),
             "checkpoints": str(tmp_path / "checkpoints"),
         }
-        (process,) = spawn_ranks([task], ranks=1, folder=tmp_path / "job")
+        process = spawn_rank([task], tmp_path / "job")
         deadline = time.monotonic() + 60
         while not list((tmp_path / "checkpoints").glob("step-*2?")):
             assert time.monotonic() < deadline and process.poll() is None

@@ -1,14 +1,20 @@
-"""One rank of the tests: executes the tasks of a job file and leaves the outcomes as JSON.
+"""Executes job files on processes that are the ranks of a world, one job after the other.
 
-A task is {name, run, attempt, checkpoints, stop: {step, rank} | null, final}. `error` is in the
-outcome's place where the run raised.
+    python worker.py job.json ...
+
+What takes longest, importing torch, is done once: each rank is a fork of what has it imported. A
+single world of one rank needs no fork. A task is {name, run, attempt, checkpoints, stop: {step,
+rank} | null, final}; each rank leaves the outcomes as JSON, with `error` in the outcome's place
+where the run raised.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +23,45 @@ from llem.errors import LlemError
 from llem.training import start_world, train
 
 
-def main(job_path: str, rank: int) -> None:
-    job = json.loads(Path(job_path).read_text())
+def main(paths: list[str]) -> int:
+    jobs = [json.loads(Path(path).read_text()) for path in paths]
+    if len(jobs) == 1 and jobs[0]["world"]["world_size"] == 1:
+        be_rank(jobs[0], 0)
+    # What a training's first step would import.
+    import accelerate  # noqa: F401
+    import h5py  # noqa: F401
+    import torch._dynamo  # noqa: F401
+
+    gc.freeze()
+    for job in jobs:
+        ranks = [fork(job, rank) for rank in range(job["world"]["world_size"])]
+        statuses = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in ranks]
+        if any(statuses):
+            print(f"{job['folder']}: the ranks ended with {statuses}", file=sys.stderr)
+            return 1
+    return 0
+
+
+def fork(job: dict[str, Any], rank: int) -> int:
+    """Start a rank; its process id."""
+    pid = os.fork()
+    if pid:
+        return pid
+    # The child must not come back to what its parent was about to do.
+    try:
+        be_rank(job, rank)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(1)
+
+
+def be_rank(job: dict[str, Any], rank: int) -> None:
+    # Files and not pipes: a rank that waits for its full pipe to be read stops all others.
+    log = os.open(Path(job["folder"], f"rank-{rank}.log"), os.O_WRONLY | os.O_CREAT, 0o644)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
     world = start_world(rank=rank, local_rank=rank, **job["world"])
     outcomes = {}
     for task in job["tasks"]:
@@ -52,4 +95,4 @@ def stop_at(stop: dict[str, int] | None, rank: int) -> Any:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    sys.exit(main(sys.argv[1:]))

@@ -1,6 +1,6 @@
 """The page of a plan, `plan.html`: what is asked, what is promised, what it costs and when."""
 
-from llem.report.plan.page import render_plan_page, write_plan_page
-from llem.report.plan.timeline import Timeline, timeline
+from llem.report.plan.page import render_plan_page
+from llem.report.plan.timeline import Timeline, timeline, times_of
 
-__all__ = ["Timeline", "render_plan_page", "timeline", "write_plan_page"]
+__all__ = ["Timeline", "render_plan_page", "timeline", "times_of"]

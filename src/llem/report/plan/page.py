@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from llem.report.plan import figures, promise
@@ -22,7 +20,7 @@ from llem.report.plan.rows import (
     span,
     waves_in_rows,
 )
-from llem.report.plan.timeline import Timeline, timeline
+from llem.report.plan.timeline import Timeline, times_of
 from llem.report.svg import NOT_XML
 from llem.report.tables import (
     format_count,
@@ -49,28 +47,17 @@ VIRIDIS = ("440154", "482878", "3e4a89", "31688e", "26828e", "1f9e89", "35b779",
 ON_LIGHT, ON_DARK = (0.0, 0.82), (0.42, 1.0)
 
 
-def write_plan_page(plan: Mapping[str, Any], path: str | Path) -> Path:
-    """Write the page of a plan, whole or not at all; returns its path.
+def render_plan_page(plan: Mapping[str, Any], *, times: Timeline | None = None) -> str:
+    """The page as text, the same for the same plan. Plans of many runs are told by cell.
 
-    plan: the content of plan.json, or the same with `cells` for `runs` (`cells_of`).
+    plan: the content of plan.json, or the same with `cells` for `runs` (`cells_of`); `times`: its
+    timeline, where it is at hand.
     """
-    page = Path(path)
-    unfinished = page.with_name(f".{page.name}.{os.getpid()}.tmp")
-    try:
-        unfinished.write_text(render_plan_page(plan), encoding="utf-8")
-        unfinished.replace(page)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return page
-
-
-def render_plan_page(plan: Mapping[str, Any]) -> str:
-    """The page as text, the same for the same plan. Plans of many runs are told by cell."""
     cells = cells_of(plan)
     levels = levels_of(cells)
     goal = _goal(plan)
     cost = Cost.of(levels)
-    times = _times(plan, cells)
+    times = times or times_of(plan)
     local = plan["site"].get("executor") == "local"
     device = "core" if plan["site"]["device"]["name"] == "cpu" else "GPU"
     text = render(
@@ -170,13 +157,6 @@ def _facts(
     if times is not None:
         facts.append(("duration", format_days(times.end_s), "if the site were free"))
     return facts
-
-
-def _times(plan: Mapping[str, Any], cells: Sequence[Cell]) -> Timeline | None:
-    """The schedule, where the planner could say how long each run takes."""
-    if not all(math.isfinite(c.predicted("duration_s")) for c in cells) or not plan["arrays"]:
-        return None
-    return timeline(plan, cells)
 
 
 def _shares(levels: Sequence[Level]) -> list[float]:

@@ -113,6 +113,14 @@ def _note(steps: list[Step], time: float, count: int) -> None:
         steps.append((time, count))
 
 
+def times_of(plan: Mapping[str, Any]) -> Timeline | None:
+    """The timeline of a plan, where the planner could say how long each run takes."""
+    cells = cells_of(plan)
+    if not all(math.isfinite(c.predicted("duration_s")) for c in cells) or not plan["arrays"]:
+        return None
+    return timeline(plan, cells)
+
+
 def timeline(plan: Mapping[str, Any], cells: Sequence[Cell] | None = None) -> Timeline:
     """Arrays in the order of the plan, each element as soon as there is room for it.
 

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from llem.report.plan import render_plan_page, write_plan_page
+from llem.report.plan import render_plan_page, timeline
 from llem.report.plan.cells import cells_of
 
 from ..test_page import Balance
@@ -150,10 +150,9 @@ def test_hostile_names_stay_text():
         ElementTree.fromstring(picture)
 
 
-def test_a_page_is_written_whole(tmp_path):
-    path = write_plan_page(page_of("laptop"), tmp_path / "plan.html")
-    assert path.read_text() == render_plan_page(page_of("laptop"))
-    assert [p.name for p in tmp_path.iterdir()] == ["plan.html"]
+def test_a_timeline_that_is_at_hand_changes_nothing():
+    values = page_of("chained")
+    assert render_plan_page(values, times=timeline(values)) == render_plan_page(values)
 
 
 def test_ten_thousand_runs_are_told_by_cell_in_little_room_and_time():
