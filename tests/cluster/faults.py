@@ -23,6 +23,7 @@ from typing import Any
 import daemons
 import farm
 import numpy as np
+from farm_site import farm_site
 
 from llem.records import read_node, read_rank
 
@@ -40,22 +41,7 @@ data: {{builtin: python-sources, evaluation_tokens: 32768}}
 grid: {{levels: 1, sizes: 1}}
 training: {{precision: fp32, rule: small, batch_tokens: 1024, checkpoint_every: {every}}}
 layout: {{nodes: 2, gpus_per_node: 1, zero_stage: 0}}
-site:
-  name: farm
-  executor: slurm
-  partition: gpu
-  nodes: 4
-  gpus_per_node: 1
-  gpu: {{name: cpu, power_w: 250}}
-  gpu_request: gres
-  limits: {{time: 30m}}
-  container:
-    image: {image}
-    gpu: none
-    binds: [{binds}]
-  environment: {{FAKE_NVML_GPUS: "2", FAKE_NVML_BASE_W: "250"}}
 """
-NVML_BIND = '"{nvml}:/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1:ro"'
 
 
 class Cell:
@@ -65,11 +51,11 @@ class Cell:
         self.login = login
         self.name = name
         self.folder = login.home / name
-        binds = [
-            NVML_BIND.format(nvml=nvml),
-            *map(json.dumps, os.environ.get("LLEM_TEST_BINDS", "").split()),
-        ]
-        text = CAMPAIGN.format(image=image, binds=", ".join(binds), budget=budget, every=every)
+        site = farm_site(
+            image, nvml, gpus_per_node=1, gpu={"name": "cpu", "power_w": 250},
+            limits={"time": "30m"}, binds=os.environ.get("LLEM_TEST_BINDS", "").split(),
+        )  # fmt: skip
+        text = CAMPAIGN.format(budget=budget, every=every) + site
         login.write(f"{name}.yaml", text)
         login.llem("plan", f"{name}.yaml", "--out", name)
         plan = json.loads((self.folder / "plan.json").read_text())

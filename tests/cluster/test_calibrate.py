@@ -1,8 +1,13 @@
 """`llem calibrate` on a real SLURM cluster: real DeepSpeed ranks, boards whose power is known."""
 
 import json
+import sys
+from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from farm_site import farm_site
 
 # Power of the stand-in GPUs, constant.
 GPU_W = 250.0
@@ -10,30 +15,16 @@ CAMPAIGN = """\
 name: farm
 target: 4e11 FLOP
 budget: 1.5e11 FLOP
-model: {{vocabulary: 256, context: 128}}
-data: {{builtin: python-sources, evaluation_tokens: 32768}}
-grid: {{levels: 2, sizes: 3, ratio: 3, span: 0.4}}
-training: {{precision: fp32, rule: small, batch_tokens: 1024}}
-layout: {{nodes: 1, gpus_per_node: 2, zero_stage: 1}}
-site:
-  name: farm
-  executor: slurm
-  partition: gpu
-  nodes: 4
-  gpus_per_node: 2
-  gpu: {{name: cpu}}
-  gpu_request: gres
-  limits: {{time: 30m}}
-  container:
-    image: {image}
-    gpu: none
-    binds: ["{nvml}:/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1:ro"]
-  environment: {{FAKE_NVML_GPUS: "2", FAKE_NVML_BASE_W: "250"}}
+model: {vocabulary: 256, context: 128}
+data: {builtin: python-sources, evaluation_tokens: 32768}
+grid: {levels: 2, sizes: 3, ratio: 3, span: 0.4}
+training: {precision: fp32, rule: small, batch_tokens: 1024}
+layout: {nodes: 1, gpus_per_node: 2, zero_stage: 1}
 """
 
 
 def test_a_calibration_measures_steps_power_and_start_of_jobs(login, image, nvml):
-    login.write("calibrate.yaml", CAMPAIGN.format(image=image, nvml=nvml))
+    login.write("calibrate.yaml", CAMPAIGN + farm_site(image, nvml, limits={"time": "30m"}))
     call = ["calibrate", "calibrate.yaml", "--out", "cal", "--shapes", "2", "--steps", "120"]
     found = json.loads(login.llem(*call, "--json").stdout)
     assert [s["status"] for s in found["shapes"]] == ["completed"] * 2

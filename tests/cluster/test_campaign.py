@@ -7,10 +7,14 @@ import subprocess
 import sys
 import time
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
 from llem.records import read_node, read_rank
+
+sys.path.insert(0, str(Path(__file__).parent))
+from farm_site import farm_profile, farm_site
 
 # Two compute levels, four sizes each; the arrays are kept small so that there are two of them.
 CAMPAIGN = """\
@@ -26,29 +30,17 @@ LAYOUT = "layout: {nodes: 2, gpus_per_node: 2, zero_stage: 1}\n"
 LOCAL = "site: laptop\n"
 # Power of the stand-in GPUs: constant, so that energy is power times time, for each of two nodes.
 GPU_W = 250.0
-SITE = """\
-site:
-  name: farm
-  executor: slurm
-  partition: gpu
-  nodes: 4
-  gpus_per_node: 2
-  gpu: {{name: cpu, power_w: 250}}
-  gpu_request: gres
-  pack_s: 1.6
-  limits: {{array_size: 2, time: 30m}}
-  container:
-    image: {image}
-    gpu: none
-    binds: ["{nvml}:/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1:ro"]
-  environment: {{FAKE_NVML_GPUS: "2", FAKE_NVML_BASE_W: "250"}}
-"""
+SITE = {
+    "gpu": {"name": "cpu", "power_w": 250},
+    "pack_s": 1.6,
+    "limits": {"array_size": 2, "time": "30m"},
+}
 
 
 @pytest.fixture(scope="module")
 def campaign(login, image, nvml):
     """The campaign, run through the commands of a user: plan, submit, wait."""
-    text = CAMPAIGN + LAYOUT + SITE.format(image=image, nvml=nvml)
+    text = CAMPAIGN + LAYOUT + farm_site(image, nvml, **SITE)
     login.write("campaign.yaml", text)
     login.llem("plan", "campaign.yaml", "--out", "farm")
     first = json.loads(login.llem("submit", "farm", "--json").stdout)
@@ -221,8 +213,7 @@ def test_the_login_node_tells_the_state_of_the_campaign(login, campaign):
 def test_doctor_finds_this_cluster_in_order(login, image, nvml):
     sites = login.home / "config" / "llem" / "sites"
     login.run("mkdir", "-p", sites)
-    text = "\n".join(x[2:] for x in SITE.format(image=image, nvml=nvml).splitlines()[1:])
-    login.write("config/llem/sites/farm.yaml", text + "\n")
+    login.write("config/llem/sites/farm.yaml", farm_profile(image, nvml, **SITE))
     env = {"XDG_CONFIG_HOME": str(login.home / "config")}
     done = login.llem("doctor", "--site", "farm", "--json", env=env)
     checks = {c["name"]: c for c in json.loads(done.stdout)["checks"]}

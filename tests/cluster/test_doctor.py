@@ -1,36 +1,24 @@
 """`llem doctor --job` on the real cluster: nodes seen from inside the image, by a job."""
 
 import json
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
-SITE = """\
-name: farm
-executor: slurm
-partition: gpu
-nodes: 4
-gpus_per_node: 2
-gpu: {{name: cpu}}
-gpu_request: gres
-limits: {{array_size: 1001, submit: 1000, time: 30m}}
-container:
-  image: {image}
-  gpu: none
-  binds: ["{nvml}:/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1:ro"]
-environment: {{FAKE_NVML_GPUS: "2"}}
-"""
+sys.path.insert(0, str(Path(__file__).parent))
+from farm_site import farm_profile
+
+LIMITS = {"array_size": 1001, "submit": 1000, "time": "30m"}
 
 
 @pytest.fixture
 def doctor(login, image, nvml):
     """Call `llem doctor --job --json` for the farm with changes to its profile."""
 
-    def doctor(*options, status=0, **changes):
-        text = SITE.format(image=changes.pop("image", image), nvml=nvml)
-        for old, new in changes.values():
-            assert old in text
-            text = text.replace(old, new)
+    def doctor(*options, status=0, image=image, **changes):
+        text = farm_profile(image, nvml, limits=LIMITS, **changes)
         login.run("mkdir", "-p", login.home / "config" / "llem" / "sites")
         login.write("config/llem/sites/farm.yaml", text)
         env = {"XDG_CONFIG_HOME": str(login.home / "config")}
@@ -75,14 +63,13 @@ def test_an_image_that_does_not_start_is_told_with_the_logs_last_lines(login, do
 
 
 def test_a_job_that_does_not_start_in_time_is_told_and_cancelled(login, doctor):
-    hold = ("limits: {", "extra: {begin: now+1hour}\nlimits: {")
-    checks = doctor("--wait", "4", status=1, hold=hold)
+    checks = doctor("--wait", "4", status=1, extra={"begin": "now+1hour"})
     (told,) = [c for (_, name), c in checks.items() if name == "job"]
     assert "no end within 4 s" in told["seen"]
     assert "llem-doctor" not in login.run("squeue", "--noheader", "--format=%j").stdout
 
 
 def test_a_partition_that_is_not_there_is_told_before_the_job_is(doctor):
-    checks = doctor(status=1, name=("partition: gpu", "partition: gppu"))
+    checks = doctor(status=1, partition="gppu")
     assert checks["here", "partition"]["remedy"] == "did you mean 'gpu'?"
     assert "invalid partition" in checks["here", "job"]["seen"]

@@ -10,34 +10,24 @@ import os
 import pwd
 import signal
 import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from farm_site import farm_site
 
 CAMPAIGN = """\
 name: law
 target: 4e11 FLOP
 budget: 1.5e11 FLOP
-model: {{vocabulary: 256, context: 128}}
-data: {{builtin: python-sources, evaluation_tokens: 32768}}
-grid: {{levels: 2, sizes: 4, ratio: 3, span: 0.4}}
-training: {{precision: fp32, rule: small, batch_tokens: 1024}}
-layout: {{nodes: 1, gpus_per_node: 1, zero_stage: 0}}
-site:
-  name: farm
-  executor: slurm
-  partition: gpu
-  nodes: 4
-  gpus_per_node: 1
-  gpu: {{name: cpu, power_w: 250}}
-  gpu_request: gres
-  pack_s: 1.6
-  limits: {{array_size: 1, time: 30m}}
-  container:
-    image: {image}
-    gpu: none
-    binds: ["{nvml}:/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1:ro"]
-  environment: {{FAKE_NVML_GPUS: "2", FAKE_NVML_BASE_W: "250"}}
+model: {vocabulary: 256, context: 128}
+data: {builtin: python-sources, evaluation_tokens: 32768}
+grid: {levels: 2, sizes: 4, ratio: 3, span: 0.4}
+training: {precision: fp32, rule: small, batch_tokens: 1024}
+layout: {nodes: 1, gpus_per_node: 1, zero_stage: 0}
 """
 # A command that needs seconds is killed about this often.
 KILLS = 12 if os.environ.get("LLEM_ALL_FAULTS") else 4
@@ -108,7 +98,11 @@ def elements(folder):
 
 @pytest.fixture(scope="module")
 def undisturbed(login, image, nvml):
-    login.write("law.yaml", CAMPAIGN.format(image=image, nvml=nvml))
+    site = farm_site(
+        image, nvml, gpus_per_node=1, gpu={"name": "cpu", "power_w": 250}, pack_s=1.6,
+        limits={"array_size": 1, "time": "30m"},
+    )  # fmt: skip
+    login.write("law.yaml", CAMPAIGN + site)
     login.llem("plan", "law.yaml", "--out", "law")
     login.llem("submit", "law")
     login.llem("wait", "law", timeout=600)

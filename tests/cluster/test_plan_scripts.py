@@ -2,6 +2,8 @@
 
 import json
 import re
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +11,9 @@ from llem.campaign import Budget, TokenData, campaign_from, load_site, site_name
 from llem.cluster import render_files
 from llem.planning import make_plan
 from llem.records import read_rank
+
+sys.path.insert(0, str(Path(__file__).parent))
+from farm_site import farm_site
 
 DATA = TokenData(path="data/x.bin", dtype="uint16", tokens=10**12, evaluation_tokens=65536,
                  fingerprint="ab")  # fmt: skip
@@ -77,20 +82,13 @@ def test_sbatch_accepts_the_scripts_for_each_shipped_site(login, name):
 
 
 # A GPU asked for by the task, a binding, a further option and a template of the site's own.
-BOUND = """\
-site:
-  name: farm
-  partition: gpu
-  nodes: 4
-  gpus_per_node: 2
-  gpu: {{name: cpu}}
-  gpu_request: gpus-per-task
-  cpu_bind: none
-  gpu_bind: none
-  extra: {{nice: 1, no-kill: true}}
-  template: farm.sbatch.j2
-  container: {{image: {image}, gpu: none}}
-"""
+BOUND = {
+    "gpu_request": "gpus-per-task",
+    "cpu_bind": "none",
+    "gpu_bind": "none",
+    "extra": {"nice": 1, "no-kill": True},
+    "template": "farm.sbatch.j2",
+}
 TEMPLATE = """\
 {% extends "array.sbatch.j2" %}
 {% block environment %}
@@ -106,17 +104,17 @@ SMALL = """\
 name: bound
 target: 1e11 FLOP
 budget: 3e9 FLOP
-model: {{vocabulary: 256, context: 128}}
-data: {{builtin: python-sources, evaluation_tokens: 32768}}
-grid: {{levels: 1, sizes: 1}}
-training: {{precision: fp32, rule: small, batch_tokens: 512}}
-layout: {{nodes: 1, gpus_per_node: 2}}
+model: {vocabulary: 256, context: 128}
+data: {builtin: python-sources, evaluation_tokens: 32768}
+grid: {levels: 1, sizes: 1}
+training: {precision: fp32, rule: small, batch_tokens: 512}
+layout: {nodes: 1, gpus_per_node: 2}
 """
 
 
 def test_a_site_that_binds_and_has_a_template_runs(login, image):
     login.write("farm.sbatch.j2", TEMPLATE)
-    login.write("bound.yaml", (SMALL + BOUND).format(image=image))
+    login.write("bound.yaml", SMALL + farm_site(image, **BOUND))
     login.llem("plan", "bound.yaml", "--out", "bound")
     login.llem("submit", "bound", "--no-finish")
     login.llem("wait", "bound", timeout=300, check=False)
@@ -131,26 +129,16 @@ LONG = """\
 name: long
 target: 1e14 FLOP
 budget: 8e12 FLOP
-model: {{vocabulary: 256, context: 128}}
-data: {{builtin: python-sources, evaluation_tokens: 32768}}
-grid: {{levels: 1, sizes: 1}}
-training: {{precision: fp32, rule: small}}
-layout: {{nodes: 1, gpus_per_node: 1}}
-site:
-  name: farm
-  partition: gpu
-  nodes: 4
-  gpus_per_node: 2
-  gpu: {{name: cpu}}
-  gpu_request: gres
-  startup_s: 20
-  limits: {{time: 2m}}
-  container: {{image: {image}, gpu: none}}
+model: {vocabulary: 256, context: 128}
+data: {builtin: python-sources, evaluation_tokens: 32768}
+grid: {levels: 1, sizes: 1}
+training: {precision: fp32, rule: small}
+layout: {nodes: 1, gpus_per_node: 1}
 """
 
 
 def test_a_run_longer_than_a_job_may_be_goes_on_in_the_next_job(login, image):
-    login.write("long.yaml", LONG.format(image=image))
+    login.write("long.yaml", LONG + farm_site(image, startup_s=20, limits={"time": "2m"}))
     login.llem("plan", "long.yaml", "--ask-cluster", "--out", "long")
     plan = json.loads((login.home / "long" / "plan.json").read_text())
     assert plan["limits"]["array_size"] == 1001

@@ -3,10 +3,14 @@
 import json
 import re
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from farm_site import farm_site
 
 CAMPAIGN = """\
 name: {name}
@@ -17,16 +21,8 @@ data: {{builtin: python-sources, evaluation_tokens: 32768}}
 grid: {{levels: 1, sizes: 3, span: 0.4}}
 training: {{precision: fp32, rule: small, batch_tokens: 1024}}
 layout: {{nodes: 1, gpus_per_node: 1}}
-site:
-  name: farm
-  partition: gpu
-  nodes: 4
-  gpus_per_node: 2
-  gpu: {{name: cpu}}
-  gpu_request: none
-  overlap: false
-  pack_s: 0
 """
+SITE = farm_site(gpu_request="none", overlap=False, pack_s=0)
 # What is wrong with each campaign's site, and how its runs are said to have died of it.
 BROKEN = {
     "image": ("  container: {image: /no/such/llem.sif, gpu: none}\n", "container-missing",
@@ -40,7 +36,7 @@ CONF = Path("/etc/slurm/slurm.conf")
 @pytest.fixture(scope="module")
 def plan_of(login):
     def plan_of(name, extra=""):
-        login.write(f"{name}.yaml", CAMPAIGN.format(name=name) + extra)
+        login.write(f"{name}.yaml", CAMPAIGN.format(name=name) + SITE + extra)
         login.llem("plan", f"{name}.yaml", "--out", name)
         return login.home / name
 

@@ -1,0 +1,40 @@
+"""The test cluster as a campaign names it: its site, in YAML."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+FARM = {
+    "name": "farm",
+    "executor": "slurm",
+    "partition": "gpu",
+    "nodes": 4,
+    "gpus_per_node": 2,
+    "gpu": {"name": "cpu"},
+    "gpu_request": "gres",
+}
+NVML = "/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.1"
+
+
+def farm_profile(
+    image: Path | None = None, nvml: Path | None = None, *, binds: Sequence[str] = (), **keys: Any
+) -> str:
+    """The farm's profile, a key a line; `keys` are added or take the place of its own.
+
+    With an image elements run in it; with `nvml`, a stand-in library, they meter two GPUs of 250 W.
+    """
+    site = FARM | keys
+    if image is not None:
+        bound = [*([f"{nvml}:{NVML}:ro"] if nvml else []), *binds]
+        site["container"] = {"image": str(image), "gpu": "none", "binds": bound}
+    if nvml is not None:
+        site["environment"] = {"FAKE_NVML_GPUS": "2", "FAKE_NVML_BASE_W": "250"}
+    return "".join(f"{key}: {json.dumps(value)}\n" for key, value in site.items())
+
+
+def farm_site(*files: Path, **keys: Any) -> str:
+    """The same as the `site` of a campaign file, where it may be the last key."""
+    return "site:\n" + "".join(f"  {line}\n" for line in farm_profile(*files, **keys).splitlines())
