@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gc
 
+# Until all is imported there is nothing to collect, and looking for it takes long.
+gc.disable()
+
 
 def pytest_collection_finish() -> None:
     """Leave what the imports made out of every later collection of garbage.
@@ -12,3 +15,4 @@ def pytest_collection_finish() -> None:
     """
     gc.collect()
     gc.freeze()
+    gc.enable()

@@ -334,7 +334,7 @@ from llem.energy.sampler import main
 import h5py  # imported once for all
 for i in range(int(sys.argv[2])):
     if os.fork() == 0:
-        os._exit(main(["--socket", f"{sys.argv[1]}/{i}.sock", "--interval", "0.01"]))
+        os._exit(main(["--socket", f"{sys.argv[1]}/{i}.sock", "--interval", "0.02"]))
     print(i, flush=True)
 for _ in range(int(sys.argv[2])):
     os.wait()
