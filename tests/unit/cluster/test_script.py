@@ -113,6 +113,15 @@ def test_a_script_that_nothing_watches_any_more_lets_go_of_its_nodes(script):
     assert calls.read_text() == "cancel 7_2\n"
 
 
+def test_what_a_killed_execution_of_the_job_left_is_tidied_up(script):
+    leave = script.folder / "jobs" / "leave"
+    leave.mkdir(parents=True)
+    for name in ("7-0", "7-0.said", "7-0-0.failed", "70-0.other"):
+        (leave / name).touch()
+    assert script(DONE, restarts=1)[0] == 0
+    assert [path.name for path in leave.iterdir()] == ["70-0.other"]
+
+
 def test_an_element_that_was_requeued_too_often_is_left_to_a_person(script):
     assert script(INTERRUPTED, restarts=99)[2]
     (script.folder / "calls").unlink()
