@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from llem.errors import LlemError
+from llem.records.host import host_meta
 from llem.records.schema import (
     BASELINE,
     CHUNK_ROWS,
@@ -35,6 +36,9 @@ from llem.records.schema import (
 
 # Locks are not to be had on many parallel file systems, and one process writes each file anyway.
 os.environ.setdefault("HDF5_USE_FILE_LOCKING", "FALSE")
+
+# The format that single-writer mode needs, and none newer: every HDF5 since 1.10 can read it.
+LIBRARY_VERSIONS = ("v110", "v110")
 
 Row = tuple[Any, ...]
 
@@ -78,18 +82,18 @@ class RecordWriter:
         self._failed = ""
         # mode "x": a record is never overwritten, not even by an attempt that got its number wrong
         try:
-            self._file = h5py.File(self.path, "x", libver="latest", locking=False)
+            self._file = h5py.File(self.path, "x", libver=LIBRARY_VERSIONS, locking=False)
         except FileExistsError:
             raise FileExistsError(f"{self.path} exists") from None
         except HDF5_ERRORS as error:
-            raise RecordWriteError(f"{self.path}: cannot be made: {_cause(error)}") from None
+            raise RecordWriteError(f"{self.path}: cannot be made: {cause_of(error)}") from None
         self._fd: int = self._file.id.get_vfd_handle()
         self._tables: dict[str, Any] = {}
         every = {"clock": CLOCK, "events": EVENTS, **tables}
         self._buffers: dict[str, list[Row]] = {name: [] for name in every}
         with self._lock, self._guarded():
             group = self._file.create_group("meta")
-            for key, value in {"schema": SCHEMA, "closed": 0, **meta}.items():
+            for key, value in {"schema": SCHEMA, "closed": 0, **host_meta(), **meta}.items():
                 group.attrs[key] = _attribute(value)
             for name, dtype in every.items():
                 self._create(name, dtype, (table_attrs or {}).get(name, {}))
@@ -173,7 +177,7 @@ class RecordWriter:
         try:
             yield
         except HDF5_ERRORS as error:
-            self._failed = f"{self.path}: writing failed: {_cause(error)}"
+            self._failed = f"{self.path}: writing failed: {cause_of(error)}"
             self._abandon()
             raise RecordWriteError(self._failed) from None
 
@@ -239,7 +243,7 @@ def samples_table(uuid: str) -> str:
     return f"devices/{uuid}/samples"
 
 
-def _cause(error: Exception) -> str:
+def cause_of(error: Exception) -> str:
     """The system's own words in HDF5's report of several lines, or that report's first line."""
     text = str(error)
     _, found, rest = text.partition("error message = '")
