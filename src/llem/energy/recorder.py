@@ -25,6 +25,9 @@ from llem.records import (
 )
 
 CLOCK_INTERVAL_S = 60.0
+# How long a reading took is kept to 1.024 microseconds: the ten bits below are noise, and would
+# be a tenth of a sealed record.
+READ_MASK_NS = ~0x3FF
 
 # The file is there already, cannot be made, or cannot be written any more.
 WRITE_ERRORS = (OSError, RecordWriteError)
@@ -153,7 +156,7 @@ class Recorder:
             samples_table(device.uuid),
             (
                 start_ns,
-                read_ns,
+                read_ns & READ_MASK_NS,
                 reading.energy_mj,
                 reading.power_mw,
                 reading.temperature_c,
