@@ -88,7 +88,7 @@ class RecordWriter:
         except HDF5_ERRORS as error:
             raise RecordWriteError(f"{self.path}: cannot be made: {cause_of(error)}") from None
         self._fd: int = self._file.id.get_vfd_handle()
-        self._tables: dict[str, Any] = {}
+        self._tables: dict[str, _Table] = {}
         every = {"clock": CLOCK, "events": EVENTS, **tables}
         self._buffers: dict[str, list[Row]] = {name: [] for name in every}
         with self._lock, self._guarded():
@@ -109,7 +109,7 @@ class RecordWriter:
         holder = dataset.parent if name.endswith("/samples") else dataset
         for key, value in attrs.items():
             holder.attrs[key] = _attribute(value)
-        self._tables[name] = dataset
+        self._tables[name] = _Table(dataset)
 
     def append(self, table: str, row: Row) -> None:
         """Add one row; flushes when the last flush is `flush_s` ago."""
@@ -146,14 +146,9 @@ class RecordWriter:
 
     def _write(self) -> None:
         for name, rows in self._buffers.items():
-            if not rows:
-                continue
-            dataset = self._tables[name]
-            start = dataset.shape[0]
-            dataset.resize((start + len(rows),))
-            dataset[start:] = np.array(rows, dtype=dataset.dtype)
-            dataset.flush()
-            rows.clear()
+            if rows:
+                self._tables[name].append(rows)
+                rows.clear()
         self._last_flush = time.monotonic()
 
     def close(self) -> None:
@@ -206,6 +201,29 @@ class RecordWriter:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+class _Table:
+    """A table that rows are appended to, by HDF5's own calls: h5py's take half as long again."""
+
+    def __init__(self, dataset: Any) -> None:
+        from h5py import h5s
+
+        self._id = dataset.id
+        self._dtype = dataset.dtype
+        self._space_of = h5s.create_simple
+        self._rows = 0
+
+    def append(self, rows: Sequence[Row]) -> None:
+        """Append and flush."""
+        values = np.array(rows, dtype=self._dtype)
+        end = self._rows + len(values)
+        self._id.set_extent((end,))
+        place = self._space_of((end,))
+        place.select_hyperslab((self._rows,), (len(values),))
+        self._id.write(self._space_of((len(values),)), place, values)
+        self._id.flush()
+        self._rows = end
 
 
 def rank_writer(path: str | Path, *, meta: Mapping[str, Any], flush_s: float = 2.0) -> RecordWriter:
