@@ -90,6 +90,9 @@ def seal(path: str | Path, *, over: bool = False) -> Sealed:
         # Whoever wrote to it, or sealed it meanwhile, has made it another file.
         if _identity(_stat(path)) != _identity(before):
             raise RecordInUseError(f"{path}: changed while it was being sealed")
+        # As root, in an epilogue, it must stay the user's own.
+        with contextlib.suppress(OSError):
+            os.chown(copy, before.st_uid, before.st_gid)
         with contextlib.suppress(OSError):
             shutil.copystat(path, copy)
         try:

@@ -145,3 +145,30 @@ def test_progress_is_told_file_by_file(tmp_path):
     told = []
     seal_records([tmp_path], jobs=1, progress=lambda *counts: told.append(counts))
     assert told == [(1, 2), (2, 2)]
+
+
+CAMPAIGN = """\
+name: small
+target: 1e13 FLOP
+budget: 1e12 FLOP
+training: {precision: fp32}
+site: {executor: local, gpu: {name: cpu}}
+"""
+
+
+def test_llem_finish_seals_last_unless_told_not_to(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "campaign.yaml").write_text(CAMPAIGN)
+    assert main(["plan", "campaign.yaml", "--out", "c"]) == 0
+    root = tmp_path / "c"
+    run = CampaignFolder(root).load_plan().runs[0]
+    attempt(root, run.run_id)
+    path = root / "runs" / run.run_id / "attempt-0" / "node-a.h5"
+    # one run gives no law: the status is that of the fit, and sealing is done all the same
+    assert main(["finish", "c", "--no-seal"]) == 1
+    assert read_seal(path) is None
+    before = (root / "results" / "observations.csv").read_bytes()
+    assert main(["finish", "c"]) == 1
+    assert read_seal(path) is not None
+    assert main(["aggregate", "c"]) == 0
+    assert (root / "results" / "observations.csv").read_bytes() == before
