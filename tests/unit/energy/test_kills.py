@@ -42,12 +42,13 @@ for _ in range(first, last):
 
 @dataclass
 class Victim:
-    """One sampler: `rows` are those that it has acknowledged."""
+    """One sampler: `rows` it has acknowledged, `seen` were then in the file, device by device."""
 
     path: Path
     link: SamplerLink
     pid: int
     rows: int = 0
+    seen: list[int] = field(default_factory=lambda: [1] * GPUS)  # by the answer to begin
     asked: int = 0
     killed_ns: int = 0
     doing: list[str] = field(default_factory=list)
@@ -105,6 +106,8 @@ def _kill_some(folder, environ, numbers, interval_s, chance):
             answer = victim.link.flush()
             assert answer.ok, answer.reason
             victim.rows, victim.asked = answer.rows, victim.asked + 1
+            victim.seen = [len(device.samples) for device in read_node(victim.path).devices]
+            assert sum(victim.seen) >= answer.rows
             continue
         if chance.random() < 0.5:
             _ask_and_leave(victim)
@@ -133,7 +136,6 @@ def _lost(victim):
     assert not record.closed and not record.problems and len(record.devices) == GPUS
     for device in record.devices:
         samples = device.samples
-        assert len(samples) >= 1  # the answer to begin acknowledges the first
         assert np.all(np.diff(samples["t_ns"]) > 0)
         assert np.all(np.diff(samples["energy_mj"]) >= 0)
         assert not np.any(samples["flags"] & SampleFlag.READ_FAILED)
@@ -142,7 +144,7 @@ def _lost(victim):
         plain = [len(group["samples"][()]) for group in file["devices"].values()]
     found = [len(device.samples) for device in record.devices]
     assert plain == found
-    return sum(max(0, victim.rows // GPUS - count) for count in found)
+    return sum(max(0, seen - now) for seen, now in zip(victim.seen, found, strict=True))
 
 
 def _unseen_s(victim):
