@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What the sampler costs: of a core, of memory, and of a training beside it.
 
-    python tests/benchmarks/sampler_cost.py                 # about a quarter of an hour
+    python tests/benchmarks/sampler_cost.py                 # about 12 minutes
     python tests/benchmarks/sampler_cost.py --quick         # the sampler alone, half a minute
     python tests/benchmarks/sampler_cost.py --one-core      # training and sampler share one core
 
@@ -10,11 +10,11 @@ takes no time or 500 microseconds; beside it a bare loop that makes the same NVM
 grid and keeps nothing. Processor seconds are the kernel's own count in nanoseconds, of all threads.
 Wanted: at most 0.5 % of a core where a call takes no time.
 
-Part two: one tiny training of llem after the other, in one process, with the sampler (B) and
-without (A), in the order A B B A, so that a drift of the machine cancels. What is told is the mean
-of log(B/A) over such blocks, with its standard error. Processor seconds are those of the training
-process alone; on cores of its own the sampler's do not count there, on one core the wall clock
-tells. Wanted: at most 0.5 %.
+Part two: one training of llem in this process, with a sampler beside it that is stopped (A) and let
+go on (B) by signals every second, in the order A B B A, so that a drift of the machine cancels and
+every second of one is compared with one beside it. What is told is the mean of log(B/A) over such
+blocks, with its standard error. Processor seconds are the training's alone: on a core of its own
+the sampler costs only caches there; with --one-core the wall clock tells all. Wanted: at most 0.5 %.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import argparse
 import json
 import math
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -43,6 +44,9 @@ from llem.energy import start_sampler
 
 GPUS, INTERVAL_S = 8, 0.1
 WANTED = 0.005
+# The length of a segment, and how many steps after a signal are not counted.
+SEGMENT_S, SKIPPED = 1.0, 2
+SHARE_S = 15.0
 
 BARE = """
 import sys, time
@@ -138,53 +142,75 @@ def make_run(folder: Path, steps: int):
     )
 
 
-def beside(environ: dict[str, str], *, blocks: int, seconds: float) -> dict[str, tuple]:
-    """Trainings with and without the sampler: mean of log(B/A) and its standard error."""
+def beside(environ: dict[str, str], *, seconds: float) -> dict[str, tuple[float, float, int]]:
+    """A training, the sampler stopped or going: mean of log(B/A), standard error, blocks."""
     import torch
 
     from llem.training import start_world, train
 
     torch.set_num_threads(1)
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    ratios: dict[str, list[float]] = {"wall": [], "processor": []}
     with tempfile.TemporaryDirectory(prefix="llem-cost-") as name, start_world() as world:
         folder = Path(name)
-        count = 0
 
-        def once(steps: int) -> tuple[float, float]:
-            nonlocal count
-            count += 1
-            run = make_run(folder, steps)
-            wall, used = time.perf_counter(), time.process_time()
-            train(run, attempt_dir=folder / f"a{count}", checkpoints_dir=folder / f"c{count}",
-                  world=world, meta={})  # fmt: skip
-            return time.perf_counter() - wall, time.process_time() - used
+        def run(words: str, steps: int, each_step) -> None:
+            train(
+                make_run(folder, steps),
+                attempt_dir=folder / words,
+                checkpoints_dir=folder / f"{words}-checkpoints",
+                world=world,
+                meta={},
+                should_stop=each_step,
+            )
 
-        def sampled(steps: int) -> tuple[float, float]:
-            place = folder / f"s{count}" / "x.sock"
-            process = start_sampler(place, interval_s=INTERVAL_S, environ=environ)
-            with process, process.link() as link:
-                answer = link.begin(folder / f"node-{count}.h5", {})
-                assert answer.ok and len(answer.devices) == GPUS, answer
-                taken = once(steps)
-                assert link.end().ok
-            return taken
+        used = time.process_time()
+        run("first", 100, lambda: None)
+        per_step = (time.process_time() - used) / 100
+        length = max(10, round(SEGMENT_S / per_step))
+        blocks = max(3, round(seconds / (4 * length * per_step)))
+        process = start_sampler(folder / "s" / "x.sock", interval_s=INTERVAL_S, environ=environ)
+        with process, process.link() as link:
+            answer = link.begin(folder / "node-a.h5", {})
+            assert answer.ok and len(answer.devices) == GPUS, answer
+            segments = Segments(process.process.pid, length)
+            run("second", 4 * length * blocks + 1, segments)
+            os.kill(process.process.pid, signal.SIGCONT)
+            assert link.end().ok
+    return segments.ratios()
 
-        once(50)
-        per_step = (once(300)[1] - once(100)[1]) / 200
-        steps = max(50, round(seconds / per_step))
-        print(f"  {steps} steps a training", file=sys.stderr)
-        for block in range(blocks):
-            a1, b1, b2, a2 = once(steps), sampled(steps), sampled(steps), once(steps)
-            for index, kind in enumerate(ratios):
-                ratio = math.log((b1[index] + b2[index]) / (a1[index] + a2[index]))
-                ratios[kind].append(ratio)
-            told = ", ".join(f"{kind} {values[-1]:+.2%}" for kind, values in ratios.items())
-            print(f"  block {block + 1} of {blocks}: {told}; A {a1[1]:.1f} s", file=sys.stderr)
-    return {
-        kind: (statistics.mean(values), statistics.stdev(values) / math.sqrt(len(values)))
-        for kind, values in ratios.items()
-    }
+
+class Segments:
+    """Called after each step: stops the sampler (A) or lets it go on (B), and adds up times."""
+
+    def __init__(self, pid: int, length: int) -> None:
+        self._pid, self._length = pid, length
+        self._step = 0
+        self._last = (0.0, 0.0)
+        self._sums: list[list[float]] = []
+
+    def __call__(self) -> None:
+        now = time.perf_counter(), time.process_time()
+        within = self._step % self._length
+        if within == 0:
+            going = "ABBA"[len(self._sums) % 4] == "B"
+            os.kill(self._pid, signal.SIGCONT if going else signal.SIGSTOP)
+            self._sums.append([0.0, 0.0])
+        elif within > SKIPPED:
+            for kind in (0, 1):
+                self._sums[-1][kind] += now[kind] - self._last[kind]
+        self._step += 1
+        self._last = time.perf_counter(), time.process_time()
+
+    def ratios(self) -> dict[str, tuple[float, float, int]]:
+        whole = self._sums[: len(self._sums) // 4 * 4]
+        found = {}
+        for kind, name in enumerate(("wall", "processor")):
+            logs = []
+            for a1, b1, b2, a2 in zip(*(whole[i::4] for i in range(4)), strict=True):
+                logs.append(math.log((b1[kind] + b2[kind]) / (a1[kind] + a2[kind])))
+            error = statistics.stdev(logs) / math.sqrt(len(logs))
+            found[name] = (statistics.mean(logs), error, len(logs))
+        return found
 
 
 def main() -> int:
@@ -193,8 +219,7 @@ def main() -> int:
     )
     parser.add_argument("--quick", action="store_true", help="the sampler alone")
     parser.add_argument("--one-core", action="store_true", help="all on the last core")
-    parser.add_argument("--blocks", type=int, default=10, help="of A B B A")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of a training, and of a share")
+    parser.add_argument("--seconds", type=float, default=600.0, help="of the training, processor's")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     if options.one_core:
@@ -208,9 +233,9 @@ def main() -> int:
             fake = FakeGpus(gpus=GPUS, amp_w=300.0).environ(library, latency_us=latency_us)
             return {**kept, "PYTHONPATH": source, **fake}
 
-        found = {"alone": {us: alone(environ(us), options.seconds) for us in (0, 500)}}
+        found = {"alone": {us: alone(environ(us), SHARE_S) for us in (0, 500)}}
         if not options.quick:
-            found["beside"] = beside(environ(0), blocks=options.blocks, seconds=options.seconds)
+            found["beside"] = beside(environ(0), seconds=options.seconds)
     if options.json:
         print(json.dumps(found, indent=1))
     met = True
@@ -223,7 +248,7 @@ def main() -> int:
             f"{one['bare']:.2%}; {one['memory_mb']:.0f} MB ({one['private_mb']:.0f} of its own); "
             f"first sample after {one['start_s']:.2f} s ({one['start_cpu_s']:.2f} s of a core)"
         )
-    for kind, (mean, error) in found.get("beside", {}).items():
+    for kind, (mean, error, blocks) in found.get("beside", {}).items():
         good = mean - 2 * error <= WANTED
         met &= good
         verdict = "met" if mean + 2 * error <= WANTED else "not excluded" if good else "NOT MET"
