@@ -28,6 +28,7 @@ COMMANDS = {
     "finish": "aggregate, fit and report in one call",
     "measure": "measure the energy of any command",
     "energy": "the energy in a record, by device",
+    "seal": "compress the records of what has ended, verified",
     "image": "build or verify the Apptainer image",
     "doctor": "check this machine for what a campaign needs",
 }

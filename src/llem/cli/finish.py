@@ -16,6 +16,8 @@ EXAMPLE = """  llem finish runs/first"""
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_folder(parser)
+    parser.add_argument("--no-seal", action="store_true",
+                        help="leave the records of completed runs as they are")  # fmt: skip
     add_json(parser)
 
 
@@ -27,7 +29,22 @@ def run(args: argparse.Namespace) -> int:
     folder = CampaignFolder(args.dir)
     done = finish(folder)
     _notify(folder)
-    return tell_finished(done, as_json=args.json)
+    status = tell_finished(done, as_json=args.json)
+    if not args.no_seal:
+        _seal(folder)
+    return status
+
+
+def _seal(folder: CampaignFolder) -> None:
+    """Last, when all else is written: where the job's time ends in it nothing is lost."""
+    from llem.cli._answer import Progress
+    from llem.pipeline import seal_campaign
+
+    with Progress("sealing") as progress:
+        found = seal_campaign(folder, progress=progress)
+    for one in found:
+        if one.state in ("left", "failed"):
+            note(f"not sealed: {one.reason}")
 
 
 def _notify(folder: CampaignFolder) -> None:

@@ -248,7 +248,9 @@ class Rank:
         if not failed:
             world.barrier()
         if self.link is not None:
-            self.link.end()
+            ended = self.link.end()
+            if not (ended.ok or unmeasured):
+                log(f"run {run.run_id}: node {node_name()}: {ended.reason}")
         written = True
         if failed or world.rank == 0:
             written = self.recorder.end(attempt, run, how=how, window=window)

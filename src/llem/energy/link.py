@@ -26,12 +26,16 @@ CHILD_LINGER_S = 15.0
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What the sampler said: whether it did it, which devices it measures, else why not."""
+    """What the sampler said: whether it did it, which devices it measures, else why not.
+
+    `rows` is how many samples are on disk, after a flush.
+    """
 
     ok: bool
     devices: tuple[Mapping[str, Any], ...] = ()
     reasons: tuple[str, ...] = ()
     reason: str = ""
+    rows: int = 0
 
 
 class SamplerLink:
@@ -58,6 +62,10 @@ class SamplerLink:
         except (TypeError, ValueError) as error:
             return Answer(ok=False, reason=f"sampler: meta is not JSON: {error}")
         return self._ask(line, connect=True)
+
+    def flush(self) -> Answer:
+        """Write what is in memory; what was sampled until now survives any kill. Never raises."""
+        return self._ask('{"op": "flush"}', connect=False)
 
     def end(self) -> Answer:
         """Take the last sample and close the record. Never raises for a failure."""
@@ -100,6 +108,7 @@ class SamplerLink:
                 devices=tuple(answer.get("devices", ())),
                 reasons=tuple(answer.get("reasons", ())),
                 reason=str(answer.get("reason", "")),
+                rows=int(answer.get("rows", 0)),
             )
         except (OSError, SocketError, ValueError, KeyError, TypeError) as error:
             self.close()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from llem.energy.choose import Chosen
+from llem.energy.core import move_apart
 from llem.energy.meter import Device, Meter, MeterError, Reading
 from llem.records import (
     RecordWriteError,
@@ -25,6 +26,9 @@ from llem.records import (
 )
 
 CLOCK_INTERVAL_S = 60.0
+# How long a reading took is kept to 1.024 microseconds: the ten bits below are noise, and would
+# be a tenth of a sealed record.
+READ_MASK_NS = ~0x3FF
 
 # The file is there already, cannot be made, or cannot be written any more.
 WRITE_ERRORS = (OSError, RecordWriteError)
@@ -51,6 +55,7 @@ class Recorder:
         self._path: Path | None = None
         self._failing: set[str] = set()
         self._clock_due_ns = 0
+        self._rows = 0
         self.given_up = ""
 
     @property
@@ -72,6 +77,7 @@ class Recorder:
         chosen = self._chosen
         self.given_up = ""
         self._failing.clear()
+        self._rows = 0
         self._writer = node_writer(
             path,
             meta={
@@ -79,6 +85,8 @@ class Recorder:
                 **host_meta(),
                 **self._versions,
                 "interval_s": self._interval_s,
+                # the ranks are there by now: one of them asks for this record
+                "core": move_apart(),
                 "meters": list(chosen.meters),
                 "meter_reasons": "; ".join(chosen.reasons),
                 "gpus_held": chosen.gpus_held,
@@ -114,6 +122,20 @@ class Recorder:
                 self._clock_due_ns = now + int(CLOCK_INTERVAL_S * 1e9)
         except WRITE_ERRORS as error:
             self._give_up(error)
+
+    def flush(self) -> int:
+        """How many samples, of all devices, will now be found whatever happens to this process.
+
+        Raises one of WRITE_ERRORS where nothing is recorded (any more).
+        """
+        if self._writer is None:
+            raise OSError(self.given_up or "no record is open")
+        try:
+            self._writer.flush()
+        except WRITE_ERRORS as error:
+            self._give_up(error)
+            raise OSError(self.given_up) from None
+        return self._rows
 
     def end(self, *, event: tuple[str, str] | None = None) -> str:
         """Take the last sample and close. Returns why measuring had ended early, else ''."""
@@ -153,7 +175,7 @@ class Recorder:
             samples_table(device.uuid),
             (
                 start_ns,
-                read_ns,
+                read_ns & READ_MASK_NS,
                 reading.energy_mj,
                 reading.power_mw,
                 reading.temperature_c,
@@ -163,6 +185,7 @@ class Recorder:
                 int(flags),
             ),
         )
+        self._rows += 1
 
     def _give_up(self, error: Exception) -> None:
         self.given_up = f"measuring ended: {error}"

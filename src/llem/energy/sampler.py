@@ -5,10 +5,12 @@
 Its socket takes JSON lines from the node's local rank 0, one answer for each:
 
     {"op": "begin", "path": ".../node-<host>.h5", "meta": {...}}   opens a record, first sample
+    {"op": "flush"}                                                writes what is in memory
     {"op": "end"}                                                  last sample, closes the record
     {"op": "stop"}                                                 ends, then exits
 
     {"ok": true, "devices": [{"uuid": ..., "domain": ..., ...}], "reasons": [...]}
+    {"ok": true, "rows": 1234}                     samples that a kill cannot take any more
     {"ok": false, "reason": "..."}
 
 It is a process of its own so that a training's threads and locks cannot delay a sample, and one
@@ -200,6 +202,8 @@ class Sampler:
         match operation:
             case "begin":
                 return self._begin(fd, request)
+            case "flush":
+                return self._flush()
             case "end":
                 return self._end(fd)
             case "stop":
@@ -207,7 +211,7 @@ class Sampler:
                 reason = self._recorder.end()
                 return _refusal(reason) if reason else {"ok": True}
             case _:
-                return _refusal(f"unknown op {operation!r}: expected begin, end or stop")
+                return _refusal(f"unknown op {operation!r}: expected begin, flush, end or stop")
 
     def _begin(self, fd: int, request: dict[str, Any]) -> dict[str, Any]:
         path, meta = request.get("path"), request.get("meta", {})
@@ -226,6 +230,12 @@ class Sampler:
         self._lost_ns = None
         self._next_ns = time.monotonic_ns() + self._interval_ns
         return {"ok": True, "devices": self._recorder.devices(), "reasons": self._reasons}
+
+    def _flush(self) -> dict[str, Any]:
+        try:
+            return {"ok": True, "rows": self._recorder.flush()}
+        except WRITE_ERRORS as error:
+            return _refusal(str(error))
 
     def _end(self, fd: int) -> dict[str, Any]:
         if self._recorder.path is None:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         fit_observations,
     )
     from llem.pipeline.refining import refine_campaign, wave_is_due
+    from llem.pipeline.sealing import SealedFile, check_records, seal_campaign, seal_records
     from llem.pipeline.slices import EdgeMinimaError
     from llem.pipeline.table import Table, TableError, read_table
 
@@ -46,10 +47,12 @@ _HOME = {
     "Finished": "finishing",
     "OBSERVATIONS_FILE": "campaigns",
     "Planned": "campaigns",
+    "SealedFile": "sealing",
     "Table": "table",
     "TableError": "table",
     "aggregate_campaign": "campaigns",
     "calibrate": "calibration",
+    "check_records": "sealing",
     "compare_observations": "fitting",
     "finish": "finishing",
     "fit_campaign": "fitting",
@@ -63,6 +66,8 @@ _HOME = {
     "resolve_data": "campaigns",
     "run_calibration": "calibration",
     "run_campaign": "campaigns",
+    "seal_campaign": "sealing",
+    "seal_records": "sealing",
     "wave_is_due": "refining",
 }
 
@@ -73,10 +78,12 @@ __all__ = [
     "EdgeMinimaError",
     "Finished",
     "Planned",
+    "SealedFile",
     "Table",
     "TableError",
     "aggregate_campaign",
     "calibrate",
+    "check_records",
     "compare_observations",
     "finish",
     "fit_campaign",
@@ -90,6 +97,8 @@ __all__ = [
     "resolve_data",
     "run_calibration",
     "run_campaign",
+    "seal_campaign",
+    "seal_records",
     "wave_is_due",
 ]
 

@@ -2,7 +2,8 @@
 
 Public: `rank_writer`, `node_writer`, `RecordWriter`, `RecordWriteError` (writer), `read_rank`,
 `read_node`, `RankRecord`, `NodeRecord`, `DeviceSeries`, `RecordError` (reader), `host_meta`
-(host), `Phase`, `SampleFlag`, `worst_quality` and the table layouts (schema).
+(host), `Phase`, `SampleFlag`, `worst_quality` and the table layouts (schema), `seal`,
+`check_seal`, `read_seal`, `digest`, `Sealed`, `RecordInUseError` (sealing).
 """
 
 from llem.records.host import host_meta
@@ -24,6 +25,14 @@ from llem.records.schema import (
     SampleFlag,
     worst_quality,
 )
+from llem.records.sealing import (
+    RecordInUseError,
+    Sealed,
+    check_seal,
+    digest,
+    read_seal,
+    seal,
+)
 from llem.records.writer import (
     RecordWriteError,
     RecordWriter,
@@ -43,14 +52,20 @@ __all__ = [
     "Phase",
     "RankRecord",
     "RecordError",
+    "RecordInUseError",
     "RecordWriteError",
     "RecordWriter",
     "SampleFlag",
+    "Sealed",
+    "check_seal",
+    "digest",
     "host_meta",
     "node_writer",
     "rank_writer",
     "read_node",
     "read_rank",
+    "read_seal",
     "samples_table",
+    "seal",
     "worst_quality",
 ]

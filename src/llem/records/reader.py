@@ -1,11 +1,15 @@
-"""Reading records, those of killed writers too; nothing here ever writes to a file."""
+"""Reading records, those of killed writers, and of lost nodes as far as they go.
+
+Nothing here ever writes to a file. What of a record cannot be read is said in its `problems`.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llem.errors import LlemError
-from llem.records.schema import SCHEMA
-from llem.records.unclosed import Unclosed, is_unclosed
+from llem.records.salvage import READ_ERRORS, salvage, without_holes
+from llem.records.schema import BASELINE, CLOCK, EVALS, EVENTS, SAMPLES, SCHEMA, STEPS
+from llem.records.unclosed import Unclosed, is_cut, is_unclosed
 
 os.environ.setdefault("HDF5_USE_FILE_LOCKING", "FALSE")
 
@@ -29,12 +34,12 @@ class RecordError(LlemError):
     """A file is not a record that can be read; says which and why."""
 
 
-Record = TypeVar("Record")
-
-
 @dataclass(frozen=True)
 class RankRecord:
-    """What one rank wrote in one attempt; tables as structured arrays (see `schema`)."""
+    """What one rank wrote in one attempt; tables as structured arrays (see `schema`).
+
+    `problems` name the parts that cannot be read, and how many rows they had.
+    """
 
     path: Path
     meta: Mapping[str, Any]
@@ -43,6 +48,7 @@ class RankRecord:
     evals: Table
     clock: Table
     events: Table
+    problems: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,7 @@ class DeviceSeries:
 
 @dataclass(frozen=True)
 class NodeRecord:
-    """What the sampler of one node wrote in one attempt."""
+    """What the sampler of one node wrote in one attempt; `problems` as of a RankRecord."""
 
     path: Path
     meta: Mapping[str, Any]
@@ -65,6 +71,10 @@ class NodeRecord:
     clock: Table
     events: Table
     baseline: Table
+    problems: tuple[str, ...] = ()
+
+
+Record = TypeVar("Record", RankRecord, NodeRecord)
 
 
 def read_rank(path: str | Path) -> RankRecord:
@@ -77,15 +87,24 @@ def read_node(path: str | Path) -> NodeRecord:
     return _patiently(_node, Path(path))
 
 
+@contextmanager
+def opened(path: str | Path) -> Iterator[Any]:
+    """The HDF5 file of a record of either kind, also of a killed writer. Raises RecordError."""
+    with _Opened(Path(path), "") as record:
+        yield record.file
+
+
 def _patiently(read: Callable[[Path], Record], path: Path) -> Record:
     """A writer that still runs may be in the middle of a block: look again a moment later."""
     for _ in range(LIVE_RETRIES):
         try:
-            return read(path)
+            record = read(path)
+            if not record.problems or not _written_now(path):
+                return record
         except RecordError:
             if not _written_now(path):
                 raise
-            time.sleep(LIVE_PAUSE_S)
+        time.sleep(LIVE_PAUSE_S)
     return read(path)
 
 
@@ -97,81 +116,116 @@ def _written_now(path: Path) -> bool:
 
 
 def _rank(path: Path) -> RankRecord:
-    with _Opened(path, "rank") as file:
+    with _Opened(path, "rank") as record:
         return RankRecord(
             path=path,
-            meta=file.meta,
-            closed=file.closed,
-            steps=file.table("steps"),
-            evals=file.table("evals"),
-            clock=file.table("clock"),
-            events=file.table("events"),
+            meta=record.meta,
+            closed=record.closed,
+            steps=record.table("steps", STEPS),
+            evals=record.table("evals", EVALS),
+            clock=record.table("clock", CLOCK),
+            events=record.table("events", EVENTS),
+            problems=tuple(record.problems),
         )
 
 
 def _node(path: Path) -> NodeRecord:
-    with _Opened(path, "node") as file:
+    with _Opened(path, "node") as record:
         return NodeRecord(
             path=path,
-            meta=file.meta,
-            closed=file.closed,
+            meta=record.meta,
+            closed=record.closed,
             devices=tuple(
                 DeviceSeries(
-                    uuid, file.attrs(f"devices/{uuid}"), file.table(f"devices/{uuid}/samples")
+                    uuid,
+                    record.attrs(f"devices/{uuid}"),
+                    record.table(f"devices/{uuid}/samples", SAMPLES),
                 )
-                for uuid in file.children("devices")
+                for uuid in record.children("devices")
             ),
-            clock=file.table("clock"),
-            events=file.table("events"),
-            baseline=file.table("baseline"),
+            clock=record.table("clock", CLOCK),
+            events=record.table("events", EVENTS),
+            baseline=record.table("baseline", BASELINE),
+            problems=tuple(record.problems),
         )
 
 
 class _Opened:
-    """An open record, also one whose writer was killed or still runs."""
+    """An open record of one kind ('': of any), also one whose writer was killed or still runs."""
 
-    def __init__(self, path: str | Path, kind: str) -> None:
-        self.path = Path(path)
+    def __init__(self, path: Path, kind: str) -> None:
+        self.path = path
         self.kind = kind
+        self.problems: list[str] = []
+        self._bytes: Unclosed | None = None
 
     def __enter__(self) -> _Opened:
         import h5py
 
         try:
-            if is_unclosed(self.path):
-                self._file = h5py.File(Unclosed(self.path), "r")
+            if is_unclosed(self.path) or is_cut(self.path):
+                self._bytes = Unclosed(self.path)
+                self.file = h5py.File(self._bytes, "r")
             else:
-                self._file = h5py.File(self.path, "r", locking=False)
-        except (OSError, RuntimeError, ValueError) as error:
+                self.file = h5py.File(self.path, "r", locking=False)
+        except READ_ERRORS as error:
             raise RecordError(f"{self.path}: not readable as HDF5: {_first_line(error)}") from None
         try:
-            self.meta = self.attrs("meta")
-        except (RecordError, KeyError, OSError, RuntimeError):
-            self._file.close()
+            self.meta = {key: _plain(value) for key, value in self.file["meta"].attrs.items()}
+        except READ_ERRORS:
+            self.file.close()
             raise RecordError(f"{self.path}: an HDF5 file, but no record of llem") from None
-        if self.meta.get("schema") != SCHEMA or self.meta.get("kind") != self.kind:
-            self._file.close()
+        found, expected = self.meta.get("kind"), self.kind or self.meta.get("kind")
+        if self.meta.get("schema") != SCHEMA or found != expected:
+            self.file.close()
             raise RecordError(
-                f"{self.path}: holds {self.meta.get('schema')!r} {self.meta.get('kind')!r}, "
-                f"expected {SCHEMA!r} {self.kind!r}"
+                f"{self.path}: holds {self.meta.get('schema')!r} {found!r}, "
+                f"expected {SCHEMA!r} {expected!r}"
             )
         self.closed = bool(self.meta.get("closed", 0))
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        self.file.close()
 
     def attrs(self, name: str) -> dict[str, Any]:
-        return {key: _plain(value) for key, value in self._file[name].attrs.items()}
+        try:
+            return {key: _plain(value) for key, value in self.file[name].attrs.items()}
+        except READ_ERRORS as error:
+            self._problem(name, f"attributes not readable: {_first_line(error)}")
+            return {}
 
     def children(self, name: str) -> list[str]:
-        return sorted(self._file[name]) if name in self._file else []
-
-    def table(self, name: str) -> Table:
         try:
-            return np.asarray(self._file[name][()])
-        except (OSError, RuntimeError, KeyError) as error:
-            raise RecordError(f"{self.path}: table {name}: {_first_line(error)}") from None
+            return sorted(self.file[name])
+        except READ_ERRORS as error:
+            self._problem(name, f"not readable: {_first_line(error)}")
+            return []
+
+    def table(self, name: str, dtype: np.dtype[Any]) -> Table:
+        """A table, or what can be read of it; what cannot is a problem."""
+        try:
+            found = self.file[name]
+            total = len(found)
+        except READ_ERRORS as error:
+            self._problem(name, f"not readable: {_first_line(error)}")
+            return np.zeros(0, dtype)
+        cut = self._bytes
+        try:
+            rows = np.asarray(found[()])
+            spoilt = cut is not None and cut.passed
+        except READ_ERRORS:
+            spoilt = True
+        if spoilt:
+            rows = salvage(found, None if cut is None else cut.size)
+        if cut is not None:
+            rows = without_holes(rows)
+        if len(rows) < total:
+            self._problem(name, f"{total - len(rows)} of {total} rows are lost")
+        return rows
+
+    def _problem(self, name: str, text: str) -> None:
+        self.problems.append(f"{self.path}: table {name}: {text}")
 
 
 def _plain(value: Any) -> Any:

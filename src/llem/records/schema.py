@@ -45,7 +45,7 @@ EVALS = np.dtype(
     ]
 )
 
-# One row per device and sample; `read_ns` is how long the reading took.
+# One row per device and sample; `read_ns` is how long the reading took, in steps of 1024 ns.
 SAMPLES = np.dtype(
     [
         ("t_ns", "<i8"),

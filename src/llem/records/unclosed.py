@@ -1,4 +1,4 @@
-"""Reading a record whose writer was killed or still runs.
+"""Reading a record whose writer was killed or still runs, or that was cut off.
 
 Such a file carries a mark in its superblock, and HDF5 opens it for `swmr` readers only. These read
 a block again and again where its checksum is wrong, with a pause that doubles a hundred times: a
@@ -20,17 +20,26 @@ SIGNATURE = b"\x89HDF\r\n\x1a\n"
 VERSION_AT, FLAGS_AT, EOF_AT, CHECKSUM_AT, SIZE = 8, 11, 28, 44, 48
 WRITING = 0b101  # opened for writing, and by a single writer with many readers
 MASK = 0xFFFFFFFF
+# Zeros that a file seems to end with, more than a chunk has bytes: HDF5 reads a chunk whole or not
+# at all, and the one that was cut off has rows that are whole.
+PADDING = 1 << 20
 
 
 class Unclosed(io.RawIOBase):
-    """The bytes of a record as if its writer had closed it; read only."""
+    """The bytes of a record as if its writer had closed it; read only.
+
+    `size` is that of the file; from there on it reads as zeros, and `passed` says that these were
+    asked for.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self._file = path.open("rb", buffering=0)
-        self._size = os.fstat(self._file.fileno()).st_size
+        self.size = os.fstat(self._file.fileno()).st_size
+        self.passed = False
+        self._end = self.size + PADDING
         self._at = 0
-        self._head = _closed_head(self._file.read(SIZE) or b"", self._size)
+        self._head = _closed_head(self._file.read(SIZE) or b"", self._end)
 
     def readable(self) -> bool:
         return True
@@ -39,7 +48,7 @@ class Unclosed(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._end}[whence]
         self._at = max(0, base + offset)
         return self._at
 
@@ -49,9 +58,9 @@ class Unclosed(io.RawIOBase):
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
         """Fill the whole buffer where the file is that long; the first bytes are the new head."""
         view = memoryview(buffer).cast("B")
-        wanted = min(len(view), max(0, self._size - self._at))
+        wanted = min(len(view), max(0, self.size - self._at))
         done = 0
-        if wanted:  # an address that a spoilt block made up may be more than a file can have
+        if wanted > 0:  # an address that a spoilt block made up may be more than a file can have
             self._file.seek(self._at)
         while done < wanted:
             count = self._file.readinto(view[done:wanted])
@@ -63,8 +72,10 @@ class Unclosed(io.RawIOBase):
         if self._at < SIZE:
             head = self._head[self._at : self._at + done]
             view[: len(head)] = head
-        self._at += done
-        return done
+        count = max(done, min(len(view), self._end - self._at))
+        self.passed = self.passed or count > done
+        self._at += count
+        return count
 
     def close(self) -> None:
         if not self.closed:
@@ -74,13 +85,22 @@ class Unclosed(io.RawIOBase):
 
 def is_unclosed(path: Path) -> bool:
     """Whether this is an HDF5 file that its writer has not closed. Raises OSError."""
+    head = _head(path)
+    return len(head) == SIZE and bool(head[FLAGS_AT] & WRITING)
+
+
+def is_cut(path: Path) -> bool:
+    """Whether this is an HDF5 file that ends before its writer closed it there. Raises OSError."""
+    head = _head(path)
+    return len(head) == SIZE and path.stat().st_size < struct.unpack_from("<Q", head, EOF_AT)[0]
+
+
+def _head(path: Path) -> bytes:
+    """The superblock; empty where there is none, or none of this layout."""
     with path.open("rb") as file:
         head = file.read(SIZE)
     return (
-        len(head) == SIZE
-        and head.startswith(SIGNATURE)
-        and head[VERSION_AT] == 3
-        and bool(head[FLAGS_AT] & WRITING)
+        head if head.startswith(SIGNATURE) and head[VERSION_AT : VERSION_AT + 1] == b"\3" else b""
     )
 
 

@@ -50,12 +50,14 @@ def device_energies(path: str | Path) -> NodeEnergy:
     files = sorted(path.rglob("node-*.h5")) if path.is_dir() else [path]
     claims: list[Claim] = []
     problems: list[str] = []
+    parts_lost: list[str] = []
     for file in files:
         try:
             record = read_node(file)
         except RecordError as error:
             problems.append(error.message)
             continue
+        parts_lost += record.problems
         claims += countable(claim_devices(record, owner=str(file), window=None))
     if len(problems) == len(files):
         raise InputError(str(path), problems or ["holds no node record (node-*.h5)"])
@@ -70,7 +72,7 @@ def device_energies(path: str | Path) -> NodeEnergy:
         energy_j=sum(c.energy_j for c in divided) if divided else math.nan,
         duration_s=duration_s,
         devices=tuple(_device(claim) for claim in divided),
-        problems=tuple(problems),
+        problems=(*problems, *parts_lost),
     )
 
 

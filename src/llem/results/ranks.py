@@ -152,6 +152,7 @@ def read_of_run(
     if record.meta.get("run_id", run_id) != run_id:
         problems.append(f"{path}: of another run, {record.meta['run_id']!r}")
         return None
+    problems += record.problems
     return record
 
 

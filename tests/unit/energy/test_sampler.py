@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import random
 import signal
 import socket
 import stat
@@ -20,7 +19,7 @@ import pytest
 import llem.energy
 from llem.energy import SamplerLink
 from llem.errors import UnavailableError
-from llem.records import SampleFlag, read_node
+from llem.records import read_node
 
 META = {"run_id": "aaaa", "attempt": 0}
 
@@ -326,59 +325,6 @@ def test_it_costs_less_than_a_hundredth_of_a_core_and_imports_nothing_heavy(samp
 def cpu_s(proc):
     fields = (proc / "stat").read_text().rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-MANY = """
-import os, sys
-from llem.energy.sampler import main
-import h5py  # imported once for all
-for i in range(int(sys.argv[2])):
-    if os.fork() == 0:
-        os._exit(main(["--socket", f"{sys.argv[1]}/{i}.sock", "--interval", "0.02"]))
-    print(i, flush=True)
-for _ in range(int(sys.argv[2])):
-    os.wait()
-"""
-
-
-def test_fifty_samplers_killed_at_random_lose_no_acknowledged_row(tmp_path, plain_environ):
-    """Acknowledged are the first sample (by the answer to begin) and all older than a flush."""
-    kills, flush_s, slack_s = 50, 2.0, 1.5
-    folder = tmp_path / "s"
-    folder.mkdir(mode=0o700)
-    parent = subprocess.Popen([sys.executable, "-c", MANY, str(folder), str(kills)],
-                              env=plain_environ, stdout=subprocess.DEVNULL,
-                              stderr=subprocess.DEVNULL)  # fmt: skip
-    chance = random.Random(7)
-    links, due = [], []
-    for i in range(kills):
-        link = SamplerLink(folder / f"{i}.sock", timeout_s=20)
-        answer = link.begin(tmp_path / f"node-{i}.h5", META)
-        assert answer.ok, answer.reason
-        links.append(link)
-    pids = [read_node(tmp_path / f"node-{i}.h5").meta["pid"] for i in range(kills)]
-    start = time.monotonic()
-    due = sorted((start + chance.uniform(0, 5.0), i) for i in range(kills))
-    killed_ns = {}
-    for at, i in due:
-        time.sleep(max(0.0, at - time.monotonic()))
-        killed_ns[i] = time.monotonic_ns()
-        os.kill(pids[i], signal.SIGKILL)
-    assert parent.wait(20) == 0
-    for link in links:
-        link.close()
-    rows = 0
-    for i in range(kills):
-        record = read_node(tmp_path / f"node-{i}.h5")
-        assert not record.closed
-        samples = record.devices[0].samples
-        rows += len(samples)
-        assert len(samples) >= 1
-        assert killed_ns[i] - samples["t_ns"][-1] < (flush_s + slack_s) * 1e9
-        assert np.all(np.diff(samples["t_ns"]) > 0)
-        assert np.all(np.diff(samples["energy_mj"]) >= 0)
-        assert not np.any(samples["flags"] & SampleFlag.READ_FAILED)
-    assert rows > 20 * kills
 
 
 def test_measure_records_a_block_and_does_not_swallow_its_error(tmp_path, plain_environ,

@@ -174,7 +174,7 @@ def test_the_bytes_without_the_mark_differ_in_the_head_only(tmp_path_factory, re
         for at, count in reads:
             file.seek(at)
             found = file.read(count) or b""
-            kept = SPOILT[:2500][at : at + count]
+            kept = (SPOILT[:2500] + bytes(4000))[at : at + count]  # zeros where it was cut off
             assert len(found) == len(kept)
             assert found[max(0, 48 - at) :] == kept[max(0, 48 - at) :]
 
