@@ -168,9 +168,7 @@ def _still(at_s: Floats, steps_j: Floats) -> list[tuple[int, int]]:
     return [(i, j) for i, j in stretches if at_s[j] - at_s[i] >= least_s]
 
 
-def _bridge(
-    still: list[tuple[int, int]], at_s: Floats, steps_j: Floats, power_w: Floats
-) -> float:
+def _bridge(still: list[tuple[int, int]], at_s: Floats, steps_j: Floats, power_w: Floats) -> float:
     """Put power into `steps_j` where the counter stood; the seconds of that, NaN without power."""
     bridged_s = 0.0
     known = np.isfinite(power_w)

@@ -86,7 +86,9 @@ def test_a_part_time_sensor_tells_the_mean_of_its_window(ask, fake_gpus):
 
 
 def test_bursts_are_on_as_often_as_asked_and_differ_by_seed(fake_gpus):
-    one, other = (fake_gpus(base_w=0.0, amp_w=400.0, burst_s=0.05, duty=0.3, seed=s) for s in (1, 2))
+    one, other = (
+        fake_gpus(base_w=0.0, amp_w=400.0, burst_s=0.05, duty=0.3, seed=s) for s in (1, 2)
+    )
     cycle_s = 0.05 * 4096
     means = [g.energy_j(0, 1.7e9, 1.7e9 + cycle_s) / cycle_s for g in (one, other)]
     # half of 400 W at an even chance, 3 of 10 slots: 60 W, +- 2 by chance

@@ -32,6 +32,14 @@ def uuids(shown, environ):
         (TWO, {"SLURM_STEP_GPUS": "3"}, [2, 3]),
         (EIGHT, {"CUDA_VISIBLE_DEVICES": "1, 0"}, [1, 0]),
         (EIGHT, {"CUDA_VISIBLE_DEVICES": "GPU-00000005-aa,GPU-00000001"}, [5, 1]),
+        # SLURM counts by device file, NVML by bus: names are right either way
+        (
+            EIGHT,
+            {"SLURM_STEP_GPUS": "0,1", "CUDA_VISIBLE_DEVICES": "GPU-00000005-aa,GPU-00000001"},
+            [5, 1],
+        ),
+        # one task's own
+        (EIGHT, {"SLURM_STEP_GPUS": "0,1", "CUDA_VISIBLE_DEVICES": "GPU-00000001"}, [0, 1]),
         (EIGHT, {"CUDA_VISIBLE_DEVICES": "2,-1,3"}, [2]),
         (EIGHT, {"CUDA_VISIBLE_DEVICES": ""}, []),
         (EIGHT, {"CUDA_VISIBLE_DEVICES": "NoDevFiles"}, []),

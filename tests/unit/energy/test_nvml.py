@@ -56,6 +56,8 @@ def test_without_a_counter_power_is_to_be_integrated(ask):
     [[device, reading]], reasons, _ = ask(no_energy=1)
     assert (device["quality"], device["counter"]) == ("integral", False)
     assert math.isnan(reading["energy_mj"]) and "no energy counter" in reasons[0]
+    # averages leave out no moment; moments do
+    assert device["power"] == "average" and "average power is integrated" in reasons[0]
 
 
 def test_without_the_power_field_the_average_is_taken_and_named(ask):
@@ -88,9 +90,18 @@ def test_an_instance_reads_its_parent_and_says_its_share(ask):
     assert reading["power_mw"] == 300_000 and "MIG" in reasons[0] and expected == 1
 
 
-def test_a_grace_hopper_counts_its_whole_module(ask):
-    [[device, _]], _, _ = ask(name="NVIDIA GH200 480GB")
+def test_a_grace_hopper_counts_its_whole_module_and_is_asked_for_the_modules_power(ask):
+    [[device, reading]], _, _ = ask(name="NVIDIA GH200 480GB", module_w=200)
     assert (device["domain"], device["contains"]) == ("module", ["gpu", "package", "dram"])
+    assert (device["power"], reading["power_mw"]) == ("instant", 500_000)
+
+
+def test_a_module_that_tells_no_power_of_its_own_is_not_given_the_gpus(ask):
+    [[device, reading]], _, _ = ask(name="NVIDIA GH200 480GB")
+    assert (device["quality"], device["power"]) == ("counter", "none")
+    assert math.isnan(reading["power_mw"])
+    [[device, _]], _, _ = ask(name="NVIDIA GH200 480GB", no_energy=1)
+    assert device["quality"] == "none"
 
 
 def test_no_library_and_no_gpu_are_reasons(ask):
