@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 
 #define API __attribute__((visibility("default")))
@@ -30,7 +31,7 @@ static struct {
     double reset_s, lost_s, freeze_s;
     double energy_update_s, power_update_s, average_s, instant_s, latency_s;
     int no_energy, no_power, no_field, faulty;
-    char name[96], node[64];
+    char name[96], node[64], faults[256];
 } fake;
 static struct device whole[MOST_GPUS], parts[MOST_GPUS][MOST_MIG];
 
@@ -161,15 +162,25 @@ static int read_trace(const char *path) {
     return 1;
 }
 
-static int is_faulty(int gpu) { return fake.faulty < 0 || fake.faulty == gpu; }
+/* Since when a GPU has a fault, 0 if never: told beforehand, or by a file that appears. */
+static double fault_s(int gpu, double told_s, const char *name) {
+    char path[320];
+    struct stat found;
+    if (fake.faulty >= 0 && fake.faulty != gpu) return 0;
+    if (told_s > 0 || !*fake.faults) return told_s;
+    snprintf(path, sizeof path, "%s/%s", fake.faults, name);
+    if (stat(path, &found)) return 0;
+    return (double)found.st_mtim.tv_sec + 1e-9 * (double)found.st_mtim.tv_nsec;
+}
 
 /* The counter: moves every energy_update_s, starts again at reset_s, stands still from freeze_s.
  * Of a module it counts what is beside the GPU too. */
 static double counter_j(int gpu, double now) {
     double t = floor_to(now, fake.energy_update_s);
-    if (is_faulty(gpu) && fake.freeze_s > 0 && t > fake.freeze_s) t = fake.freeze_s;
-    int reset = is_faulty(gpu) && fake.reset_s > 0 && t >= fake.reset_s;
-    double zero = reset ? fake.reset_s : fake.origin_s;
+    double freeze_s = fault_s(gpu, fake.freeze_s, "freeze");
+    double reset_s = fault_s(gpu, fake.reset_s, "reset");
+    if (freeze_s > 0 && t > freeze_s) t = freeze_s;
+    double zero = reset_s > 0 && t >= reset_s ? reset_s : fake.origin_s;
     return energy_j(gpu, t) - energy_j(gpu, zero) + fake.module_w * (t - zero);
 }
 
@@ -177,7 +188,8 @@ static int check(handle device) {
     delay();
     if (!fake.ready) return UNINITIALIZED;
     if (!device) return INVALID_ARGUMENT;
-    if (is_faulty(device->gpu) && fake.lost_s > 0 && wall_s() >= fake.lost_s) return GPU_IS_LOST;
+    double lost_s = fault_s(device->gpu, fake.lost_s, "lost");
+    if (lost_s > 0 && wall_s() >= lost_s) return GPU_IS_LOST;
     return SUCCESS;
 }
 
@@ -222,6 +234,7 @@ API int nvmlInitWithFlags(unsigned flags) {
     fake.mig = (int)number("FAKE_NVML_MIG", 0);
     if (fake.mig > MOST_MIG) fake.mig = MOST_MIG;
     text(fake.name, sizeof fake.name, "FAKE_NVML_NAME", "NVIDIA Stand-in 80GB");
+    text(fake.faults, sizeof fake.faults, "FAKE_NVML_FAULTS", fake.faults);
     /* Several SLURM nodes on one host must not share GPUs. */
     text(fake.node, sizeof fake.node, "SLURMD_NODENAME", "node");
     text(fake.node, sizeof fake.node, "FAKE_NVML_NODE", fake.node);

@@ -128,7 +128,8 @@ def _by_entries(shown: Sequence[Shown], entries: Sequence[str]) -> Held:
             continue
         uuid, share = found
         shares[uuid] = shares.get(uuid, 0.0) + share
-    held = {uuid: min(share, 1.0) if share == share else share for uuid, share in shares.items()}
+    # seven sevenths are the whole, whatever floats make of them
+    held = {uuid: 1.0 if share > 1 - 1e-9 else share for uuid, share in shares.items()}
     return Held(shares=held, reasons=tuple(reasons) + _partial(held))
 
 

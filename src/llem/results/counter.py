@@ -24,6 +24,11 @@ EDGE_SAMPLES = 3
 EDGE_SHARE = 0.02
 EDGE_S = 1.0
 
+# A reading that took longer than this, and than so many usual ones, was interrupted: its counter is
+# of an unknown moment of that time, and its neighbours know better.
+SLOW_READ_NS = 5e6
+SLOW_READS = 5
+
 # Power alone is blind in a gap; a counter bridges it.
 GAP_SAMPLES = 5
 
@@ -95,6 +100,8 @@ def energy_series(device: DeviceSeries) -> EnergySeries | str:
     samples = device.samples
     column = "energy_mj" if counter else "power_mw"
     good = np.isfinite(samples[column])
+    if counter:
+        good &= _prompt(samples["read_ns"], good)
     kept = samples[good]
     if len(kept) < 2:
         return f"{len(kept)} readable samples of {len(samples)}"
@@ -105,6 +112,8 @@ def energy_series(device: DeviceSeries) -> EnergySeries | str:
     interval_s = float(np.median(np.diff(at_s)))
     power_w: Floats = kept["power_mw"] / 1e3
     notes: list[str] = []
+    if quality == "integral" and device.attrs.get("reason"):
+        notes.append(str(device.attrs["reason"]))
     if counter:
         steps_j, resets = _counter_steps(kept, at_s, power_w, device.attrs)
         if resets:
@@ -128,6 +137,14 @@ def energy_series(device: DeviceSeries) -> EnergySeries | str:
     if failed:
         notes.append(f"{failed} of {len(samples)} samples failed")
     return EnergySeries(start_ns, at_s, joules, interval_s, quality, tuple(notes))
+
+
+def _prompt(read_ns: NDArray[Any], good: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Which samples are of the moment that they say; all, where that would leave none."""
+    if not good.any():
+        return good
+    prompt: NDArray[np.bool_] = read_ns <= max(SLOW_READ_NS, SLOW_READS * np.median(read_ns[good]))
+    return prompt if np.count_nonzero(prompt & good) >= 2 else good
 
 
 def _trapezoids(at_s: Floats, power_w: Floats) -> Floats:
@@ -175,14 +192,17 @@ def _bridge(still: list[tuple[int, int]], at_s: Floats, steps_j: Floats, power_w
     for i, j in still:
         if np.count_nonzero(known[i : j + 1]) < max(2, (j - i) / 2):
             return math.nan
-        power = np.interp(at_s[i : j + 2], at_s[known], power_w[known])
-        used_j = _trapezoids(at_s[i : j + 2], power)
-        if used_j[: j - i].sum() < AWAKE_W * (at_s[j] - at_s[i]):
+        # with the steps on either side: it stood for an unknown part of those
+        first, last = max(0, i - 1), min(j + 1, len(steps_j))
+        power = np.interp(at_s[first : last + 1], at_s[known], power_w[known])
+        used_j = _trapezoids(at_s[first : last + 1], power)
+        still_j = float(used_j[i - first : j - first].sum())
+        if still_j < AWAKE_W * (at_s[j] - at_s[i]):
             continue
         # the step that moved it again may hold all that it had not told
-        if j < len(steps_j) and steps_j[j] >= CAUGHT_UP * used_j.sum():
+        if j < len(steps_j) and steps_j[j] >= CAUGHT_UP * still_j:
             continue
-        steps_j[i:j] = used_j[: j - i]
+        steps_j[first:last] = np.maximum(steps_j[first:last], used_j)
         bridged_s += float(at_s[j] - at_s[i])
     return bridged_s
 

@@ -78,6 +78,13 @@ def test_all_instances_of_a_gpu_are_the_whole_of_it():
     assert held.shares == {"GPU-cc": 1.0} and held.reasons == ()
 
 
+def test_seven_sevenths_are_the_whole():
+    sevenths = {f"MIG-{i}": 1 / 7 for i in range(7)}
+    shown = [Shown(uuid="GPU-cc", instances=sevenths, mig=True)]
+    held = held_gpus(shown, {"CUDA_VISIBLE_DEVICES": ",".join(sevenths)})
+    assert held.shares == {"GPU-cc": 1.0} and held.reasons == ()
+
+
 @pytest.mark.parametrize("entry", ["MIG-GPU-cc/3/0", "0"])
 def test_a_part_whose_size_is_not_known_is_nan_and_not_the_whole(entry):
     held = held_gpus([SLICED], {"CUDA_VISIBLE_DEVICES": entry})
