@@ -124,7 +124,7 @@ CASES: tuple[Case, ...] = (
     Case(name="a counter that freezes", gpus=CONSTANT, fault="freeze", quality="integral",
          more={"faulty": 2}, says="counter stood still for"),
     Case(name="a counter that freezes, and no power", gpus=CONSTANT, fault="freeze",
-         more={"no_power": 1, "faulty": 2}, quality="none", says="no power was read to take its place"),
+         more={"no_power": 1, "faulty": 2}, quality="none", says="no power was read"),
     Case(name="a counter that starts again", gpus=BURSTS, fault="reset", more={"faulty": 1},
          says="counter reset 1 times, bridged by power"),
     Case(name="no counter, constant", gpus=CONSTANT, more={"no_energy": 1}, quality="integral",

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -24,6 +25,10 @@ from llem.energy.meter import Device, MeterError, Probe, Reading
 # On these the counter covers the whole module: GPU, Grace CPU and its memory (zeus#172).
 MODULES = ("GH200", "GB200", "GB300")
 MODULE_CONTAINS = ("gpu", "package", "dram")
+
+# A reading of the counter takes microseconds, or a millisecond where the driver is slow.
+SLOW_READ_NS = 3_000_000
+READ_TRIES = 3
 
 # The ways in which a GPU may tell its power, of which one is kept.
 POWERS = ("instant", "average", "usage")
@@ -180,7 +185,10 @@ class NvmlMeter:
         error: Exception | None = None
         for key, read in self._reads[device.uuid].items():
             try:
-                values[key] = read()
+                if key == "energy_mj":
+                    values[key], values["at_ns"] = _timed(read)
+                else:
+                    values[key] = read()
             except (self._nvml.NVMLError, MeterError) as refusal:
                 error = refusal
         if error is not None and not values:
@@ -200,6 +208,18 @@ class NvmlMeter:
             return _decode(read())
         except self._nvml.NVMLError:
             return "unknown"
+
+
+def _timed(read: Callable[[], float]) -> tuple[float, int]:
+    """What `read` gives, and when. Interrupted between clock and counter, it is asked again: joules
+    of another moment would be worth the power times that while."""
+    for _ in range(READ_TRIES):
+        before_ns = time.monotonic_ns()
+        value = read()
+        took_ns = time.monotonic_ns() - before_ns
+        if took_ns < SLOW_READ_NS:
+            break
+    return value, before_ns + took_ns // 2
 
 
 def _decode(value: Any) -> str:

@@ -26,11 +26,6 @@ from llem.records import (
 
 CLOCK_INTERVAL_S = 60.0
 
-# The first and the last sample bound the energy: one that was interrupted is taken again, for as
-# long as that keeps nobody waiting.
-SLOW_READ_NS = 5_000_000
-RETRY_NS = 100_000_000
-
 # The file is there already, cannot be made, or cannot be written any more.
 WRITE_ERRORS = (OSError, RecordWriteError)
 
@@ -96,7 +91,7 @@ class Recorder:
         try:
             for code, text in chosen.events:
                 self._writer.event(code, text)
-            self.sample(bound=True)
+            self.sample()
             if self._writer is not None:
                 self._writer.flush()
         except WRITE_ERRORS as error:
@@ -106,16 +101,13 @@ class Recorder:
             self._path = None
             raise OSError(self.given_up)
 
-    def sample(self, *, late: bool = False, bound: bool = False) -> None:
-        """Read every device once; one that `bound`s the record again where it was interrupted."""
+    def sample(self, *, late: bool = False) -> None:
+        """Read every device once."""
         if self._writer is None:
             return
-        retry_until_ns = self._monotonic_ns() + RETRY_NS if bound else 0
         try:
             for meter, device in self._chosen.devices:
-                read_ns = self._sample(self._writer, meter, device, late)
-                while read_ns > SLOW_READ_NS and self._monotonic_ns() < retry_until_ns:
-                    read_ns = self._sample(self._writer, meter, device, late)
+                self._sample(self._writer, meter, device, late)
             now = self._monotonic_ns()
             if now >= self._clock_due_ns:
                 self._writer.stamp_clock()
@@ -125,7 +117,7 @@ class Recorder:
 
     def end(self, *, event: tuple[str, str] | None = None) -> str:
         """Take the last sample and close. Returns why measuring had ended early, else ''."""
-        self.sample(bound=True)
+        self.sample()
         if self._writer is not None:
             writer = self._writer
             try:
@@ -139,8 +131,7 @@ class Recorder:
         self._path = None
         return self.given_up
 
-    def _sample(self, writer: RecordWriter, meter: Meter, device: Device, late: bool) -> int:
-        """One row; how long its reading took, nanoseconds."""
+    def _sample(self, writer: RecordWriter, meter: Meter, device: Device, late: bool) -> None:
         flags = SampleFlag.LATE if late else SampleFlag(0)
         start_ns = self._monotonic_ns()
         try:
@@ -161,7 +152,7 @@ class Recorder:
         writer.append(
             samples_table(device.uuid),
             (
-                start_ns,
+                reading.at_ns or start_ns,
                 read_ns,
                 reading.energy_mj,
                 reading.power_mw,
@@ -172,7 +163,6 @@ class Recorder:
                 int(flags),
             ),
         )
-        return read_ns
 
     def _give_up(self, error: Exception) -> None:
         self.given_up = f"measuring ended: {error}"

@@ -24,11 +24,6 @@ EDGE_SAMPLES = 3
 EDGE_SHARE = 0.02
 EDGE_S = 1.0
 
-# A reading that took longer than this, and than so many usual ones, was interrupted: its counter is
-# of an unknown moment of that time, and its neighbours know better.
-SLOW_READ_NS = 5e6
-SLOW_READS = 5
-
 # Power alone is blind in a gap; a counter bridges it.
 GAP_SAMPLES = 5
 
@@ -100,8 +95,6 @@ def energy_series(device: DeviceSeries) -> EnergySeries | str:
     samples = device.samples
     column = "energy_mj" if counter else "power_mw"
     good = np.isfinite(samples[column])
-    if counter:
-        good &= _prompt(samples["read_ns"], good)
     kept = samples[good]
     if len(kept) < 2:
         return f"{len(kept)} readable samples of {len(samples)}"
@@ -137,14 +130,6 @@ def energy_series(device: DeviceSeries) -> EnergySeries | str:
     if failed:
         notes.append(f"{failed} of {len(samples)} samples failed")
     return EnergySeries(start_ns, at_s, joules, interval_s, quality, tuple(notes))
-
-
-def _prompt(read_ns: NDArray[Any], good: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Which samples are of the moment that they say; all, where that would leave none."""
-    if not good.any():
-        return good
-    prompt: NDArray[np.bool_] = read_ns <= max(SLOW_READ_NS, SLOW_READS * np.median(read_ns[good]))
-    return prompt if np.count_nonzero(prompt & good) >= 2 else good
 
 
 def _trapezoids(at_s: Floats, power_w: Floats) -> Floats:

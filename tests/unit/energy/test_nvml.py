@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from llem.energy.nvml import _timed
 from llem.records import read_node
 from llem.results import device_energies
 from llem.results.clock import HostClock
@@ -172,3 +173,16 @@ def test_energy_through_the_whole_chain_is_within_half_a_percent(
             most_w = gpus.base_w + index * gpus.step_w + gpus.amp_w
             assert abs(error) < 0.005 + max(0.0, late_s - 0.01) * most_w / truth, name
             assert np.all(np.isfinite(device.samples["power_mw"]))
+
+
+def test_a_counter_read_late_is_read_again_and_bears_the_time_of_its_reading():
+    """A process that is stopped between clock and counter, twice, for 5 ms."""
+    pauses, ended = [0.005, 0.005, 0.0], []
+
+    def read():
+        time.sleep(pauses.pop(0))
+        ended.append(time.monotonic_ns())
+        return float(len(ended))
+
+    value, at_ns = _timed(read)
+    assert value == 3.0 and at_ns > ended[1]

@@ -183,19 +183,6 @@ def test_of_ranks_that_did_not_all_say_where_they_were_nothing_is_concluded(plan
     assert "no rank uses" not in row.energy_reason
 
 
-def test_a_reading_that_was_interrupted_is_no_moment_of_the_counter(planted):
-    """Its counter was read 0.4 s after the time that it bears, at an edge of the window."""
-    planted.run()
-    planted.rank()
-    planted.node(
-        energy_at=lambda s: 100.0 * (s + 0.4 if abs(s - 1.0) < 0.01 else s),
-        read_ns=lambda s: 450_000_000 if abs(s - 1.0) < 0.01 else 20_000,
-    )
-    planted.end()
-    [row] = rows(planted)
-    assert row.energy_j == pytest.approx(1000.0, rel=1e-6)
-
-
 def frozen(s, from_s=4.0, to_s=99.0):
     """The joules of a counter under 100 W that stands from one moment to another."""
     return 100.0 * (s if s < from_s else from_s if s < to_s else from_s + s - to_s)
