@@ -5,11 +5,11 @@
 
 It speaks to the real sampler through the real link, and writes what `llem.cluster.element` and the
 training loop write, in their order: every node's record is begun, a barrier, the window, a barrier,
-the records are ended. SLURM's variables say who a process is; a task that stands alone on its node
-is all of the node's ranks, as a launcher is.
+the records are ended. SLURM's variables say who a process is.
 
-A case: {folder, run_id, nodes, ranks_per_node, window_s, step_s, fault, environ: {node: {name:
-value or null}}, used: [GPU indices]}.
+A case: {folder, run_id, hosts, ranks_per_node, tasks, window_s, step_s, fault, environ: {node:
+{name: value or null}}, used: [GPU indices]}. With `tasks` each rank is a task of its own; else the
+one task on a node is all of its ranks, as a launcher is.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def main(role: str, case_file: str) -> int:
     per_node = case["ranks_per_node"]
     local = int(os.environ["SLURM_LOCALID"])
     first = int(os.environ["SLURM_NODEID"]) * per_node
-    if os.environ.get("SLURM_STEP_TASKS_PER_NODE", "1").startswith("1"):
+    if not case["tasks"]:
         import llem.energy
         import llem.records  # noqa: F401  # imported once for all that are forked
 
@@ -64,7 +64,7 @@ class Rank:
     def __init__(self, case: dict, node: str, rank: int, local: int, socket: Path) -> None:
         self.case, self.node, self.rank, self.local = case, node, rank, local
         self.socket = socket
-        self.world = case["nodes"] * case["ranks_per_node"]
+        self.world = len(case["hosts"]) * case["ranks_per_node"]
         self.attempt = Path(case["folder"]) / "runs" / case["run_id"] / "attempt-0"
         self.meeting = Path(case["folder"]) / "meet"
 

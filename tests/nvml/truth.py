@@ -142,8 +142,29 @@ CASES: tuple[Case, ...] = (
 )  # fmt: skip
 
 
-def prepare(case: Case, folder: Path, nodes: Sequence[str]) -> Path:
-    """A campaign folder of one run, and in it the file for `light.py`, which is returned."""
+def many() -> tuple[Case, ...]:
+    """Every shape of power with 1 and 2 ranks on a GPU, both counters, with and without latency."""
+    shapes = {"constant": CONSTANT, **{f"square {p:g} s": s for p, s in SQUARES.items()}}
+    return tuple(
+        Case(
+            name=f"{name}, {ranks} a GPU, {period} ms, {latency} us",
+            gpus=gpus,
+            ranks_per_gpu=ranks,
+            more={"energy_update_ms": period, "latency_us": latency},
+            window_s=LONG_WINDOW_S if period > 20 else WINDOW_S,
+        )
+        for name, gpus in (shapes | {"bursts": BURSTS}).items()
+        for ranks in (1, 2)
+        for period in (20, 100)
+        for latency in (0, 500)
+    )
+
+
+def prepare(case: Case, folder: Path, nodes: Sequence[str], *, tasks: bool = False) -> Path:
+    """A campaign folder of one run, and in it the file for `light.py`, which is returned.
+
+    With `tasks` whoever runs it starts a task for each rank, where the case wants that.
+    """
     folder.mkdir(parents=True)
     steps = round(case.window_s / STEP_S)
     run = {
@@ -155,9 +176,10 @@ def prepare(case: Case, folder: Path, nodes: Sequence[str]) -> Path:
     (folder / "plan.json").write_text(json.dumps({"runs": [run], "site": {}}))
     settings = case.gpus.settings(faults=folder, **case.more)
     values = {
-        "folder": str(folder), "run_id": case.run_id, "nodes": len(nodes), "hosts": list(nodes),
-        "ranks_per_node": case.ranks_per_node, "window_s": case.window_s, "step_s": STEP_S,
-        "fault": case.fault, "used": list(case.used or case.held),
+        "folder": str(folder), "run_id": case.run_id, "hosts": list(nodes),
+        "tasks": tasks and case.tasks, "ranks_per_node": case.ranks_per_node,
+        "window_s": case.window_s, "step_s": STEP_S, "fault": case.fault,
+        "used": list(case.used or case.held),
         "environ": {node: {**settings, **case.environ(node)} for node in nodes},
     }  # fmt: skip
     path = folder / "case.json"
@@ -207,8 +229,9 @@ def judge(case: Case, folder: Path) -> Verdict:
         faults.append(f"does not say {case.says!r}")
     if not case.says and row.energy_reason:
         faults.append("says something where nothing is to be said")
-    if row.devices != 2 * len(case.held):
-        faults.append(f"{row.devices} devices, not {2 * len(case.held)}")
+    expected = len(end["hosts"]) * len(case.held)
+    if row.devices != expected:
+        faults.append(f"{row.devices} devices, not {expected}")
     if row.status != "completed" or row.reason:
         faults.append(f"{row.status} {row.reason}")
     return Verdict(
