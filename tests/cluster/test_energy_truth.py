@@ -74,9 +74,9 @@ def home(login):
     return folder
 
 
-def submit(login, home, nvml, name, cases, *, nodes=NODES, gpus=4, wait=True):
+def submit(login, home, nvml, name, cases, *, nodes=NODES, gpus=4):
     """A job that runs the cases at once."""
-    python = login.program.parent / "python"
+    python = Path(login.program).parent / "python"
     text = SCRIPT.format(library=nvml.parent, tools=home / "tools", python=python,
                          nodes=len(nodes), gpus=gpus)  # fmt: skip
     for case in cases:
@@ -89,8 +89,7 @@ def submit(login, home, nvml, name, cases, *, nodes=NODES, gpus=4, wait=True):
     subprocess.run(["chown", "--recursive", "llem:", home], check=True)
     words = ["--partition=wide", f"--nodelist={','.join(nodes)}", f"--nodes={len(nodes)}",
              f"--gres=gpu:{gpus}", f"--mem={1750 * gpus}", f"--cpus-per-task={4 * gpus}",
-             f"--output={home}/{name}.log", "--time=20"]  # fmt: skip
-    words += ["--wait"] if wait else []
+             f"--output={home}/{name}.log", "--time=20", "--wait"]  # fmt: skip
     command = ["runuser", "-u", "llem", "--", "sbatch", *words, home / f"{name}.sh"]
     return subprocess.Popen(command, cwd=home, stdout=subprocess.DEVNULL)
 

@@ -16,9 +16,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import tempfile
 import time
+import zlib
 from pathlib import Path
 
 import fake_nvml
@@ -36,13 +38,17 @@ def main(role: str, case_file: str) -> int:
             os.environ.pop(key, None)
         else:
             os.environ[key] = value
-    folder = Path(tempfile.gettempdir()) / f"llem-light-{os.getuid()}"
-    socket = folder / f"{os.environ['SLURM_JOB_ID']}-{case['run_id']}-{node}" / "s"
+    # A folder on the node and one to a case, which the sampler makes; a socket's path is short.
+    name = (
+        f"llem-light-{zlib.crc32(case['folder'].encode()):08x}-{os.environ['SLURM_JOB_ID']}-{node}"
+    )
+    socket = Path(tempfile.gettempdir()) / name / "s"
     if role == "sampler":
-        folder.mkdir(mode=0o700, exist_ok=True)
         from llem.energy.sampler import main as sampler_main
 
-        return sampler_main(["--socket", str(socket), "--linger", "20", "--term-grace", "30"])
+        status = sampler_main(["--socket", str(socket), "--linger", "60", "--term-grace", "30"])
+        shutil.rmtree(socket.parent, ignore_errors=True)
+        return status
     per_node = case["ranks_per_node"]
     local = int(os.environ["SLURM_LOCALID"])
     first = int(os.environ["SLURM_NODEID"]) * per_node

@@ -28,7 +28,8 @@ WINDOW_S = 12.0
 LONG_WINDOW_S = 40.0
 
 Environ = dict[str, str | None]
-NO_SLURM: Environ = {"SLURM_STEP_GPUS": None, "SLURM_JOB_GPUS": None}
+OF_SLURM = ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "SLURM_GPUS_ON_NODE")
+NO_SLURM: Environ = dict.fromkeys(OF_SLURM)
 
 
 @dataclass(frozen=True, kw_only=True)
