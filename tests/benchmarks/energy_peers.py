@@ -9,7 +9,8 @@ readings of the wall clock in it. Each tool runs in a process of its own, the to
 the same time. What counts is the GPUs' part of what the tool says, summed over the processes that
 said it, for that is what their user would do:
 
-    llem        `with llem.energy.measure(FILE)`, then `device_energies(FOLDER)`
+    llem        `with llem.energy.measure(FILE)`; the record's joules in the block's window, as those
+                of a run are what its devices used in the window that its ranks stamp
     zeus        ZeusMonitor().begin_window / end_window, total_energy
     codecarbon  EmissionsTracker start / stop, gpu_energy
     perun       `perun monitor SCRIPT`, gpu_energy; scaled to the block by the runtime that it tells
@@ -32,6 +33,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "nvml"))
@@ -197,43 +199,46 @@ def ask(tool: str, case: Case, folder: Path, environ: Mapping[str, str], peers: 
             why = (error.strip().splitlines() or ["no word"])[-1]
             return Told(error=math.nan, joules=math.nan, said=f"fails: {why}")
     told = [json.loads(Path(f"{name}.told").read_text()) for name in names]
-    joules, said = READERS[tool](folder, names, [t[2] for t in told], [t[1] - t[0] for t in told])
+    joules, said = READERS[tool](names, told)
     # processes that measure one GPU at the same time have used it once
     t0_s, t1_s = min(t[0] for t in told), max(t[1] for t in told)
     truth = sum(case.gpus.energy_j(gpu, t0_s, t1_s) for gpu in case.held)
     return Told(error=joules / truth - 1, joules=joules, said=said)
 
 
-def read_llem(
-    folder: Path, _names: list[Path], _joules: list[float], _seconds: list[float]
-) -> tuple[float, str]:
-    from llem.results import device_energies
+def read_llem(names: list[Path], told: list[Any]) -> tuple[float, str]:
+    from llem.records import read_node
+    from llem.results.claims import claim_devices, countable, divide_shared, read_series
+    from llem.results.clock import HostClock
 
-    found = device_energies(folder)
-    said = {device.reason for device in found.devices if device.reason}
-    return found.energy_j, min(said, default="")
+    claims = []
+    for name, (t0_s, t1_s, *_) in zip(names, told, strict=True):
+        record = read_node(Path(f"{name}.h5"))
+        clock = HostClock.of("", record.clock)
+        window = clock.mono_of(round(t0_s * 1e9)), clock.mono_of(round(t1_s * 1e9))
+        claims += countable(claim_devices(record, owner=name.name, window=window))
+    divided = divide_shared(claims, read_series)
+    said = min((claim.reason for claim in divided if claim.reason), default="")
+    return sum(claim.energy_j for claim in divided), said
 
 
-def read_sum(
-    _folder: Path, _names: list[Path], joules: list[float], _seconds: list[float]
-) -> tuple[float, str]:
-    return sum(joules), ""
+def read_sum(_names: list[Path], told: list[Any]) -> tuple[float, str]:
+    return sum(joules for _, _, joules, _ in told), ""
 
 
-def read_perun(
-    _folder: Path, names: list[Path], _joules: list[float], seconds: list[float]
-) -> tuple[float, str]:
+def read_perun(names: list[Path], told: list[Any]) -> tuple[float, str]:
     total = 0.0
-    for name, block_s in zip(names, seconds, strict=True):
+    for name, (t0_s, t1_s, *_) in zip(names, told, strict=True):
         (path,) = name.glob("*.json")
         metrics = json.loads(path.read_text())["metrics"]
         if "gpu_energy" not in metrics:
             return math.nan, "no gpu_energy"
-        total += metrics["gpu_energy"]["sum"] * block_s / metrics["runtime"]["sum"]
+        total += metrics["gpu_energy"]["sum"] * (t1_s - t0_s) / metrics["runtime"]["sum"]
     return total, ""
 
 
-Reader = Callable[[Path, list[Path], list[float], list[float]], tuple[float, str]]
+# The files' names, and of each process (t0, t1, joules, words) -> joules and words.
+Reader = Callable[[list[Path], list[Any]], tuple[float, str]]
 READERS: Mapping[str, Reader] = {
     "llem": read_llem, "zeus": read_sum, "codecarbon": read_sum, "perun": read_perun,
 }  # fmt: skip

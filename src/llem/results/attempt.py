@@ -197,6 +197,8 @@ def _said_unused(claim: Claim, used: frozenset[str] | None) -> Claim:
     """The claim, which says so where the job held a GPU that none of its ranks computed on."""
     if used is None or claim.uuid in used or claim.domain not in ("gpu", "module"):
         return claim
+    if any(uuid.startswith("MIG-") for uuid in used):
+        return claim  # an instance's name does not say whose it is
     told = f"{claim.uuid}: a GPU that no rank uses"
     return replace(claim, reason="; ".join(r for r in (told, claim.reason) if r))
 

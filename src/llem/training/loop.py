@@ -126,20 +126,11 @@ def _own_meta(run: Run, world: World) -> dict[str, Any]:
         "local_rank": world.local_rank,
         "world_size": world.world_size,
         "device": torch.cuda.get_device_name() if world.device.type == "cuda" else "cpu",
-        "device_uuid": _device_uuid(world),
         "threads": torch.get_num_threads(),
         "versions": versions(),
         "image_digest": os.environ.get("LLEM_IMAGE_DIGEST", ""),
         "steps_planned": run.steps,
     }
-
-
-def _device_uuid(world: World) -> str:
-    """The rank's GPU as NVML names it, so that one that no rank uses is known; '' without one."""
-    if world.device.type != "cuda":
-        return ""
-    uuid = getattr(torch.cuda.get_device_properties(world.device), "uuid", None)
-    return f"GPU-{uuid}" if uuid is not None else ""
 
 
 @dataclass(kw_only=True)

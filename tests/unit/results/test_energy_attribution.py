@@ -173,7 +173,7 @@ def test_a_gpu_that_no_rank_uses_is_counted_and_told(planted):
     assert row.energy_reason == "GPU-1: a GPU that no rank uses"
 
 
-@pytest.mark.parametrize(("ranks", "uuid"), [(2, "GPU-0"), (1, "")])
+@pytest.mark.parametrize(("ranks", "uuid"), [(2, "GPU-0"), (1, ""), (1, "MIG-0")])
 def test_of_ranks_that_did_not_all_say_where_they_were_nothing_is_concluded(planted, ranks, uuid):
     planted.run()
     planted.rank(device_uuid=uuid)
