@@ -9,8 +9,8 @@ readings of the wall clock in it. Each tool runs in a process of its own, the to
 the same time. What counts is the GPUs' part of what the tool says, summed over the processes that
 said it, for that is what their user would do:
 
-    llem        `with llem.energy.measure(FILE)`; the record's joules in the block's window, as those
-                of a run are what its devices used in the window that its ranks stamp
+    llem        `with llem.energy.measure(FILE)`; the record's joules in the block's window, as
+                those of a run are what its devices used in the window that its ranks stamp
     zeus        ZeusMonitor().begin_window / end_window, total_energy
     codecarbon  EmissionsTracker start / stop, gpu_energy
     perun       `perun monitor SCRIPT`, gpu_energy; scaled to the block by the runtime that it tells
