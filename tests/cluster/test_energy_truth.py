@@ -126,7 +126,10 @@ def test_a_clock_that_is_off_was_off(verdicts, home):
 
 
 def test_two_jobs_on_one_node_each_pay_for_their_own_gpus(login, home, nvml, verdicts):
-    both = [truth.Case(name=f"job {x}", gpus=truth.BURSTS, held=(0, 1)) for x in ("one", "two")]
+    both = [
+        truth.Case(name=f"job {x}", gpus=truth.BURSTS, held=(0, 1), given=True)
+        for x in ("one", "two")
+    ]
     jobs = [submit(login, home, nvml, c.run_id, [c], nodes=NODES[:1], gpus=2) for c in both]
     assert [job.wait(300) for job in jobs] == [0, 0]
     held = []
@@ -136,11 +139,9 @@ def test_two_jobs_on_one_node_each_pay_for_their_own_gpus(login, home, nvml, ver
     assert sorted(held) == [(0, 1), (2, 3)]
     spans = []
     for case, gpus in zip(both, held, strict=True):
-        own = replace(case, held=gpus, used=(0, 1), says="")
-        verdict = truth.judge(own, home / case.run_id)
+        verdict = truth.judge(replace(case, held=gpus), home / case.run_id)
         print(truth.table([verdict]))
-        assert verdict.energy_j == pytest.approx(verdict.truth_j, rel=truth.TOLERANCE)
-        assert verdict.quality == "counter"
+        assert not verdict.faults
         steps = read_node(home / case.run_id / "runs" / case.run_id / "attempt-0" / "node-n5.h5")
         t = steps.devices[0].samples["t_ns"]
         spans.append((int(t[0]), int(t[-1])))

@@ -8,8 +8,8 @@ training loop write, in their order: every node's record is begun, a barrier, th
 the records are ended. SLURM's variables say who a process is.
 
 A case: {folder, run_id, hosts, ranks_per_node, tasks, window_s, step_s, fault, environ: {node:
-{name: value or null}}, used: [GPU indices]}. With `tasks` each rank is a task of its own; else the
-one task on a node is all of its ranks, as a launcher is.
+{name: value or null}}, used: [GPU indices; none: those that SLURM gives]}. With `tasks` each rank
+is a task of its own; else the one task on a node is all of its ranks, as a launcher is.
 """
 
 from __future__ import annotations
@@ -76,6 +76,7 @@ class Rank:
 
     def run(self) -> int:
         from llem.energy import SamplerLink
+        from llem.energy.held import expand_indices
         from llem.records import host_meta, rank_writer
 
         meta = {"run_id": self.case["run_id"], "attempt": 0, "node": self.node}
@@ -86,7 +87,7 @@ class Rank:
         if link is not None:
             answer = link.begin(self.attempt / f"node-{self.node}.h5", meta)
             unmeasured = "" if answer.ok else answer.reason
-        used = self.case["used"]
+        used = self.case["used"] or [*map(int, expand_indices(os.environ["SLURM_STEP_GPUS"]))]
         own = {
             **host_meta(),
             **meta,

@@ -36,8 +36,9 @@ NO_SLURM: Environ = dict.fromkeys(OF_SLURM)
 class Case:
     """What a node's GPUs draw, how the job names them, who uses them, and what must come out.
 
-    `held` are the GPUs of each node that the job holds. `quality` none: the energy must be NaN and
-    the reason must hold `says`. `skewed`: the second node is another machine, 5 s ahead.
+    `held` are the GPUs of each node that the job holds; `given`: which these are is SLURM's to say.
+    `quality` none: the energy must be NaN and the reason must hold `says`. `skewed`: the second
+    node is another machine, 5 s ahead.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Case:
     used: Sequence[int] = ()
     ranks_per_gpu: int = 1
     tasks: bool = False
+    given: bool = False
     window_s: float = WINDOW_S
     fault: str = ""
     quality: str = "counter"
@@ -180,7 +182,7 @@ def prepare(case: Case, folder: Path, nodes: Sequence[str], *, tasks: bool = Fal
         "folder": str(folder), "run_id": case.run_id, "hosts": list(nodes),
         "tasks": tasks and case.tasks, "ranks_per_node": case.ranks_per_node,
         "window_s": case.window_s, "step_s": STEP_S, "fault": case.fault,
-        "used": list(case.used or case.held),
+        "used": [] if case.given else list(case.used or case.held),
         "environ": {node: {**settings, **case.environ(node)} for node in nodes},
     }  # fmt: skip
     path = folder / "case.json"
