@@ -55,12 +55,11 @@ exec unshare -rm bash -c 'mount --bind {boot_id} /proc/sys/kernel/random/boot_id
 
 
 @pytest.fixture(scope="module")
-def home(login):
-    """The user's folder with what a light element needs: itself, pynvml, a clock that is off."""
+def tools(login):
+    """A folder of what a light element needs: itself, pynvml, a clock that is off."""
     import pynvml
 
-    folder = login.home / "truth"
-    tools = folder / "tools"
+    tools = login.home / "truth" / "tools"
     tools.mkdir(parents=True)
     for path in (NVML / "light.py", NVML / "fake_nvml.py", Path(pynvml.__file__)):
         shutil.copy(path, tools)
@@ -71,37 +70,42 @@ def home(login):
     off = tools / "off"
     off.write_text(OFF.format(skew=SKEW_S, boot_id=boot_id, library=library))
     off.chmod(0o755)
-    return folder
+    return tools
 
 
-def submit(login, home, nvml, name, cases, *, nodes=NODES, gpus=4):
-    """A job that runs the cases at once."""
+def submit(login, tools, nvml, home, cases, *, nodes=NODES, gpus=4):
+    """A job that runs the cases at once, in folders of `home`."""
     python = Path(login.program).parent / "python"
-    text = SCRIPT.format(library=nvml.parent, tools=home / "tools", python=python,
-                         nodes=len(nodes), gpus=gpus)  # fmt: skip
+    text = SCRIPT.format(library=nvml.parent, tools=tools, python=python, nodes=len(nodes),
+                         gpus=gpus)  # fmt: skip
     for case in cases:
         folder = home / case.run_id
         truth.prepare(case, folder, nodes, tasks=True)
         per_node = case.ranks_per_node if case.tasks else 1
-        off = home / "tools" / "off" if case.skewed else ""
+        off = tools / "off" if case.skewed else ""
         text += f'case_ {folder} {per_node * len(nodes)} {per_node} "{off}" &\n'
-    login.write(f"truth/{name}.sh", text + "wait\n")
+    script = home / f"{cases[0].run_id}.sh"
+    script.write_text(text + "wait\n")
     subprocess.run(["chown", "--recursive", "llem:", home], check=True)
     words = ["--partition=wide", f"--nodelist={','.join(nodes)}", f"--nodes={len(nodes)}",
              f"--gres=gpu:{gpus}", f"--mem={1750 * gpus}", f"--cpus-per-task={4 * gpus}",
-             f"--output={home}/{name}.log", "--time=20", "--wait"]  # fmt: skip
-    command = ["runuser", "-u", "llem", "--", "sbatch", *words, home / f"{name}.sh"]
+             f"--output={script.with_suffix('.log')}", "--time=20", "--wait"]  # fmt: skip
+    command = ["runuser", "-u", "llem", "--", "sbatch", *words, script]
     return subprocess.Popen(command, cwd=home, stdout=subprocess.DEVNULL)
 
 
 @pytest.fixture(scope="module")
-def verdicts(login, home, nvml, tmp_path_factory):
+def verdicts(login, tools, nvml):
+    def run(cases, home):
+        for number in range(0, len(cases), AT_ONCE):
+            some = cases[number : number + AT_ONCE]
+            job = submit(login, tools, nvml, home, some)
+            log = home / f"{some[0].run_id}.log"
+            assert job.wait(600) == 0, log.read_text() if log.exists() else "no log"
+
     cases = truth.CASES + (truth.many() if MANY else ())
-    for number in range(0, len(cases), AT_ONCE):
-        job = submit(login, home, nvml, f"job-{number}", cases[number : number + AT_ONCE])
-        assert job.wait(600) == 0, (home / f"job-{number}.log").read_text()
-    found = {case.name: truth.judge(case, home / case.run_id) for case in cases}
-    truth.write(list(found.values()), home / "truth.csv")
+    found = truth.verdicts_of(cases, tools.parent, run)
+    truth.write(list(found.values()), tools.parent / "truth.csv")
     print(truth.table(found.values()))
     return found
 
@@ -111,13 +115,10 @@ def test_every_case_is_within_half_a_percent_of_the_truth_or_says_why_not(verdic
     assert not wrong
 
 
-def test_a_clock_that_is_off_was_off(verdicts, home):
+def test_a_clock_that_is_off_was_off(verdicts, tools):
     """Else the case of skew has shown nothing."""
     (case,) = (c for c in truth.CASES if c.skewed)
-    first, second = (
-        read_node(home / case.run_id / "runs" / case.run_id / "attempt-0" / f"node-{n}.h5")
-        for n in NODES
-    )
+    first, second = (node_record(tools.parent / "go-0" / case.run_id, node) for node in NODES)
     offsets = [
         int(r.clock["t_wall_ns"][0] - r.clock["t_mono_ns"][0]) / 1e9 for r in (first, second)
     ]
@@ -125,25 +126,30 @@ def test_a_clock_that_is_off_was_off(verdicts, home):
     assert first.meta["boot_id"] != second.meta["boot_id"]
 
 
-def test_two_jobs_on_one_node_each_pay_for_their_own_gpus(login, home, nvml, verdicts):
-    both = [
-        truth.Case(name=f"job {x}", gpus=truth.BURSTS, held=(0, 1), given=True)
-        for x in ("one", "two")
+def test_two_jobs_on_one_node_each_pay_for_their_own_gpus(login, tools, nvml, verdicts):
+    both = {
+        tools.parent / name: truth.Case(name="a job", gpus=truth.BURSTS, held=(0, 1), given=True)
+        for name in ("one", "two")
+    }
+    jobs = [
+        submit(login, tools, nvml, home, [case], nodes=NODES[:1], gpus=2)
+        for home, case in both.items()
     ]
-    jobs = [submit(login, home, nvml, c.run_id, [c], nodes=NODES[:1], gpus=2) for c in both]
     assert [job.wait(300) for job in jobs] == [0, 0]
-    held = []
-    for case in both:
-        path = home / case.run_id / "runs" / case.run_id / "attempt-0" / "node-n5.h5"
-        held.append(tuple(sorted(int(d.uuid[-12:], 16) for d in read_node(path).devices)))
-    assert sorted(held) == [(0, 1), (2, 3)]
-    spans = []
-    for case, gpus in zip(both, held, strict=True):
-        verdict = truth.judge(replace(case, held=gpus), home / case.run_id)
+    held, spans = [], []
+    for home, case in both.items():
+        record = node_record(home / case.run_id, NODES[0])
+        held.append(tuple(sorted(int(d.uuid[-12:], 16) for d in record.devices)))
+        verdict = truth.judge(replace(case, held=held[-1]), home / case.run_id)
         print(truth.table([verdict]))
         assert not verdict.faults
-        steps = read_node(home / case.run_id / "runs" / case.run_id / "attempt-0" / "node-n5.h5")
-        t = steps.devices[0].samples["t_ns"]
-        spans.append((int(t[0]), int(t[-1])))
+        times = record.devices[0].samples["t_ns"]
+        spans.append((int(times[0]), int(times[-1])))
+    assert sorted(held) == [(0, 1), (2, 3)]
     # they ran at the same time
     assert max(a for a, _ in spans) < min(b for _, b in spans)
+
+
+def node_record(folder, node):
+    (path,) = folder.glob(f"runs/*/attempt-0/node-{node}.h5")
+    return read_node(path)

@@ -213,13 +213,16 @@ class NvmlMeter:
 def _timed(read: Callable[[], float]) -> tuple[float, int]:
     """What `read` gives, and when. Interrupted between clock and counter, it is asked again: joules
     of another moment would be worth the power times that while."""
+    quickest_ns, value, at_ns = 1 << 62, 0.0, 0
     for _ in range(READ_TRIES):
         before_ns = time.monotonic_ns()
-        value = read()
+        read_value = read()
         took_ns = time.monotonic_ns() - before_ns
+        if took_ns < quickest_ns:
+            quickest_ns, value, at_ns = took_ns, read_value, before_ns + took_ns // 2
         if took_ns < SLOW_READ_NS:
             break
-    return value, before_ns + took_ns // 2
+    return value, at_ns
 
 
 def _decode(value: Any) -> str:

@@ -31,17 +31,21 @@ def truth():
 @pytest.fixture(scope="module")
 def verdicts(truth, nvml_library, plain_environ, tmp_path_factory):
     """All cases at once: what they do is mostly to sleep."""
-    home = tmp_path_factory.mktemp("truth")
-    started = []
-    try:
-        for number, case in enumerate(c for c in truth.CASES if not c.skewed):
-            started += start(truth, case, home / case.run_id, number, nvml_library, plain_environ)
-        for process, role in started:
-            assert process.wait(PATIENCE_S) == 0, role
-    finally:
-        for process, _ in started:
-            process.kill()
-    found = {c.name: truth.judge(c, home / c.run_id) for c in truth.CASES if not c.skewed}
+
+    def run(cases, home):
+        started = []
+        try:
+            for number, case in enumerate(cases):
+                folder = home / case.run_id
+                started += start(truth, case, folder, number, nvml_library, plain_environ)
+            for process, role in started:
+                assert process.wait(PATIENCE_S) == 0, role
+        finally:
+            for process, _ in started:
+                process.kill()
+
+    cases = [case for case in truth.CASES if not case.skewed]
+    found = truth.verdicts_of(cases, tmp_path_factory.mktemp("truth"), run)
     print(truth.table(found.values()))
     return found
 
