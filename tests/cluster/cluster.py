@@ -6,10 +6,10 @@
     python3 tests/cluster/cluster.py image         # the CPU image with this checkout's llem in it
     python3 tests/cluster/cluster.py down
 
-`up` gives slurmctld, slurmdbd on MariaDB, four nodes n1..n4 of two stand-in GPUs each, the user
-`llem`, and an Apptainer that user can run. Exit status: 0 done, 1 a step failed (the message names
-the step, the log and the remedy), 2 the call was wrong, 3 this machine cannot carry it (tests skip
-with that reason).
+`up` gives slurmctld, slurmdbd on MariaDB, nodes n1..n4 of two stand-in GPUs each and n5, n6 of
+four, the user `llem`, and an Apptainer that user can run. Exit status: 0 done, 1 a step failed (the
+message names the step, the log and the remedy), 2 the call was wrong, 3 this machine cannot carry
+it (tests skip with that reason).
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""The text of SLURM's configuration: a farm of four two-GPU nodes on one host. Pure functions.
+"""The text of SLURM's configuration: a farm of small nodes on one host. Pure functions.
 
-Four slurmd share the host under the names n1..n4. Each claims more cores than the machine has
+Four slurmd share the host under the names n1..n4, of two GPUs each, and two more as n5 and n6, of
+four GPUs, in a partition of their own (`wide`). Each claims more cores than the machine has
 (`config_overrides`), and its GPUs are stand-ins: SLURM counts them, hands them out and sets
 CUDA_VISIBLE_DEVICES as on a real cluster.
 """
@@ -26,6 +27,9 @@ class Farm:
     cpus_per_node: int = 4
     memory_per_node_mb: int = 8000
     gpus_per_node: int = 2
+    wide_nodes: int = 2
+    wide_cpus: int = 16
+    wide_gpus: int = 4
     first_port: int = 17001
     # As on many sites: the cap is on the array INDEX, so 1001 allows 0..1000.
     max_array_size: int = 1001
@@ -34,18 +38,21 @@ class Farm:
 
     @property
     def node_names(self) -> list[str]:
-        return [f"n{number}" for number in range(1, self.nodes + 1)]
+        return [f"n{number}" for number in range(1, self.nodes + self.wide_nodes + 1)]
 
     @property
     def gpu_files(self) -> list[Path]:
         """Named as the driver names them: SLURM takes the index from the trailing number."""
-        return [self.state / "dev" / f"nvidia{index}" for index in range(self.gpus_per_node)]
+        most = max(self.gpus_per_node, self.wide_gpus)
+        return [self.state / "dev" / f"nvidia{index}" for index in range(most)]
 
 
 def slurm_conf(farm: Farm) -> str:
     """slurm.conf. Timeouts are long because eight ranks may share two real cores."""
-    nodes = f"n[1-{farm.nodes}]"
-    ports = f"[{farm.first_port}-{farm.first_port + farm.nodes - 1}]"
+    nodes, wide = _names(farm)
+    second_port = farm.first_port + farm.nodes
+    ports = f"[{farm.first_port}-{second_port - 1}]"
+    wide_ports = f"[{second_port}-{second_port + farm.wide_nodes - 1}]"
     return (
         MARK
         + f"""\
@@ -91,23 +98,35 @@ AccountingStorageEnforce=limits
 NodeName={nodes} NodeHostname={farm.host} NodeAddr=127.0.0.1 Port={ports} \
 CPUs={farm.cpus_per_node} RealMemory={farm.memory_per_node_mb} Gres=gpu:{farm.gpus_per_node} \
 State=UNKNOWN
+NodeName={wide} NodeHostname={farm.host} NodeAddr=127.0.0.1 Port={wide_ports} \
+CPUs={farm.wide_cpus} RealMemory={farm.memory_per_node_mb} Gres=gpu:{farm.wide_gpus} \
+State=UNKNOWN
 # A job of `urgent` drives one of `gpu` out, which is warned and given some seconds to leave.
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-PartitionName=gpu Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO \
+PartitionName=gpu Nodes={nodes} Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO \
 PriorityTier=1 PreemptMode=REQUEUE GraceTime={farm.grace_s}
-PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP OverSubscribe=NO \
+PartitionName=wide Nodes={wide} MaxTime=INFINITE State=UP OverSubscribe=NO
+PartitionName=urgent Nodes={nodes} MaxTime=INFINITE State=UP OverSubscribe=NO \
 PriorityTier=10 PreemptMode=OFF
 # For elements that do next to nothing: as many as the scheduler can start.
-PartitionName=many Nodes=ALL MaxTime=INFINITE State=UP OverSubscribe=FORCE:4 \
+PartitionName=many Nodes={nodes} MaxTime=INFINITE State=UP OverSubscribe=FORCE:4 \
 PriorityTier=1 PreemptMode=REQUEUE GraceTime={farm.grace_s}
 """
     )
 
 
 def gres_conf(farm: Farm) -> str:
-    files = f"{farm.state}/dev/nvidia[0-{farm.gpus_per_node - 1}]"
-    return MARK + (f"NodeName=n[1-{farm.nodes}] Name=gpu Count={farm.gpus_per_node} File={files}\n")
+    counts = zip(_names(farm), (farm.gpus_per_node, farm.wide_gpus), strict=True)
+    return MARK + "".join(
+        f"NodeName={nodes} Name=gpu Count={count} File={farm.state}/dev/nvidia[0-{count - 1}]\n"
+        for nodes, count in counts
+    )
+
+
+def _names(farm: Farm) -> tuple[str, str]:
+    """The nodes of both kinds, as SLURM lists them."""
+    return f"n[1-{farm.nodes}]", f"n[{farm.nodes + 1}-{farm.nodes + farm.wide_nodes}]"
 
 
 def slurmdbd_conf(farm: Farm) -> str:

@@ -1,4 +1,8 @@
-"""Builds the stand-in NVML: `python tests/nvml/build.py FOLDER` prints the library's path."""
+"""Builds the stand-in NVML: `python tests/nvml/build.py FOLDER` prints the library's path.
+
+Beside it lies an executable `nvidia-smi` that says nothing: codecarbon looks for one on PATH before
+it asks the library.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +35,9 @@ def build(out_dir: str | Path) -> Path:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{SOURCE.name} does not compile:\n{done.stderr}")
+    stub = library.with_name("nvidia-smi")
+    stub.write_text("#!/bin/sh\nexit 0\n")
+    stub.chmod(0o755)
     unfinished.replace(library)
     return library
 

@@ -2,7 +2,8 @@
 
 NVML does not know CUDA_VISIBLE_DEVICES. With constrained device cgroups it shows only the job's
 GPUs, counted from 0 again, while SLURM's variables keep the node's own numbers. So a list of
-indices is trusted as such only where NVML shows more GPUs than the list names.
+indices is trusted as such only where NVML shows more GPUs than the list names; and a list of UUIDs
+that is as long is trusted before it, for a name is a name in any order.
 """
 
 from __future__ import annotations
@@ -62,7 +63,11 @@ def held_gpus(shown: Sequence[Shown], environ: Mapping[str, str]) -> Held:
         return _by_entries(shown, entries)  # SLURM counts instances: only their names are sure
     for variable in INDEX_VARIABLES:
         if environ.get(variable):
-            return _by_indices(shown, expand_indices(environ[variable]), variable)
+            indices = expand_indices(environ[variable])
+            named = all(_is_uuid(entry) for entry in entries)
+            if entries and named and len(entries) >= len(indices):
+                return _by_entries(shown, entries)
+            return _by_indices(shown, indices, variable)
     if cuda is not None:
         return _by_entries(shown, entries)
     return _shares(shown, ())
@@ -82,6 +87,10 @@ def expand_indices(text: str) -> list[str]:
 
 def _is_mig(entry: str) -> bool:
     return entry.upper().startswith("MIG-")
+
+
+def _is_uuid(entry: str) -> bool:
+    return entry.upper().startswith("GPU-")
 
 
 def _cuda_entries(text: str) -> list[str]:
@@ -119,7 +128,8 @@ def _by_entries(shown: Sequence[Shown], entries: Sequence[str]) -> Held:
             continue
         uuid, share = found
         shares[uuid] = shares.get(uuid, 0.0) + share
-    held = {uuid: min(share, 1.0) if share == share else share for uuid, share in shares.items()}
+    # seven sevenths are the whole, whatever floats make of them
+    held = {uuid: 1.0 if share > 1 - 1e-9 else share for uuid, share in shares.items()}
     return Held(shares=held, reasons=tuple(reasons) + _partial(held))
 
 

@@ -54,7 +54,11 @@ class Probe:
 
 @dataclass(frozen=True)
 class Reading:
-    """One sample of one device; NaN for what was not measured. `energy_mj` is read first."""
+    """One sample of one device; NaN for what was not measured. `energy_mj` is read first.
+
+    `at_ns` is when that was, on the monotonic clock, where the meter knows it closer than that it
+    was asked; else 0.
+    """
 
     energy_mj: float = math.nan
     power_mw: float = math.nan
@@ -62,6 +66,7 @@ class Reading:
     utilization: float = math.nan
     clock_mhz: float = math.nan
     throttle: int = 0
+    at_ns: int = 0
 
 
 class MeterError(Exception):

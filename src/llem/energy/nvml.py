@@ -3,14 +3,19 @@
 The counter (nvmlDeviceGetTotalEnergyConsumption, Volta and later) moves every 20 to 100 ms, so a
 window's error is at most the peak power times that period. Where a GPU has no counter the power
 samples can be integrated late (quality `integral`), which aliases with loads that swing faster
-than the sensor. Board power is read as NVML_FI_DEV_POWER_INSTANT where there is one, because
-GetPowerUsage is a one-second average on most GPUs since Ampere.
+than the samples. Board power is therefore two things. Beside a counter it is what the GPU draws
+now: NVML_FI_DEV_POWER_INSTANT where there is one, because GetPowerUsage is a one-second average on
+most GPUs since Ampere. In a counter's place it is NVML_FI_DEV_POWER_AVERAGE where there is one:
+averages of a second, summed, leave out no moment.
+
+The counter of a Grace-Hopper counts the module, so its power is asked of the module too.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,6 +25,13 @@ from llem.energy.meter import Device, MeterError, Probe, Reading
 # On these the counter covers the whole module: GPU, Grace CPU and its memory (zeus#172).
 MODULES = ("GH200", "GB200", "GB300")
 MODULE_CONTAINS = ("gpu", "package", "dram")
+
+# A reading of the counter takes microseconds, or a millisecond where the driver is slow.
+SLOW_READ_NS = 3_000_000
+READ_TRIES = 3
+
+# The ways in which a GPU may tell its power, of which one is kept.
+POWERS = ("instant", "average", "usage")
 
 
 class NvmlMeter:
@@ -105,10 +117,13 @@ class NvmlMeter:
         """Try each reading once; what does not work now is left out of every sample."""
         nvml, handle = self._nvml, self._handles[uuid]
         name = self._text(lambda: nvml.nvmlDeviceGetName(handle))
+        module = any(mark in name for mark in MODULES)
+        scope = nvml.NVML_POWER_SCOPE_MODULE if module else nvml.NVML_POWER_SCOPE_GPU
         candidates: dict[str, Callable[[], float]] = {
             "energy_mj": lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(handle),
-            "instant": lambda: self._power_field(handle),
-            "average": lambda: nvml.nvmlDeviceGetPowerUsage(handle),
+            "instant": lambda: self._power(handle, nvml.NVML_FI_DEV_POWER_INSTANT, scope),
+            "average": lambda: self._power(handle, nvml.NVML_FI_DEV_POWER_AVERAGE, scope),
+            "usage": lambda: nvml.nvmlDeviceGetPowerUsage(handle),
             "temperature_c": lambda: nvml.nvmlDeviceGetTemperature(
                 handle, nvml.NVML_TEMPERATURE_GPU
             ),
@@ -119,19 +134,23 @@ class NvmlMeter:
         works: dict[str, Callable[[], float]] = {}
         refused: dict[str, str] = {}
         for key, read in candidates.items():
-            if key == "average" and "instant" in works:
-                continue
+            if key == "usage" and module:
+                continue  # of the GPU alone
             try:
                 read()
             except (nvml.NVMLError, MeterError) as error:
                 refused[key] = str(error)
             else:
                 works[key] = read
-        power = next((kind for kind in ("instant", "average") if kind in works), "none")
-        if power != "none":
-            works["power_mw"] = works.pop(power)
-        self._reads[uuid] = works
         counter = "energy_mj" in works
+        wanted = ("instant", "average") if counter else ("average", "instant")
+        kind = next((kind for kind in (*wanted, "usage") if kind in works), "")
+        powers = {key: works.pop(key) for key in POWERS if key in works}
+        if kind:
+            works["power_mw"] = powers[kind]
+        self._reads[uuid] = works
+        # what GetPowerUsage tells is an average on GPUs that have no such field
+        power = {"": "none", "usage": "average"}.get(kind, kind)
         quality = "counter" if counter else "integral" if power != "none" else "none"
         reason = ""
         if not counter:
@@ -139,9 +158,8 @@ class NvmlMeter:
             reason += (
                 f", {power} power is integrated instead"
                 if power != "none"
-                else f" and no power ({refused['average']})"
+                else f" and no power ({refused.get('usage') or refused['average']})"
             )
-        module = any(mark in name for mark in MODULES)
         return Device(
             uuid=uuid,
             name=name,
@@ -155,9 +173,9 @@ class NvmlMeter:
             power=power,
         )
 
-    def _power_field(self, handle: Any) -> float:
+    def _power(self, handle: Any, field: int, scope: int) -> float:
         nvml = self._nvml
-        [value] = nvml.nvmlDeviceGetFieldValues(handle, [nvml.NVML_FI_DEV_POWER_INSTANT])
+        [value] = nvml.nvmlDeviceGetFieldValues(handle, [(field, scope)])
         if value.nvmlReturn != nvml.NVML_SUCCESS:
             raise MeterError(f"power field: NVML error {value.nvmlReturn}")
         return float(value.value.uiVal)
@@ -167,7 +185,10 @@ class NvmlMeter:
         error: Exception | None = None
         for key, read in self._reads[device.uuid].items():
             try:
-                values[key] = read()
+                if key == "energy_mj":
+                    values[key], values["at_ns"] = _timed(read)
+                else:
+                    values[key] = read()
             except (self._nvml.NVMLError, MeterError) as refusal:
                 error = refusal
         if error is not None and not values:
@@ -187,6 +208,21 @@ class NvmlMeter:
             return _decode(read())
         except self._nvml.NVMLError:
             return "unknown"
+
+
+def _timed(read: Callable[[], float]) -> tuple[float, int]:
+    """What `read` gives, and when. Interrupted between clock and counter, it is asked again: joules
+    of another moment would be worth the power times that while."""
+    quickest_ns, value, at_ns = 1 << 62, 0.0, 0
+    for _ in range(READ_TRIES):
+        before_ns = time.monotonic_ns()
+        read_value = read()
+        took_ns = time.monotonic_ns() - before_ns
+        if took_ns < quickest_ns:
+            quickest_ns, value, at_ns = took_ns, read_value, before_ns + took_ns // 2
+        if took_ns < SLOW_READ_NS:
+            break
+    return value, at_ns
 
 
 def _decode(value: Any) -> str:

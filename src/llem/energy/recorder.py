@@ -174,7 +174,7 @@ class Recorder:
         writer.append(
             samples_table(device.uuid),
             (
-                start_ns,
+                reading.at_ns or start_ns,
                 read_ns & READ_MASK_NS,
                 reading.energy_mj,
                 reading.power_mw,

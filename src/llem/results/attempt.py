@@ -119,6 +119,8 @@ def read_attempt(
             f"({', '.join(names)})"
         )
     counted = countable(claims)
+    if len(ranks.seen) == expected_ranks:
+        counted = [_said_unused(claim, ranks.device_uuids) for claim in counted]
     if nodes_seen and not counted:
         reasons.append("no device was measured")
     return Attempt(
@@ -189,6 +191,16 @@ def _window(
         (t0_ns + skew, t1_ns + skew),
         f"its wall clock is {skew / 1e9:+.2f} s off rank 0's: aligned by the steps instead",
     )
+
+
+def _said_unused(claim: Claim, used: frozenset[str] | None) -> Claim:
+    """The claim, which says so where the job held a GPU that none of its ranks computed on."""
+    if used is None or claim.uuid in used or claim.domain not in ("gpu", "module"):
+        return claim
+    if any(uuid.startswith("MIG-") for uuid in used):
+        return claim  # an instance's name does not say whose it is
+    told = f"{claim.uuid}: a GPU that no rank uses"
+    return replace(claim, reason="; ".join(r for r in (told, claim.reason) if r))
 
 
 def _unmeasured(record: NodeRecord) -> int:

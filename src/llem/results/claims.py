@@ -116,7 +116,7 @@ def _claim(
         domain=str(attrs.get("domain", "")),
         contains=tuple(attrs.get("contains") or ()),
         source=str(attrs.get("source", "")),
-        quality=str(attrs.get("quality", "none")),
+        quality=series.quality if isinstance(series, EnergySeries) else "none",
         t0_ns=t0_ns,
         t1_ns=t1_ns,
         energy_j=energy_j,

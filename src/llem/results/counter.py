@@ -2,13 +2,15 @@
 
     E = I(t1) - I(t0),  I = linear interpolation of the unwrapped counter over the sample times
 
-Without a counter, I is the trapezoid sum of the power samples (quality `integral`).
+Without a counter, I is the trapezoid sum of the power samples (quality `integral`). A counter that
+stands still is none for that time: power takes its place there, and the quality says so.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -30,17 +32,30 @@ GAP_SAMPLES = 5
 DISAGREEMENT = 2.0
 DISAGREEMENT_MIN_S = 5.0
 
+# Counters of GPUs move every 20 to 100 ms: one that has not for this long, nor for so many times
+# its own habit, stands still. What then moves it again is what it missed, or a fresh start.
+STILL_S = 0.5
+STILL_MOVES = 5
+CAUGHT_UP = 0.5
+
+# A device that draws less may keep its counter where it is.
+AWAKE_W = 1.0
+
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class EnergySeries:
-    """A device's running energy: joules since its first sample, at seconds since `start_ns`."""
+    """A device's running energy: joules since its first sample, at seconds since `start_ns`.
+
+    `quality` is how it was found, which may be worse than the meter promised.
+    """
 
     start_ns: int
     at_s: Floats
     joules: Floats
     interval_s: float
+    quality: str
     notes: tuple[str, ...]
 
     @property
@@ -90,10 +105,19 @@ def energy_series(device: DeviceSeries) -> EnergySeries | str:
     interval_s = float(np.median(np.diff(at_s)))
     power_w: Floats = kept["power_mw"] / 1e3
     notes: list[str] = []
+    if quality == "integral" and device.attrs.get("reason"):
+        notes.append(str(device.attrs["reason"]))
     if counter:
         steps_j, resets = _counter_steps(kept, at_s, power_w, device.attrs)
         if resets:
             notes.append(f"counter reset {resets} times, bridged by power")
+        if quality == "counter" and (still := _still(at_s, steps_j)):
+            bridged_s = _bridge(still, at_s, steps_j, power_w)
+            if math.isnan(bridged_s):
+                return _still_reason(still, at_s)
+            if bridged_s:
+                quality = "integral"
+                notes.append(f"counter stood still for {bridged_s:.1f} s, power integrated instead")
     else:
         steps_j = _trapezoids(at_s, power_w)
         gap_s = float(np.diff(at_s).max())
@@ -105,7 +129,7 @@ def energy_series(device: DeviceSeries) -> EnergySeries | str:
     failed = int(np.count_nonzero(samples["flags"] & SampleFlag.READ_FAILED))
     if failed:
         notes.append(f"{failed} of {len(samples)} samples failed")
-    return EnergySeries(start_ns, at_s, joules, interval_s, tuple(notes))
+    return EnergySeries(start_ns, at_s, joules, interval_s, quality, tuple(notes))
 
 
 def _trapezoids(at_s: Floats, power_w: Floats) -> Floats:
@@ -132,6 +156,45 @@ def _counter_steps(
             rates = steps_j / np.diff(at_s)
             steps_j[i] = float(np.median(rates[rates >= 0])) * (at_s[i + 1] - at_s[i])
     return steps_j, len(backwards)
+
+
+def _still(at_s: Floats, steps_j: Floats) -> list[tuple[int, int]]:
+    """Where the counter stood: from sample i to sample j."""
+    moved = np.flatnonzero(steps_j != 0)
+    times = at_s[moved + 1]
+    habit_s = float(np.median(np.diff(times))) if len(times) > 2 else 0.0
+    least_s = max(STILL_S, STILL_MOVES * habit_s)
+    ends = np.concatenate([[-1], moved, [len(steps_j)]])
+    # between two moves, samples before + 1 to after show one value
+    stretches = [(int(a) + 1, int(b)) for a, b in pairwise(ends)]
+    return [(i, j) for i, j in stretches if at_s[j] - at_s[i] >= least_s]
+
+
+def _bridge(still: list[tuple[int, int]], at_s: Floats, steps_j: Floats, power_w: Floats) -> float:
+    """Put power into `steps_j` where the counter stood; the seconds of that, NaN without power."""
+    bridged_s = 0.0
+    known = np.isfinite(power_w)
+    for i, j in still:
+        if np.count_nonzero(known[i : j + 1]) < max(2, (j - i) / 2):
+            return math.nan
+        # with the steps on either side: it stood for an unknown part of those
+        first, last = max(0, i - 1), min(j + 1, len(steps_j))
+        power = np.interp(at_s[first : last + 1], at_s[known], power_w[known])
+        used_j = _trapezoids(at_s[first : last + 1], power)
+        still_j = float(used_j[i - first : j - first].sum())
+        if still_j < AWAKE_W * (at_s[j] - at_s[i]):
+            continue
+        # the step that moved it again may hold all that it had not told
+        if j < len(steps_j) and steps_j[j] >= CAUGHT_UP * still_j:
+            continue
+        steps_j[first:last] = np.maximum(steps_j[first:last], used_j)
+        bridged_s += float(at_s[j] - at_s[i])
+    return bridged_s
+
+
+def _still_reason(still: list[tuple[int, int]], at_s: Floats) -> str:
+    still_s = sum(float(at_s[j] - at_s[i]) for i, j in still)
+    return f"the counter stood still for {still_s:.1f} s, and no power was read to take its place"
 
 
 def _disagreement(at_s: Floats, power_w: Floats, counted_j: float, quality: str) -> list[str]:

@@ -40,7 +40,8 @@ class Ranks:
 
     `steps` are distinct and sorted, `tokens` the unique tokens of all ranks in each. `span_s` is
     from the first start of a step to the last end, over all ranks. `clocks` and `times` are by
-    boot id. `loss` is rank 0's evaluation at `loss_step`, its last one.
+    boot id. `loss` is rank 0's evaluation at `loss_step`, its last one. `device_uuids` are the GPUs
+    that they computed on, None where one of them did not say.
     """
 
     seen: tuple[int, ...]
@@ -55,6 +56,7 @@ class Ranks:
     clocks: dict[str, HostClock]
     times: dict[str, StepTimes]
     reference: HostClock | None
+    device_uuids: frozenset[str] | None
     problems: tuple[str, ...]
 
     def without_steps(self) -> Ranks:
@@ -73,6 +75,7 @@ def read_ranks(paths: Sequence[Path], *, run_id: str) -> Ranks:
     clocks: dict[str, HostClock] = {}
     times: dict[str, StepTimes] = {}
     reference: HostClock | None = None
+    device_uuids: set[str] = set()
     loss = loss_se = math.nan
     loss_step: int | None = None
     problems: list[str] = []
@@ -86,6 +89,7 @@ def read_ranks(paths: Sequence[Path], *, run_id: str) -> Ranks:
             continue
         seen.append(rank)
         hosts[str(record.meta.get("host", ""))] = None
+        device_uuids.add(str(record.meta.get("device_uuid") or ""))
         if isinstance(record.meta.get("world"), int):
             worlds.add(record.meta["world"])
         steps = _last_of_each_step(record.steps)
@@ -121,6 +125,7 @@ def read_ranks(paths: Sequence[Path], *, run_id: str) -> Ranks:
         clocks=clocks,
         times=times,
         reference=reference,
+        device_uuids=None if "" in device_uuids else frozenset(device_uuids),
         problems=tuple(problems),
     )
 

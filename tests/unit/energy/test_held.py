@@ -32,6 +32,14 @@ def uuids(shown, environ):
         (TWO, {"SLURM_STEP_GPUS": "3"}, [2, 3]),
         (EIGHT, {"CUDA_VISIBLE_DEVICES": "1, 0"}, [1, 0]),
         (EIGHT, {"CUDA_VISIBLE_DEVICES": "GPU-00000005-aa,GPU-00000001"}, [5, 1]),
+        # SLURM counts by device file, NVML by bus: names are right either way
+        (
+            EIGHT,
+            {"SLURM_STEP_GPUS": "0,1", "CUDA_VISIBLE_DEVICES": "GPU-00000005-aa,GPU-00000001"},
+            [5, 1],
+        ),
+        # one task's own
+        (EIGHT, {"SLURM_STEP_GPUS": "0,1", "CUDA_VISIBLE_DEVICES": "GPU-00000001"}, [0, 1]),
         (EIGHT, {"CUDA_VISIBLE_DEVICES": "2,-1,3"}, [2]),
         (EIGHT, {"CUDA_VISIBLE_DEVICES": ""}, []),
         (EIGHT, {"CUDA_VISIBLE_DEVICES": "NoDevFiles"}, []),
@@ -67,6 +75,13 @@ def test_a_mig_instance_is_its_parent_with_a_share_and_a_reason():
 
 def test_all_instances_of_a_gpu_are_the_whole_of_it():
     held = held_gpus([SLICED], {"CUDA_VISIBLE_DEVICES": "MIG-one,MIG-two"})
+    assert held.shares == {"GPU-cc": 1.0} and held.reasons == ()
+
+
+def test_seven_sevenths_are_the_whole():
+    sevenths = {f"MIG-{i}": 1 / 7 for i in range(7)}
+    shown = [Shown(uuid="GPU-cc", instances=sevenths, mig=True)]
+    held = held_gpus(shown, {"CUDA_VISIBLE_DEVICES": ",".join(sevenths)})
     assert held.shares == {"GPU-cc": 1.0} and held.reasons == ()
 
 

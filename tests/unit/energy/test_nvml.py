@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from llem.energy.nvml import _timed
 from llem.records import read_node
 from llem.results import device_energies
 from llem.results.clock import HostClock
@@ -56,6 +57,8 @@ def test_without_a_counter_power_is_to_be_integrated(ask):
     [[device, reading]], reasons, _ = ask(no_energy=1)
     assert (device["quality"], device["counter"]) == ("integral", False)
     assert math.isnan(reading["energy_mj"]) and "no energy counter" in reasons[0]
+    # averages leave out no moment; moments do
+    assert device["power"] == "average" and "average power is integrated" in reasons[0]
 
 
 def test_without_the_power_field_the_average_is_taken_and_named(ask):
@@ -88,9 +91,18 @@ def test_an_instance_reads_its_parent_and_says_its_share(ask):
     assert reading["power_mw"] == 300_000 and "MIG" in reasons[0] and expected == 1
 
 
-def test_a_grace_hopper_counts_its_whole_module(ask):
-    [[device, _]], _, _ = ask(name="NVIDIA GH200 480GB")
+def test_a_grace_hopper_counts_its_whole_module_and_is_asked_for_the_modules_power(ask):
+    [[device, reading]], _, _ = ask(name="NVIDIA GH200 480GB", module_w=200)
     assert (device["domain"], device["contains"]) == ("module", ["gpu", "package", "dram"])
+    assert (device["power"], reading["power_mw"]) == ("instant", 500_000)
+
+
+def test_a_module_that_tells_no_power_of_its_own_is_not_given_the_gpus(ask):
+    [[device, reading]], _, _ = ask(name="NVIDIA GH200 480GB")
+    assert (device["quality"], device["power"]) == ("counter", "none")
+    assert math.isnan(reading["power_mw"])
+    [[device, _]], _, _ = ask(name="NVIDIA GH200 480GB", no_energy=1)
+    assert device["quality"] == "none"
 
 
 def test_no_library_and_no_gpu_are_reasons(ask):
@@ -161,3 +173,16 @@ def test_energy_through_the_whole_chain_is_within_half_a_percent(
             most_w = gpus.base_w + index * gpus.step_w + gpus.amp_w
             assert abs(error) < 0.005 + max(0.0, late_s - 0.01) * most_w / truth, name
             assert np.all(np.isfinite(device.samples["power_mw"]))
+
+
+def test_a_counter_read_late_is_read_again_and_bears_the_time_of_its_reading():
+    """A process that is stopped between clock and counter, twice, for a tenth of a second."""
+    pauses, ended = [0.1, 0.1, 0.0], []
+
+    def read():
+        time.sleep(pauses.pop(0))
+        ended.append(time.monotonic_ns())
+        return float(len(ended))
+
+    value, at_ns = _timed(read)
+    assert value == 3.0 and at_ns > ended[1]

@@ -162,13 +162,81 @@ def test_a_counter_with_a_known_range_is_unwrapped(planted):
     assert row.energy_j == pytest.approx(1000.0, rel=1e-9) and row.energy_reason == ""
 
 
-def test_a_counter_that_stands_still_under_power_is_told(planted):
+def test_a_gpu_that_no_rank_uses_is_counted_and_told(planted):
+    planted.run()
+    planted.rank(world=2, device_uuid="GPU-0")
+    planted.rank(rank=1, world=2, device_uuid="GPU-0")
+    planted.node(devices=["GPU-0", "GPU-1"])
+    planted.end(ranks=2)
+    [row] = rows(planted)
+    assert row.energy_j == pytest.approx(2000.0) and row.energy_quality == "counter"
+    assert row.energy_reason == "GPU-1: a GPU that no rank uses"
+
+
+@pytest.mark.parametrize(("ranks", "uuid"), [(2, "GPU-0"), (1, ""), (1, "MIG-0")])
+def test_of_ranks_that_did_not_all_say_where_they_were_nothing_is_concluded(planted, ranks, uuid):
+    planted.run()
+    planted.rank(device_uuid=uuid)
+    planted.node(devices=["GPU-0", "GPU-1"])
+    planted.end(ranks=ranks)
+    [row] = rows(planted)
+    assert "no rank uses" not in row.energy_reason
+
+
+def frozen(s, from_s=4.0, to_s=99.0):
+    """The joules of a counter under 100 W that stands from one moment to another."""
+    return 100.0 * (s if s < from_s else from_s if s < to_s else from_s + s - to_s)
+
+
+@pytest.mark.parametrize(
+    ("energy_at", "still_s"),
+    [(lambda _s: 7.0, 12.0), (frozen, 8.0), (lambda s: frozen(s, 4.0, 8.0), 4.0)],
+    ids=["from the start", "half-way", "for a while"],
+)
+def test_where_a_counter_stands_still_power_takes_its_place(planted, energy_at, still_s):
     planted.run()
     planted.rank()
-    planted.node(energy_at=lambda _s: 7.0)
+    planted.node(energy_at=energy_at)
     planted.end()
     [row] = rows(planted)
-    assert "counter (0 J) and power (1200 J) disagree" in row.energy_reason
+    assert row.energy_j == pytest.approx(1000.0, rel=0.0005)
+    assert row.energy_quality == "integral"
+    assert f"counter stood still for {still_s:.1f} s, power integrated" in row.energy_reason
+
+
+def test_a_counter_that_catches_up_is_believed(planted):
+    planted.run()
+    planted.rank()
+    planted.node(energy_at=lambda s: 100.0 * (4.0 if 4.0 < s < 8.0 else s))
+    planted.end()
+    [row] = rows(planted)
+    assert row.energy_j == pytest.approx(1000.0, rel=1e-6)
+    assert (row.energy_quality, row.energy_reason) == ("counter", "")
+
+
+def test_a_counter_that_stands_still_with_no_power_beside_it_gives_no_joules(planted):
+    planted.run()
+    planted.rank()
+    planted.node(energy_at=frozen, power_w=lambda _u, _s: math.nan)
+    planted.end()
+    [row] = rows(planted)
+    assert math.isnan(row.energy_j) and row.energy_quality == "none"
+    assert "stood still for 8.0 s, and no power was read" in row.energy_reason
+
+
+def test_a_slow_counter_and_a_device_asleep_are_no_faults(planted):
+    """A node's meter that moves every 2 s; a device of milliwatts."""
+    planted.run()
+    planted.rank()
+    planted.node(energy_at=lambda s: 100.0 * (s // 2.0 * 2.0), from_s=-20, to_s=30)
+    planted.end()
+    [row] = rows(planted)
+    assert (row.energy_quality, row.energy_reason) == ("counter", "")
+    planted.run("bbbb")
+    planted.rank("bbbb")
+    planted.node("bbbb", devices=["GPU-1"], energy_at=lambda _s: 7.0, power_w=lambda _u, _s: 0.02)
+    planted.end("bbbb")
+    assert rows(planted)[1].energy_quality == "counter"
 
 
 def test_the_energy_of_a_single_record_needs_no_campaign(planted):
