@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llem.errors import LlemError
-from llem.records.schema import SCHEMA
+from llem.records.schema import BASELINE, SCHEMA, SPANS
 from llem.records.unclosed import Unclosed, is_unclosed
 
 os.environ.setdefault("HDF5_USE_FILE_LOCKING", "FALSE")
@@ -41,6 +41,7 @@ class RankRecord:
     closed: bool
     steps: Table
     evals: Table
+    spans: Table
     clock: Table
     events: Table
 
@@ -104,6 +105,7 @@ def _rank(path: Path) -> RankRecord:
             closed=file.closed,
             steps=file.table("steps"),
             evals=file.table("evals"),
+            spans=file.later_table("spans", SPANS),
             clock=file.table("clock"),
             events=file.table("events"),
         )
@@ -123,7 +125,7 @@ def _node(path: Path) -> NodeRecord:
             ),
             clock=file.table("clock"),
             events=file.table("events"),
-            baseline=file.table("baseline"),
+            baseline=file.later_table("baseline", BASELINE),
         )
 
 
@@ -172,6 +174,19 @@ class _Opened:
             return np.asarray(self._file[name][()])
         except (OSError, RuntimeError, KeyError) as error:
             raise RecordError(f"{self.path}: table {name}: {_first_line(error)}") from None
+
+
+    def later_table(self, name: str, dtype: np.dtype[Any]) -> Table:
+        """A table that older records lack, or hold with fewer columns: those are then -1."""
+        if name not in self._file:
+            return np.empty(0, dtype)
+        found = self.table(name)
+        if found.dtype == dtype:
+            return found
+        whole = np.empty(len(found), dtype)
+        for column in dtype.names or ():
+            whole[column] = found[column] if column in (found.dtype.names or ()) else -1
+        return whole
 
 
 def _plain(value: Any) -> Any:
