@@ -175,7 +175,6 @@ class _Opened:
         except (OSError, RuntimeError, KeyError) as error:
             raise RecordError(f"{self.path}: table {name}: {_first_line(error)}") from None
 
-
     def later_table(self, name: str, dtype: np.dtype[Any]) -> Table:
         """A table that older records lack, or hold with fewer columns: those are then -1."""
         if name not in self._file:
