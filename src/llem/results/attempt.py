@@ -14,7 +14,7 @@ from llem.results.carbon import CarbonSeries
 from llem.results.claims import Claim, claim_devices, countable
 from llem.results.clock import HostClock, translate
 from llem.results.endrecord import EndRecord, read_end
-from llem.results.ranks import RANK_FILE, Ranks, read_of_run, read_ranks, skew_ns
+from llem.results.ranks import RANK_FILE, SKEW_S, Ranks, read_of_run, read_ranks, skew_ns
 from llem.results.steps import StepSums, sum_steps
 from llem.results.timeline import Timeline
 from llem.results.view import step_ends, view_of
@@ -115,10 +115,11 @@ def read_attempt(
         clock = _clock(boot_id, record, ranks)
         skew = skews.get(boot_id, 0)
         window = _window(boot_id, record, clock, end, ranks, skew)
-        if skew and window is not None:
+        off_ns = skew or (clock.off_ns if clock is not None else 0)
+        if abs(off_ns) > SKEW_S * 1e9 and window is not None:
+            how = "by the steps" if skew else "as measured by the ranks"
             problems.append(
-                f"{path}: its wall clock is {skew / 1e9:+.2f} s off rank 0's: "
-                "aligned by the steps instead"
+                f"{path}: its wall clock is {off_ns / 1e9:+.2f} s off rank 0's: aligned {how}"
             )
         view = view_of(boot_id, clock, ranks, skew=skew, ends=ends, carbon=carbon)
         if view.line is not None:

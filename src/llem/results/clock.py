@@ -14,13 +14,15 @@ class HostClock:
     """One host's monotonic clock against its wall clock; int64 nanoseconds.
 
     `boot_id` names the monotonic clock: two records with one boot id can be compared directly.
-    `compared`: the wall clock is that of rank 0's host, by a comparison over the network.
+    `compared`: the wall clock is that of rank 0's host, by a comparison over the network,
+    which found this one's own to be ahead by `off_ns`.
     """
 
     boot_id: str
     mono_ns: NDArray[np.int64]
     wall_ns: NDArray[np.int64]
     compared: bool = False
+    off_ns: int = 0
 
     @classmethod
     def of(cls, boot_id: str, table: NDArray[Any]) -> HostClock:
@@ -31,8 +33,10 @@ class HostClock:
         if measured.any():
             # a wall clock may be set meanwhile: only stamps at which it was compared are used
             table, wall_ns = table[measured], wall_ns[measured]
-            wall_ns = wall_ns + np.rint(table["peer_offset_ns"]).astype(np.int64)
-        return cls(boot_id, table["t_mono_ns"], wall_ns, bool(measured.any()))
+            offsets = np.rint(table["peer_offset_ns"]).astype(np.int64)
+            off_ns = -int(np.median(offsets))
+            return cls(boot_id, table["t_mono_ns"], wall_ns + offsets, True, off_ns)
+        return cls(boot_id, table["t_mono_ns"], wall_ns)
 
     def wall_of(self, mono_ns: int) -> int:
         return mono_ns + self._offset(mono_ns)

@@ -134,7 +134,12 @@ def coverage_of(claim: Claim) -> float:
 def _wait_j(
     attempts: Sequence[Attempt], claims: Sequence[Sequence[Claim]], *, known: bool
 ) -> float:
-    if not known or any(len(a.ranks.seen) != a.expected_ranks for a in attempts):
+    for attempt in attempts:
+        ranks = attempt.ranks
+        alone = len(ranks.seen) == 1
+        if len(ranks.seen) != attempt.expected_ranks or not (alone or ranks.comparable):
+            return NAN
+    if not known:
         return NAN
     return sum(claim.wait_j for of_attempt in claims for claim in of_attempt)
 

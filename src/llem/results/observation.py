@@ -29,7 +29,8 @@ class Observation:
     energy_net_j      less idle power x time, never clipped; idle_source says whose idle power
     joules_per_token  energy_j / tokens; its standard error is that of a ratio of sums over
                       joules_per_token_clusters
-    wait_energy_j     what devices used while their rank had ended a step and another had not
+    wait_energy_j     what devices used while their rank had ended a step and another had not; NaN
+                      where ranks are missing or their hosts' clocks were not compared
     steady_from_step  the first step known to be steady in the attempt; the ratio from there on
     energy_facility_j energy_j x PUE; cost and carbon_g follow from it
     duration_s        sum of the attempts' windows; gpu_seconds is that x ranks

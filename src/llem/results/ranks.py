@@ -55,6 +55,7 @@ class Ranks:
     `steps` are distinct and sorted, `tokens` the unique tokens of all ranks in each. `span_s` is
     from the first start of a step to the last end, over all ranks. `clocks` and `lines` (those of
     the host's first rank) are by boot id. `loss` is rank 0's evaluation at `loss_step`, its last.
+    `comparable`: moments on two hosts can be compared, to well under a step.
     """
 
     seen: tuple[int, ...]
@@ -70,6 +71,7 @@ class Ranks:
     lines: dict[str, Timeline]
     ranks: tuple[RankTimes, ...]
     reference: HostClock | None
+    comparable: bool
     problems: tuple[str, ...]
 
     def without_steps(self) -> Ranks:
@@ -143,6 +145,8 @@ def read_ranks(paths: Sequence[Path], *, run_id: str) -> Ranks:
         lines=lines,
         ranks=tuple(times),
         reference=reference,
+        comparable=reference is not None
+        and all(c.compared or c.boot_id == reference.boot_id for c in clocks.values()),
         problems=tuple(problems),
     )
 
