@@ -14,7 +14,7 @@ from llem.results.carbon import CarbonSeries
 from llem.results.claims import Claim, worst_quality
 from llem.results.idle import GIVEN
 from llem.results.observation import NAN
-from llem.results.ratio import LEAST_CLUSTERS, Clusters, ratio_of_sums
+from llem.results.ratio import BLOCK_S, LEAST_CLUSTERS, Clusters, ratio_of_sums
 
 JOULES_PER_KWH = 3.6e6
 
@@ -90,13 +90,13 @@ def ratio_columns(
     """
     value = energy_j / tokens if tokens > 0 else NAN
     clusters = _clusters(attempts)
-    se, what = NAN, ""
+    se, what = NAN, f"too few: {LEAST_CLUSTERS} nodes, or blocks of {BLOCK_S:g} s, are needed"
     if clusters is not None and math.isfinite(value):
         found = ratio_of_sums(clusters.joules, clusters.tokens)
         undivided = sum(c.undivided_j for of in claims for c in of)
         own = energy_j / undivided if undivided > 0 else NAN
         se = found.se * float(clusters.tokens.sum()) * own / tokens
-        what = f"{found.clusters} {clusters.what}" if math.isfinite(se) else ""
+        what = f"{found.clusters} {clusters.what}" if math.isfinite(se) else "energy unknown"
     steady = chosen.steps.steady
     part = next((of for a, of in zip(attempts, claims, strict=True) if a is chosen), ())
     undivided = sum(c.undivided_j for c in part)

@@ -32,9 +32,25 @@ def idle_power(
     for row in record.baseline:
         if row["uuid"].decode("utf-8", "replace") == device.uuid:
             return float(row["power_idle_mw"]) / 1e3, _told(row)
-    if before_ns is None or device.attrs.get("domain") not in DOMAINS:
-        return math.nan, "no baseline"
-    return _before(device.samples, before_ns)
+    if device.attrs.get("domain") not in DOMAINS:
+        return math.nan, "no baseline: not a GPU"
+    told = _refused(record, device.uuid) or "no baseline"
+    if before_ns is None:
+        return math.nan, told
+    found, source = _before(device.samples, before_ns)
+    if math.isfinite(found):
+        return found, source
+    return found, f"{told}; {source}"
+
+
+def _refused(record: NodeRecord, uuid: str) -> str:
+    """Why the sampler has no baseline of a device, in its own words."""
+    for event in record.events:
+        if event["code"] == b"baseline-none":
+            named, _, why = event["text"].decode("utf-8", "replace").partition(": ")
+            if named == uuid:
+                return str(why)
+    return ""
 
 
 def _told(row: Any) -> str:
@@ -59,7 +75,7 @@ def _before(samples: NDArray[Any], before_ns: int) -> tuple[float, str]:
     if len(stretch):
         stretch = stretch[stretch["t_ns"] >= stretch["t_ns"][0] + round(SETTLE_S * 1e9)]
     if len(stretch) < LEAST_SAMPLES or np.ptp(stretch["t_ns"]) < LEAST_S * 1e9:
-        return math.nan, "no baseline: the device was not seen idle before the first step"
+        return math.nan, "not seen idle before the first step"
     power_w = stretch["power_mw"] / 1e3
     told = f"samples before the first step, n={len(stretch)}, sd {power_w.std(ddof=1):.2g} W"
     return float(power_w.mean()), told
