@@ -14,6 +14,10 @@ EXAMPLE = """  llem aggregate runs/first
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_folder(parser)
     add_late_options(parser)
+    parser.add_argument(
+        "--slurm-energy", action="store_true",
+        help="ask sacct what SLURM measured of the jobs, and tell where it disagrees",
+    )  # fmt: skip
     add_json(parser)
 
 
@@ -26,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     from llem.results import ratios_by_cell
 
     folder = CampaignFolder(args.dir)
-    aggregation = aggregate_campaign(folder, **late_options(args))
+    aggregation = aggregate_campaign(folder, slurm_energy=args.slurm_energy, **late_options(args))
     for problem in aggregation.problems:
         note(f"problem: {problem}")
     rows = [asdict(row) for row in aggregation.observations]

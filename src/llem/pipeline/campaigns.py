@@ -252,14 +252,16 @@ def aggregate_campaign(
     price_per_kwh: float | None = None,
     price_per_gpu_hour: float | None = None,
     idle_power_w: float | None = None,
+    slurm_energy: bool = False,
     write: bool = True,
 ) -> Aggregation:
     """Raw records → observations, written to `results/observations.csv` unless `write` is False,
     with `phases.csv`, `devices.csv` and `cells.csv` beside it.
 
     What is left None is taken from the site (or, idle power, from the records); nothing runs again
-    when it changes. `carbon` is g per kWh, or a CSV of a series in time. Raises InputError where
-    that cannot be read.
+    when it changes. `carbon` is g per kWh, or a CSV of a series in time. `slurm_energy`: SLURM is
+    asked what it measured, and what disagrees is a problem. Raises InputError where the CSV cannot
+    be read.
     """
     from llem.results import (
         CellRatio,
@@ -297,6 +299,10 @@ def aggregate_campaign(
         price_per_gpu_hour=late(price_per_gpu_hour, prices.get("per_gpu_hour")),
         peak_flops_per_gpu=site["device"]["peak_flops"],
     )
+    if slurm_energy:
+        from llem.pipeline.slurm_energy import check_against_slurm
+
+        problems += check_against_slurm(folder, aggregation.devices)
     if problems:
         aggregation = replace(aggregation, problems=(*aggregation.problems, *problems))
     if write:

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +56,7 @@ class Claim:
 
     owner: str
     path: Path
+    job: str
     host: str
     boot_id: str
     uuid: str
@@ -158,6 +160,7 @@ def _claim(
     return Claim(
         owner=owner,
         path=record.path,
+        job=_job(record.meta),
         host=str(record.meta.get("node") or record.meta.get("host") or ""),
         boot_id=str(record.meta.get("boot_id") or record.meta.get("host") or record.path.stem),
         uuid=device.uuid,
@@ -181,6 +184,13 @@ def _claim(
         steps_j=steps_j,
         steps_c=steps_c,
     )
+
+
+def _job(meta: Mapping[str, Any]) -> str:
+    """The job that wrote a record, as accounting calls it: `123` or `123_4`; "" without one."""
+    if array := meta.get("array_job_id"):
+        return f"{array}_{meta.get('element', '')}"
+    return str(meta.get("job_id") or "")
 
 
 def _wait_j(uuid: str, series: EnergySeries, view: HostView) -> float:

@@ -44,6 +44,7 @@ class DeviceRow:
 
     run_id: str
     attempt: int
+    job: str
     host: str
     uuid: str
     name: str
@@ -108,6 +109,7 @@ def device_rows(
             DeviceRow(
                 run_id=run_id,
                 attempt=attempt.number,
+                job=claim.job,
                 host=claim.host,
                 uuid=claim.uuid,
                 name=claim.name,
