@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from llem.records import worst_quality
 from llem.results.attempt import Attempt
 from llem.results.carbon import CarbonSeries
-from llem.results.claims import Claim, worst_quality
+from llem.results.claims import Claim
 from llem.results.idle import GIVEN
 from llem.results.observation import NAN
 from llem.results.ratio import BLOCK_S, LEAST_CLUSTERS, Clusters, ratio_of_sums
@@ -62,7 +63,7 @@ def energy_columns(
         "energy_j": gross,
         "energy_net_j": gross - idle_j,
         "energy_facility_j": gross * options.pue,
-        "energy_quality": worst_quality(every) if gross == gross else "none",
+        "energy_quality": worst_quality(c.quality for c in every) if gross == gross else "none",
         "energy_reason": "; ".join(dict.fromkeys(reasons)),
         "energy_seen_j": sum(c.seen_j for c in every) if every else NAN,
         "idle_source": "; ".join(dict.fromkeys(source for _, source in idle)),

@@ -11,8 +11,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from llem.records import worst_quality
 from llem.results.attempt import Attempt
-from llem.results.claims import Claim, worst_quality
+from llem.results.claims import Claim
 from llem.results.energy import LateOptions, coverage_of, idle_of
 from llem.results.observation import NAN
 from llem.results.steps import PhaseTime
@@ -73,7 +74,7 @@ def phase_energy(run_id: str, attempt: Attempt, claims: Sequence[Claim]) -> list
         # NaN where unknown; else what was extrapolated at the window's edges
         joules[REST] += claim.energy_j - sum(piece.energy_j for piece in claim.pieces)
         known = known and math.isfinite(claim.energy_j)
-    quality = worst_quality(claims) if known else "none"
+    quality = worst_quality(c.quality for c in claims) if known else "none"
     rows = []
     for phase in PHASES:
         time = attempt.steps.phases.get(phase, PhaseTime(duration_s=0.0))
