@@ -22,6 +22,14 @@ Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 
+@dataclass(frozen=True)
+class StepEnds:
+    """When the last rank ended each step, on rank 0's monotonic clock; steps sorted."""
+
+    steps: Integers
+    t1_ns: Integers
+
+
 @dataclass(frozen=True, kw_only=True)
 class Wait:
     """When one rank had ended its steps and others had not; `device` "" is all of the host's."""
@@ -67,12 +75,12 @@ def view_of(
     ranks: Ranks,
     *,
     skew: int,
-    ends: Mapping[int, int],
+    ends: StepEnds,
     carbon: CarbonSeries | None,
 ) -> HostView:
     """The view of one host. `skew` is what its clock is off by after translation from rank 0's.
 
-    `ends` are the last rank's end of each step, on rank 0's clock.
+    `ends` are the last rank's, on rank 0's clock.
     """
     line = ranks.lines.get(boot_id)
     reference = ranks.reference
@@ -91,23 +99,23 @@ def view_of(
     )
 
 
-def step_ends(ranks: Ranks, skews: Mapping[str, int]) -> dict[int, int]:
-    """When the last rank ended each step, on rank 0's clock: {step: ns}; {} for a lone rank.
+def step_ends(ranks: Ranks, skews: Mapping[str, int]) -> StepEnds:
+    """When the last rank ended each step, on rank 0's clock; none for a lone rank.
 
     `skews` are what hosts' clocks are off by, by boot id.
     """
-    if len(ranks.ranks) < 2 or ranks.reference is None:
-        return {}
-    last: dict[int, int] = {}
-    for rank in ranks.ranks:
+    stepped = [rank for rank in ranks.ranks if len(rank.steps)]
+    none: Integers = np.array([], dtype=np.int64)
+    if len(stepped) < 2 or ranks.reference is None:
+        return StepEnds(none, none)
+    every = np.unique(np.concatenate([rank.steps for rank in stepped]))
+    last: Integers = np.full(len(every), np.iinfo(np.int64).min)
+    for rank in stepped:
         here = ranks.clocks[rank.boot_id]
-        if not len(rank.t1_ns):
-            continue
         shift = shift_ns(int(rank.t1_ns[0]), here, ranks.reference) - skews.get(rank.boot_id, 0)
-        for step, end in zip(rank.steps.tolist(), (rank.t1_ns + shift).tolist(), strict=True):
-            if end > last.get(step, end - 1):
-                last[step] = end
-    return last
+        at = np.searchsorted(every, rank.steps)
+        last[at] = np.maximum(last[at], rank.t1_ns + shift)
+    return StepEnds(every, last)
 
 
 def _waits(
@@ -115,9 +123,9 @@ def _waits(
     clock: HostClock | None,
     reference: HostClock | None,
     skew: int,
-    ends: Mapping[int, int],
+    ends: StepEnds,
 ) -> tuple[Wait, ...]:
-    if not ends or clock is None or reference is None:
+    if not len(ends.steps) or clock is None or reference is None:
         return ()
     known = all(rank.device for rank in own)
     on_device = Counter(rank.device for rank in own)
@@ -125,7 +133,7 @@ def _waits(
     for rank in own:
         if not len(rank.steps):
             continue
-        to = np.array([ends[step] for step in rank.steps.tolist()], dtype=np.int64)
+        to = ends.t1_ns[np.searchsorted(ends.steps, rank.steps)]
         to = to + shift_ns(int(to[0]), reference, clock) + skew
         found.append(
             Wait(

@@ -100,7 +100,8 @@ def _moves(ends_s: Floats, temperature_c: Floats, first: int, last: int) -> bool
     if known.sum() < 3 or at[-1] - at[0] < LEAST_HEATING_S / 2:
         # a sensor that tells nothing, or too short a time for a whole degree to mean anything
         return False
-    slope = float(np.polyfit(at[known] - at[0], c[known], 1)[0])
+    x = at[known] - at[known].mean()
+    slope = float(x @ c[known]) / float(x @ x)
     return abs(slope) * 60 >= MOST_HEATING_C_PER_MIN
 
 
