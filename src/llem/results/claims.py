@@ -56,8 +56,8 @@ class Claim:
 
     owner: str
     path: Path
-    job: str
-    host: str
+    job: str = ""
+    host: str = ""
     boot_id: str
     uuid: str
     name: str
