@@ -24,7 +24,7 @@ from llem.campaign.run import Layout, Predicted, Recipe, Run, TokenData
 from llem.campaign.runs import Replicates, Runs
 
 if TYPE_CHECKING:
-    from llem.campaign.campaign import MOST_WAVES, Campaign
+    from llem.campaign.campaign import MOST_WAVES, Campaign, EnergyChoice
     from llem.campaign.load import (
         campaign_from,
         campaign_to_dict,
@@ -46,6 +46,7 @@ __all__ = [
     "Campaign",
     "CustomModel",
     "Decoder",
+    "EnergyChoice",
     "Layout",
     "Predicted",
     "Recipe",
@@ -74,6 +75,7 @@ __all__ = [
 
 _LAZY = {
     "Campaign": "llem.campaign.campaign",
+    "EnergyChoice": "llem.campaign.campaign",
     "MOST_WAVES": "llem.campaign.campaign",
     "Site": "llem.campaign.site",
     **dict.fromkeys(

@@ -16,7 +16,7 @@ from pydantic import (
 
 from llem.campaign.guards import DataText, Name
 from llem.campaign.quantities import Budget, parse_budget, parse_count
-from llem.campaign.site import Notify, Site, Strict
+from llem.campaign.site import Notify, Seconds, Site, Strict
 
 Amount = Annotated[
     Budget, BeforeValidator(lambda v: v if isinstance(v, Budget) else parse_budget(v))
@@ -124,6 +124,21 @@ class LayoutChoice(Strict):
     )
 
 
+class EnergyChoice(Strict):
+    """What is waited for before a job's first run; by default nothing, and a GPU's idle power is
+    taken from before the ranks touched it, where it was seen idle then."""
+
+    baseline: Seconds | None = Field(
+        None, description="keep the devices idle for so long and measure their power"
+    )
+    thermal_floor: Seconds | None = Field(
+        None, description="wait, at most so long, for their temperature to stand still"
+    )
+    thermal_slope: PositiveFloat = Field(
+        1.0, description="what counts as still: degrees Celsius a minute"
+    )
+
+
 class Campaign(Strict):
     """The whole file; everything has a default but `name`, `target` and a budget."""
 
@@ -149,3 +164,4 @@ class Campaign(Strict):
         None, description="what `llem calibrate` measured on the site: its DIR, or its file"
     )
     notify: Notify | None = Field(None, description="instead of the site's")
+    energy: EnergyChoice | None = None

@@ -27,7 +27,7 @@ def load_campaign(path: str | Path) -> Campaign:
 def campaign_from(values: Any, *, source: str = "campaign", folder: Path | None = None) -> Campaign:
     """Validate a mapping as a campaign. Raises InputError with every fault.
 
-    `folder` is where a relative path of the site's template starts.
+    `folder` is where a relative path of the site's files (template, carbon) starts.
     """
     faults: list[Fault] = []
     if isinstance(values, Mapping) and isinstance(values.get("site"), Mapping):
@@ -89,9 +89,10 @@ def _whole_site(
 ) -> tuple[dict[str, Any], list[Fault]]:
     """A site's values over those of its `base`; mappings are merged key by key, `null` clears."""
     own = {key: value for key, value in values.items() if key != "base"}
-    template = own.get("template")
-    if isinstance(template, str) and template:
-        own["template"] = str((folder / Path(template).expanduser()).resolve())
+    for key in ("template", "carbon_g_per_kwh"):
+        file = own.get(key)
+        if isinstance(file, str) and file:
+            own[key] = str((folder / Path(file).expanduser()).resolve())
     if "base" not in values:
         return own, []
     base = values["base"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -10,6 +11,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainValidator,
     PositiveFloat,
     PositiveInt,
     model_validator,
@@ -28,6 +30,7 @@ from llem.campaign.guards import (
     ScriptPath,
     Variable,
     WebAddress,
+    check_data_text,
 )
 from llem.campaign.quantities import parse_bytes, parse_duration
 
@@ -136,6 +139,15 @@ class Prices(Strict):
     per_kwh: PositiveFloat | None = None
 
 
+def _carbon(value: Any) -> float | str | None:
+    if isinstance(value, str) and value:
+        return check_data_text(value)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if value is None or (number and math.isfinite(value) and value >= 0):
+        return value  # type: ignore[no-any-return]
+    raise ValueError(f"{value!r} is neither a number of g per kWh nor the name of a file")
+
+
 def _not_own(values: dict[str, Any]) -> dict[str, Any]:
     for flag in values:
         if flag in OWN_DIRECTIVES:
@@ -198,7 +210,9 @@ class Site(Strict):
         None, ge=0, description="short runs are packed into elements this long; 0: one run each"
     )
     pue: float = Field(1.0, ge=1)
-    carbon_g_per_kwh: float | None = Field(None, ge=0)
+    carbon_g_per_kwh: Annotated[float | str | None, PlainValidator(_carbon)] = Field(
+        None, description="a number, or a CSV of a series in time (columns time, g_per_kwh)"
+    )
     prices: Prices = Prices()
     notify: Notify | None = None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import json
+import math
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -104,9 +105,16 @@ def add_late_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--pue", type=float, metavar="X", help="power usage effectiveness, 1.0 or more"
     )
-    group.add_argument("--carbon", type=float, metavar="G", help="carbon intensity, g CO2 per kWh")
+    group.add_argument(
+        "--carbon", metavar="G|FILE.csv",
+        help="carbon intensity: g CO2 per kWh, or a CSV with columns time and g_per_kwh",
+    )  # fmt: skip
     group.add_argument("--price-per-kwh", type=float, metavar="P")
     group.add_argument("--price-per-gpu-hour", type=float, metavar="P")
+    group.add_argument(
+        "--idle-power", type=float, metavar="W",
+        help="idle power of a device for the net energy (default: the records' own baseline)",
+    )  # fmt: skip
 
 
 def late_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -114,14 +122,24 @@ def late_options(args: argparse.Namespace) -> dict[str, Any]:
     faults = []
     if args.pue is not None and args.pue < 1:
         faults.append(Fault("--pue", f"{args.pue:g} is below 1"))
-    for name in ("carbon", "price_per_kwh", "price_per_gpu_hour"):
+    carbon: float | str | None = args.carbon
+    if carbon is not None:
+        try:
+            carbon = float(carbon)
+        except ValueError:
+            pass  # a file: read where it is used
+        else:
+            if not (math.isfinite(carbon) and carbon >= 0):
+                faults.append(Fault("--carbon", f"{args.carbon} is no carbon intensity"))
+    for name in ("price_per_kwh", "price_per_gpu_hour", "idle_power"):
         if getattr(args, name) is not None and getattr(args, name) < 0:
             faults.append(Fault(f"--{name.replace('_', '-')}", "is negative"))
     if faults:
         raise InputError("the call", faults)
     return {
         "pue": args.pue,
-        "carbon_g_per_kwh": args.carbon,
+        "carbon": carbon,
+        "idle_power_w": args.idle_power,
         "price_per_kwh": args.price_per_kwh,
         "price_per_gpu_hour": args.price_per_gpu_hour,
     }

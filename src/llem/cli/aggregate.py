@@ -7,12 +7,17 @@ import argparse
 from llem.cli._command import add_folder, add_json, add_late_options, late_options, note, print_json
 
 EXAMPLE = """  llem aggregate runs/first
-  llem aggregate runs/first --pue 1.2 --price-per-kwh 0.25 --json"""
+  llem aggregate runs/first --pue 1.2 --price-per-kwh 0.25 --json
+  llem aggregate runs/first --carbon grid-2026.csv"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_folder(parser)
     add_late_options(parser)
+    parser.add_argument(
+        "--slurm-energy", action="store_true",
+        help="ask sacct what SLURM measured of the jobs, and tell where it disagrees",
+    )  # fmt: skip
     add_json(parser)
 
 
@@ -22,14 +27,23 @@ def run(args: argparse.Namespace) -> int:
 
     from llem.cluster import CampaignFolder
     from llem.pipeline import OBSERVATIONS_FILE, aggregate_campaign
+    from llem.results import ratios_by_cell
 
     folder = CampaignFolder(args.dir)
-    aggregation = aggregate_campaign(folder, **late_options(args))
+    aggregation = aggregate_campaign(folder, slurm_energy=args.slurm_energy, **late_options(args))
     for problem in aggregation.problems:
         note(f"problem: {problem}")
     rows = [asdict(row) for row in aggregation.observations]
     if args.json:
-        print_json({"observations": rows, "problems": list(aggregation.problems)})
+        print_json(
+            {
+                "observations": rows,
+                "phases": [asdict(row) for row in aggregation.phases],
+                "devices": [asdict(row) for row in aggregation.devices],
+                "cells": [asdict(row) for row in ratios_by_cell(aggregation.observations)],
+                "problems": list(aggregation.problems),
+            }
+        )
     else:
         counts = Counter(row["status"] for row in rows)
         print(f"{len(rows)} runs: " + ", ".join(f"{n} {s}" for s, n in sorted(counts.items())))

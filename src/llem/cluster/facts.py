@@ -74,6 +74,11 @@ SQUEUE_FIELDS = (
 SACCT_FIELDS = ("JobID", "State", "ExitCode", "NodeList", "Elapsed", "Start", "End", "Reason")
 
 
+ENERGY_FIELDS = ("JobID", "ConsumedEnergyRaw")
+# SLURM's words for "no value" of 32 and 64 bits, which sacct prints as numbers.
+NO_VALUE = frozenset({2**32 - 2, 2**32 - 1, 2**64 - 2, 2**64 - 1})
+
+
 @dataclass(frozen=True)
 class Step:
     """A step of an element that accounting knows: `batch`, `extern` or a number."""
@@ -188,6 +193,24 @@ def parse_sacct(text: str) -> list[ElementState]:
             shared |= {(job, n): replace(element, index=n) for n in parse_indices(indices)}
     both = shared | alone
     return [replace(e, steps=tuple(steps.get(key, ()))) for key, e in both.items()]
+
+
+def parse_energy(text: str) -> dict[str, float]:
+    """Lines of sacct in `ENERGY_FIELDS`: joules of each job or array element, `123` or `123_4`.
+
+    A cluster without such a plugin says 0 or nothing: those are left out. Steps that run at the
+    same time have each the whole node's energy, so the largest of a job's lines is taken.
+    """
+    found: dict[str, float] = {}
+    for line in text.splitlines():
+        name, _, value = line.strip().partition("|")
+        job = name.partition(".")[0]
+        if not re.fullmatch(r"\d+(_\d+)?", job) or not value.isdigit():
+            continue
+        joules = int(value)
+        if joules and joules not in NO_VALUE:
+            found[job] = max(found.get(job, 0.0), float(joules))
+    return found
 
 
 def parse_indices(text: str) -> list[int]:

@@ -85,6 +85,7 @@ class Rank:
                     port=place.master_port,
                     word=f"llem-{job.job_id}",
                 )
+            from llem.energy import step_counter
             from llem.training import start_world
 
             self.zero_stage = _zero_stage(self.element["zero_stage"])
@@ -104,6 +105,8 @@ class Rank:
         try:
             with ExitStack() as stack:
                 self.link = self._link(stack, place.local_rank)
+                self._settle()
+                self.counter = step_counter(self.world.device_uuid, local_rank=place.local_rank)
                 status = self._leave(self._all_runs())
         except Exception as error:
             # Between runs: nothing that another try would find otherwise, unless a rank was lost.
@@ -188,6 +191,24 @@ class Rank:
         if self.element["sampler"] == "child":
             path = stack.enter_context(start_sampler(path)).socket_path
         return stack.enter_context(SamplerLink(path))
+
+    def _settle(self) -> None:
+        """Keep still while the sampler watches idle devices, where the campaign asks for it.
+
+        Before the first run: what follows it in this job finds devices warm, and their baseline
+        measured.
+        """
+        asked = self.element.get("energy")
+        if asked is None:
+            return
+        from llem.energy import SamplerLink
+
+        with SamplerLink(socket_path()) as link:
+            answer = link.idle(**asked)
+        if self.rank == 0:
+            log("idle: " + ("; ".join(answer.reasons) if answer.ok else answer.reason))
+        # A node may take longer than another; none begins before all have done.
+        self.world.barrier()
 
     def _decide(self, run: Run) -> Start:
         """Whether to try a run, and with which layout; its attempt's folder if so. Rank 0 alone."""
@@ -290,6 +311,7 @@ class Rank:
             meta={**meta, "energy_reason": unmeasured},
             progress=self.recorder.progress(run, attempt) if self.world.rank == 0 else None,
             should_stop=self.leaving.why,
+            counter=self.counter,
         )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llem._version import __version__
-from llem.campaign import Site, slurm_time
+from llem.campaign import EnergyChoice, Site, slurm_time
 from llem.campaign.guards import check_directive, check_script_path
 from llem.cluster.files import json_line
 from llem.cluster.folder import INTERRUPTED
@@ -121,12 +121,26 @@ def render_manifest(
         "sampler": "step" if plan.site.executor == "slurm" and plan.site.overlap else "child",
         "environment": dict(plan.site.environment),
         "image_digest": image_digest,
+        **_energy(plan.campaign.energy),
     }
     rest = json_line(shared)[1:-1]
     return "".join(
         f'{{"element":{index},{rest},"runs":[{",".join([texts[name] for name in names])}]}}\n'
         for index, names in enumerate(array.elements)
     )
+
+
+def _energy(chosen: EnergyChoice | None) -> dict[str, Any]:
+    """How long ranks keep still before their first run, where they are to."""
+    if chosen is None or not (chosen.baseline or chosen.thermal_floor):
+        return {}
+    return {
+        "energy": {
+            "baseline_s": chosen.baseline or 0,
+            "cool_s": chosen.thermal_floor or 0,
+            "slope": chosen.thermal_slope,
+        }
+    }
 
 
 def _render_plan(template: str, plan: Plan, name: str, **values: Any) -> str:

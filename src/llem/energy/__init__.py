@@ -2,7 +2,8 @@
 
 Public: `SamplerLink`, `Answer`, `start_sampler`, `SamplerProcess` (link), `measure`,
 `Measurement` (measure), `Meter`, `MeterError`, `Device`, `Probe`, `Reading` (meter), `choose`,
-`Chosen` (choose), `NvmlMeter` (nvml), `CpuModel` (cpu_model). The process is
+`Chosen` (choose), `NvmlMeter` (nvml), `CpuModel` (cpu_model), `step_counter`, `StepCounter`
+(stamps). The process is
 `python -m llem.energy.sampler`.
 """
 
@@ -12,6 +13,7 @@ from llem.energy.link import Answer, SamplerLink, SamplerProcess, start_sampler
 from llem.energy.measure import Measurement, measure
 from llem.energy.meter import Device, Meter, MeterError, Probe, Reading
 from llem.energy.nvml import NvmlMeter
+from llem.energy.stamps import StepCounter, step_counter
 
 __all__ = [
     "Answer",
@@ -26,7 +28,9 @@ __all__ = [
     "Reading",
     "SamplerLink",
     "SamplerProcess",
+    "StepCounter",
     "choose",
     "measure",
     "start_sampler",
+    "step_counter",
 ]

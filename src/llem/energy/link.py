@@ -67,6 +67,15 @@ class SamplerLink:
         """Write what is in memory; what was sampled until now survives any kill. Never raises."""
         return self._ask('{"op": "flush"}', connect=False)
 
+    def idle(self, *, baseline_s: float, cool_s: float = 0.0, slope: float = 0.0) -> Answer:
+        """Wait, with the devices left in peace, until they were watched; see the sampler's `idle`.
+
+        Every rank of the node asks, on a link of its own: who waits here keeps no device busy,
+        as a collective would. Never raises for a failure.
+        """
+        request = {"op": "idle", "baseline_s": baseline_s, "cool_s": cool_s, "slope": slope}
+        return self._ask(json.dumps(request), connect=True, more_s=max(baseline_s, cool_s))
+
     def end(self) -> Answer:
         """Take the last sample and close the record. Never raises for a failure."""
         return self._ask('{"op": "end"}', connect=False)
@@ -91,7 +100,7 @@ class SamplerLink:
     ) -> None:
         self.close()
 
-    def _ask(self, line: str, *, connect: bool) -> Answer:
+    def _ask(self, line: str, *, connect: bool, more_s: float = 0.0) -> Answer:
         try:
             if self._connection is None:
                 if not connect:
@@ -99,7 +108,9 @@ class SamplerLink:
                 self._connect()
             assert self._connection is not None and self._received is not None
             self._connection.sendall(line.encode() + b"\n")
+            self._connection.settimeout(self._timeout_s + more_s)
             received = self._received.readline()
+            self._connection.settimeout(self._timeout_s)
             if not received:
                 raise OSError("it hung up")
             answer = json.loads(received)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from llem.energy.baseline import BaselineRow, IdleWatch, contexts_on
 from llem.energy.choose import Chosen
 from llem.energy.core import move_apart
 from llem.energy.meter import Device, Meter, MeterError, Reading
@@ -54,6 +55,9 @@ class Recorder:
         self._writer: RecordWriter | None = None
         self._path: Path | None = None
         self._failing: set[str] = set()
+        self._untold: list[tuple[str, str]] = []
+        self._watch: IdleWatch | None = None
+        self._baseline: tuple[list[BaselineRow], list[str]] = ([], [])
         self._clock_due_ns = 0
         self._rows = 0
         self.given_up = ""
@@ -97,8 +101,13 @@ class Recorder:
         self._path = Path(path)
         self._clock_due_ns = self._monotonic_ns() + int(CLOCK_INTERVAL_S * 1e9)
         try:
-            for code, text in chosen.events:
+            untold, self._untold = self._untold, []
+            for code, text in (*chosen.events, *untold):
                 self._writer.event(code, text)
+            if self._watch is not None:
+                self.end_watch()
+            else:
+                self._write_baseline(self._writer)
             self.sample()
             if self._writer is not None:
                 self._writer.flush()
@@ -109,9 +118,41 @@ class Recorder:
             self._path = None
             raise OSError(self.given_up)
 
+    def watch(self) -> None:
+        """From now on take every reading as one of idle devices, until `end_watch`."""
+        self._watch = IdleWatch(contexts=contexts_on)
+
+    @property
+    def watching(self) -> IdleWatch | None:
+        return self._watch
+
+    def end_watch(self) -> list[str]:
+        """Keep what was watched as the baseline of this record and of those to come."""
+        if self._watch is None:
+            return []
+        found = self._watch.rows()
+        self._watch = None
+        # nothing new does not take the place of what was measured before
+        if found[0] or not self._baseline[0]:
+            self._baseline = found
+        if self._writer is not None:
+            try:
+                self._write_baseline(self._writer)
+            except WRITE_ERRORS as error:
+                self._give_up(error)
+        return found[1]
+
+    def _write_baseline(self, writer: RecordWriter) -> None:
+        rows, reasons = self._baseline
+        for row in rows:
+            writer.append("baseline", row)
+        for reason in reasons:
+            writer.event("baseline-none", reason)
+
     def sample(self, *, late: bool = False) -> None:
-        """Read every device once."""
+        """Read every device once, into the record that is open, if one is."""
         if self._writer is None:
+            self._look()
             return
         try:
             for meter, device in self._chosen.devices:
@@ -136,6 +177,16 @@ class Recorder:
             self._give_up(error)
             raise OSError(self.given_up) from None
         return self._rows
+
+    def event(self, code: str, text: str) -> None:
+        """Write down that something happened: in the open record, else in the next one."""
+        if self._writer is None:
+            self._untold.append((code, text))
+        else:
+            try:
+                self._writer.event(code, text)
+            except WRITE_ERRORS as error:
+                self._give_up(error)
 
     def end(self, *, event: tuple[str, str] | None = None) -> str:
         """Take the last sample and close. Returns why measuring had ended early, else ''."""
@@ -169,6 +220,8 @@ class Recorder:
             if device.uuid not in self._failing:
                 self._failing.add(device.uuid)
                 writer.event("meter-failed", str(error))
+        if self._watch is not None:
+            self._watch.add(device, start_ns, reading)
         if device.counter and math.isnan(reading.energy_mj):
             flags |= SampleFlag.READ_FAILED
         writer.append(
@@ -186,6 +239,16 @@ class Recorder:
             ),
         )
         self._rows += 1
+
+    def _look(self) -> None:
+        if self._watch is None:
+            return
+        for meter, device in self._chosen.devices:
+            at_ns = self._monotonic_ns()
+            try:
+                self._watch.add(device, at_ns, meter.read(device))
+            except MeterError:
+                continue  # the record that follows will tell of it
 
     def _give_up(self, error: Exception) -> None:
         self.given_up = f"measuring ended: {error}"

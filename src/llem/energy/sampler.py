@@ -6,6 +6,11 @@ Its socket takes JSON lines from the node's local rank 0, one answer for each:
 
     {"op": "begin", "path": ".../node-<host>.h5", "meta": {...}}   opens a record, first sample
     {"op": "flush"}                                                writes what is in memory
+    {"op": "idle", "baseline_s": 5, "cool_s": 600, "slope": 1.0}   answers when the devices, which
+                                                                   all ranks leave in peace, were
+                                                                   watched for so long, and change
+                                                                   by less than `slope` degrees a
+                                                                   minute or `cool_s` are over
     {"op": "end"}                                                  last sample, closes the record
     {"op": "stop"}                                                 ends, then exits
 
@@ -22,6 +27,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import selectors
 import signal
@@ -33,6 +39,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llem.energy.baseline import HEATING_S
 from llem.energy.choose import choose
 from llem.energy.cpu_model import IDLE_W_PER_THREAD, MAXIMUM_W_PER_THREAD, CpuModel
 from llem.energy.nvml import NvmlMeter
@@ -44,7 +51,37 @@ INTERVAL_S = 0.1
 # may come back, and one that was killed has left a GPU that is still busy for a moment.
 GRACE_S = 5.0
 NICE = 5
+# From its start to the first record it watches idle devices, of the last so many seconds.
+WATCH_S = 5.0
 LONGEST_LINE = 1 << 20
+
+
+@dataclass
+class _Idle:
+    """Who waits for the devices to have been watched, since when, and how long at most."""
+
+    since_ns: int
+    baseline_s: float
+    cool_s: float
+    slope: float
+    waiting: list[int] = field(default_factory=list)
+
+    def done(self, recorder: Recorder, now_ns: int) -> str | None:
+        """What to tell when it is over; None while it is not."""
+        waited_s = (now_ns - self.since_ns) / 1e9
+        if waited_s < self.baseline_s:
+            return None
+        if not self.cool_s:
+            return f"watched for {waited_s:.1f} s"
+        watch = recorder.watching
+        since = now_ns - round(HEATING_S * 1e9)
+        slope = watch.heating_c_per_min(since_ns=since) if watch is not None else math.nan
+        if slope < self.slope:
+            return f"reached after {waited_s:.0f} s: {slope:.2f} degrees a minute"
+        if waited_s < self.cool_s:
+            return None
+        told = f"{slope:.2f} degrees a minute" if slope == slope else "no temperature was read"
+        return f"not reached in {waited_s:.0f} s: {told}"
 
 
 @dataclass
@@ -76,11 +113,14 @@ class Sampler:
         self._reasons = list(reasons)
         self._clients: dict[int, _Client] = {}
         self._owner: int | None = None
-        self._next_ns = 0
         self._lost_ns: int | None = None
         self._alone_since_ns: int | None = time.monotonic_ns()
         self._stop_at_ns: int | None = None
         self._selector = selectors.DefaultSelector()
+        self._idle: _Idle | None = None
+        self._recorder.watch()
+        self._next_ns = time.monotonic_ns()
+        self._watch_until_ns = self._next_ns + round(WATCH_S * 1e9)
 
     def run(self) -> None:
         """Serve until asked to stop, by a client, a signal or nobody's being there."""
@@ -133,7 +173,7 @@ class Sampler:
 
     def _wait_s(self) -> float | None:
         due = [self._stop_at_ns] if self._stop_at_ns is not None else []
-        if self._recorder.recording:
+        if self._recorder.recording or self._sampling_idle():
             due.append(self._next_ns)
         if self._lost_ns is not None:
             due.append(self._lost_ns + self._grace_ns)
@@ -145,14 +185,53 @@ class Sampler:
 
     def _tick(self) -> None:
         now = time.monotonic_ns()
-        if self._recorder.recording and now >= self._next_ns:
+        if (self._recorder.recording or self._sampling_idle()) and now >= self._next_ns:
             missed = (now - self._next_ns) // self._interval_ns
             self._recorder.sample(late=missed > 0)
             # the grid stays where it began: a late sample moves no other
             self._next_ns += (missed + 1) * self._interval_ns
+        if self._idle is not None and (told := self._idle.done(self._recorder, now)) is not None:
+            self._end_idle(told)
         if self._lost_ns is not None and now - self._lost_ns >= self._grace_ns:
             self._lost_ns = None
             self._recorder.end(event=("rank-lost", "the local rank 0 closed its connection"))
+
+    def _sampling_idle(self) -> bool:
+        """Whether readings outside a record are wanted: before the first one, and when asked."""
+        if self._recorder.watching is None:
+            return False
+        return self._idle is not None or time.monotonic_ns() < self._watch_until_ns
+
+    def _ask_idle(self, fd: int, request: dict[str, Any]) -> dict[str, Any] | None:
+        """Begin to watch, or join who waits already; the answer comes when it is over."""
+        try:
+            numbers = [float(request.get(key, 0)) for key in ("baseline_s", "cool_s", "slope")]
+        except (TypeError, ValueError):
+            numbers = [math.nan]
+        if not all(math.isfinite(x) and x >= 0 for x in numbers):
+            return _refusal("idle needs numbers baseline_s, cool_s and slope")
+        if self._idle is None:
+            self._recorder.watch()
+            baseline_s, cool_s, slope = numbers
+            self._idle = _Idle(time.monotonic_ns(), baseline_s, cool_s, slope)
+            if not self._recorder.recording:
+                self._next_ns = time.monotonic_ns()
+        self._idle.waiting.append(fd)
+        return None
+
+    def _end_idle(self, told: str) -> None:
+        assert self._idle is not None
+        idle, self._idle = self._idle, None
+        reasons = self._recorder.end_watch()
+        if idle.cool_s:
+            self._recorder.event("thermal-floor", told)
+        answer = json.dumps({"ok": True, "reasons": [told, *reasons]}) + "\n"
+        for fd in idle.waiting:
+            if fd in self._clients:
+                try:
+                    self._clients[fd].connection.sendall(answer.encode())
+                except OSError:
+                    self._drop(fd)
 
     def _accept(self) -> None:
         connection, _ = self._listener.accept()
@@ -176,9 +255,11 @@ class Sampler:
         while b"\n" in client.buffer and fd in self._clients:
             line, _, rest = client.buffer.partition(b"\n")
             client.buffer = rest
-            answer = json.dumps(self._answer(fd, bytes(line))) + "\n"
+            answer = self._answer(fd, bytes(line))
+            if answer is None:
+                continue
             try:
-                client.connection.sendall(answer.encode())
+                client.connection.sendall((json.dumps(answer) + "\n").encode())
             except OSError:
                 self._drop(fd)
 
@@ -193,7 +274,7 @@ class Sampler:
         if not self._clients:
             self._alone_since_ns = time.monotonic_ns()
 
-    def _answer(self, fd: int, line: bytes) -> dict[str, Any]:
+    def _answer(self, fd: int, line: bytes) -> dict[str, Any] | None:
         try:
             request = json.loads(line)
             operation = request["op"]
@@ -204,6 +285,8 @@ class Sampler:
                 return self._begin(fd, request)
             case "flush":
                 return self._flush()
+            case "idle":
+                return self._ask_idle(fd, request)
             case "end":
                 return self._end(fd)
             case "stop":
@@ -211,7 +294,9 @@ class Sampler:
                 reason = self._recorder.end()
                 return _refusal(reason) if reason else {"ok": True}
             case _:
-                return _refusal(f"unknown op {operation!r}: expected begin, flush, end or stop")
+                return _refusal(
+                    f"unknown op {operation!r}: expected begin, flush, idle, end or stop"
+                )
 
     def _begin(self, fd: int, request: dict[str, Any]) -> dict[str, Any]:
         path, meta = request.get("path"), request.get("meta", {})

@@ -248,31 +248,67 @@ def aggregate_campaign(
     folder: CampaignFolder,
     *,
     pue: float | None = None,
-    carbon_g_per_kwh: float | None = None,
+    carbon: float | str | Path | None = None,
     price_per_kwh: float | None = None,
     price_per_gpu_hour: float | None = None,
+    idle_power_w: float | None = None,
+    slurm_energy: bool = False,
     write: bool = True,
 ) -> Aggregation:
-    """Raw records → observations, written to `results/observations.csv` unless `write` is False.
+    """Raw records → observations, written to `results/observations.csv` unless `write` is False,
+    with `phases.csv`, `devices.csv` and `cells.csv` beside it.
 
-    What is left None is taken from the site; nothing runs again when it changes.
+    What is left None is taken from the site (or, idle power, from the records); nothing runs again
+    when it changes. `carbon` is g per kWh, or a CSV of a series in time. `slurm_energy`: SLURM is
+    asked what it measured, and what disagrees is a problem. Raises InputError where the CSV cannot
+    be read.
     """
-    from llem.results import aggregate, write_observations
+    from llem.results import (
+        CellRatio,
+        DeviceRow,
+        PhaseEnergy,
+        aggregate,
+        ratios_by_cell,
+        read_carbon,
+        write_observations,
+        write_rows,
+    )
 
     site = folder.plan_values()["site"]
     prices = site.get("prices", {})
 
-    def late(given: float | None, default: Any) -> Any:
+    def late(given: Any, default: Any) -> Any:
         return default if given is None else given
 
+    problems: tuple[str, ...] = ()
+    intensity = late(carbon, site.get("carbon_g_per_kwh"))
+    if isinstance(intensity, (str, Path)):
+        try:
+            intensity = read_carbon(intensity)
+        except InputError as error:
+            if carbon is not None:
+                raise
+            # The site's own series may come later, or from another machine: no result waits for it.
+            intensity, problems = None, tuple(f"no carbon: {line}" for line in error.lines())
     aggregation = aggregate(
         folder.root,
         pue=late(pue, site.get("pue", 1.0)),
-        carbon_g_per_kwh=late(carbon_g_per_kwh, site.get("carbon_g_per_kwh")),
+        carbon_g_per_kwh=intensity,
+        idle_power_w=idle_power_w,
         price_per_kwh=late(price_per_kwh, prices.get("per_kwh")),
         price_per_gpu_hour=late(price_per_gpu_hour, prices.get("per_gpu_hour")),
         peak_flops_per_gpu=site["device"]["peak_flops"],
     )
+    if slurm_energy:
+        from llem.pipeline.slurm_energy import check_against_slurm
+
+        problems += check_against_slurm(folder, aggregation.devices)
+    if problems:
+        aggregation = replace(aggregation, problems=(*aggregation.problems, *problems))
     if write:
         write_observations(aggregation.observations, folder.results / OBSERVATIONS_FILE)
+        write_rows(PhaseEnergy, aggregation.phases, folder.results / "phases.csv")
+        write_rows(DeviceRow, aggregation.devices, folder.results / "devices.csv")
+        cells = ratios_by_cell(aggregation.observations)
+        write_rows(CellRatio, cells, folder.results / "cells.csv")
     return aggregation

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from llem.errors import LlemError
 from llem.records.salvage import READ_ERRORS, salvage, without_holes
-from llem.records.schema import BASELINE, CLOCK, EVALS, EVENTS, SAMPLES, SCHEMA, STEPS
+from llem.records.schema import BASELINE, CLOCK, EVALS, EVENTS, SAMPLES, SCHEMA, SPANS, STEPS
 from llem.records.unclosed import Unclosed, is_cut, is_unclosed
 
 os.environ.setdefault("HDF5_USE_FILE_LOCKING", "FALSE")
@@ -46,6 +46,7 @@ class RankRecord:
     closed: bool
     steps: Table
     evals: Table
+    spans: Table
     clock: Table
     events: Table
     problems: tuple[str, ...] = ()
@@ -123,6 +124,7 @@ def _rank(path: Path) -> RankRecord:
             closed=record.closed,
             steps=record.table("steps", STEPS),
             evals=record.table("evals", EVALS),
+            spans=record.later_table("spans", SPANS),
             clock=record.table("clock", CLOCK),
             events=record.table("events", EVENTS),
             problems=tuple(record.problems),
@@ -145,7 +147,7 @@ def _node(path: Path) -> NodeRecord:
             ),
             clock=record.table("clock", CLOCK),
             events=record.table("events", EVENTS),
-            baseline=record.table("baseline", BASELINE),
+            baseline=record.later_table("baseline", BASELINE),
             problems=tuple(record.problems),
         )
 
@@ -226,6 +228,18 @@ class _Opened:
 
     def _problem(self, name: str, text: str) -> None:
         self.problems.append(f"{self.path}: table {name}: {text}")
+
+    def later_table(self, name: str, dtype: np.dtype[Any]) -> Table:
+        """A table that older records lack, or hold with fewer columns: those are then -1."""
+        if name not in self.file:
+            return np.empty(0, dtype)
+        found = self.table(name, dtype)
+        if found.dtype == dtype:
+            return found
+        whole = np.empty(len(found), dtype)
+        for column in dtype.names or ():
+            whole[column] = found[column] if column in (found.dtype.names or ()) else -1
+        return whole
 
 
 def _plain(value: Any) -> Any:

@@ -45,6 +45,19 @@ EVALS = np.dtype(
     ]
 )
 
+# One row for each time of a rank that no step accounts for: an evaluation, a checkpoint. `step` is
+# how many steps were finished; e*_mj as in STEPS.
+SPANS = np.dtype(
+    [
+        ("step", "<i8"),
+        ("t0_ns", "<i8"),
+        ("t1_ns", "<i8"),
+        ("e0_mj", "<f8"),
+        ("e1_mj", "<f8"),
+        ("phase", "<u1"),
+    ]
+)
+
 # One row per device and sample; `read_ns` is how long the reading took, in steps of 1024 ns.
 SAMPLES = np.dtype(
     [
@@ -67,7 +80,20 @@ CLOCK = np.dtype(
 # Fixed-length text: HDF5's single-writer mode cannot grow variable-length strings.
 EVENTS = np.dtype([("t_ns", "<i8"), ("code", "S32"), ("text", "S256")])
 
-BASELINE = np.dtype([("uuid", "S64"), ("power_idle_mw", "<f8"), ("samples", "<i8"), ("sd", "<f8")])
+# Mean and standard deviation (mW) of a device's power while it was idle, from `t0_ns` to `t1_ns`,
+# which may lie before the record's first sample. `context`: whether a process held a context on
+# the device then (1, 0; -1 not known), since that alone raises its power.
+BASELINE = np.dtype(
+    [
+        ("uuid", "S64"),
+        ("power_idle_mw", "<f8"),
+        ("samples", "<i8"),
+        ("sd", "<f8"),
+        ("t0_ns", "<i8"),
+        ("t1_ns", "<i8"),
+        ("context", "<i1"),
+    ]
+)
 
 # Rows of one chunk. A flush writes the whole chunk that is being filled, and a table with one row
 # takes the space of a chunk: tables that stay short have short ones.
@@ -77,7 +103,7 @@ LONG_TABLES = ("steps", "samples")
 
 
 class Phase(IntEnum):
-    """What a step's time was spent on."""
+    """What a rank's time was spent on: the first three are kinds of steps, the others of spans."""
 
     WARMUP = 0
     TRAIN = 1

@@ -31,6 +31,7 @@ from llem.records.schema import (
     SAMPLES,
     SCHEMA,
     SHORT_CHUNK_ROWS,
+    SPANS,
     STEPS,
 )
 
@@ -227,10 +228,10 @@ class _Table:
 
 
 def rank_writer(path: str | Path, *, meta: Mapping[str, Any], flush_s: float = 2.0) -> RecordWriter:
-    """The record of one rank in one attempt: tables `steps` and `evals`."""
+    """The record of one rank in one attempt: tables `steps`, `evals` and `spans`."""
     return RecordWriter(
-        path, meta={**meta, "kind": "rank"}, tables={"steps": STEPS, "evals": EVALS},
-        flush_s=flush_s,
+        path, meta={**meta, "kind": "rank"},
+        tables={"steps": STEPS, "evals": EVALS, "spans": SPANS}, flush_s=flush_s,
     )  # fmt: skip
 
 

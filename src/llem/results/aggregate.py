@@ -21,16 +21,22 @@ from typing import Any
 
 from llem.errors import Fault, InputError
 from llem.results.attempt import Attempt, attempt_folders, read_attempt
+from llem.results.carbon import CarbonSeries
 from llem.results.claims import Claim, divide_shared, read_series
+from llem.results.energy import LateOptions
 from llem.results.observation import Observation
-from llem.results.row import LateOptions, Trained, observe, sum_tokens
+from llem.results.phases import DeviceRow, PhaseEnergy, device_rows, phase_energy
+from llem.results.row import Trained, observe, sum_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
 class Aggregation:
-    """One row for each planned run, in the plan's order, and every file that was not right."""
+    """One row for each planned run, in the plan's order, one for each phase and each device of
+    its attempts, and every file that was not right."""
 
     observations: tuple[Observation, ...]
+    phases: tuple[PhaseEnergy, ...]
+    devices: tuple[DeviceRow, ...]
     problems: tuple[str, ...]
     options: LateOptions
 
@@ -42,7 +48,7 @@ def aggregate(
     idle_power_w: float | Mapping[str, float] | None = None,
     price_per_kwh: float | None = None,
     price_per_gpu_hour: float | None = None,
-    carbon_g_per_kwh: float | None = None,
+    carbon_g_per_kwh: float | CarbonSeries | None = None,
     peak_flops_per_gpu: float | None = None,
 ) -> Aggregation:
     """Reduce a campaign folder; reads files only, one record in memory at a time.
@@ -65,7 +71,7 @@ def aggregate(
     trained: list[Trained] = []
     for run in planned:
         read = [
-            read_attempt(number, path, run=run)
+            read_attempt(number, path, run=run, carbon=options.carbon_series)
             for number, path in attempt_folders(folder / "runs" / str(run["run_id"]))
         ]
         for attempt in read:
@@ -79,10 +85,21 @@ def aggregate(
     problems += _unplanned(folder / "runs", {str(run["run_id"]) for run in planned})
     divided = iter(_divide([a.claims for of_run in attempts for a in of_run]))
     observations = []
+    phases: list[PhaseEnergy] = []
+    devices: list[DeviceRow] = []
     for run, of_run, sums in zip(planned, attempts, trained, strict=True):
         claims = [next(divided) for _ in of_run]
         observations.append(observe(run, of_run, sums, claims, options))
-    return Aggregation(observations=tuple(observations), problems=tuple(problems), options=options)
+        for attempt, own in zip(of_run, claims, strict=True):
+            phases += phase_energy(str(run["run_id"]), attempt, own)
+            devices += device_rows(str(run["run_id"]), attempt, own, options)
+    return Aggregation(
+        observations=tuple(observations),
+        phases=tuple(phases),
+        devices=tuple(devices),
+        problems=tuple(problems),
+        options=options,
+    )
 
 
 def read_plan(path: Path) -> Mapping[str, Any]:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from llem.records import NodeRecord, read_node
+from llem.results.carbon import CarbonSeries
 from llem.results.claims import Claim, claim_devices, countable
 from llem.results.clock import HostClock, translate
 from llem.results.endrecord import EndRecord, read_end
-from llem.results.ranks import RANK_FILE, Ranks, read_of_run, read_ranks, skew_ns
+from llem.results.ranks import RANK_FILE, SKEW_S, Ranks, read_of_run, read_ranks, skew_ns
+from llem.results.steps import StepSums, sum_steps
+from llem.results.timeline import Timeline
+from llem.results.view import step_ends, view_of
 
 ATTEMPT_FOLDER = re.compile(r"attempt-(\d+)")
 NODE_FILE = re.compile(r"node-(.+)\.h5")
@@ -35,6 +39,7 @@ class Attempt:
     duration_s: float
     expected_devices: int
     problems: tuple[str, ...]
+    steps: StepSums = field(default_factory=StepSums)
 
     @property
     def began(self) -> bool:
@@ -63,10 +68,12 @@ def read_attempt(
     *,
     run: Mapping[str, Any],
     window_ns: tuple[int, int] | None = None,
+    carbon: CarbonSeries | None = None,
 ) -> Attempt:
     """Read all files of an attempt. Nothing in them is fatal: what is wrong becomes a problem.
 
-    `window_ns` on rank 0's monotonic clock takes the place of the end record's window.
+    `window_ns` on rank 0's monotonic clock takes the place of the end record's window. `carbon`
+    is what the energy's pieces are told the intensity of.
     """
     run_id = str(run["run_id"])
     problems: list[str] = []
@@ -92,7 +99,10 @@ def read_attempt(
         return _unmeasured_attempt(number, folder, end, ranks, expected_nodes, problems)
 
     claims: list[Claim] = []
+    lines: dict[str, Timeline] = {}
     reasons: list[str] = []
+    skews = {boot_id: _skew(ranks, clock) for boot_id, clock in ranks.clocks.items()}
+    ends = step_ends(ranks, skews)
     nodes_seen = unmeasured_gpus = 0
     owner = f"{run_id}/attempt-{number}"
     # One node's samples are in memory at a time; the claims that are kept are a few numbers.
@@ -101,10 +111,20 @@ def read_attempt(
         if record is None:
             continue
         nodes_seen += 1
-        window, note = _window(record, end, ranks)
-        if note:
-            problems.append(f"{path}: {note}")
-        claims += claim_devices(record, owner=owner, window=window)
+        boot_id = str(record.meta.get("boot_id") or record.meta.get("host") or record.path.stem)
+        clock = _clock(boot_id, record, ranks)
+        skew = skews.get(boot_id, 0)
+        window = _window(boot_id, record, clock, end, ranks, skew)
+        off_ns = skew or (clock.off_ns if clock is not None else 0)
+        if abs(off_ns) > SKEW_S * 1e9 and window is not None:
+            how = "by the steps" if skew else "as measured by the ranks"
+            problems.append(
+                f"{path}: its wall clock is {off_ns / 1e9:+.2f} s off rank 0's: aligned {how}"
+            )
+        view = view_of(boot_id, clock, ranks, skew=skew, ends=ends, carbon=carbon)
+        if view.line is not None:
+            lines[boot_id] = view.line
+        claims += claim_devices(record, owner=owner, window=window, view=view)
         if short := _unmeasured(record):
             unmeasured_gpus += short
             held = record.meta["gpus_held"]
@@ -123,6 +143,9 @@ def read_attempt(
         counted = [_said_unused(claim, ranks.device_uuids) for claim in counted]
     if nodes_seen and not counted:
         reasons.append("no device was measured")
+    steps = sum_steps(ranks, counted, lines, end.window_ns if end is not None else None)
+    # Whatever grows with a run's steps ends here.
+    counted = [replace(claim, steps_j=None, steps_c=None) for claim in counted]
     return Attempt(
         number=number,
         folder=folder,
@@ -137,6 +160,7 @@ def read_attempt(
         expected_devices=_expected_devices(counted, nodes_seen, expected_nodes, per_node)
         + unmeasured_gpus,
         problems=tuple(problems),
+        steps=steps,
     )
 
 
@@ -171,26 +195,38 @@ def _files(folder: Path, problems: list[str]) -> tuple[list[Path], list[Path]]:
     return ranks, nodes
 
 
+def _clock(boot_id: str, record: NodeRecord, ranks: Ranks) -> HostClock | None:
+    """The node's clock: a rank's of the same host where that was compared with rank 0's."""
+    of_rank = ranks.clocks.get(boot_id)
+    if of_rank is not None and (of_rank.compared or not len(record.clock)):
+        return of_rank
+    return HostClock.of(boot_id, record.clock) if len(record.clock) else None
+
+
+def _skew(ranks: Ranks, there: HostClock) -> int:
+    """What `there` is off by after translation, ns; 0 where that is little or not known."""
+    if ranks.reference is None or 0 not in ranks.seen:
+        return 0
+    return skew_ns(ranks.reference, there, ranks.lines) or 0
+
+
 def _window(
-    record: NodeRecord, end: EndRecord | None, ranks: Ranks
-) -> tuple[tuple[int, int] | None, str]:
+    boot_id: str,
+    record: NodeRecord,
+    clock: HostClock | None,
+    end: EndRecord | None,
+    ranks: Ranks,
+    skew: int,
+) -> tuple[int, int] | None:
     """The attempt's window on this node's monotonic clock; None: all that was sampled."""
     if end is None or end.window_ns is None:
-        return None, ""
-    boot_id = str(record.meta.get("boot_id") or record.meta.get("host") or record.path.stem)
-    reference = ranks.reference if 0 in ranks.seen else None
+        return None
     same_host = end.boot_id == boot_id if end.boot_id else end.host == record.meta.get("host")
-    if reference is None or not len(record.clock):
-        return (end.window_ns if same_host else None), ""
-    there = HostClock.of(boot_id, record.clock)
-    t0_ns, t1_ns = (translate(t, reference, there) for t in end.window_ns)
-    skew = skew_ns(reference, there, ranks.times)
-    if skew is None:
-        return (t0_ns, t1_ns), ""
-    return (
-        (t0_ns + skew, t1_ns + skew),
-        f"its wall clock is {skew / 1e9:+.2f} s off rank 0's: aligned by the steps instead",
-    )
+    reference = ranks.reference if 0 in ranks.seen else None
+    if reference is None or clock is None:
+        return end.window_ns if same_host else None
+    t0_ns, t1_ns = (translate(t, reference, clock) + skew for t in end.window_ns)
+    return t0_ns, t1_ns
 
 
 def _said_unused(claim: Claim, used: frozenset[str] | None) -> Claim:

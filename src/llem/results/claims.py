@@ -8,16 +8,35 @@ over all runs is then what the device really used.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from llem.records import DeviceSeries, NodeRecord, RecordError, read_node
 from llem.results.counter import EnergySeries, energy_series
+from llem.results.idle import idle_power
+from llem.results.view import HostView
 
 DeviceKey = tuple[str, str]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a claim's window: its phase, g CO2 per kWh (NaN unknown), and joules seen."""
+
+    t0_ns: int
+    t1_ns: int
+    phase: str
+    carbon_g_per_kwh: float
+    energy_j: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,11 +45,19 @@ class Claim:
 
     `energy_j` is NaN where it is unknown, and `reason` says why (or what is to be known about
     it). `attributed_s` are the seconds that count as this attempt's own: less than `covered_s`
-    where others shared the device. `idle_w` is NaN without a baseline.
+    where others shared the device. `idle_w` is NaN without a baseline, and `idle_source` says
+    where it is from, or why there is none.
+
+    `pieces` are the window cut by phase and carbon intensity, with the energy that was seen in
+    each. `wait_j` is what it used while a rank of it waited for others, `undivided_j` the
+    energy before it was divided among those who shared the device, `steps_j` (undivided) and
+    `steps_c` the energy and temperature of each step of the host's timeline.
     """
 
     owner: str
     path: Path
+    job: str = ""
+    host: str = ""
     boot_id: str
     uuid: str
     name: str
@@ -45,7 +72,13 @@ class Claim:
     covered_s: float
     attributed_s: float
     idle_w: float
+    idle_source: str = ""
     reason: str = ""
+    pieces: tuple[Piece, ...] = ()
+    undivided_j: float = math.nan
+    wait_j: float = 0.0
+    steps_j: Floats | None = field(default=None, compare=False, repr=False)
+    steps_c: Floats | None = field(default=None, compare=False, repr=False)
 
     @property
     def key(self) -> DeviceKey:
@@ -56,17 +89,19 @@ class Claim:
         return (self.t1_ns - self.t0_ns) / 1e9
 
 
-def claim_devices(record: NodeRecord, *, owner: str, window: tuple[int, int] | None) -> list[Claim]:
+def claim_devices(
+    record: NodeRecord,
+    *,
+    owner: str,
+    window: tuple[int, int] | None,
+    view: HostView | None = None,
+) -> list[Claim]:
     """The claims of a node's record; without a window, each device's samples are its window."""
-    idle_w = {
-        row["uuid"].decode("utf-8", "replace"): float(row["power_idle_mw"]) / 1e3
-        for row in record.baseline
-    }
-    claims = []
-    for device in record.devices:
-        series = energy_series(device)
-        claims.append(_claim(record, device, series, owner, window, idle_w))
-    return claims
+    view = view or HostView()
+    return [
+        _claim(record, device, energy_series(device), owner, window, view)
+        for device in record.devices
+    ]
 
 
 def _claim(
@@ -75,9 +110,9 @@ def _claim(
     series: EnergySeries | str,
     owner: str,
     window: tuple[int, int] | None,
-    idle_w: Mapping[str, float],
+    view: HostView,
 ) -> Claim:
-    nan = float("nan")
+    nan = math.nan
     attrs = device.attrs
     if window is not None:
         t0_ns, t1_ns = window
@@ -100,6 +135,21 @@ def _claim(
             reasons.append(f"{missing_s:.2f} s at the window's edges extrapolated")
     else:
         seen_j, covered_s, energy_j, reasons = 0.0, 0.0, nan, [series]
+    pieces: tuple[Piece, ...] = ()
+    steps_j = steps_c = None
+    wait_j = nan if view.waits else 0.0
+    if isinstance(series, EnergySeries):
+        pieces = tuple(
+            Piece(p.t0_ns, p.t1_ns, p.phase, view.carbon_at(p), series.between(p.t0_ns, p.t1_ns))
+            for p in view.parts((t0_ns, t1_ns))
+        )
+        wait_j = _wait_j(device.uuid, series, view)
+        if view.line is not None:
+            steps_j = series.at(view.line.t1_ns) - series.at(view.line.t0_ns)
+            steps_c = _temperatures(device, view.line.t1_ns)
+        if device.uuid in view.stamps and (odd := _stamps(series, *view.stamps[device.uuid])):
+            reasons.append(odd)
+    idle_w, idle_source = idle_power(record, device, before_ns=view.first_step_ns)
     share = float(attrs.get("share", 1.0))
     if share != 1.0:
         # NVML counts the whole GPU; what the other instances' jobs used cannot be told apart
@@ -110,6 +160,8 @@ def _claim(
     return Claim(
         owner=owner,
         path=record.path,
+        job=_job(record.meta),
+        host=str(record.meta.get("node") or record.meta.get("host") or ""),
         boot_id=str(record.meta.get("boot_id") or record.meta.get("host") or record.path.stem),
         uuid=device.uuid,
         name=str(attrs.get("name", "")),
@@ -123,8 +175,57 @@ def _claim(
         seen_j=seen_j,
         covered_s=covered_s,
         attributed_s=covered_s,
-        idle_w=idle_w.get(device.uuid, nan),
+        idle_w=idle_w,
+        idle_source=idle_source,
         reason=f"{device.uuid}: {text}" if text else "",
+        pieces=pieces,
+        undivided_j=energy_j,
+        wait_j=wait_j,
+        steps_j=steps_j,
+        steps_c=steps_c,
+    )
+
+
+def _job(meta: Mapping[str, Any]) -> str:
+    """The job that wrote a record, as accounting calls it: `123` or `123_4`; "" without one."""
+    if array := meta.get("array_job_id"):
+        return f"{array}_{meta.get('element', '')}"
+    return str(meta.get("job_id") or "")
+
+
+def _wait_j(uuid: str, series: EnergySeries, view: HostView) -> float:
+    """What a device used while ranks of it had ended a step and others had not."""
+    return sum(
+        wait.weight * float((series.at(wait.to_ns) - series.at(wait.from_ns)).sum())
+        for wait in view.waits
+        if wait.device in ("", uuid)
+    )
+
+
+def _temperatures(device: DeviceSeries, at_ns: NDArray[np.int64]) -> Floats:
+    samples = device.samples[np.isfinite(device.samples["temperature_c"])]
+    if not len(samples) or not len(at_ns):
+        return np.full(len(at_ns), np.nan)
+    start = int(samples["t_ns"][0])
+    found: Floats = np.interp(
+        (at_ns - start) / 1e9, (samples["t_ns"] - start) / 1e9, samples["temperature_c"]
+    )
+    return found
+
+
+def _stamps(series: EnergySeries, at_ns: NDArray[np.int64], read_mj: Floats) -> str:
+    """What is wrong with a rank's stamps against the samples; '' where they agree."""
+    if math.isnan(series.base_j):
+        return ""
+    inside = (at_ns >= series.start_ns) & (at_ns <= series.end_ns)
+    at_ns, read_mj = at_ns[inside], read_mj[inside]
+    off = np.abs(read_mj / 1e3 - series.base_j - series.at(at_ns))
+    wrong = off > series.doubt_j(at_ns)
+    if not wrong.any():
+        return ""
+    worst = float(off.max())
+    return (
+        f"{int(wrong.sum())} of {len(off)} step stamps disagree with the samples by {worst:.0f} J"
     )
 
 
@@ -183,27 +284,40 @@ def _divided(
     series = read_series(claim) if others else "not shared"
     if isinstance(series, str):
         return claim
-    edges = {claim.t0_ns, claim.t1_ns}
-    for other in others:
-        edges |= {t for t in (other.t0_ns, other.t1_ns) if claim.t0_ns < t < claim.t1_ns}
-    points = sorted(edges)
-    seen_j = attributed_s = shared_s = 0.0
-    for start, end in pairwise(points):
-        parts = 1 + sum(o.t0_ns <= start and end <= o.t1_ns for o in others)
-        seen_j += series.between(start, end) / parts
-        attributed_s += series.covered_s(start, end) / parts
-        shared_s += (end - start) / 1e9 if parts > 1 else 0.0
+    seen_j, attributed_s, shared_s = _own_part(series, claim.t0_ns, claim.t1_ns, others)
+    pieces = tuple(
+        replace(p, energy_j=_own_part(series, p.t0_ns, p.t1_ns, others)[0]) for p in claim.pieces
+    )
     owners = len({o.owner for o in others})
     note = f"{claim.uuid}: shared with {owners} other run(s) for {shared_s:.1f} s, divided evenly"
     # keeps NaN, and in proportion what was extrapolated at the edges
-    energy_j = claim.energy_j * seen_j / claim.seen_j if claim.seen_j else claim.energy_j
+    part = seen_j / claim.seen_j if claim.seen_j else 1.0
     return replace(
         claim,
-        energy_j=energy_j,
+        energy_j=claim.energy_j * part,
+        wait_j=claim.wait_j * part,
         seen_j=seen_j,
         attributed_s=attributed_s,
+        pieces=pieces,
         reason="; ".join(r for r in (claim.reason, note) if r),
     )
+
+
+def _own_part(
+    series: EnergySeries, t0_ns: int, t1_ns: int, others: Sequence[Claim]
+) -> tuple[float, float, float]:
+    """Joules and seconds of a time divided evenly among all who held the device, and how much of
+    it was shared, seconds."""
+    edges = {t0_ns, t1_ns}
+    for other in others:
+        edges |= {t for t in (other.t0_ns, other.t1_ns) if t0_ns < t < t1_ns}
+    joules = own_s = shared_s = 0.0
+    for start, end in pairwise(sorted(edges)):
+        parts = 1 + sum(o.t0_ns <= start and end <= o.t1_ns for o in others)
+        joules += series.between(start, end) / parts
+        own_s += series.covered_s(start, end) / parts
+        shared_s += (end - start) / 1e9 if parts > 1 else 0.0
+    return joules, own_s, shared_s
 
 
 def read_series(claim: Claim) -> EnergySeries | str:

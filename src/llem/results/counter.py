@@ -24,6 +24,10 @@ EDGE_SAMPLES = 3
 EDGE_SHARE = 0.02
 EDGE_S = 1.0
 
+# The longest time that a counter is known to stand still between two of its values (20 to 100 ms
+# by the boards' makers and users).
+COUNTER_PERIOD_S = 0.1
+
 # Power alone is blind in a gap; a counter bridges it.
 GAP_SAMPLES = 5
 
@@ -48,7 +52,9 @@ Floats = NDArray[np.float64]
 class EnergySeries:
     """A device's running energy: joules since its first sample, at seconds since `start_ns`.
 
-    `quality` is how it was found, which may be worse than the meter promised.
+    `quality` is how it was found, which may be worse than the meter promised. `base_j` is what the
+    counter showed at the start; NaN where it cannot be compared with (no counter, or one that began
+    anew or stood still). `peak_w` is the most power that was seen, `read_s` a reading's time.
     """
 
     start_ns: int
@@ -57,6 +63,9 @@ class EnergySeries:
     interval_s: float
     quality: str
     notes: tuple[str, ...]
+    base_j: float = math.nan
+    peak_w: float = math.nan
+    read_s: float = 0.0
 
     @property
     def end_ns(self) -> int:
@@ -67,6 +76,24 @@ class EnergySeries:
         at = [(t0_ns - self.start_ns) / 1e9, (t1_ns - self.start_ns) / 1e9]
         first, last = np.interp(at, self.at_s, self.joules)
         return float(last - first)
+
+    def at(self, t_ns: NDArray[np.int64]) -> Floats:
+        """Joules since the first sample at each of these moments; constant outside the samples."""
+        moments: Floats = (t_ns - self.start_ns) / 1e9
+        found: Floats = np.interp(moments, self.at_s, self.joules)
+        return found
+
+    def doubt_j(self, t_ns: NDArray[np.int64]) -> Floats:
+        """How far a direct reading of the counter may be from `at`, joules.
+
+        The counter moves once in its period D, a line between two samples is off by at most what
+        is used between them, and reading takes time: P * (D + samples' distance + latency).
+        """
+        moments: Floats = (t_ns - self.start_ns) / 1e9
+        i = np.clip(np.searchsorted(self.at_s, moments), 1, len(self.at_s) - 1)
+        apart = self.at_s[i] - self.at_s[i - 1]
+        doubt: Floats = self.peak_w * (COUNTER_PERIOD_S + apart + self.read_s)
+        return doubt
 
     def covered_s(self, t0_ns: int, t1_ns: int) -> float:
         """How much of a window the samples span, seconds."""
@@ -129,7 +156,22 @@ def energy_series(device: DeviceSeries) -> EnergySeries | str:
     failed = int(np.count_nonzero(samples["flags"] & SampleFlag.READ_FAILED))
     if failed:
         notes.append(f"{failed} of {len(samples)} samples failed")
-    return EnergySeries(start_ns, at_s, joules, interval_s, quality, tuple(notes))
+    comparable = quality == "counter" and not any("reset" in note for note in notes)
+    return EnergySeries(
+        start_ns, at_s, joules, interval_s, quality, tuple(notes),
+        base_j=float(kept["energy_mj"][0]) / 1e3 if comparable else math.nan,
+        peak_w=_peak_w(at_s, joules, power_w),
+        read_s=float(np.median(kept["read_ns"])) / 1e9,
+    )  # fmt: skip
+
+
+def _peak_w(at_s: Floats, joules: Floats, power_w: Floats) -> float:
+    """The most of the sampled power and of the counter's mean over a second."""
+    known = power_w[np.isfinite(power_w)]
+    later = np.interp(at_s + 1.0, at_s, joules) - joules
+    whole = later[at_s + 1.0 <= at_s[-1]]
+    mean_w = float(joules[-1] / at_s[-1])
+    return max(mean_w, float(known.max(initial=0.0)), float(whole.max(initial=0.0)))
 
 
 def _trapezoids(at_s: Floats, power_w: Floats) -> Floats:

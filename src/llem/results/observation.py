@@ -26,12 +26,18 @@ class Observation:
     flops             tokens x the plan's FLOPs per token
     loss, loss_se     evaluation at the last step of the attempt that completed, nats per token
     energy_j          gross energy of all attempts; energy_seen_j is the part that was measured
-    energy_net_j      less idle power x time
+    energy_net_j      less idle power x time, never clipped; idle_source says whose idle power
+    joules_per_token  energy_j / tokens; its standard error is that of a ratio of sums over
+                      joules_per_token_clusters
+    wait_energy_j     what devices used while their rank had ended a step and another had not; NaN
+                      where ranks are missing or their hosts' clocks were not compared
+    steady_from_step  the first step known to be steady in the attempt; the ratio from there on
     energy_facility_j energy_j x PUE; cost and carbon_g follow from it
     duration_s        sum of the attempts' windows; gpu_seconds is that x ranks
     tokens_per_s      tokens / time from each attempt's first step to its last, redone steps' time
                       included; mfu is flops / (that time x ranks x peak)
     peak_memory_bytes the largest of the attempts' own words: tensors of the fullest rank
+    device_coverage   the least covered device's part of its window that was sampled
     coverage          least of: ranks, steps and device-seconds seen / expected
     """
 
@@ -53,9 +59,17 @@ class Observation:
     energy_quality: str = "none"
     energy_reason: str = ""
     energy_seen_j: float = NAN
+    idle_source: str = ""
     joules_per_token: float = NAN
+    joules_per_token_se: float = NAN
+    joules_per_token_clusters: str = ""
+    wait_energy_j: float = NAN
+    steady_from_step: int | None = None
+    steady_joules_per_token: float = NAN
+    steady_reason: str = ""
     cost: float = NAN
     carbon_g: float = NAN
+    carbon_reason: str = ""
     duration_s: float = NAN
     gpu_seconds: float = NAN
     mfu: float = NAN
@@ -70,6 +84,7 @@ class Observation:
     expected_steps: int = 0
     devices: int = 0
     device_seconds: float = 0.0
+    device_coverage: float = 0.0
     expected_device_seconds: float = NAN
     attempts: int = 0
     tokens_planned: float = NAN
@@ -100,12 +115,18 @@ _READERS: Mapping[str, Callable[[str], Any]] = {
 
 def write_observations(observations: Iterable[Observation], path: str | Path) -> None:
     """Write the rows as CSV: whole or not at all, even where the machine stops in the middle."""
+    write_rows(Observation, observations, path)
+
+
+def write_rows(kind: type[Any], rows: Iterable[Any], path: str | Path) -> None:
+    """Write dataclasses of one kind as CSV: whole or not at all."""
     path = Path(path)
+    columns = [f.name for f in fields(kind)]
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for row in observations:
-        writer.writerow([_text(getattr(row, name)) for name in COLUMNS])
+    writer.writerow(columns)
+    for row in rows:
+        writer.writerow([_text(getattr(row, name)) for name in columns])
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

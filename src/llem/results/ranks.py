@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from llem.records import NodeRecord, RankRecord, RecordError, read_rank
 from llem.results.clock import HostClock, translate
+from llem.results.timeline import Timeline, timeline
 
 RANK_FILE = re.compile(r"rank-(\d+)\.h5")
 
@@ -23,15 +24,28 @@ SKEW_S = 0.5
 SKEW_MIN_STEPS = 3
 
 Integers = NDArray[np.int64]
+Floats = NDArray[np.float64]
 R = TypeVar("R", RankRecord, NodeRecord)
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepTimes:
-    """When one rank of a host ended which step, on that host's monotonic clock."""
+class RankTimes:
+    """When one rank ended which step, on its host's monotonic clock, and what it read then.
 
+    `device` is the UUID of the device that it works on and whose counter it read ("" unknown);
+    `stamps_mj` are the counter's values at `stamps_ns`; of several ranks on one device the first
+    has them, and its `stamped_j` by phase, alone.
+    """
+
+    rank: int
+    boot_id: str
+    device: str
     steps: Integers
     t1_ns: Integers
+    tokens: int
+    stamps_ns: Integers
+    stamps_mj: Floats
+    stamped_j: dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +53,10 @@ class Ranks:
     """All readable ranks of an attempt.
 
     `steps` are distinct and sorted, `tokens` the unique tokens of all ranks in each. `span_s` is
-    from the first start of a step to the last end, over all ranks. `clocks` and `times` are by
-    boot id. `loss` is rank 0's evaluation at `loss_step`, its last one. `device_uuids` are the GPUs
-    that they computed on, None where one of them did not say.
+    from the first start of a step to the last end, over all ranks. `clocks` and `lines` (those of
+    the host's first rank) are by boot id. `loss` is rank 0's evaluation at `loss_step`, its last.
+    `device_uuids` are the GPUs that they computed on, None where one of them did not say.
+    `comparable`: moments on two hosts can be compared, to well under a step.
     """
 
     seen: tuple[int, ...]
@@ -54,15 +69,17 @@ class Ranks:
     loss_se: float
     loss_step: int | None
     clocks: dict[str, HostClock]
-    times: dict[str, StepTimes]
+    lines: dict[str, Timeline]
+    ranks: tuple[RankTimes, ...]
     reference: HostClock | None
     device_uuids: frozenset[str] | None
+    comparable: bool
     problems: tuple[str, ...]
 
     def without_steps(self) -> Ranks:
         """Without what grows with the number of steps, for a campaign of many runs."""
         none = np.array([], dtype=np.int64)
-        return replace(self, steps=none, tokens=none, clocks={}, times={})
+        return replace(self, steps=none, tokens=none, clocks={}, lines={}, ranks=())
 
 
 def read_ranks(paths: Sequence[Path], *, run_id: str) -> Ranks:
@@ -73,7 +90,9 @@ def read_ranks(paths: Sequence[Path], *, run_id: str) -> Ranks:
     tokens: dict[int, int] = {}
     spans: list[tuple[HostClock, int, int]] = []
     clocks: dict[str, HostClock] = {}
-    times: dict[str, StepTimes] = {}
+    lines: dict[str, Timeline] = {}
+    times: list[RankTimes] = []
+    devices: set[tuple[str, str]] = set()
     reference: HostClock | None = None
     device_uuids: set[str] = set()
     loss = loss_se = math.nan
@@ -100,7 +119,11 @@ def read_ranks(paths: Sequence[Path], *, run_id: str) -> Ranks:
         if len(record.clock):
             boot_id = str(record.meta.get("boot_id") or record.meta.get("host") or path.stem)
             clock = clocks.setdefault(boot_id, HostClock.of(boot_id, record.clock))
-            times.setdefault(boot_id, StepTimes(steps=steps["step"], t1_ns=steps["t1_ns"]))
+            line = timeline(steps, record.spans)
+            lines.setdefault(boot_id, line)
+            device = (boot_id, str(record.meta.get("device_uuid") or ""))
+            times.append(_times(rank, boot_id, steps, record, line, device not in devices))
+            devices.add(device)
             if reference is None or rank == 0:
                 reference = clock
             if len(steps):
@@ -123,19 +146,45 @@ def read_ranks(paths: Sequence[Path], *, run_id: str) -> Ranks:
         loss_se=loss_se,
         loss_step=loss_step,
         clocks=clocks,
-        times=times,
+        lines=lines,
+        ranks=tuple(times),
         reference=reference,
         device_uuids=None if "" in device_uuids else frozenset(device_uuids),
+        comparable=reference is not None
+        and all(c.compared or c.boot_id == reference.boot_id for c in clocks.values()),
         problems=tuple(problems),
     )
 
 
-def skew_ns(reference: HostClock, there: HostClock, times: dict[str, StepTimes]) -> int | None:
+def _times(
+    rank: int, boot_id: str, steps: NDArray[Any], record: RankRecord, line: Timeline, first: bool
+) -> RankTimes:
+    at = np.concatenate([steps["t1_ns"], record.spans["t1_ns"]])
+    read = np.concatenate([steps["e1_mj"], record.spans["e1_mj"]])
+    kept = np.isfinite(read) & first
+    stamped: dict[str, float] = {}
+    if kept.any():
+        for kind, joules in zip(line.kind, line.stamped_j.tolist(), strict=True):
+            stamped[kind] = stamped.get(kind, 0.0) + joules
+    return RankTimes(
+        rank=rank,
+        boot_id=boot_id,
+        device=str(record.meta.get("device_uuid") or ""),
+        steps=steps["step"].copy(),
+        t1_ns=steps["t1_ns"].copy(),
+        tokens=int(steps["tokens_unique"].sum()),
+        stamps_ns=at[kept],
+        stamps_mj=read[kept],
+        stamped_j=stamped,
+    )
+
+
+def skew_ns(reference: HostClock, there: HostClock, lines: dict[str, Timeline]) -> int | None:
     """How far `translate` to another host is off by its steps' ends; None where that is little."""
-    a, b = times.get(reference.boot_id), times.get(there.boot_id)
+    a, b = lines.get(reference.boot_id), lines.get(there.boot_id)
     if a is None or b is None or reference.boot_id == there.boot_id:
         return None
-    common, left, right = np.intersect1d(a.steps, b.steps, return_indices=True)
+    common, left, right = np.intersect1d(a.step, b.step, return_indices=True)
     if len(common) < SKEW_MIN_STEPS:
         return None
     first = int(a.t1_ns[left[0]])

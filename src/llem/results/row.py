@@ -7,32 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llem.records import worst_quality
 from llem.results.attempt import Attempt
 from llem.results.claims import Claim
+from llem.results.energy import JOULES_PER_KWH, LateOptions, energy_columns, ratio_columns
 from llem.results.observation import NAN, Observation
-
-JOULES_PER_KWH = 3.6e6
 
 # How far a completed run's tokens may be off the plan before its row says so.
 TOKENS_RELATIVE = 1e-9
-
-
-@dataclass(frozen=True, kw_only=True)
-class LateOptions:
-    """What is applied late. Idle power in watts: one number for each device, or by UUID; without
-    it the records' own baseline is used. None: not known, and what follows from it is NaN."""
-
-    pue: float = 1.0
-    idle_power_w: float | Mapping[str, float] | None = None
-    price_per_kwh: float | None = None
-    price_per_gpu_hour: float | None = None
-    carbon_g_per_kwh: float | None = None
-    peak_flops_per_gpu: float | None = None
-
-    def __post_init__(self) -> None:
-        if not self.pue >= 1.0:
-            raise ValueError(f"pue {self.pue}: expected 1 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +60,7 @@ def observe(
     loss, loss_se, loss_reason = _loss(chosen)
     tokens, token_reason = _tokens(chosen, attempts, trained.tokens, planned["tokens_planned"])
     flops = tokens * _quotient(planned["flops_planned"], planned["tokens_planned"])
-    energy = _energy(attempts, claims, options)
+    energy = energy_columns(attempts, claims, options)
     gpu_seconds = sum(a.duration_s * a.expected_ranks for a in attempts)
     # an attempt that was stopped before its first step has trained for no time
     stepped = [a for a in attempts if math.isfinite(a.ranks.span_s)]
@@ -104,7 +85,10 @@ def observe(
     return Observation(
         **planned,
         **energy,
-        **_late(energy["energy_j"], gpu_seconds, options),
+        **ratio_columns(
+            attempts, claims, energy_j=energy["energy_j"], tokens=tokens, chosen=chosen
+        ),
+        cost=_cost(energy["energy_facility_j"], gpu_seconds, options),
         attempt=chosen.number,
         status=chosen.status,
         reason="; ".join(dict.fromkeys(r for r in reasons if r)),
@@ -113,7 +97,6 @@ def observe(
         flops=flops,
         loss=loss,
         loss_se=loss_se,
-        joules_per_token=_quotient(energy["energy_j"], tokens),
         duration_s=sum(a.duration_s for a in attempts),
         gpu_seconds=gpu_seconds,
         mfu=_quotient(flops, busy_s * (options.peak_flops_per_gpu or NAN)),
@@ -147,21 +130,13 @@ def _planned(run: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _late(energy_j: float, gpu_seconds: float, options: LateOptions) -> dict[str, Any]:
-    """What follows from energy and time; PUE is applied to gross energy only."""
-    facility_j = energy_j * options.pue
-    kwh = facility_j / JOULES_PER_KWH
+def _cost(facility_j: float, gpu_seconds: float, options: LateOptions) -> float:
     costs = []
     if options.price_per_gpu_hour is not None:
         costs.append(options.price_per_gpu_hour * gpu_seconds / 3600)
     if options.price_per_kwh is not None:
-        costs.append(options.price_per_kwh * kwh)
-    carbon = options.carbon_g_per_kwh
-    return {
-        "energy_facility_j": facility_j,
-        "cost": sum(costs) if costs else NAN,
-        "carbon_g": NAN if carbon is None else carbon * kwh,
-    }
+        costs.append(options.price_per_kwh * facility_j / JOULES_PER_KWH)
+    return sum(costs) if costs else NAN
 
 
 def _peak_memory(attempts: Sequence[Attempt]) -> float:
@@ -210,39 +185,6 @@ def _tokens(
     if completed and abs(seen - planned) > TOKENS_RELATIVE * planned:
         return float(seen), f"{seen} tokens, {planned:.0f} planned"
     return float(seen), ""
-
-
-def _energy(
-    attempts: Sequence[Attempt], claims: Sequence[Sequence[Claim]], options: LateOptions
-) -> dict[str, Any]:
-    reasons: list[str] = []
-    for attempt in attempts:
-        before = f"attempt {attempt.number}: " if len(attempts) > 1 else ""
-        reasons += [before + reason for reason in attempt.energy_reasons]
-    unknown = bool(reasons)
-    every = [claim for of_attempt in claims for claim in of_attempt]
-    reasons += [claim.reason for claim in every if claim.reason]
-    # NaN in any device makes the sum NaN: a part is never given for the whole
-    gross = NAN if unknown or not every else sum(claim.energy_j for claim in every)
-    idle = sum(_idle_w(claim, options) * claim.attributed_s for claim in every)
-    return {
-        "energy_j": gross,
-        "energy_net_j": gross - idle,
-        "energy_quality": worst_quality(claim.quality for claim in every)
-        if gross == gross
-        else "none",
-        "energy_reason": "; ".join(dict.fromkeys(reasons)),
-        "energy_seen_j": sum(c.seen_j for c in every) if every else NAN,
-        "devices": len({claim.key for claim in every}),
-        "device_seconds": sum(claim.covered_s for claim in every),
-    }
-
-
-def _idle_w(claim: Claim, options: LateOptions) -> float:
-    idle = options.idle_power_w
-    if idle is None:
-        return claim.idle_w
-    return idle.get(claim.uuid, NAN) if isinstance(idle, Mapping) else float(idle)
 
 
 def _share(seen: float, expected: float) -> float:

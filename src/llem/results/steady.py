@@ -21,8 +21,10 @@ from llem.results.attempt import Attempt, attempt_folders, read_attempt
 from llem.results.claims import Claim, divide_shared, read_series
 from llem.results.clock import HostClock
 from llem.results.ranks import read_of_run
+from llem.results.warmup import steady_by_time
 
 # Left out at the beginning of every attempt: kernels are chosen, memory is taken, caches fill.
+# These are the least; what takes longer to settle is found by convergence (see `warmup`).
 WARM_STEPS = 5
 WARM_SHARE = 0.2
 LEAST_STEPS = 4
@@ -132,7 +134,7 @@ def _timed(
         return Steady(run_id=run_id, status=status, reason=reason)
     record, attempt = best
     ends = np.sort(record.steps["t1_ns"])
-    dropped = max(WARM_STEPS, math.ceil(WARM_SHARE * len(ends)))
+    dropped = _warm_steps(attempt, ends)
     end = attempt.end
     peak = end.peak_memory_bytes if end is not None else math.nan
     found = Steady(
@@ -150,6 +152,22 @@ def _timed(
         step_median_s=float(np.median(periods)),
     )  # fmt: skip
     return _Timed(attempt.number, attempt.folder, (int(ends[dropped - 1]), int(ends[-1])), found)
+
+
+def _warm_steps(attempt: Attempt, ends_ns: NDArray[np.int64]) -> int:
+    """How many steps are warm-up: by their energy per token where that converged, else by their
+    time, and at least as many as ever."""
+    least = max(WARM_STEPS, math.ceil(WARM_SHARE * len(ends_ns)))
+    first: int | None = None
+    if attempt.steps.steady.begins is not None:
+        first = int(np.searchsorted(attempt.ranks.steps, attempt.steps.steady.begins))
+    elif len(ends_ns) > 1:
+        # the first step has no end before it: step i + 1 is the i-th period
+        found = steady_by_time(np.diff(ends_ns) / 1e9)
+        first = None if found is None else found + 1
+    if first is None or len(ends_ns) - first < LEAST_STEPS:
+        return least
+    return max(least, first)
 
 
 def _startup_s(record: RankRecord) -> float:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 
 from llem.campaign import CustomModel, Run
 from llem.errors import Fault, InputError
-from llem.records import host_meta
+from llem.records import Phase, host_meta
 from llem.training.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -24,13 +24,14 @@ from llem.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from llem.training.clocks import compare_clocks
 from llem.training.data import Share, Windows, share_of, verify_content
 from llem.training.divergence import DivergenceWatch
 from llem.training.engine import Engine, TorchEngine
 from llem.training.evaluation import evaluate
 from llem.training.memory import PeakMemory, largest
 from llem.training.outcome import OnProgress, Outcome, Progress, ShouldStop, Status
-from llem.training.pulse import Beat, Pulse
+from llem.training.pulse import Beat, Counter, NoCounter, Pulse
 from llem.training.recording import Recording
 from llem.training.schedule import learning_rate, phase
 from llem.training.world import World, versions
@@ -48,13 +49,15 @@ def train(
     progress: OnProgress | None = None,
     should_stop: ShouldStop | None = None,
     final_checkpoint: bool = False,
+    counter: Counter | None = None,
 ) -> Outcome:
     """Train `run` from its newest checkpoint to its end; called by every rank of `world`.
 
     Writes `attempt_dir/rank-*.h5`, with `meta` among its attributes. `should_stop` is asked after
     each step on every rank; where one has a reason, all write a checkpoint and return. Checkpoints
     of a run that ended are the caller's to delete (`delete_checkpoints`), once its end is on disk;
-    `final_checkpoint` adds one after the last step.
+    `final_checkpoint` adds one after the last step. `counter` is what each step is stamped with:
+    its device's energy counter.
 
     Raises InputError, on every rank, where data, model, layout or checkpoint do not fit the run.
     """
@@ -71,16 +74,19 @@ def train(
         import_deepspeed()
     memory = PeakMemory(world.device)
     engine = _build(run, world, attempt)
+    counter = counter or NoCounter()
     try:
         path = attempt / f"rank-{world.rank:05d}.h5"
-        own = Recording(path, meta={**_own_meta(run, world), **meta}, rank=world.rank)
+        own_meta = {**_own_meta(run, world), "device_uuid": world.device_uuid or counter.uuid}
+        own = Recording(path, meta={**own_meta, **meta}, rank=world.rank)
         with closing(own) as record:
-            record.event("energy", "e0_mj and e1_mj are NaN: the node's sampler reads the counters")
+            record.event("stamps", counter.reason or f"the energy counter of {counter.uuid}")
             trainer = _Trainer(
                 run=run,
                 world=world,
                 engine=engine,
                 memory=memory,
+                counter=counter,
                 windows=windows,
                 share=share,
                 record=record,
@@ -141,6 +147,7 @@ class _Trainer:
     world: World
     engine: Engine
     memory: PeakMemory
+    counter: Counter
     windows: Windows
     share: Share
     record: Recording
@@ -152,7 +159,8 @@ class _Trainer:
 
     def __post_init__(self) -> None:
         self.watch = DivergenceWatch(self.run.recipe)
-        self.pulse = Pulse(self.world)
+        self.stamps_reason = self.counter.reason
+        self.pulse = Pulse(self.world, read_mj=self.counter.read)
         self.step = 0
         self.start_step = 0
         self.diverged: str | None = None
@@ -168,12 +176,16 @@ class _Trainer:
 
     def run_to_end(self, *, began_ns: int, wall_ns: int) -> Outcome:
         resumed = self._resume()
+        self._compare_clocks()
         self._steps()
         status, reason, loss, loss_se = self._end()
         peak = self.memory.read()
         self.record.event("memory", peak.told())
         peak_bytes, peak_reason = largest(peak, self.world)
+        if self.counter.reason != self.stamps_reason:
+            self.record.event("stamps", self.counter.reason)
         self.record.event(status, reason)
+        self._compare_clocks()
         self.record.stamp_clock()
         self.record.flush()
         # Also a barrier: every rank has its result on disk when rank 0 tells the run's end.
@@ -201,6 +213,14 @@ class _Trainer:
             peak_memory_reason=peak_reason,
         )
 
+    def _compare_clocks(self) -> None:
+        """Tie this node's clock to rank 0's, at the attempt's beginning and end."""
+        found = compare_clocks(self.world)
+        if math.isfinite(found.offset_ns):
+            self.record.stamp_clock(peer_offset_ns=found.offset_ns, rtt_ns=found.rtt_ns)
+        elif found.reason:
+            self.record.event("clock", f"not compared with rank 0's: {found.reason}")
+
     def _resume(self) -> Checkpoint | None:
         found = find_whole(self.checkpoints, world=self.world, run_id=self.run.run_id)
         for skipped in found.skipped:
@@ -225,7 +245,7 @@ class _Trainer:
         draws = isinstance(run.model, CustomModel)
         while self.step < run.steps:
             step = self.step
-            t0_ns = time.monotonic_ns()
+            began = self.pulse.start()
             if draws:
                 # Of seed, step and rank alone, so that no checkpoint has to hold a generator.
                 place = step * self.world.world_size + self.world.rank
@@ -238,7 +258,7 @@ class _Trainer:
             self.under_way[step] = (rate, batch.tokens, batch.tokens_unique)
             self.pulse.send(
                 step,
-                t0_ns=t0_ns,
+                began=began,
                 loss=loss,
                 grad_norm=norm,
                 stop=self.stop_reason is not None,
@@ -263,7 +283,7 @@ class _Trainer:
             self.record.append(
                 "steps",
                 (beat.step, beat.t0_ns, beat.t1_ns, tokens, unique, beat.loss, beat.grad_norm,
-                 rate, math.nan, math.nan, int(kind)),
+                 rate, beat.e0_mj, beat.e1_mj, int(kind)),
             )  # fmt: skip
             self.steps_t0_ns = self.steps_t0_ns or beat.t0_ns
             self.steps_t1_ns = beat.t1_ns
@@ -300,15 +320,16 @@ class _Trainer:
         }
         t0_ns = time.monotonic_ns()
         try:
-            self.saved = save_checkpoint(
-                self.checkpoints,
-                engine=self.engine,
-                world=self.world,
-                run_id=self.run.run_id,
-                attempt=self.attempt,
-                step=self.step,
-                loop=loop,
-            )
+            with self._span(Phase.CHECKPOINT):
+                self.saved = save_checkpoint(
+                    self.checkpoints,
+                    engine=self.engine,
+                    world=self.world,
+                    run_id=self.run.run_id,
+                    attempt=self.attempt,
+                    step=self.step,
+                    loop=loop,
+                )
         except CheckpointError as error:
             self.unsaved = error.message
             self.record.event("checkpoint-failed", f"after step {self.step}: {error.message}")
@@ -318,6 +339,16 @@ class _Trainer:
         self.unsaved = ""
         took_s = (time.monotonic_ns() - t0_ns) / 1e9
         self.record.event("checkpoint", f"after step {self.step}, in {took_s:.3f} s")
+
+    @contextmanager
+    def _span(self, phase: Phase) -> Iterator[None]:
+        """Record the time and energy of what is no step, also where it fails."""
+        t0_ns, e0_mj = self.pulse.start()
+        try:
+            yield
+        finally:
+            t1_ns, e1_mj = self.pulse.start()
+            self.record.append("spans", (self.step, t0_ns, t1_ns, e0_mj, e1_mj, int(phase)))
 
     def _end(self) -> tuple[Status, str, float, float]:
         if self.diverged:
@@ -329,7 +360,8 @@ class _Trainer:
                 first += f"; its checkpoint could not be written: {self.unsaved}"
             return "interrupted", first, math.nan, math.nan
         t0_ns = time.monotonic_ns()
-        found = evaluate(self.engine, self.windows, self.world)
+        with self._span(Phase.EVALUATION):
+            found = evaluate(self.engine, self.windows, self.world)
         t1_ns = time.monotonic_ns()
         if self.world.main:
             self.record.append(

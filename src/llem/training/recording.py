@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -31,8 +32,8 @@ class Recording:
     def event(self, code: str, text: str = "") -> None:
         self._do(lambda writer: writer.event(code, text))
 
-    def stamp_clock(self) -> None:
-        self._do(lambda writer: writer.stamp_clock())
+    def stamp_clock(self, *, peer_offset_ns: float = math.nan, rtt_ns: float = math.nan) -> None:
+        self._do(lambda w: w.stamp_clock(peer_offset_ns=peer_offset_ns, rtt_ns=rtt_ns))
 
     def flush(self) -> None:
         self._do(lambda writer: writer.flush())

@@ -47,6 +47,14 @@ class World:
         """Whether this is the rank that writes what is written once."""
         return self.rank == 0
 
+    @property
+    def device_uuid(self) -> str:
+        """The GPU's name as the driver knows it, whatever its number here; "" for a CPU."""
+        if self.device.type != "cuda":
+            return ""
+        uuid = str(getattr(torch.cuda.get_device_properties(self.device), "uuid", ""))
+        return uuid if not uuid or uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"
+
     def barrier(self) -> None:
         if self.grouped:
             dist.barrier()

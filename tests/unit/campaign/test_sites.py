@@ -95,6 +95,16 @@ def test_a_template_is_found_beside_the_file_that_names_it(own, tmp_path):
     assert campaign_from(campaign_to_dict(campaign)).site == campaign.site
 
 
+def test_carbon_is_a_number_or_a_file_beside_the_one_that_names_it(tmp_path):
+    path = tmp_path / "campaign.yaml"
+    text = "name: x\ntarget: 1e20\nsite: {base: lumi-g, carbon_g_per_kwh: %s}\n"
+    for given, found in (("350", 350), ("grid/fi.csv", str(tmp_path / "grid" / "fi.csv"))):
+        path.write_text(text % given)
+        campaign = load_campaign(path)
+        assert campaign.site.carbon_g_per_kwh == found
+        assert campaign_from(campaign_to_dict(campaign)).site == campaign.site
+
+
 @pytest.mark.parametrize(
     ("site", "path", "words"),
     [
@@ -106,6 +116,8 @@ def test_a_template_is_found_beside_the_file_that_names_it(own, tmp_path):
         ({"hint": "nomultithred"}, "site.hint", "nomultithread"),
         ({"hint": "nomultithread", "cpu_bind": "cores"}, "site", "exclude each other"),
         ({"gpu_type": "a100", "gpu_request": "none"}, "site", "goes with"),
+        ({"carbon_g_per_kwh": -3}, "site.carbon_g_per_kwh", "neither a number"),
+        ({"carbon_g_per_kwh": [1]}, "site.carbon_g_per_kwh", "neither a number"),
         ({"gpu_type": "a100:4"}, "site.gpu_type", "gres type"),
         ({"exclude": "n1;id"}, "site.exclude", "list of nodes"),
         ({"environment": {"LD_LIBRARY_PATH": "/x"}}, "site.environment", "template's environment"),

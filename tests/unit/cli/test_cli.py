@@ -39,6 +39,8 @@ def test_each_command_has_help_with_an_example(name, capsys):
         (["fit", "nowhere.csv"], "no such file"),
         (["fit", "x.csv", "--delta", "0", "--bootstrap", "-1"], "2 faults"),
         (["aggregate", "nowhere", "--pue", "0.5"], "below 1"),
+        (["aggregate", "nowhere", "--carbon", "-3"], "no carbon intensity"),
+        (["aggregate", "nowhere", "--idle-power", "-1"], "is negative"),
         (["init", "--site", "laptopp"], "did you mean 'laptop'"),
         (["measure", "--out", "x.h5"], "is missing"),
         (["image", "build", "--out", "x.sif", "--wheelhouse", "nowhere"], "not a folder"),

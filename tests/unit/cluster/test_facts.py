@@ -16,6 +16,7 @@ from llem.cluster.facts import (
     Step,
     first_node,
     index_list,
+    parse_energy,
     parse_indices,
     parse_sacct,
     parse_squeue,
@@ -214,3 +215,19 @@ def test_a_job_without_an_array_has_no_index():
         "17", None, "RUNNING", "None", "n2", started_s=parse_squeue(squeue_line())[0].started_s,
         elapsed_s=5, left_s=3300,
     )  # fmt: skip
+
+
+def test_the_energy_of_a_job_is_that_of_its_nodes_once_and_no_value_is_none():
+    """Two steps that overlap see the same nodes; 2^32-2 is SLURM's word for "no value"."""
+    text = """\
+17_0|0
+17_0.batch|52000
+17_0.0|51000
+17_0.1|50500
+17_1|4294967294
+17_1.0|
+17_2.extern|18446744073709551614
+21|1234
+17_[3-9]|0
+"""
+    assert parse_energy(text) == {"17_0": 52000.0, "21": 1234.0}

@@ -96,6 +96,19 @@ def test_a_manifest_holds_every_run_whole(make):
     assert sorted(r.run_id for r in runs) == sorted(r.run_id for r in plan.runs)
 
 
+def test_ranks_keep_still_where_the_campaign_asks_for_it_and_nowhere_else(make):
+    def told(**changes):
+        plan = make(**changes)
+        files = render_files(plan)
+        return [json.loads(files[f"{a.name}.jsonl"].splitlines()[0]).get("energy") for a in
+                plan.arrays]  # fmt: skip
+
+    assert set(map(str, told())) == {"None"}
+    assert told(energy={"thermal_slope": 2})[0] is None
+    energy = {"baseline": "5 s", "thermal_floor": "10m"}
+    assert told(energy=energy)[0] == {"baseline_s": 5, "cool_s": 600, "slope": 1.0}
+
+
 def test_a_run_is_written_as_json_would_write_it(make):
     """Seeds are spliced into a text made once a cell: keys in their order, NaN as null."""
     plan = make(seeds=3)

@@ -120,7 +120,10 @@ class Planted:
             _own_clock(writer, host)
             if idle_w is not None:
                 for uuid in devices:
-                    writer.append("baseline", (uuid.encode(), idle_w * 1e3, 100, 0.1))
+                    writer.append(
+                        "baseline",
+                        (uuid.encode(), idle_w * 1e3, 100, 100.0, host.at(-6), host.at(-1), 0),
+                    )
             for uuid in devices:
                 joules = 5000.0
                 for i in range(round((to_s - from_s) / interval_s) + 1):

@@ -48,6 +48,18 @@ def test_the_warm_up_is_no_part_of_it(planted):
     assert (found.steps, found.dropped) == (40, 10)
 
 
+def test_a_warm_up_longer_than_a_fifth_is_found_where_the_steps_converge(planted):
+    periods = 0.1 * (1 + 5 * np.exp(-np.arange(150) / 12))
+    plant(planted, ends_s=list(2 + np.cumsum(periods)))
+    (found,) = steady_runs(planted.folder)
+    assert found.dropped > 0.3 * 150
+    assert found.steps == 150 - found.dropped
+    assert found.step_s == pytest.approx(0.1, rel=0.01)
+    # the last steps that are left out would still move a window of 20 by 2 %
+    early = periods[found.dropped - 1 : found.dropped + 19]
+    assert abs(np.polyfit(np.arange(20), early, 1)[0] * 20) / early.mean() >= 0.02
+
+
 def test_pauses_that_return_count_and_one_pause_for_once_does_not(planted):
     often = np.cumsum([0.1, 0.1, 0.1, 0.3] * 25) + 2
     plant(planted, "aaaa", ends_s=list(often))

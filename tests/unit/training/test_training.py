@@ -66,7 +66,7 @@ def test_the_record_tells_every_step(make_run: MakeRun, train_alone: Train, tmp_
     expected = [Phase.WARMUP] * 5 + [Phase.TRAIN] * 10 + [Phase.DECAY] * 5
     assert steps["phase"].tolist() == expected
     assert np.isnan(steps["e0_mj"]).all()
-    assert [row["code"] for row in record.events] == [b"energy", b"memory", b"completed"]
+    assert [row["code"] for row in record.events] == [b"stamps", b"memory", b"completed"]
     (evaluation,) = record.evals
     assert evaluation["loss"] == outcome.loss
     assert evaluation["tokens"] == 256 * 32

@@ -1,0 +1,146 @@
+"""What is known of an attempt on one host, on that host's monotonic clock: what claims are cut by.
+
+A claim (see `claims`) knows a device's samples; when steps, phases and waits were is the ranks'
+word, and when the carbon intensity changed is the wall clock's.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llem.results.carbon import CarbonSeries
+from llem.results.clock import HostClock, shift_ns
+from llem.results.ranks import Ranks, RankTimes
+from llem.results.timeline import Stretch, Timeline, cut, stretches
+
+Integers = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class StepEnds:
+    """When the last rank ended each step, on rank 0's monotonic clock; steps sorted."""
+
+    steps: Integers
+    t1_ns: Integers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wait:
+    """When one rank had ended its steps and others had not; `device` "" is all of the host's."""
+
+    device: str
+    from_ns: Integers
+    to_ns: Integers
+    weight: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostView:
+    """One host's timeline, its ranks' stamps by device, their waits, and its wall clock."""
+
+    line: Timeline | None = None
+    stamps: Mapping[str, tuple[Integers, Floats]] = field(default_factory=dict)
+    waits: tuple[Wait, ...] = ()
+    clock: HostClock | None = None
+    carbon: CarbonSeries | None = None
+
+    @property
+    def first_step_ns(self) -> int | None:
+        return int(self.line.t0_ns[0]) if self.line is not None and len(self.line.t0_ns) else None
+
+    def parts(self, window: tuple[int, int]) -> list[Stretch]:
+        """The window cut by phase, and where the carbon intensity changes."""
+        found = stretches(self.line, window)
+        if self.carbon is None or self.clock is None:
+            return found
+        wall = (self.clock.wall_of(t) for t in window)
+        return cut(found, [self.clock.mono_of(t) for t in self.carbon.edges_ns(*wall)])
+
+    def carbon_at(self, part: Stretch) -> float:
+        """g CO2 per kWh in a part that `parts` gave; NaN where it is not known."""
+        if self.carbon is None or self.clock is None:
+            return float("nan")
+        return self.carbon.at(self.clock.wall_of((part.t0_ns + part.t1_ns) // 2))
+
+
+def view_of(
+    boot_id: str,
+    clock: HostClock | None,
+    ranks: Ranks,
+    *,
+    skew: int,
+    ends: StepEnds,
+    carbon: CarbonSeries | None,
+) -> HostView:
+    """The view of one host. `skew` is what its clock is off by after translation from rank 0's.
+
+    `ends` are the last rank's, on rank 0's clock.
+    """
+    line = ranks.lines.get(boot_id)
+    reference = ranks.reference
+    if line is None and reference is not None and clock is not None and ranks.lines:
+        # no rank's record from here: rank 0's times, brought here
+        there = ranks.lines.get(reference.boot_id) or next(iter(ranks.lines.values()))
+        if len(there.t1_ns):
+            line = there.shifted(shift_ns(int(there.t1_ns[0]), reference, clock) + skew)
+    own = [r for r in ranks.ranks if r.boot_id == boot_id]
+    return HostView(
+        line=line,
+        stamps={r.device: (r.stamps_ns, r.stamps_mj) for r in own if len(r.stamps_ns)},
+        waits=_waits(own, clock, reference, skew, ends),
+        clock=clock,
+        carbon=carbon,
+    )
+
+
+def step_ends(ranks: Ranks, skews: Mapping[str, int]) -> StepEnds:
+    """When the last rank ended each step, on rank 0's clock; none for a lone rank.
+
+    `skews` are what hosts' clocks are off by, by boot id.
+    """
+    stepped = [rank for rank in ranks.ranks if len(rank.steps)]
+    none: Integers = np.array([], dtype=np.int64)
+    if len(stepped) < 2 or ranks.reference is None:
+        return StepEnds(none, none)
+    every = np.unique(np.concatenate([rank.steps for rank in stepped]))
+    last: Integers = np.full(len(every), np.iinfo(np.int64).min)
+    for rank in stepped:
+        here = ranks.clocks[rank.boot_id]
+        shift = shift_ns(int(rank.t1_ns[0]), here, ranks.reference) - skews.get(rank.boot_id, 0)
+        at = np.searchsorted(every, rank.steps)
+        last[at] = np.maximum(last[at], rank.t1_ns + shift)
+    return StepEnds(every, last)
+
+
+def _waits(
+    own: Sequence[RankTimes],
+    clock: HostClock | None,
+    reference: HostClock | None,
+    skew: int,
+    ends: StepEnds,
+) -> tuple[Wait, ...]:
+    if not len(ends.steps) or clock is None or reference is None:
+        return ()
+    known = all(rank.device for rank in own)
+    on_device = Counter(rank.device for rank in own)
+    found = []
+    for rank in own:
+        if not len(rank.steps):
+            continue
+        to = ends.t1_ns[np.searchsorted(ends.steps, rank.steps)]
+        to = to + shift_ns(int(to[0]), reference, clock) + skew
+        found.append(
+            Wait(
+                device=rank.device if known else "",
+                from_ns=rank.t1_ns,
+                to_ns=np.maximum(to, rank.t1_ns),
+                weight=1 / (on_device[rank.device] if known else len(own)),
+            )
+        )
+    return tuple(found)

@@ -1,0 +1,111 @@
+"""From which step on a run is steady: by its energy per token, and by its temperature.
+
+    first k with, over the last w = 20 values,
+        CV < 5 %,   |slope * w| / mean < 2 %   and, for energy,   dT < 1 degree a minute
+
+Nothing is deleted: the step is an annotation, and every joule stays in every sum.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+WINDOW = 20
+MOST_CV = 0.05
+MOST_DRIFT = 0.02
+MOST_HEATING_C_PER_MIN = 1.0
+# A counter that moves every 0.1 s tells the energy of a shorter time badly: of single steps its
+# error alone would pass for a run that never settles. Steps are taken together up to this long,
+# where the counter's own share in the CV is 0.41 * 0.1 s / 2 s = 2 %.
+LEAST_UNIT_S = 2.0
+# Sensors tell whole degrees: over less time a slope is that of one rounding.
+LEAST_HEATING_S = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SteadyFrom:
+    """`step`: the first that is known to be steady (the last of the window that converged), None
+    with a reason where none is. `begins`: the first of that window."""
+
+    step: int | None = None
+    begins: int | None = None
+    reason: str = ""
+
+
+def converged(values: Floats, *, window: int = WINDOW) -> NDArray[np.bool_]:
+    """For each k whether the `window` values up to k vary little and do not drift."""
+    n = len(values)
+    found = np.zeros(n, dtype=bool)
+    if n < window:
+        return found
+    rows = np.lib.stride_tricks.sliding_window_view(values, window)
+    mean = rows.mean(axis=1)
+    x = np.arange(window) - (window - 1) / 2
+    slope = rows @ x / float(x @ x)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        cv = rows.std(axis=1, ddof=1) / mean
+        drift = np.abs(slope) * window / np.abs(mean)
+    found[window - 1 :] = (cv < MOST_CV) & (drift < MOST_DRIFT) & (mean > 0)
+    return found
+
+
+def steady_by_energy(
+    *,
+    step: Integers,
+    joules: Floats,
+    tokens: Floats,
+    seconds: Floats,
+    ends_s: Floats,
+    temperature_c: Floats,
+) -> SteadyFrom:
+    """From arrays of one value per step; temperature (of the hottest device) NaN where unknown."""
+    good = np.isfinite(joules) & (tokens > 0)
+    if not good.any():
+        return SteadyFrom(reason="energy per step is not known")
+    step, joules, tokens = step[good], joules[good], tokens[good]
+    seconds, ends_s, temperature_c = seconds[good], ends_s[good], temperature_c[good]
+    size = max(1, math.ceil(LEAST_UNIT_S / max(float(np.median(seconds)), 1e-9)))
+    count = len(step) // size
+    if count < WINDOW:
+        unit = "steps" if size == 1 else f"groups of {size} steps ({LEAST_UNIT_S:g} s)"
+        return SteadyFrom(reason=f"{count} {unit}: {WINDOW} are needed")
+    last = np.arange(1, count + 1) * size - 1
+    first = last - size + 1
+    whole = size * count
+    per_token = joules[:whole].reshape(count, size).sum(axis=1)
+    per_token = per_token / tokens[:whole].reshape(count, size).sum(axis=1)
+    ok = converged(per_token)
+    if not ok.any():
+        return SteadyFrom(reason="energy per token does not settle")
+    for k in np.flatnonzero(ok):
+        begins = first[k - WINDOW + 1]
+        if not _moves(ends_s, temperature_c, begins, last[k]):
+            return SteadyFrom(step=int(step[last[k]]), begins=int(step[begins]))
+    return SteadyFrom(reason="energy per token settles, the temperature does not")
+
+
+def _moves(ends_s: Floats, temperature_c: Floats, first: int, last: int) -> bool:
+    """Whether the temperature moves by more than a degree a minute up to step `last`."""
+    # at least a minute, from before the window where that is shorter
+    since = min(first, int(np.searchsorted(ends_s, ends_s[last] - LEAST_HEATING_S)))
+    at, c = ends_s[since : last + 1], temperature_c[since : last + 1]
+    known = np.isfinite(c)
+    if known.sum() < 3 or at[-1] - at[0] < LEAST_HEATING_S / 2:
+        # a sensor that tells nothing, or too short a time for a whole degree to mean anything
+        return False
+    x = at[known] - at[known].mean()
+    slope = float(x @ c[known]) / float(x @ x)
+    return abs(slope) * 60 >= MOST_HEATING_C_PER_MIN
+
+
+def steady_by_time(seconds: Floats) -> int | None:
+    """The index of the first step of the first window of step times that converged."""
+    ok = np.flatnonzero(converged(seconds))
+    return int(ok[0]) - WINDOW + 1 if len(ok) else None
