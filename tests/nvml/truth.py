@@ -108,8 +108,8 @@ def _cgroup(_node: str) -> Environ:
 
 CASES: tuple[Case, ...] = (
     Case(name="constant", gpus=CONSTANT, tasks=True),
-    # Ten samples a second of a tenth of a second see one height only, or the other: then the counter
-    # is right and the power beside it wrong, which is said.
+    # Ten samples a second of a tenth of a second may see one height only: then the counter is right
+    # and the power beside it is not, which is said.
     *(Case(name=f"square {p:g} s", gpus=gpus, may_say="and power (" if p < 0.2 else "")
       for p, gpus in SQUARES.items()),
     Case(name="bursts", gpus=BURSTS),
