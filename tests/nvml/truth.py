@@ -40,8 +40,8 @@ class Case:
     """What a node's GPUs draw, how the job names them, who uses them, and what must come out.
 
     `held` are the GPUs of each node that the job holds; `given`: which these are is SLURM's to say.
-    `quality` none: the energy must be NaN and the reason must hold `says`. `skewed`: the second
-    node is another machine, 5 s ahead.
+    `quality` none: the energy must be NaN and the reason must hold `says`; each of the reasons may
+    hold `may_say`. `skewed`: the second node is another machine, 5 s ahead.
     """
 
     name: str
@@ -57,6 +57,7 @@ class Case:
     fault: str = ""
     quality: str = "counter"
     says: str = ""
+    may_say: str = ""
     skewed: bool = False
 
     @property
@@ -107,7 +108,10 @@ def _cgroup(_node: str) -> Environ:
 
 CASES: tuple[Case, ...] = (
     Case(name="constant", gpus=CONSTANT, tasks=True),
-    *(Case(name=f"square {p:g} s", gpus=gpus) for p, gpus in SQUARES.items()),
+    # Ten samples a second of a tenth of a second may see one height only: then the counter is right
+    # and the power beside it is not, which is said.
+    *(Case(name=f"square {p:g} s", gpus=gpus, may_say="and power (" if p < 0.2 else "")
+      for p, gpus in SQUARES.items()),
     Case(name="bursts", gpus=BURSTS),
     Case(name="constant, two ranks on a GPU", gpus=CONSTANT, ranks_per_gpu=2, tasks=True),
     Case(name="bursts, two ranks on a GPU", gpus=BURSTS, ranks_per_gpu=2),
@@ -260,7 +264,8 @@ def judge(case: Case, folder: Path) -> Verdict:
         faults.append(f"quality {row.energy_quality}, not {case.quality}")
     if case.says not in row.energy_reason:
         faults.append(f"does not say {case.says!r}")
-    if not case.says and row.energy_reason:
+    told = [part for part in row.energy_reason.split("; ") if part]
+    if not case.says and not all(case.may_say and case.may_say in part for part in told):
         faults.append("says something where nothing is to be said")
     expected = len(end["hosts"]) * len(case.held)
     if row.devices != expected:
