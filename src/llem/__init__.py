@@ -15,13 +15,13 @@ from llem._version import __version__
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from llem.campaign import Campaign, load_campaign
-    from llem.energy import measure
     from llem.errors import InputError, LlemError
     from llem.pipeline import (
         aggregate_campaign,
         calibrate,
         finish,
         fit_campaign,
+        measure,
         plan_campaign,
         refine_campaign,
         report_campaign,
@@ -50,7 +50,6 @@ __all__ = [
 _HOME = {
     "Campaign": "campaign",
     "load_campaign": "campaign",
-    "measure": "energy",
     "InputError": "errors",
     "LlemError": "errors",
     "fit_law": "scaling",

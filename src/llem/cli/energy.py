@@ -4,46 +4,148 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llem.cli._command import add_json, note, print_json
+from llem.errors import Fault, InputError
 
-EXAMPLE = """  llem energy run.h5
-  llem energy runs/first/runs/3f2a9c1b7d04/attempt-0 --json"""
+if TYPE_CHECKING:
+    from llem.results import NodeEnergy
+
+EXAMPLE = """  llem energy run.h5                      # on several nodes: all of run.node-<node>.h5
+  llem energy run.h5 --plot power.svg
+  llem energy runs/first/runs/3f2a9c1b7d04/attempt-0 --json
+  llem energy runs/first                  # every run of a campaign"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=Path, metavar="FILE.h5|DIR",
                         help="a node's record, or a folder that holds some")  # fmt: skip
+    parser.add_argument("--plot", type=Path, metavar="FILE.svg|png|html",
+                        help="draw power by device, with phases and idle power")  # fmt: skip
     add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     from llem.results import device_energies
 
+    _check_plot(args.plot)
     found = device_energies(args.source)
     for problem in found.problems:
         note(f"problem: {problem}")
     if args.json:
         print_json(found.to_dict())
-        return 0
+    elif found.runs:
+        _tell_runs(found)
+    else:
+        _tell_devices(found)
+        _draw(args.source)
+    if args.plot:
+        from llem.pipeline import draw_energy
+
+        note(f"plot: {draw_energy(args.source, args.plot)}")
+    return 0
+
+
+def _check_plot(path: Path | None) -> None:
+    from llem.report.power import SUFFIXES
+
+    if path is None:
+        return
+    if path.suffix.lower() not in SUFFIXES:
+        text = f"{path.name!r} does not say what kind of picture"
+        raise InputError("the call", [Fault("--plot", text, f"one of {', '.join(SUFFIXES)}")])
+    if not path.absolute().parent.is_dir():
+        raise InputError("the call", [Fault("--plot", f"no folder {path.absolute().parent}")])
+
+
+def _tell_devices(found: NodeEnergy) -> None:
+    from llem.campaign import format_duration, format_si
+    from llem.cli._show import table
+    from llem.pipeline.power import short
+
+    # A program may read what is no terminal: there the names stay whole.
+    name = short if sys.stdout.isatty() else str
+    rows = [
+        [
+            name(device.uuid),
+            device.domain,
+            device.source,
+            device.quality,
+            format_si(device.energy_j, "J"),
+            _mean(device.energy_j, device.duration_s),
+            format_duration(device.duration_s),
+            f"{device.coverage:.0%}" if math.isfinite(device.coverage) else "n/a",
+        ]
+        for device in found.devices
+    ]
+    columns = ["device", "domain", "source", "quality", "energy", "mean", "time", "coverage"]
+    table(columns, rows)
+    for reason in dict.fromkeys(device.reason for device in found.devices if device.reason):
+        print(f"  {reason}")
+    if found.phases:
+        print()
+        _tell_phases(found)
+    print(f"\n{_total(found)}")
+
+
+def _tell_phases(found: NodeEnergy) -> None:
     from llem.campaign import format_duration, format_si
     from llem.cli._show import table
 
     rows = [
         [
-            device.uuid,
-            device.domain,
-            device.source,
-            device.quality,
-            format_si(device.energy_j, "J"),
-            format_duration(device.duration_s),
-            f"{device.coverage:.0%}" if math.isfinite(device.coverage) else "n/a",
-            device.reason,
+            phase.phase,
+            format_si(phase.energy_j, "J"),
+            f"{phase.energy_j / found.energy_j:.1%}" if found.energy_j > 0 else "n/a",
+            _mean(phase.energy_j, phase.duration_s),
+            format_duration(phase.duration_s),
         ]
-        for device in found.devices
+        for phase in found.phases
     ]
-    columns = ["device", "domain", "source", "quality", "energy", "time", "coverage", "reason"]
-    table(columns, rows)
-    print(f"\n{format_si(found.energy_j, 'J')} in {format_duration(found.duration_s)}")
-    return 0
+    table(["phase", "energy", "share", "mean", "time"], rows)
+
+
+def _tell_runs(found: NodeEnergy) -> None:
+    from llem.campaign import format_duration, format_si
+    from llem.cli._show import table
+
+    rows = [
+        [run.run_id, format_si(run.energy_j, "J"), _mean(run.energy_j, run.duration_s),
+         format_duration(run.duration_s)]
+        for run in found.runs
+    ]  # fmt: skip
+    table(["run", "energy", "mean", "time"], rows)
+    print(f"\n{len(found.runs)} runs, {_total(found)}")
+
+
+def _draw(source: Path) -> None:
+    from llem.cli._trace import terminal, trace_lines
+    from llem.results import power_traces
+
+    width, colour, unicode = terminal(sys.stdout, os.environ)
+    lines = trace_lines(power_traces(source), width=width, colour=colour, unicode=unicode)
+    if lines:
+        print()
+    for line in lines:
+        print(line)
+
+
+def _total(found: NodeEnergy) -> str:
+    from llem.campaign import format_duration, format_si
+
+    mean = _mean(found.energy_j, found.duration_s)
+    return (
+        f"{format_si(found.energy_j, 'J')} in {format_duration(found.duration_s)}"
+        + (f", mean {mean}" if not found.runs else "")
+        + f" ({found.quality})"
+    )
+
+
+def _mean(energy_j: float, duration_s: float) -> str:
+    from llem.campaign import format_si
+
+    return format_si(energy_j / duration_s if duration_s > 0 else math.nan, "W")

@@ -28,10 +28,12 @@ CHILD_LINGER_S = 15.0
 class Answer:
     """What the sampler said: whether it did it, which devices it measures, else why not.
 
-    `rows` is how many samples are on disk, after a flush.
+    `rows` is how many samples are on disk, after a flush. `closed`: the record has been closed;
+    false where others of this node still measure.
     """
 
     ok: bool
+    closed: bool = False
     devices: tuple[Mapping[str, Any], ...] = ()
     reasons: tuple[str, ...] = ()
     reason: str = ""
@@ -54,10 +56,27 @@ class SamplerLink:
         self._connection: Socket | None = None
         self._received: IO[bytes] | None = None
 
-    def begin(self, path: str | Path, meta: Mapping[str, Any]) -> Answer:
-        """Open the record `path` of this node and start sampling. Never raises for a failure."""
+    def begin(
+        self,
+        path: str | Path,
+        meta: Mapping[str, Any],
+        *,
+        who: str = "",
+        expected: int | None = 1,
+    ) -> Answer:
+        """Open the record `path` of this node and start sampling. Never raises for a failure.
+
+        Of several processes that begin the same path under names of their own (`who`), the first
+        opens it; `expected` is how many there are on this node, None where that is not known.
+        """
         try:
-            request = {"op": "begin", "path": str(Path(path).absolute()), "meta": dict(meta)}
+            request: dict[str, Any] = {
+                "op": "begin",
+                "path": str(Path(path).absolute()),
+                "meta": dict(meta),
+            }
+            if who:
+                request |= {"who": who, "expected": expected}
             line = json.dumps(request)
         except (TypeError, ValueError) as error:
             return Answer(ok=False, reason=f"sampler: meta is not JSON: {error}")
@@ -79,6 +98,22 @@ class SamplerLink:
     def end(self) -> Answer:
         """Take the last sample and close the record. Never raises for a failure."""
         return self._ask('{"op": "end"}', connect=False)
+
+    def mark(self, code: str, text: str) -> str:
+        """Write an event, at this moment; does not wait. Returns why that could not be, else ''."""
+        event = {"op": "mark", "code": code, "text": text, "t_ns": time.monotonic_ns()}
+        if self._connection is None:
+            return "sampler: not connected"
+        try:
+            self._connection.sendall(json.dumps(event).encode() + b"\n")
+        except OSError as error:
+            self.close()
+            return f"sampler at {self.socket_path}: {error}"
+        return ""
+
+    def stop(self) -> Answer:
+        """Have the sampler exit; whatever is open is closed first. Never raises for a failure."""
+        return self._ask('{"op": "stop"}', connect=False)
 
     def close(self) -> None:
         """Hang up. A record that is still open ends after the sampler's grace, as lost."""
@@ -116,6 +151,7 @@ class SamplerLink:
             answer = json.loads(received)
             return Answer(
                 ok=bool(answer["ok"]),
+                closed=bool(answer.get("closed", False)),
                 devices=tuple(answer.get("devices", ())),
                 reasons=tuple(answer.get("reasons", ())),
                 reason=str(answer.get("reason", "")),

@@ -188,6 +188,16 @@ class Recorder:
             except WRITE_ERRORS as error:
                 self._give_up(error)
 
+    def mark(self, code: str, text: str, *, t_ns: int | None = None) -> None:
+        """Take a sample, so that what happened lies between samples, and write the event down."""
+        self.sample()
+        if self._writer is None:
+            return
+        try:
+            self._writer.event(code, text, t_ns=t_ns)
+        except WRITE_ERRORS as error:
+            self._give_up(error)
+
     def end(self, *, event: tuple[str, str] | None = None) -> str:
         """Take the last sample and close. Returns why measuring had ended early, else ''."""
         self.sample()

@@ -18,6 +18,11 @@ Its socket takes JSON lines from the node's local rank 0, one answer for each:
     {"ok": true, "rows": 1234}                     samples that a kill cannot take any more
     {"ok": false, "reason": "..."}
 
+Where several processes of a node measure together, each begins the same path with a name of its
+own ("who", and how many are "expected" here, null where that is not known) and ends it: the
+record ends with the last of them, and the answer to its end says "closed". What they mark
+({"op": "mark", "code": ..., "text": ..., "t_ns": ...}) becomes an event, without an answer.
+
 It is a process of its own so that a training's threads and locks cannot delay a sample, and one
 for the node so that no device is counted twice. It imports neither torch nor scipy.
 """
@@ -43,6 +48,7 @@ from llem.energy.baseline import HEATING_S
 from llem.energy.choose import choose
 from llem.energy.cpu_model import IDLE_W_PER_THREAD, MAXIMUM_W_PER_THREAD, CpuModel
 from llem.energy.nvml import NvmlMeter
+from llem.energy.participants import Participants
 from llem.energy.place import SocketError, bind_socket
 from llem.energy.recorder import WRITE_ERRORS, Recorder
 
@@ -54,6 +60,9 @@ NICE = 5
 # From its start to the first record it watches idle devices, of the last so many seconds.
 WATCH_S = 5.0
 LONGEST_LINE = 1 << 20
+RANK_LOST = ("rank-lost", "the local rank 0 closed its connection")
+# The only events that a client may write.
+MARKS = frozenset({"mark", "phase", "phase-end"})
 
 
 @dataclass
@@ -112,8 +121,9 @@ class Sampler:
         self._term_grace_ns = int(term_grace_s * 1e9)
         self._reasons = list(reasons)
         self._clients: dict[int, _Client] = {}
-        self._owner: int | None = None
+        self._those = Participants()
         self._lost_ns: int | None = None
+        self._last_event = RANK_LOST
         self._alone_since_ns: int | None = time.monotonic_ns()
         self._stop_at_ns: int | None = None
         self._selector = selectors.DefaultSelector()
@@ -157,7 +167,7 @@ class Sampler:
 
     def _on_signal(self, _number: int, _frame: object) -> None:
         now = time.monotonic_ns()
-        patient = self._recorder.path is not None and self._owner is not None
+        patient = self._recorder.path is not None and bool(self._those.inside)
         self._stop_at_ns = now + (self._term_grace_ns if patient else 0)
 
     def _finished(self) -> bool:
@@ -194,7 +204,7 @@ class Sampler:
             self._end_idle(told)
         if self._lost_ns is not None and now - self._lost_ns >= self._grace_ns:
             self._lost_ns = None
-            self._recorder.end(event=("rank-lost", "the local rank 0 closed its connection"))
+            self._recorder.end(event=self._last_event)
 
     def _sampling_idle(self) -> bool:
         """Whether readings outside a record are wanted: before the first one, and when asked."""
@@ -259,7 +269,7 @@ class Sampler:
             if answer is None:
                 continue
             try:
-                client.connection.sendall((json.dumps(answer) + "\n").encode())
+                client.connection.sendall(json.dumps(answer).encode() + b"\n")
             except OSError:
                 self._drop(fd)
 
@@ -267,9 +277,12 @@ class Sampler:
         client = self._clients.pop(fd)
         self._selector.unregister(client.connection)
         client.connection.close()
-        if fd == self._owner:
-            self._owner = None
-            if self._recorder.path is not None:
+        name = self._those.leave(fd)
+        if name is not None and self._recorder.path is not None:
+            if self._those.inside:
+                self._recorder.mark("rank-lost", name)
+            else:
+                self._last_event = ("rank-lost", name) if name else RANK_LOST
                 self._lost_ns = time.monotonic_ns()
         if not self._clients:
             self._alone_since_ns = time.monotonic_ns()
@@ -289,6 +302,9 @@ class Sampler:
                 return self._ask_idle(fd, request)
             case "end":
                 return self._end(fd)
+            case "mark":
+                self._mark(fd, request)
+                return None
             case "stop":
                 self._stop_at_ns = time.monotonic_ns()
                 reason = self._recorder.end()
@@ -300,20 +316,28 @@ class Sampler:
 
     def _begin(self, fd: int, request: dict[str, Any]) -> dict[str, Any]:
         path, meta = request.get("path"), request.get("meta", {})
+        name, expected = request.get("who", ""), request.get("expected", 1)
         if not isinstance(path, str) or not os.path.isabs(path) or not isinstance(meta, dict):
             return _refusal('begin needs an absolute "path" and an object "meta"')
-        if self._recorder.path is not None:
-            if self._owner is not None:
+        if not isinstance(name, str) or not (expected is None or isinstance(expected, int)):
+            return _refusal('"who" is text, and "expected" a number or null')
+        joins = bool(name) and self._recorder.path == Path(path)
+        if self._recorder.path is not None and not joins:
+            if self._those.inside:
                 return _refusal(f"{self._recorder.path} is open; end it first")
             self._lost_ns = None
             self._recorder.end(event=("rank-lost", "another record was begun"))
-        try:
-            self._recorder.begin(path, meta)
-        except WRITE_ERRORS as error:
-            return _refusal(str(error) if path in str(error) else f"{path}: {error}")
-        self._owner = fd
+        if not joins:
+            try:
+                self._recorder.begin(path, meta)
+            except WRITE_ERRORS as error:
+                return _refusal(str(error) if path in str(error) else f"{path}: {error}")
+            self._those = Participants(expected=expected)
+            self._next_ns = time.monotonic_ns() + self._interval_ns
+        self._those.join(fd, name)
         self._lost_ns = None
-        self._next_ns = time.monotonic_ns() + self._interval_ns
+        if name:
+            self._recorder.mark("begin", name)
         return {"ok": True, "devices": self._recorder.devices(), "reasons": self._reasons}
 
     def _flush(self) -> dict[str, Any]:
@@ -325,11 +349,28 @@ class Sampler:
     def _end(self, fd: int) -> dict[str, Any]:
         if self._recorder.path is None:
             return _refusal("no record is open")
-        if self._owner not in (None, fd):
+        name = self._those.leave(fd)
+        if name is None and self._those.inside:
             return _refusal(f"{self._recorder.path} was begun by another connection")
-        self._owner = self._lost_ns = None
+        if name:
+            self._recorder.mark("end", name)
+            if self._recorder.given_up:
+                return _refusal(self._recorder.given_up)
+            if self._those.inside:
+                return {"ok": True, "closed": False}
+            if self._those.awaited:
+                # One that starts late may still come; its energy belongs into this record.
+                self._last_event = ("absent", self._those.missing)
+                self._lost_ns = time.monotonic_ns()
+                return {"ok": True, "closed": False}
+        self._lost_ns = None
         reason = self._recorder.end()
-        return _refusal(reason) if reason else {"ok": True}
+        return _refusal(reason) if reason else {"ok": True, "closed": True}
+
+    def _mark(self, fd: int, request: dict[str, Any]) -> None:
+        code, t_ns = request.get("code"), request.get("t_ns")
+        if fd in self._those.inside and code in MARKS and isinstance(t_ns, int):
+            self._recorder.mark(code, str(request.get("text", "")), t_ns=t_ns)
 
 
 def _refusal(reason: str) -> dict[str, Any]:

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
         fit_campaign,
         fit_observations,
     )
+    from llem.pipeline.measuring import Measured, measure
+    from llem.pipeline.power import draw_energy
     from llem.pipeline.refining import refine_campaign, wave_is_due
     from llem.pipeline.sealing import SealedFile, check_records, seal_campaign, seal_records
     from llem.pipeline.slices import EdgeMinimaError
@@ -45,6 +47,7 @@ _HOME = {
     "EdgeMinimaError": "slices",
     "FIT_FILE": "fitting",
     "Finished": "finishing",
+    "Measured": "measuring",
     "OBSERVATIONS_FILE": "campaigns",
     "Planned": "campaigns",
     "SealedFile": "sealing",
@@ -54,9 +57,11 @@ _HOME = {
     "calibrate": "calibration",
     "check_records": "sealing",
     "compare_observations": "fitting",
+    "draw_energy": "power",
     "finish": "finishing",
     "fit_campaign": "fitting",
     "fit_observations": "fitting",
+    "measure": "measuring",
     "plan_calibration": "calibration",
     "plan_campaign": "campaigns",
     "read_table": "table",
@@ -77,6 +82,7 @@ __all__ = [
     "Calibrated",
     "EdgeMinimaError",
     "Finished",
+    "Measured",
     "Planned",
     "SealedFile",
     "Table",
@@ -85,9 +91,11 @@ __all__ = [
     "calibrate",
     "check_records",
     "compare_observations",
+    "draw_energy",
     "finish",
     "fit_campaign",
     "fit_observations",
+    "measure",
     "plan_calibration",
     "plan_campaign",
     "read_table",

@@ -120,9 +120,13 @@ class RecordWriter:
             if time.monotonic() - self._last_flush >= self._flush_s:
                 self._flush()
 
-    def event(self, code: str, text: str = "") -> None:
-        """Record that something happened now; flushed at once, since a crash may follow."""
-        row = (time.monotonic_ns(), code.encode()[:32], text.encode("utf-8", "replace")[:256])
+    def event(self, code: str, text: str = "", *, t_ns: int | None = None) -> None:
+        """Record that something happened now, or at `t_ns`; flushed at once: a crash may follow."""
+        row = (
+            time.monotonic_ns() if t_ns is None else t_ns,
+            code.encode()[:32],
+            text.encode("utf-8", "replace")[:256],
+        )
         with self._lock:
             self._check()
             self._buffers["events"].append(row)

@@ -3,13 +3,13 @@
 Public: `aggregate`, `Aggregation` (aggregate), `LateOptions` (energy), `Observation`, `COLUMNS`,
 `read_observations`, `write_observations`, `write_rows` (observation), `PhaseEnergy`, `DeviceRow`
 (phases), `CarbonSeries`, `read_carbon` (carbon), `Ratio`, `ratio_of_sums`, `CellRatio`,
-`ratios_by_cell` (ratio), `device_energies`, `NodeEnergy`, `DeviceEnergy` (devices),
-`steady_runs`, `Steady` (steady).
+`ratios_by_cell` (ratio), `device_energies`, `NodeEnergy`, `DeviceEnergy`, `PhaseTotal`, `RunEnergy`
+(devices), `power_traces`, `PowerTraces`, `Trace` (traces), `steady_runs`, `Steady` (steady).
 """
 
 from llem.results.aggregate import Aggregation, aggregate
 from llem.results.carbon import CarbonSeries, read_carbon
-from llem.results.devices import DeviceEnergy, NodeEnergy, device_energies
+from llem.results.devices import DeviceEnergy, NodeEnergy, PhaseTotal, RunEnergy, device_energies
 from llem.results.energy import LateOptions
 from llem.results.observation import (
     COLUMNS,
@@ -21,6 +21,7 @@ from llem.results.observation import (
 from llem.results.phases import DeviceRow, PhaseEnergy
 from llem.results.ratio import CellRatio, Ratio, ratio_of_sums, ratios_by_cell
 from llem.results.steady import Steady, steady_runs
+from llem.results.traces import PowerTraces, Trace, power_traces
 
 __all__ = [
     "COLUMNS",
@@ -33,10 +34,15 @@ __all__ = [
     "NodeEnergy",
     "Observation",
     "PhaseEnergy",
+    "PhaseTotal",
+    "PowerTraces",
     "Ratio",
+    "RunEnergy",
     "Steady",
+    "Trace",
     "aggregate",
     "device_energies",
+    "power_traces",
     "ratio_of_sums",
     "ratios_by_cell",
     "read_carbon",

@@ -111,7 +111,7 @@ def read_ranks(paths: Sequence[Path], *, run_id: str) -> Ranks:
         device_uuids.add(str(record.meta.get("device_uuid") or ""))
         if isinstance(record.meta.get("world"), int):
             worlds.add(record.meta["world"])
-        steps = _last_of_each_step(record.steps)
+        steps = last_of_each_step(record.steps)
         for step, count in zip(
             steps["step"].tolist(), steps["tokens_unique"].tolist(), strict=True
         ):
@@ -210,7 +210,7 @@ def read_of_run(
     return record
 
 
-def _last_of_each_step(table: NDArray[Any]) -> NDArray[Any]:
+def last_of_each_step(table: NDArray[Any]) -> NDArray[Any]:
     """One row for each step number: the last that was written."""
     reverse = table[::-1]
     _, index = np.unique(reverse["step"], return_index=True)

@@ -18,7 +18,7 @@ import pytest
 
 import llem.energy
 from llem.energy import SamplerLink
-from llem.errors import UnavailableError
+from llem.errors import InputError
 from llem.records import read_node
 
 META = {"run_id": "aaaa", "attempt": 0}
@@ -335,5 +335,5 @@ def test_measure_records_a_block_and_does_not_swallow_its_error(tmp_path, plain_
         time.sleep(0.01)
         raise ZeroDivisionError
     assert read_node(path).closed and len(samples_of(path)) >= 2
-    with pytest.raises(UnavailableError, match="exists"), llem.energy.measure(path):
+    with pytest.raises(InputError, match="exists"), llem.energy.measure(path):
         pass

@@ -43,6 +43,7 @@ class Host:
 def _own_clock(writer: RecordWriter, host: Host) -> None:
     """Replace the writer's own first stamp by the pretended machine's."""
     writer._file["clock"].resize((0,))
+    writer._tables["clock"]._rows = 0
     for stamp in host.stamps():
         writer.append("clock", stamp)
 
@@ -167,3 +168,8 @@ def planted(tmp_path: Path) -> Planted:
 @pytest.fixture
 def host() -> type[Host]:
     return Host
+
+
+@pytest.fixture
+def own_clock() -> Callable[[RecordWriter, Host], None]:
+    return _own_clock

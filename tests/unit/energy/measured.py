@@ -1,0 +1,28 @@
+"""A rank that measures itself: `measured.py RECORD SECONDS [STAGGER]` prints one JSON line."""
+
+import json
+import os
+import sys
+import time
+
+import llem
+
+
+def main(record, seconds, stagger=0.0):
+    rank = int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
+    time.sleep(rank * stagger)
+    with llem.measure(record, interval_s=0.05) as m:
+        began = time.time()
+        with m.phase("first half"):
+            time.sleep(seconds / 2)
+        time.sleep(seconds / 2)
+        ended = time.time()
+    told = {"rank": rank, "began": began, "ended": ended, "last": m.last, "path": str(m.path),
+            "lost": m.lost, "reasons": m.reasons}  # fmt: skip
+    if not m.lost:
+        told |= {"energy_j": m.energy_j, "duration_s": m.duration_s, "devices": len(m.devices)}
+    print(json.dumps(told), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], *map(float, sys.argv[2:]))
