@@ -90,6 +90,7 @@ def truth_of(record, launched):
     return launched.truth(*wall)
 
 
+@pytest.mark.slow
 def test_two_nodes_have_a_record_each_and_are_added_up(launched, tmp_path):
     steps = [
         {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_PROCID": str(rank), "SLURM_NNODES": "2",
@@ -114,6 +115,7 @@ def test_two_nodes_have_a_record_each_and_are_added_up(launched, tmp_path):
     assert device_energies(tmp_path).energy_j == pytest.approx(found.energy_j)
 
 
+@pytest.mark.slow
 def test_two_jobs_on_a_node_record_their_own_gpus(launched, tmp_path):
     results = {}
 
@@ -131,12 +133,14 @@ def test_two_jobs_on_a_node_record_their_own_gpus(launched, tmp_path):
     assert [len(u) for u in uuids] == [1, 1] and uuids[0] != uuids[1]
 
 
+@pytest.mark.slow
 def test_ranks_that_were_given_a_gpu_each_measure_all_of_them(launched, tmp_path):
     ranks = [{**rank, "CUDA_VISIBLE_DEVICES": str(i)} for i, rank in enumerate(torchrun(2))]
     launched(ranks)
     assert len(read_node(tmp_path / "run.h5").devices) == 2
 
 
+@pytest.mark.slow
 def test_rank_0_alone_may_measure_and_does_not_wait_for_the_others(launched, tmp_path):
     [told] = launched(torchrun(4)[:1], seconds=0.6)
     assert not told["last"] and not told["lost"] and told["energy_j"] > 0
@@ -166,6 +170,7 @@ def test_a_record_of_before_is_refused_by_every_rank(launched, tmp_path):
     assert (tmp_path / "run.h5").read_bytes() == b"something else"
 
 
+@pytest.mark.slow
 def test_a_killed_rank_does_not_end_the_measuring_of_the_others(
     tmp_path, plain_environ, nvml_library, fake_gpus
 ):

@@ -305,6 +305,7 @@ def _fill(disk, pid, place, errors):
     assert not read_node(inside / "node-full.h5").closed
 
 
+@pytest.mark.slow
 def test_it_costs_less_than_a_hundredth_of_a_core_and_imports_nothing_heavy(sampler, tmp_path):
     process = sampler()
     with process.link() as link:

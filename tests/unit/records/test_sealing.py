@@ -140,6 +140,7 @@ def test_what_is_sealed_is_not_sealed_again(tmp_path):
     assert (again.sha256, again.bytes_before) == (first.sha256, first.bytes_before)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(steps=hnp.arrays(STEPS, st.integers(0, 40)), text=st.text(max_size=30))
 def test_whatever_was_written_comes_back_bit_by_bit(tmp_path_factory, steps, text):
@@ -290,6 +291,7 @@ while sys.stdin.readline():
 """
 
 
+@pytest.mark.slow
 def test_sealing_that_was_killed_at_any_moment_has_lost_nothing(tmp_path):
     path = write_node(tmp_path / "node-a.h5", rows=20_000)
     original, content, truth = path.read_bytes(), digest(path), read_node(path)
