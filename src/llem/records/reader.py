@@ -173,7 +173,7 @@ class _Opened:
         except READ_ERRORS as error:
             raise RecordError(f"{self.path}: not readable as HDF5: {_first_line(error)}") from None
         try:
-            self.meta = {key: _plain(value) for key, value in self.file["meta"].attrs.items()}
+            self.meta = {key: plain(value) for key, value in self.file["meta"].attrs.items()}
         except READ_ERRORS:
             self.file.close()
             raise RecordError(f"{self.path}: an HDF5 file, but no record of llem") from None
@@ -192,7 +192,7 @@ class _Opened:
 
     def attrs(self, name: str) -> dict[str, Any]:
         try:
-            return {key: _plain(value) for key, value in self.file[name].attrs.items()}
+            return {key: plain(value) for key, value in self.file[name].attrs.items()}
         except READ_ERRORS as error:
             self._problem(name, f"attributes not readable: {_first_line(error)}")
             return {}
@@ -242,7 +242,8 @@ class _Opened:
         return whole
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """An attribute as Python has it: numbers, text, and lists that were written as JSON."""
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, bytes):

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from llem.errors import LlemError
-from llem.records.reader import RecordError, opened, read_node, read_rank
+from llem.records.reader import RecordError, opened, plain, read_node, read_rank
 from llem.records.sink import Sink
 from llem.records.unclosed import is_cut, is_unclosed
 from llem.records.writer import (
@@ -37,6 +37,7 @@ from llem.records.writer import (
     LIBRARY_VERSIONS,
     RecordWriteError,
     cause_of,
+    set_attribute,
 )
 from llem.records.writing import still_written
 
@@ -117,7 +118,7 @@ def read_seal(path: str | Path) -> Sealed | None:
             return None
         return Sealed(
             path=path,
-            sha256=str(file.attrs[SEALED]),
+            sha256=plain(file.attrs[SEALED]),
             bytes_before=int(file.attrs[SEALED_BYTES]),
             bytes_after=_stat(path).st_size,
             fresh=False,
@@ -156,8 +157,8 @@ def _write_copy(path: Path, copy: Path) -> dict[str, str]:
             for name, item in _items(path, source):
                 _copy(path, name, item, target, parts)
                 sink.check(path)
-            target.attrs[SEALED] = _total(parts)
-            target.attrs[SEALED_BYTES] = _stat(path).st_size
+            set_attribute(target, SEALED, _total(parts))
+            set_attribute(target, SEALED_BYTES, _stat(path).st_size)
         sink.check(path)
     return parts
 
@@ -170,10 +171,10 @@ def _copy(path: Path, name: str, item: Any, target: Any, parts: dict[str, str]) 
         made[block] = rows
     parts[name] = hashed.hexdigest()
     with _reading(path):
-        attrs = {key: item.attrs[key] for key in item.attrs}
-    for key, value in attrs.items():
+        attrs = {key: (item.attrs[key], item.attrs.get_id(key).dtype) for key in item.attrs}
+    for key, (value, dtype) in attrs.items():
         parts[f"{name}@{key}"] = _hash_attribute(value)
-        made.attrs[key] = value
+        made.attrs.create(key, value, dtype=dtype)
 
 
 def _make(target: Any, name: str, item: Any, hashed: _Hash) -> Any:
@@ -275,7 +276,7 @@ def _reading(path: str | Path) -> Iterator[None]:
 def _refuse(path: Path, *, over: bool, now_s: float) -> None:
     """Raise where its writer may live, or where what it left has holes."""
     with opened(path) as file:
-        kind = file["meta"].attrs["kind"]
+        kind = plain(file["meta"].attrs["kind"])
     if not is_unclosed(path) and not is_cut(path):
         return
     record = read_rank(path) if kind == "rank" else read_node(path)

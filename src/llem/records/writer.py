@@ -95,7 +95,7 @@ class RecordWriter:
         with self._lock, self._guarded():
             group = self._file.create_group("meta")
             for key, value in {"schema": SCHEMA, "closed": 0, **host_meta(), **meta}.items():
-                group.attrs[key] = _attribute(value)
+                set_attribute(group, key, value)
             for name, dtype in every.items():
                 self._create(name, dtype, (table_attrs or {}).get(name, {}))
             self._file.swmr_mode = True
@@ -109,7 +109,7 @@ class RecordWriter:
         )
         holder = dataset.parent if name.endswith("/samples") else dataset
         for key, value in attrs.items():
-            holder.attrs[key] = _attribute(value)
+            set_attribute(holder, key, value)
         self._tables[name] = _Table(dataset)
 
     def append(self, table: str, row: Row) -> None:
@@ -271,6 +271,23 @@ def cause_of(error: Exception) -> str:
     text = str(error)
     _, found, rest = text.partition("error message = '")
     return rest.partition("'")[0] if found else (text.splitlines() or [type(error).__name__])[0]
+
+
+def set_attribute(holder: Any, key: str, value: Any) -> None:
+    """Set an attribute; text with a length of its own.
+
+    Texts of any length would lie in HDF5's global heap, which has no checksum: where a byte of it
+    is spoilt, HDF5 2.0.0 reads on for ever.
+    """
+    import h5py
+
+    value = _attribute(value)
+    if isinstance(value, str):
+        data = value.encode("utf-8", "surrogateescape")
+        dtype = h5py.string_dtype("utf-8", max(1, len(data)))
+        holder.attrs.create(key, np.array(data, dtype=dtype), dtype=dtype)
+    else:
+        holder.attrs[key] = value
 
 
 def _attribute(value: Any) -> Any:

@@ -273,6 +273,14 @@ def test_every_spoilt_byte_of_a_sealed_table_is_an_error_and_no_value(tmp_path):
         assert record.problems or found[0].tobytes() == truth.tobytes()
 
 
+def test_nothing_lies_where_hdf5_has_no_checksum(tmp_path):
+    """A spoilt byte in the heap of texts of any length makes HDF5 2.0.0 read on for ever."""
+    path = write_node(tmp_path / "node-a.h5")
+    assert b"GCOL" not in path.read_bytes()
+    seal(path)
+    assert b"GCOL" not in path.read_bytes()
+
+
 KILLED = """
 import os, sys
 from llem.records import seal
