@@ -172,3 +172,21 @@ def test_llem_finish_seals_last_unless_told_not_to(tmp_path, monkeypatch):
     assert read_seal(path) is not None
     assert main(["aggregate", "c"]) == 0
     assert (root / "results" / "observations.csv").read_bytes() == before
+
+
+def test_a_command_that_was_killed_leaves_no_worker_behind():
+    """Its output is read to the end by whoever started it: a worker would hold that open."""
+    code = (
+        "import time\n"
+        "from concurrent.futures import ProcessPoolExecutor\n"
+        "from multiprocessing import get_context\n"
+        "from llem.pipeline.sealing import _end_with_parent\n"
+        "pool = ProcessPoolExecutor(2, get_context('spawn'), initializer=_end_with_parent)\n"
+        "pool.submit(abs, 1).result()\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    process.kill()
+    process.communicate(timeout=20)
