@@ -177,7 +177,9 @@ def run(program: str, *words: str) -> int:
     """Run a program of `.venv` from the repository's root; its exit status."""
     environment = {**os.environ, "PATH": f"{VENV / 'bin'}:{os.environ['PATH']}"}
     command = [str(VENV / "bin" / program), *words]
-    return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+    status = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+    # as a shell has it, for a negative one would pass for less than success
+    return 128 - status if status < 0 else status
 
 
 def size(folder: Path) -> int:
