@@ -198,15 +198,15 @@ def test_another_user_disturbs_nothing(seen, login):
 
 
 def test_a_command_that_finds_the_campaign_held_says_by_whom(login):
-    campaign = Standin(login, "held", limits="array_size: 1")
+    campaign = Standin(login, "grasped", limits="array_size: 1")
     campaign.plan("--runs", "40")
-    first = campaign.start("submit", "held", "--no-finish")
+    first = campaign.start("submit", "grasped", "--no-finish")
     while not campaign.jobs:
         assert first.poll() is None
         time.sleep(0.05)
-    told = login.llem("submit", "held", "--no-finish", check=False)
+    told = login.llem("submit", "grasped", "--no-finish", check=False)
     assert told.returncode == 1 and BUSY in told.stderr
     assert f"process {first.pid}" in told.stderr
     assert ended(first)[0] == 0
-    login.llem("wait", "held", "--timeout", "120s")
+    login.llem("wait", "grasped", "--timeout", "120s")
     campaign.assert_each_ran_once()
