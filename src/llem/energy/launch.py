@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 # Innermost first: (launcher, rank, world, local rank, local world, nodes). A launcher is there
@@ -93,17 +93,7 @@ def find_launch(environ: Mapping[str, str], *, host: str | None = None) -> Launc
         # A wrapper under srun often sets torch's names: then srun knows better
         found = _by_names(environ, *_PLAIN)
     found = found or step or Launch()
-    return Launch(
-        launcher=found.launcher,
-        rank=found.rank,
-        world=found.world,
-        local_rank=found.local_rank,
-        local_world=found.local_world,
-        nodes=found.nodes,
-        node=node,
-        key=key if found.launcher else "",
-        restart=restart,
-    )
+    return replace(found, node=node, key=key if found.launcher else "", restart=restart)
 
 
 def _by_names(

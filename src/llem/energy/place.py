@@ -22,7 +22,7 @@ def bind_socket(path: Path) -> Iterator[socket.socket]:
     _check_length(path)
     _private_folder(path.parent)
     if path.exists():
-        if _answers(path):
+        if answers(path):
             raise SocketError(f"{path}: a sampler listens there already")
         path.unlink()
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -81,7 +81,8 @@ def _private_folder(folder: Path) -> None:
         raise SocketError(f"{folder}: open to others (mode {found.st_mode & 0o777:o}, not 700)")
 
 
-def _answers(path: Path) -> bool:
+def answers(path: Path) -> bool:
+    """Whether a sampler listens there."""
     try:
         connect_socket(path, timeout_s=1.0).close()
     except OSError:

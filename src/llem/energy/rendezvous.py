@@ -18,6 +18,7 @@ from pathlib import Path
 from llem.energy.held import CUDA_VARIABLE, INDEX_VARIABLES, NONE_HELD
 from llem.energy.launch import Launch
 from llem.energy.link import SamplerLink, SamplerProcess, start_sampler
+from llem.energy.place import answers
 
 # A child sampler that has nothing to record goes away by itself after so long.
 LINGER_S = 5.0
@@ -47,16 +48,7 @@ class Rendezvous:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with (self.folder / f"{self._stem}.lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            yield not self.socket_path.exists() or not self._answers()
-
-    def _answers(self) -> bool:
-        from llem.energy.place import connect_socket
-
-        try:
-            connect_socket(self.socket_path, timeout_s=1.0).close()
-        except OSError:
-            return False
-        return True
+            yield not self.socket_path.exists() or not answers(self.socket_path)
 
     def start(self, *, interval_s: float, environ: Mapping[str, str]) -> SamplerProcess:
         """Start the sampler for all processes of this node. Raises OSError."""

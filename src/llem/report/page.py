@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from llem.report.plots import DARK, LIGHT, Plot, make_plots
 from llem.report.runs import FloatArray, Runs, gather, gather_columns
 from llem.report.tables import UNKNOWN, known, number
 from llem.report.templates import render
+from llem.report.whole import write_whole
 
 TEMPLATE = "report.html.j2"
 QUALITIES = {
@@ -68,10 +68,10 @@ def write_report(
         if old.name not in wanted:
             old.unlink()
     for plot in plots:
-        _replace(plots_folder / f"{plot.name}.png", plot.png())
+        write_whole(plots_folder / f"{plot.name}.png", plot.png())
     page = folder / "report.html"
     html = render_page(runs, fit, plan, title=title, plots=plots, fit_reason=fit_reason)
-    _replace(page, html.encode())
+    write_whole(page, html.encode())
     return page
 
 
@@ -98,7 +98,7 @@ def draw_fit(
     for plot in make_plots(gather_columns(numbers, texts, fit), fit):
         for ending, content in (("png", plot.png()), ("svg", plot.svg(LIGHT))):
             files.append(folder / f"{plot.name}.{ending}")
-            _replace(files[-1], content)
+            write_whole(files[-1], content)
     return files
 
 
@@ -432,13 +432,3 @@ def _data_uri(svg: bytes) -> str:
     """SVG as base64, without the comments and metadata that matplotlib adds."""
     lean = re.sub(rb"<metadata>.*?</metadata>|<!--.*?-->", b"", svg, flags=re.DOTALL)
     return "data:image/svg+xml;base64," + base64.b64encode(lean).decode("ascii")
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        unfinished.write_bytes(content)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)

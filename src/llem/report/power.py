@@ -6,7 +6,6 @@ As an SVG file, as a page, and as a PNG (with matplotlib, from the same descript
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from llem.errors import InputError, UnavailableError
 from llem.report import svg
 from llem.report.svg import Axis, Point
 from llem.report.tables import significant
+from llem.report.whole import write_whole
 
 WIDTH, LEFT, RIGHT = 760.0, 58.0, 732.0
 HEAD, STRIP, AXIS, BETWEEN = 34.0, 14.0, 46.0, 28.0
@@ -139,12 +139,7 @@ def write_power(picture: PowerPicture, path: str | Path) -> Path:
             content = _png(picture)
         case other:
             raise InputError(str(path), [f"{other!r} is no kind of picture: {', '.join(SUFFIXES)}"])
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        unfinished.write_bytes(content)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_whole(path, content)
     return path
 
 

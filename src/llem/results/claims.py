@@ -88,6 +88,11 @@ class Claim:
     def duration_s(self) -> float:
         return (self.t1_ns - self.t0_ns) / 1e9
 
+    @property
+    def coverage(self) -> float:
+        """How much of its window the device was sampled in, 0 to 1."""
+        return min(1.0, self.covered_s / self.duration_s) if self.duration_s > 0 else 0.0
+
 
 def claim_devices(
     record: NodeRecord,

@@ -19,7 +19,7 @@ from llem.results.claims import (
     read_series,
 )
 from llem.results.counter import EnergySeries
-from llem.results.marks import Span, marked_spans, measured_window, step_spans
+from llem.results.marks import Span, marked_spans, measured_window, sampled_window, step_spans
 from llem.results.ranks import RANK_FILE
 
 # A run's folder among those of its campaign: .../runs/<run>/attempt-<k>.
@@ -176,10 +176,9 @@ def _step_spans(record: NodeRecord) -> list[Span]:
             rank: RankRecord = read_rank(file)
         except RecordError:
             continue  # `llem aggregate` names it; the node's energy does not depend on it
-        times = [d.samples["t_ns"] for d in record.devices if len(d.samples)]
-        if rank.meta.get("boot_id") == record.meta.get("boot_id") and times:
-            window = min(int(t[0]) for t in times), max(int(t[-1]) for t in times)
-            return step_spans(rank, measured_window(record) or window)
+        window = measured_window(record) or sampled_window(record)
+        if rank.meta.get("boot_id") == record.meta.get("boot_id") and window is not None:
+            return step_spans(rank, window)
     return []
 
 
@@ -256,6 +255,6 @@ def _device(claim: Claim) -> DeviceEnergy:
         quality=claim.quality,
         energy_j=claim.energy_j,
         duration_s=claim.duration_s,
-        coverage=claim.covered_s / claim.duration_s if claim.duration_s > 0 else 0.0,
+        coverage=claim.coverage,
         reason=claim.reason,
     )

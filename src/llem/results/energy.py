@@ -72,7 +72,7 @@ def energy_columns(
         "carbon_reason": carbon_reason,
         "devices": len({claim.key for claim in every}),
         "device_seconds": sum(claim.covered_s for claim in every),
-        "device_coverage": min((coverage_of(claim) for claim in every), default=0.0),
+        "device_coverage": min((claim.coverage for claim in every), default=0.0),
     }
 
 
@@ -125,11 +125,6 @@ def idle_of(claim: Claim, options: LateOptions) -> tuple[float, str]:
             return NAN, f"{claim.uuid}: not among those given"
         return idle[claim.uuid], GIVEN
     return float(idle), GIVEN
-
-
-def coverage_of(claim: Claim) -> float:
-    """How much of its window a device was sampled in, 0 to 1."""
-    return min(1.0, claim.covered_s / claim.duration_s) if claim.duration_s > 0 else 0.0
 
 
 def _wait_j(

@@ -39,12 +39,20 @@ def measured_window(record: NodeRecord) -> tuple[int, int] | None:
     return int(begun.min()), int(ended.max())
 
 
+def sampled_window(record: NodeRecord) -> tuple[int, int] | None:
+    """From the first sample of any device to the last; None where there is none."""
+    times = [device.samples["t_ns"] for device in record.devices if len(device.samples)]
+    if not times:
+        return None
+    return min(int(t.min()) for t in times), max(int(t.max()) for t in times)
+
+
 def marked_spans(record: NodeRecord) -> list[Span]:
     """The phases that a program has marked, without gaps or overlaps; [] where it marked none.
 
     Where several processes of the node have marked, the marks of the lowest rank are told.
     """
-    window = measured_window(record) or _sampled(record)
+    window = measured_window(record) or sampled_window(record)
     by_name: dict[str, list[tuple[int, str, str]]] = {}
     for event in record.events:
         code = event["code"].decode()
@@ -115,10 +123,3 @@ def _without_slivers(spans: list[Span]) -> list[Span]:
 def _rank_of(who: str) -> tuple[int, str]:
     number = who.rpartition(" ")[2]
     return (int(number) if number.isdigit() else -1, who)
-
-
-def _sampled(record: NodeRecord) -> tuple[int, int] | None:
-    times = [device.samples["t_ns"] for device in record.devices if len(device.samples)]
-    if not times:
-        return None
-    return min(int(t[0]) for t in times), max(int(t[-1]) for t in times)

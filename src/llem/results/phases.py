@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from llem.records import worst_quality
 from llem.results.attempt import Attempt
 from llem.results.claims import Claim
-from llem.results.energy import LateOptions, coverage_of, idle_of
+from llem.results.energy import LateOptions, idle_of
 from llem.results.observation import NAN
 from llem.results.steps import PhaseTime
 from llem.results.timeline import PHASES, REST
@@ -122,7 +122,7 @@ def device_rows(
                 idle_w=idle_w,
                 idle_source=idle_source,
                 duration_s=claim.duration_s,
-                coverage=coverage_of(claim),
+                coverage=claim.coverage,
                 reason=claim.reason,
             )
         )

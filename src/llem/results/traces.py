@@ -15,7 +15,7 @@ from llem.results.claims import claim_devices, countable
 from llem.results.clock import HostClock
 from llem.results.counter import EnergySeries, energy_series
 from llem.results.devices import Source, read_sources
-from llem.results.marks import Span
+from llem.results.marks import Span, sampled_window
 
 # A bin narrower than this many samples would show when the counter moved, not the power.
 BIN_SAMPLES = 2.0
@@ -120,11 +120,11 @@ class _Axis:
 
     @classmethod
     def of(cls, source: Source) -> _Axis | None:
-        times = [d.samples["t_ns"] for d in source.record.devices if len(d.samples)]
-        if not times:
+        sampled = sampled_window(source.record)
+        if sampled is None:
             return None
         clock = HostClock.of("", source.record.clock) if len(source.record.clock) else None
-        return cls(clock, min(int(t.min()) for t in times), max(int(t.max()) for t in times))
+        return cls(clock, *sampled)
 
     def wall(self, mono_ns: int) -> int:
         return self.clock.wall_of(mono_ns) if self.clock else mono_ns
