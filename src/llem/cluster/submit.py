@@ -151,7 +151,7 @@ class _Batch:
             try:
                 self._sbatch(array, take, segment, round)
             except slurm.Refused as refusal:
-                if not refusal.full or (len(take) == 1 and not self.ledger.jobs):
+                if not refusal.full:
                     raise
                 # Nobody says how much room there is: try half of it.
                 most = len(take) // 2

@@ -165,6 +165,16 @@ def test_what_finds_no_room_waits_and_the_same_call_submits_it_later(make, tmp_p
     assert all(len(parse_indices(w[8:])) <= 8 for w in asked)
 
 
+def test_a_queue_that_other_jobs_fill_is_waited_for_from_the_first_element_on(planned, sbatch):
+    folder, plan = planned
+    sbatch.set("limit", 0)
+    done = submit(folder, plan)
+    assert done.new == () and done.waiting == sum(len(a.elements) * a.segments for a in plan.arrays)
+    assert "accounting/QOS policy" in done.reason
+    sbatch.set("limit", 1000)
+    assert not submit(folder, plan).waiting
+
+
 def test_a_refusal_for_any_other_reason_is_an_error(planned, sbatch):
     folder, plan = planned
     (sbatch.folder / "sbatch").write_text(
