@@ -25,6 +25,9 @@ from llem.records import (
 )
 
 CLOCK_INTERVAL_S = 60.0
+# A slow source is looked at again after this part of its interval, so that none of its readings
+# waits long; what it had told before is not written again.
+SLOW_SHARE = 0.5
 
 # The file is there already, cannot be made, or cannot be written any more.
 WRITE_ERRORS = (OSError, RecordWriteError)
@@ -39,17 +42,20 @@ class Recorder:
         *,
         interval_s: float,
         versions: Mapping[str, str] | None = None,
+        held: Mapping[str, Any] | None = None,
         stderr: TextIO | None = None,
         monotonic_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._chosen = chosen
         self._interval_s = interval_s
         self._versions = dict(versions or {})
+        self._held = dict(held or {})
         self._stderr = stderr
         self._monotonic_ns = monotonic_ns
         self._writer: RecordWriter | None = None
         self._path: Path | None = None
         self._failing: set[str] = set()
+        self._slow: dict[str, tuple[int, int]] = {}
         self._clock_due_ns = 0
         self.given_up = ""
 
@@ -72,12 +78,14 @@ class Recorder:
         chosen = self._chosen
         self.given_up = ""
         self._failing.clear()
+        self._slow.clear()
         self._writer = node_writer(
             path,
             meta={
                 **meta,
                 **host_meta(),
                 **self._versions,
+                **self._held,
                 "interval_s": self._interval_s,
                 "meters": list(chosen.meters),
                 "meter_reasons": "; ".join(chosen.reasons),
@@ -134,9 +142,15 @@ class Recorder:
     def _sample(self, writer: RecordWriter, meter: Meter, device: Device, late: bool) -> None:
         flags = SampleFlag.LATE if late else SampleFlag(0)
         start_ns = self._monotonic_ns()
+        # A slow source: no row before its time, and each of its readings once.
+        due_ns, known_ns = self._slow.get(device.uuid, (0, 0))
+        if start_ns < due_ns:
+            return
         try:
             reading = meter.read(device)
             read_ns = self._monotonic_ns() - start_ns
+            if reading.t_ns and reading.t_ns == known_ns:
+                return
             if device.uuid in self._failing:
                 self._failing.discard(device.uuid)
                 writer.event("meter-recovered", device.uuid)
@@ -149,11 +163,14 @@ class Recorder:
                 writer.event("meter-failed", str(error))
         if device.counter and math.isnan(reading.energy_mj):
             flags |= SampleFlag.READ_FAILED
+        if device.interval_s:
+            due_ns = start_ns + int(device.interval_s * 1e9 * SLOW_SHARE)
+            self._slow[device.uuid] = (due_ns, reading.t_ns)
         writer.append(
             samples_table(device.uuid),
             (
-                start_ns,
-                read_ns,
+                reading.t_ns or start_ns,
+                reading.read_ns or read_ns,
                 reading.energy_mj,
                 reading.power_mw,
                 reading.temperature_c,

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from llem.records import NodeRecord, read_node
-from llem.results.claims import Claim, claim_devices, countable
+from llem.results.claims import Claim, claim_devices
 from llem.results.clock import HostClock, translate
+from llem.results.domains import select
 from llem.results.endrecord import EndRecord, read_end
 from llem.results.ranks import RANK_FILE, Ranks, read_of_run, read_ranks, skew_ns
 
@@ -21,7 +22,8 @@ NODE_FILE = re.compile(r"node-(.+)\.h5")
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """What is left of one attempt. `energy_reasons` say why its energy is not known."""
+    """What is left of one attempt. `energy_reasons` say why its energy is not known;
+    `energy_notes` what was measured and could not be counted as this attempt's."""
 
     number: int
     folder: Path
@@ -35,6 +37,7 @@ class Attempt:
     duration_s: float
     expected_devices: int
     problems: tuple[str, ...]
+    energy_notes: tuple[str, ...] = ()
 
     @property
     def began(self) -> bool:
@@ -118,7 +121,8 @@ def read_attempt(
             f"{expected_nodes - nodes_seen} of {expected_nodes} node records missing or unreadable "
             f"({', '.join(names)})"
         )
-    counted = countable(claims)
+    selection = select(claims)
+    counted = list(selection.counted)
     if nodes_seen and not counted:
         reasons.append("no device was measured")
     return Attempt(
@@ -135,6 +139,7 @@ def read_attempt(
         expected_devices=_expected_devices(counted, nodes_seen, expected_nodes, per_node)
         + unmeasured_gpus,
         problems=tuple(problems),
+        energy_notes=selection.notes,
     )
 
 

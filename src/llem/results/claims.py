@@ -17,6 +17,9 @@ from pathlib import Path
 from llem.records import DeviceSeries, NodeRecord, RecordError, read_node
 from llem.results.counter import EnergySeries, energy_series
 
+# Where a device says nothing about it: these count for all who run on the node.
+NODE_WIDE = ("package", "dram", "node")
+
 DeviceKey = tuple[str, str]
 
 
@@ -27,6 +30,11 @@ class Claim:
     `energy_j` is NaN where it is unknown, and `reason` says why (or what is to be known about
     it). `attributed_s` are the seconds that count as this attempt's own: less than `covered_s`
     where others shared the device. `idle_w` is NaN without a baseline.
+
+    A device that is `node_wide` counts for all who run on the node; `exclusive` (yes, no, unknown)
+    says whether this job held that, `held` how this is known, `cpu_share` is the job's part of the
+    node's CPUs, and `gpus_held` its number of GPUs there (-1: not known). `part` is what the claim
+    is of the device: 1, or the CPUs' share after `partly`.
     """
 
     owner: str
@@ -46,6 +54,12 @@ class Claim:
     attributed_s: float
     idle_w: float
     reason: str = ""
+    node_wide: bool = False
+    exclusive: str = "yes"
+    held: str = ""
+    cpu_share: float = 1.0
+    gpus_held: int = -1
+    part: float = 1.0
 
     @property
     def key(self) -> DeviceKey:
@@ -125,22 +139,25 @@ def _claim(
         attributed_s=covered_s,
         idle_w=idle_w.get(device.uuid, nan),
         reason=f"{device.uuid}: {text}" if text else "",
+        node_wide=bool(attrs.get("node_wide", attrs.get("domain") in NODE_WIDE)),
+        exclusive=str(record.meta.get("node_exclusive", "yes")),
+        held=str(record.meta.get("node_exclusive_reason", "")),
+        cpu_share=float(record.meta.get("node_share", 1.0)),
+        gpus_held=int(record.meta.get("gpus_held", -1)),
     )
 
 
-def countable(claims: Iterable[Claim]) -> list[Claim]:
-    """One attempt's claims with each device once, and no domain beside one that contains it."""
-    best: dict[DeviceKey, Claim] = {}
-    for claim in claims:
-        known = best.get(claim.key)
-        if known is None or claim.covered_s > known.covered_s:
-            best[claim.key] = claim
-    contained: dict[str, set[str]] = defaultdict(set)
-    for claim in best.values():
-        contained[claim.boot_id].update(claim.contains)
-        if claim.domain == "node":
-            contained[claim.boot_id].update(("gpu", "module", "package", "dram"))
-    return [c for c in best.values() if c.domain not in contained[c.boot_id]]
+def partly(claim: Claim, part: float, why: str) -> Claim:
+    """A part of a claim, as an estimate: what the device counted was not this job's alone."""
+    return replace(
+        claim,
+        part=part,
+        quality="model",
+        energy_j=claim.energy_j * part,
+        seen_j=claim.seen_j * part,
+        attributed_s=claim.attributed_s * part,
+        reason="; ".join(r for r in (claim.reason, f"{claim.uuid}: {why}") if r),
+    )
 
 
 def divide_shared(
@@ -189,10 +206,12 @@ def _divided(
     points = sorted(edges)
     seen_j = attributed_s = shared_s = 0.0
     for start, end in pairwise(points):
-        parts = 1 + sum(o.t0_ns <= start and end <= o.t1_ns for o in others)
-        seen_j += series.between(start, end) / parts
-        attributed_s += series.covered_s(start, end) / parts
-        shared_s += (end - start) / 1e9 if parts > 1 else 0.0
+        there = [o.part for o in others if o.t0_ns <= start and end <= o.t1_ns]
+        # Parts by CPUs stay what they are, as long as they do not make more than the device.
+        own = claim.part / max(1.0, claim.part + sum(there))
+        seen_j += series.between(start, end) * own
+        attributed_s += series.covered_s(start, end) * own
+        shared_s += (end - start) / 1e9 if there else 0.0
     owners = len({o.owner for o in others})
     note = f"{claim.uuid}: shared with {owners} other run(s) for {shared_s:.1f} s, divided evenly"
     # keeps NaN, and in proportion what was extrapolated at the edges

@@ -26,6 +26,8 @@ class Observation:
     flops             tokens x the plan's FLOPs per token
     loss, loss_se     evaluation at the last step of the attempt that completed, nats per token
     energy_j          gross energy of all attempts; energy_seen_j is the part that was measured
+    energy_domains    what is in energy_j: gpu, module, package, dram, node; rows can be compared
+                      where these are the same
     energy_net_j      less idle power x time
     energy_facility_j energy_j x PUE; cost and carbon_g follow from it
     duration_s        sum of the attempts' windows; gpu_seconds is that x ranks
@@ -52,6 +54,7 @@ class Observation:
     energy_facility_j: float = NAN
     energy_quality: str = "none"
     energy_reason: str = ""
+    energy_domains: str = ""
     energy_seen_j: float = NAN
     joules_per_token: float = NAN
     cost: float = NAN

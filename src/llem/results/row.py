@@ -10,6 +10,7 @@ from typing import Any
 from llem.records import worst_quality
 from llem.results.attempt import Attempt
 from llem.results.claims import Claim
+from llem.results.domains import ACCELERATORS, domains_of
 from llem.results.observation import NAN, Observation
 
 JOULES_PER_KWH = 3.6e6
@@ -20,8 +21,11 @@ TOKENS_RELATIVE = 1e-9
 
 @dataclass(frozen=True, kw_only=True)
 class LateOptions:
-    """What is applied late. Idle power in watts: one number for each device, or by UUID; without
-    it the records' own baseline is used. None: not known, and what follows from it is NaN."""
+    """What is applied late; None: not known, and what follows from it is NaN.
+
+    Idle power in watts: one number for each accelerator (where a run has none: for each device),
+    or by UUID; without it the records' own baseline is used.
+    """
 
     pue: float = 1.0
     idle_power_w: float | Mapping[str, float] | None = None
@@ -222,9 +226,14 @@ def _energy(
     unknown = bool(reasons)
     every = [claim for of_attempt in claims for claim in of_attempt]
     reasons += [claim.reason for claim in every if claim.reason]
+    reasons += [note for attempt in attempts for note in attempt.energy_notes]
+    domains = list(dict.fromkeys(domains_of(of_attempt) for of_attempt in claims if of_attempt))
+    if len(domains) > 1:
+        reasons.append(f"attempts differ in what is counted: {', '.join(domains)}")
     # NaN in any device makes the sum NaN: a part is never given for the whole
     gross = NAN if unknown or not every else sum(claim.energy_j for claim in every)
-    idle = sum(_idle_w(claim, options) * claim.attributed_s for claim in every)
+    accelerators = any(claim.domain in ACCELERATORS for claim in every)
+    idle = sum(_idle_w(claim, options, accelerators) * claim.attributed_s for claim in every)
     return {
         "energy_j": gross,
         "energy_net_j": gross - idle,
@@ -232,16 +241,19 @@ def _energy(
         if gross == gross
         else "none",
         "energy_reason": "; ".join(dict.fromkeys(reasons)),
+        "energy_domains": ", ".join(domains),
         "energy_seen_j": sum(c.seen_j for c in every) if every else NAN,
         "devices": len({claim.key for claim in every}),
         "device_seconds": sum(claim.covered_s for claim in every),
     }
 
 
-def _idle_w(claim: Claim, options: LateOptions) -> float:
+def _idle_w(claim: Claim, options: LateOptions, accelerators: bool) -> float:
     idle = options.idle_power_w
     if idle is None:
         return claim.idle_w
+    if isinstance(idle, (int, float)) and accelerators and claim.domain not in ACCELERATORS:
+        return claim.idle_w  # one number is meant for the GPUs, not for what is beside them
     return idle.get(claim.uuid, NAN) if isinstance(idle, Mapping) else float(idle)
 
 
