@@ -32,8 +32,9 @@ class CodeCarbonModel:
         try:
             from codecarbon.core.cpu import TDP
             from codecarbon.external.hardware import CPU
-        except ImportError:
-            return Probe(reasons=("codecarbon: not installed",))
+        except ImportError as error:
+            missing = error.name == "codecarbon"
+            return Probe(reasons=(f"codecarbon: {'not installed' if missing else error}",))
         try:
             tdp = TDP()
             self._cpu = CPU.from_utils(
@@ -67,5 +68,5 @@ class CodeCarbonModel:
         self._cpu = None
 
     def _power_w(self) -> float:
-        power = float(self._cpu._get_power_from_cpu_load())
+        power = float(self._cpu._get_power_from_cpu_load().W)
         return power if math.isfinite(power) else math.nan

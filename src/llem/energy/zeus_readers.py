@@ -50,8 +50,9 @@ class ZeusMeter:
         try:
             import zeus
             import zeus.device as device
-        except ImportError:
-            return Probe(reasons=("zeus: not installed",))
+        except ImportError as error:
+            missing = error.name == "zeus"
+            return Probe(reasons=(f"zeus: {'not installed' if missing else _line(error)}",))
         self.versions = {"zeus": str(getattr(zeus, "__version__", "unknown"))}
         devices: list[Device] = []
         reasons: list[str] = []
