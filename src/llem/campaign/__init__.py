@@ -18,6 +18,7 @@ from llem.campaign.quantities import (
     parse_bytes,
     parse_count,
     parse_duration,
+    parse_interval,
     slurm_time,
 )
 from llem.campaign.run import Layout, Predicted, Recipe, Run, TokenData
@@ -66,6 +67,7 @@ __all__ = [
     "parse_bytes",
     "parse_count",
     "parse_duration",
+    "parse_interval",
     "site_names",
     "site_of",
     "slurm_time",

@@ -119,6 +119,7 @@ def render_manifest(
         "zero_stage": array.zero_stage,
         "precision": array.precision,
         "sampler": "step" if plan.site.executor == "slurm" and plan.site.overlap else "child",
+        "energy": _energy(plan),
         "environment": dict(plan.site.environment),
         "image_digest": image_digest,
     }
@@ -127,6 +128,17 @@ def render_manifest(
         f'{{"element":{index},{rest},"runs":[{",".join([texts[name] for name in names])}]}}\n'
         for index, names in enumerate(array.elements)
     )
+
+
+def _energy(plan: Plan) -> dict[str, Any]:
+    """What the samplers are told: their options, as data."""
+    wanted = plan.campaign.energy
+    return {
+        "interval_s": wanted.interval,
+        "meters": ",".join(wanted.meters),
+        # A step cannot see that its job asked for whole nodes.
+        "exclusive": plan.site.extra.get("exclusive") is True,
+    }
 
 
 def _render_plan(template: str, plan: Plan, name: str, **values: Any) -> str:

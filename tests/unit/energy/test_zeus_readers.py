@@ -51,7 +51,7 @@ def zeus(monkeypatch):
     class NoChip(Exception):
         pass
 
-    def answer(value, error=NotSupported("no driver")):
+    def answer(value, error):
         def get():
             if value is None:
                 raise error
@@ -62,8 +62,8 @@ def zeus(monkeypatch):
     def install(*, gpus=None, cpus=None, chip=None):
         modules = {
             "zeus": {"__version__": "0.16.0"},
-            "zeus.device": {"get_gpus": answer(gpus)},
-            "zeus.device.cpu": {"get_cpus": answer(cpus)},
+            "zeus.device": {"get_gpus": answer(gpus, NotSupported("no driver"))},
+            "zeus.device.cpu": {"get_cpus": answer(cpus, NotSupported("no RAPL"))},
             "zeus.device.soc": {"get_soc": answer(chip, NoChip())},
             "zeus.device.soc.common": {"ZeusSoCInitError": NoChip},
         }
