@@ -14,6 +14,7 @@ changed without running anything again.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -82,6 +83,7 @@ def aggregate(
     for run, of_run, sums in zip(planned, attempts, trained, strict=True):
         claims = [next(divided) for _ in of_run]
         observations.append(observe(run, of_run, sums, claims, options))
+    problems += _unlike(observations)
     return Aggregation(observations=tuple(observations), problems=tuple(problems), options=options)
 
 
@@ -105,6 +107,15 @@ def _peak_flops(plan: Mapping[str, Any]) -> float | None:
         if isinstance(found, (int, float)) and found > 0:
             return float(found)
     return None
+
+
+def _unlike(observations: Sequence[Observation]) -> list[str]:
+    """Rows whose energies are of different things, and cannot be compared as they stand."""
+    counts = Counter(o.energy_domains for o in observations if o.energy_j == o.energy_j)
+    if len(counts) < 2:
+        return []
+    told = ", ".join(f"{count} of {domains}" for domains, count in counts.most_common())
+    return [f"energy_j is not of the same domains in all rows: {told}"]
 
 
 def _unplanned(runs: Path, planned: set[str]) -> list[str]:

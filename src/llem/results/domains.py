@@ -144,8 +144,7 @@ def _one_source(of_host: Sequence[Claim], left_out: list[tuple[Claim, str]]) -> 
 
 def _rank(source: str, group: Sequence[Claim]) -> tuple[bool, bool, int, int]:
     worst = max(
-        QUALITIES.index(c.quality) if c.quality in QUALITIES else len(QUALITIES)
-        for c in group
+        QUALITIES.index(c.quality) if c.quality in QUALITIES else len(QUALITIES) for c in group
     )
     order = SOURCES.index(source) if source in SOURCES else len(SOURCES)
     return source != "own", not _known(group), worst, order

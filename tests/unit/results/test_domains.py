@@ -213,6 +213,15 @@ def test_a_row_says_what_is_in_its_energy(planted):
     assert (row.devices, row.energy_quality, row.coverage) == (2, "counter", 1.0)
 
 
+def test_rows_whose_energies_are_of_different_things_are_a_problem(planted):
+    for run_id in ("aaaa", "bbbb", "cccc"):
+        planted.complete(run_id)
+    planted.node("cccc", name="n0-cpu", devices=["rapl-0"], attrs=RAPL)
+    assert aggregate(planted.folder).problems == (
+        "energy_j is not of the same domains in all rows: 2 of gpu, 1 of gpu+package",
+    )
+
+
 def test_idle_power_given_for_gpus_is_not_taken_off_their_processors(planted):
     planted.run()
     planted.rank()
