@@ -26,6 +26,8 @@ ACCELERATOR = re.compile(r"accel\d+_energy")
 # Scans come every .1 s. A daemon that has died leaves its last numbers.
 FRESH_S = 0.5
 STALE_S = 2.0
+# One look at the scan serves all devices of a sample.
+CHECK_S = 0.05
 
 
 def parse_counter(text: str, *, unit: str) -> int:
@@ -58,6 +60,7 @@ class PmCountersMeter:
         self._files: dict[str, tuple[Path, Path | None]] = {}
         self._fresh: tuple[int, float] | None = None
         self._generation: int | None = None
+        self._checked_s = -1.0
 
     def probe(self) -> Probe:
         if not self._root.is_dir():
@@ -122,7 +125,10 @@ class PmCountersMeter:
 
     def _check_fresh(self) -> None:
         """Raises MeterError for numbers that are old, and once where the generation changed."""
-        fresh, now = read_int(self._root / "freshness"), self._monotonic()
+        now = self._monotonic()
+        if 0.0 <= now - self._checked_s < CHECK_S:
+            return
+        fresh = read_int(self._root / "freshness")
         if self._fresh is None or fresh != self._fresh[0]:
             self._fresh = (fresh, now)
         elif now - self._fresh[1] > STALE_S:
@@ -131,6 +137,7 @@ class PmCountersMeter:
         if generation != self._generation:
             before, self._generation = self._generation, generation
             raise MeterError(f"pm_counters: generation {before} -> {generation}: caps were changed")
+        self._checked_s = now
 
     def _count(self, path: Path, unit: str) -> int:
         try:

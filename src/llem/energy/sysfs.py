@@ -20,7 +20,12 @@ def sysfs(environ: Mapping[str, str] = os.environ) -> Path:
 def read_text(path: Path) -> str:
     """A small file, stripped. Raises MeterError in one line."""
     try:
-        return path.read_bytes().decode("utf-8", "replace").strip()
+        # A third of the time of Path.read_text, and this is done for every sample.
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return os.read(file, 4096).decode("utf-8", "replace").strip()
+        finally:
+            os.close(file)
     except OSError as error:
         raise MeterError(f"{path}: {error.strerror or error}") from None
 
