@@ -18,13 +18,14 @@ from llem.campaign.quantities import (
     parse_bytes,
     parse_count,
     parse_duration,
+    parse_interval,
     slurm_time,
 )
 from llem.campaign.run import Layout, Predicted, Recipe, Run, TokenData
 from llem.campaign.runs import Replicates, Runs
 
 if TYPE_CHECKING:
-    from llem.campaign.campaign import MOST_WAVES, Campaign, EnergyChoice
+    from llem.campaign.campaign import MOST_WAVES, Campaign, Energy
     from llem.campaign.load import (
         campaign_from,
         campaign_to_dict,
@@ -46,7 +47,7 @@ __all__ = [
     "Campaign",
     "CustomModel",
     "Decoder",
-    "EnergyChoice",
+    "Energy",
     "Layout",
     "Predicted",
     "Recipe",
@@ -67,6 +68,7 @@ __all__ = [
     "parse_bytes",
     "parse_count",
     "parse_duration",
+    "parse_interval",
     "site_names",
     "site_of",
     "slurm_time",
@@ -75,7 +77,7 @@ __all__ = [
 
 _LAZY = {
     "Campaign": "llem.campaign.campaign",
-    "EnergyChoice": "llem.campaign.campaign",
+    "Energy": "llem.campaign.campaign",
     "MOST_WAVES": "llem.campaign.campaign",
     "Site": "llem.campaign.site",
     **dict.fromkeys(

@@ -15,7 +15,7 @@ from pydantic import (
 )
 
 from llem.campaign.guards import DataText, Name
-from llem.campaign.quantities import Budget, parse_budget, parse_count
+from llem.campaign.quantities import Budget, parse_budget, parse_count, parse_interval
 from llem.campaign.site import Notify, Seconds, Site, Strict
 
 Amount = Annotated[
@@ -29,6 +29,11 @@ SiteChoice = Annotated[
     Discriminator(lambda value: "name" if isinstance(value, str) else "Site"),
 ]
 
+
+# The meters of `llem.energy`, which this floor does not know; auto is all of them by priority.
+MeterName = Literal[
+    "auto", "nvml", "zeus", "rapl", "pm_counters", "hwmon", "ipmi", "cpu-model", "codecarbon"
+]
 
 # Each wave waits for the one before it to end.
 MOST_WAVES = 10
@@ -124,10 +129,20 @@ class LayoutChoice(Strict):
     )
 
 
-class EnergyChoice(Strict):
-    """What is waited for before a job's first run; by default nothing, and a GPU's idle power is
-    taken from before the ranks touched it, where it was seen idle then."""
+def _words(value: Any) -> Any:
+    return [word.strip() for word in value.split(",")] if isinstance(value, str) else value
 
+
+class Energy(Strict):
+    """How energy is measured, and what is waited for before a job's first run.
+
+    `meters` names some of them (`nvml, rapl`), where not all are wanted; a model estimates where
+    nothing is measured, and only then. By default nothing is waited for, and a GPU's idle power
+    is taken from before the ranks touched it, where it was seen idle then.
+    """
+
+    interval: Annotated[float, BeforeValidator(parse_interval), Field(ge=0.001, le=60)] = 0.1
+    meters: Annotated[tuple[MeterName, ...], BeforeValidator(_words)] = ("auto",)
     baseline: Seconds | None = Field(
         None, description="keep the devices idle for so long and measure their power"
     )
@@ -137,6 +152,16 @@ class EnergyChoice(Strict):
     thermal_slope: PositiveFloat = Field(
         1.0, description="what counts as still: degrees Celsius a minute"
     )
+
+    @model_validator(mode="after")
+    def _some_meter(self) -> Energy:
+        if not self.meters:
+            raise ValueError("`meters` names none: leave it out for all, or name some")
+        if "auto" in self.meters and len(self.meters) > 1:
+            raise ValueError("`meters` is auto, or names some")
+        if {"cpu-model", "codecarbon"} <= set(self.meters):
+            raise ValueError("one of cpu-model and codecarbon: the other would never be asked")
+        return self
 
 
 class Campaign(Strict):
@@ -159,9 +184,9 @@ class Campaign(Strict):
     grid: Grid = Grid()
     training: Training = Training()
     layout: LayoutChoice | None = None
+    energy: Energy = Energy()
     site: SiteChoice = "laptop"
     calibration: DataText | None = Field(
         None, description="what `llem calibrate` measured on the site: its DIR, or its file"
     )
     notify: Notify | None = Field(None, description="instead of the site's")
-    energy: EnergyChoice | None = None

@@ -117,6 +117,14 @@ def parse_duration(value: str | float | int) -> int:
     return math.ceil(seconds)
 
 
+def parse_interval(value: str | float | int) -> float:
+    """Seconds, also parts of one: `0.1`, `0.1 s`, `100 ms`. Raises ValueError."""
+    match = re.fullmatch(rf"({_NUMBER})\s*(s|ms)?", str(value).strip())
+    if match is None or isinstance(value, bool):
+        raise ValueError(f"cannot read {value!r}: expected an interval, such as 0.1 s or 100 ms")
+    return float(match[1]) * (1e-3 if match[2] == "ms" else 1.0)
+
+
 def slurm_time(seconds: float) -> str:
     """A time limit as SLURM reads it, `D-HH:MM:SS` or `HH:MM:SS`, rounded up to a second."""
     whole = math.ceil(seconds)

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llem.campaign import parse_interval
 from llem.cli._command import note, option, print_json
 from llem.errors import Fault, InputError, LlemError
 
@@ -37,6 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.h5", help="a new record")
     parser.add_argument("--interval", default="100 ms", metavar="T",
                         help="between samples: 0.1, 100 ms, 1 s (default: 100 ms)")  # fmt: skip
+    parser.add_argument(
+        "--meters",
+        default="auto",
+        metavar="NAMES",
+        help="nvml,rapl: these alone (default: auto, all that can be read)",
+    )
     parser.add_argument("--json", action="store_true",
                         help="print the energy as JSON on standard output, where the command's "
                              "own goes to standard error")  # fmt: skip
@@ -44,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from llem.energy import find_launch
+    from llem.energy import find_launch, parse_meters
     from llem.pipeline import measure
 
     command = args.command[1:] if args.command[:1] == ["--"] else args.command
@@ -60,30 +67,28 @@ def run(args: argparse.Namespace) -> int:
         faults.append(Fault("--out", text))
     interval_s = math.nan
     try:
-        interval_s = option("--interval", parse_interval, args.interval)
+        interval_s = option("--interval", sampling_interval, args.interval)
     except InputError as error:
         faults += error.faults
+    try:
+        parse_meters(args.meters)
+    except ValueError as error:
+        faults.append(Fault("--meters", str(error)))
     if faults:
         raise InputError("the call", faults)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     meta = {"command": command}
-    with measure(args.out.resolve(), interval_s=interval_s, meta=meta) as measured:
+    with measure(
+        args.out.resolve(), interval_s=interval_s, meters=args.meters, meta=meta
+    ) as measured:
         status = run_passing_signals(command, stdout=sys.stderr if args.json else None)
     _tell(measured, args, several=launch.several_nodes)
     return status
 
 
-def parse_interval(text: str) -> float:
+def sampling_interval(text: str) -> float:
     """Seconds from `0.1`, `100 ms`, `1 s`. Raises ValueError."""
-    number, factor = text.strip(), 1.0
-    for unit, scale in (("ms", 1e-3), ("s", 1.0)):
-        if number.endswith(unit):
-            number, factor = number.removesuffix(unit).strip(), scale
-            break
-    try:
-        seconds = float(number) * factor
-    except ValueError:
-        raise ValueError(f"cannot read {text!r}: expected 0.1, 100 ms or 1 s") from None
+    seconds = parse_interval(text)
     if not 0.001 <= seconds <= 60:
         raise ValueError(f"{text!r} does not lie between 1 ms and 60 s")
     return seconds

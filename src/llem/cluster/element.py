@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from llem.cluster.folder import CampaignFolder
-from llem.cluster.job import socket_path
+from llem.cluster.job import sampler_options, socket_path
 from llem.cluster.rank import Rank
 
 
@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     # Before anything that reads them is imported; as data, they never met a shell.
     os.environ.update(element["environment"])
     if args.sampler:
-        return _sample()
+        return _sample(element)
     return Rank(element, CampaignFolder(Path.cwd())).main()
 
 
@@ -43,11 +43,13 @@ def read_element(manifest: Path, index: int) -> dict[str, Any]:
     raise SystemExit(f"{manifest} has no element {index}")
 
 
-def _sample() -> int:
+def _sample(element: dict[str, Any]) -> int:
     from llem.energy.sampler import main as sampler_main
 
     # Outlives the ranks' own checkpoints when the job is asked to leave.
-    return sampler_main(["--socket", str(socket_path()), "--term-grace", "30"])
+    own = ["--socket", str(socket_path()), "--term-grace", "30"]
+    interval = ["--interval", repr(element["energy"]["interval_s"])]
+    return sampler_main([*own, *interval, *sampler_options(element)])
 
 
 if __name__ == "__main__":

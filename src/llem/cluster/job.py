@@ -9,6 +9,7 @@ import os
 import socket
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,12 @@ def socket_path() -> Path:
     """
     job = os.environ.get("SLURM_JOB_ID") or os.environ["SUBMITIT_LOCAL_JOB_ID"]
     return Path(tempfile.gettempdir()) / f"llem-{os.getuid()}-{job}-{node_name()}" / "sampler"
+
+
+def sampler_options(element: Mapping[str, Any]) -> tuple[str, ...]:
+    """How the campaign wants energy to be measured, for the sampler's command line."""
+    energy = element["energy"]
+    return ("--meters", energy["meters"], *(["--exclusive"] if energy["exclusive"] else []))
 
 
 def job_started_ns() -> int:

@@ -21,7 +21,14 @@ from llem.cluster.attempts import counts_since_ns, number_of, read_endings
 from llem.cluster.causes import cause_of_reason
 from llem.cluster.endings import cause_of_error
 from llem.cluster.folder import FINAL, INTERRUPTED, CampaignFolder
-from llem.cluster.job import job_meta, job_started_ns, node_name, socket_path, step_name
+from llem.cluster.job import (
+    job_meta,
+    job_started_ns,
+    node_name,
+    sampler_options,
+    socket_path,
+    step_name,
+)
 from llem.cluster.leaving import Leaving
 from llem.cluster.recorder import Failure, Recorder, Window, log, told
 from llem.cluster.rendezvous import meet
@@ -189,7 +196,12 @@ class Rank:
 
         path = socket_path()
         if self.element["sampler"] == "child":
-            path = stack.enter_context(start_sampler(path)).socket_path
+            sampler = start_sampler(
+                path,
+                interval_s=self.element["energy"]["interval_s"],
+                options=sampler_options(self.element),
+            )
+            path = stack.enter_context(sampler).socket_path
         return stack.enter_context(SamplerLink(path))
 
     def _settle(self) -> None:
@@ -198,7 +210,7 @@ class Rank:
         Before the first run: what follows it in this job finds devices warm, and their baseline
         measured.
         """
-        asked = self.element.get("energy")
+        asked = self.element["energy"]["idle"]
         if asked is None:
             return
         from llem.energy import SamplerLink

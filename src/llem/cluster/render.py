@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llem._version import __version__
-from llem.campaign import EnergyChoice, Site, slurm_time
+from llem.campaign import Site, slurm_time
 from llem.campaign.guards import check_directive, check_script_path
 from llem.cluster.files import json_line
 from llem.cluster.folder import INTERRUPTED
@@ -119,9 +119,9 @@ def render_manifest(
         "zero_stage": array.zero_stage,
         "precision": array.precision,
         "sampler": "step" if plan.site.executor == "slurm" and plan.site.overlap else "child",
+        "energy": _energy(plan),
         "environment": dict(plan.site.environment),
         "image_digest": image_digest,
-        **_energy(plan.campaign.energy),
     }
     rest = json_line(shared)[1:-1]
     return "".join(
@@ -130,16 +130,21 @@ def render_manifest(
     )
 
 
-def _energy(chosen: EnergyChoice | None) -> dict[str, Any]:
-    """How long ranks keep still before their first run, where they are to."""
-    if chosen is None or not (chosen.baseline or chosen.thermal_floor):
-        return {}
+def _energy(plan: Plan) -> dict[str, Any]:
+    """What the samplers are told, as data; how long ranks keep still before their first run."""
+    wanted = plan.campaign.energy
     return {
-        "energy": {
-            "baseline_s": chosen.baseline or 0,
-            "cool_s": chosen.thermal_floor or 0,
-            "slope": chosen.thermal_slope,
+        "interval_s": wanted.interval,
+        "meters": ",".join(wanted.meters),
+        # A step cannot see that its job asked for whole nodes.
+        "exclusive": plan.site.extra.get("exclusive") is True,
+        "idle": {
+            "baseline_s": wanted.baseline or 0,
+            "cool_s": wanted.thermal_floor or 0,
+            "slope": wanted.thermal_slope,
         }
+        if wanted.baseline or wanted.thermal_floor
+        else None,
     }
 
 

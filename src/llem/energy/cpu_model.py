@@ -94,6 +94,7 @@ class CpuModel:
             quality="model",
             reason="no meter: estimated from how busy the processors are",
             power="model",
+            node_wide=True,
         )
         return Probe(devices=(device,))
 

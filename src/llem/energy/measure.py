@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from llem.energy.choose import AUTO, parse_meters
 from llem.energy.launch import Launch, find_launch
 from llem.energy.link import Answer, SamplerLink, SamplerProcess, start_sampler
 from llem.energy.rendezvous import PATIENT, Rendezvous
@@ -99,27 +100,40 @@ def measure(
     path: str | Path,
     *,
     interval_s: float = 0.1,
+    meters: str = AUTO,
     meta: Mapping[str, Any] | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> Iterator[Measurement]:
     """Sample this node's devices into a new record while the block runs.
 
+    `meters` names some of them (`nvml,rapl`, see `llem.energy.choose`) where not all are wanted.
     A process of its own does it, so the block is not slowed and cannot delay a sample. Raises
     InputError where the record is there already and UnavailableError where it cannot begin for
     another reason. Where measuring ends early, the record and `reasons` say so; the block's own
     result is never lost to it.
     """
+    options = _options(meters)
     launch = find_launch(environ)
     record = launch.record_path(Path(path).absolute())
     told = {"command": sys.argv, **_told(launch, environ), **(meta or {})}
     opened = _together if launch.shared else _alone
-    with opened(record, launch, interval_s=interval_s, meta=told, environ=environ) as measurement:
+    with opened(
+        record, launch, interval_s=interval_s, options=options, meta=told, environ=environ
+    ) as measurement:
         if (nodes := environ.get("SLURM_NNODES", "1")) != "1" and not launch.launcher:
             measurement._noted(f"one of the job's {nodes} nodes is measured: srun measures on each")
         try:
             yield measurement
         finally:
             measurement._end()
+
+
+def _options(meters: str) -> tuple[str, ...]:
+    try:
+        parse_meters(meters)
+    except ValueError as error:
+        raise InputError("meters", [str(error)]) from None
+    return (*PATIENT, "--meters", meters)
 
 
 def _told(launch: Launch, environ: Mapping[str, str]) -> dict[str, Any]:
@@ -140,13 +154,13 @@ def _told(launch: Launch, environ: Mapping[str, str]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _alone(
-    record: Path, launch: Launch, *, interval_s: float, meta: Mapping[str, Any],
-    environ: Mapping[str, str],
+    record: Path, launch: Launch, *, interval_s: float, options: tuple[str, ...],
+    meta: Mapping[str, Any], environ: Mapping[str, str],
 ) -> Iterator[Measurement]:  # fmt: skip
     with (
         tempfile.TemporaryDirectory(prefix="llem-") as folder,
         start_sampler(
-            Path(folder) / "sampler.sock", interval_s=interval_s, options=PATIENT, environ=environ
+            Path(folder) / "sampler.sock", interval_s=interval_s, options=options, environ=environ
         ) as sampler,
         sampler.link() as link,
     ):
@@ -158,8 +172,8 @@ def _alone(
 
 @contextlib.contextmanager
 def _together(
-    record: Path, launch: Launch, *, interval_s: float, meta: Mapping[str, Any],
-    environ: Mapping[str, str],
+    record: Path, launch: Launch, *, interval_s: float, options: tuple[str, ...],
+    meta: Mapping[str, Any], environ: Mapping[str, str],
 ) -> Iterator[Measurement]:  # fmt: skip
     place = Rendezvous(record, launch)
     sampler: SamplerProcess | None = None
@@ -167,7 +181,7 @@ def _together(
         place.tell_gpus(environ)
         with place.first() as first:
             if first:
-                sampler = place.start(interval_s=interval_s, environ=environ)
+                sampler = place.start(interval_s=interval_s, options=options, environ=environ)
             link = sampler.link() if sampler is not None else place.link()
             answer = link.begin(record, meta, who=launch.name, expected=launch.local_world)
     except OSError as error:

@@ -19,6 +19,9 @@ class Device:
     `quality` (`llem.records.QUALITIES`) is how its energy will be found; `reason` says why that
     is less than `counter`. `share` is the part of the device that the job holds (MIG), NaN where
     that cannot be known. `power` says what `power_mw` is: instant, average, model or none.
+    `counter_range_mj`: the counter starts again at 0 there (0: it does not within a job's time).
+    `interval_s`: how often a slow source is read; 0: with every sample. `node_wide`: it counts for
+    all who run on the node, and is this job's own only where the job holds the node.
     """
 
     uuid: str
@@ -31,6 +34,9 @@ class Device:
     reason: str = ""
     share: float = 1.0
     power: str = "none"
+    counter_range_mj: float = 0.0
+    interval_s: float = 0.0
+    node_wide: bool = False
 
     def attrs(self) -> dict[str, Any]:
         """The device as the attributes of its group in a node's record."""
@@ -44,20 +50,23 @@ class Probe:
     """What a meter found: its devices, and the reasons for what it cannot measure.
 
     `accelerators` is how many GPUs the environment says this job holds on this node (None: it
-    does not say), so that one which no meter sees is missed and not forgotten.
+    does not say), so that one which no meter sees is missed and not forgotten. `paired` are GPUs
+    without a device of their own, measured with their neighbour (the second die of an MI250X).
     """
 
     devices: tuple[Device, ...] = ()
     reasons: tuple[str, ...] = ()
     accelerators: int | None = None
+    paired: int = 0
 
 
 @dataclass(frozen=True)
 class Reading:
     """One sample of one device; NaN for what was not measured. `energy_mj` is read first.
 
-    `at_ns` is when that was, on the monotonic clock, where the meter knows it closer than that it
-    was asked; else 0.
+    `t_ns` (monotonic) is when that was, where the meter knows it closer than that it was asked, or
+    where the reading was taken earlier by a source that is too slow to be waited for, in `read_ns`
+    nanoseconds; 0: it was taken now, as long as the call lasted.
     """
 
     energy_mj: float = math.nan
@@ -66,7 +75,8 @@ class Reading:
     utilization: float = math.nan
     clock_mhz: float = math.nan
     throttle: int = 0
-    at_ns: int = 0
+    t_ns: int = 0
+    read_ns: int = 0
 
 
 class MeterError(Exception):

@@ -186,7 +186,7 @@ class NvmlMeter:
         for key, read in self._reads[device.uuid].items():
             try:
                 if key == "energy_mj":
-                    values[key], values["at_ns"] = _timed(read)
+                    values[key], values["t_ns"] = _timed(read)
                 else:
                     values[key] = read()
             except (self._nvml.NVMLError, MeterError) as refusal:

@@ -30,6 +30,9 @@ CLOCK_INTERVAL_S = 60.0
 # How long a reading took is kept to 1.024 microseconds: the ten bits below are noise, and would
 # be a tenth of a sealed record.
 READ_MASK_NS = ~0x3FF
+# A slow source is looked at again after this part of its interval, so that none of its readings
+# waits long; what it had told before is not written again.
+SLOW_SHARE = 0.5
 
 # The file is there already, cannot be made, or cannot be written any more.
 WRITE_ERRORS = (OSError, RecordWriteError)
@@ -44,12 +47,14 @@ class Recorder:
         *,
         interval_s: float,
         versions: Mapping[str, str] | None = None,
+        held: Mapping[str, Any] | None = None,
         stderr: TextIO | None = None,
         monotonic_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._chosen = chosen
         self._interval_s = interval_s
         self._versions = dict(versions or {})
+        self._held = dict(held or {})
         self._stderr = stderr
         self._monotonic_ns = monotonic_ns
         self._writer: RecordWriter | None = None
@@ -58,6 +63,7 @@ class Recorder:
         self._untold: list[tuple[str, str]] = []
         self._watch: IdleWatch | None = None
         self._baseline: tuple[list[BaselineRow], list[str]] = ([], [])
+        self._slow: dict[str, tuple[int, int]] = {}
         self._clock_due_ns = 0
         self._rows = 0
         self.given_up = ""
@@ -82,12 +88,14 @@ class Recorder:
         self.given_up = ""
         self._failing.clear()
         self._rows = 0
+        self._slow.clear()
         self._writer = node_writer(
             path,
             meta={
                 **meta,
                 **host_meta(),
                 **self._versions,
+                **self._held,
                 "interval_s": self._interval_s,
                 # the ranks are there by now: one of them asks for this record
                 "core": move_apart(),
@@ -217,9 +225,15 @@ class Recorder:
     def _sample(self, writer: RecordWriter, meter: Meter, device: Device, late: bool) -> None:
         flags = SampleFlag.LATE if late else SampleFlag(0)
         start_ns = self._monotonic_ns()
+        # A slow source: no row before its time, and each of its readings once.
+        due_ns, known_ns = self._slow.get(device.uuid, (0, 0))
+        if start_ns < due_ns:
+            return
         try:
             reading = meter.read(device)
             read_ns = self._monotonic_ns() - start_ns
+            if reading.t_ns and reading.t_ns == known_ns:
+                return
             if device.uuid in self._failing:
                 self._failing.discard(device.uuid)
                 writer.event("meter-recovered", device.uuid)
@@ -234,11 +248,14 @@ class Recorder:
             self._watch.add(device, start_ns, reading)
         if device.counter and math.isnan(reading.energy_mj):
             flags |= SampleFlag.READ_FAILED
+        if device.interval_s:
+            due_ns = start_ns + int(device.interval_s * 1e9 * SLOW_SHARE)
+            self._slow[device.uuid] = (due_ns, reading.t_ns)
         writer.append(
             samples_table(device.uuid),
             (
-                reading.at_ns or start_ns,
-                read_ns & READ_MASK_NS,
+                reading.t_ns or start_ns,
+                (reading.read_ns or read_ns) & READ_MASK_NS,
                 reading.energy_mj,
                 reading.power_mw,
                 reading.temperature_c,

@@ -50,13 +50,15 @@ class Rendezvous:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield not self.socket_path.exists() or not answers(self.socket_path)
 
-    def start(self, *, interval_s: float, environ: Mapping[str, str]) -> SamplerProcess:
+    def start(
+        self, *, interval_s: float, options: tuple[str, ...], environ: Mapping[str, str]
+    ) -> SamplerProcess:
         """Start the sampler for all processes of this node. Raises OSError."""
         return start_sampler(
             self.socket_path,
             interval_s=interval_s,
             linger_s=LINGER_S,
-            options=PATIENT,
+            options=options,
             environ={**environ, **self._every_gpu(environ)},
         )
 

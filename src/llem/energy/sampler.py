@@ -45,9 +45,9 @@ from pathlib import Path
 from typing import Any
 
 from llem.energy.baseline import HEATING_S
-from llem.energy.choose import choose
+from llem.energy.choose import AUTO, choose, make_meters, parse_meters
 from llem.energy.cpu_model import IDLE_W_PER_THREAD, MAXIMUM_W_PER_THREAD, CpuModel
-from llem.energy.nvml import NvmlMeter
+from llem.energy.node_held import node_held
 from llem.energy.participants import Participants
 from llem.energy.place import SocketError, bind_socket
 from llem.energy.recorder import WRITE_ERRORS, Recorder
@@ -384,17 +384,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.nice(NICE)
     except OSError as error:
         print(f"llem sampler: nice: {error}", file=sys.stderr)
-    nvml = NvmlMeter()
-    model = CpuModel(
-        idle_w_per_thread=options.cpu_idle_w_per_thread,
-        maximum_w_per_thread=options.cpu_max_w_per_thread,
-    )
+    meters, model = make_meters(options.meters)
+    if isinstance(model, CpuModel):
+        model = CpuModel(
+            idle_w_per_thread=options.cpu_idle_w_per_thread,
+            maximum_w_per_thread=options.cpu_max_w_per_thread,
+        )
     try:
         with bind_socket(options.socket) as listener:
-            chosen = choose([nvml], model=model)
+            chosen = choose(meters, model=model)
             for reason in chosen.reasons:
                 print(f"llem sampler: {reason}", file=sys.stderr)
-            recorder = Recorder(chosen, interval_s=options.interval, versions=nvml.versions)
+            recorder = Recorder(
+                chosen,
+                interval_s=options.interval,
+                versions={k: v for m in meters for k, v in getattr(m, "versions", {}).items()},
+                held=node_held(exclusive=options.exclusive).meta(),
+            )
             Sampler(
                 recorder,
                 listener,
@@ -407,8 +413,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"llem sampler: {error}", file=sys.stderr)
         return 1
     finally:
-        nvml.close()
-        model.close()
+        for meter in [*meters, *([model] if model else [])]:
+            meter.close()
     return 0
 
 
@@ -421,6 +427,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--socket", type=Path, required=True, help="node-local path of the socket")
     parser.add_argument("--interval", type=_positive, default=INTERVAL_S, help="seconds")
     parser.add_argument(
+        "--meters",
+        type=_meters,
+        default=AUTO,
+        help="auto (all, by priority), or some of them: nvml,rapl (see llem.energy.choose)",
+    )
+    parser.add_argument(
+        "--exclusive",
+        action="store_true",
+        help="the job asked for whole nodes: nobody else is here",
+    )
+    parser.add_argument(
         "--linger", type=_positive, help="exit when nobody was connected for so many seconds"
     )
     parser.add_argument(
@@ -432,6 +449,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cpu-idle-w-per-thread", type=_positive, default=IDLE_W_PER_THREAD)
     parser.add_argument("--cpu-max-w-per-thread", type=_positive, default=MAXIMUM_W_PER_THREAD)
     return parser
+
+
+def _meters(text: str) -> tuple[str, ...]:
+    try:
+        return parse_meters(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _positive(text: str) -> float:

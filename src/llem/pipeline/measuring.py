@@ -107,7 +107,11 @@ class Measured:
 
 @contextlib.contextmanager
 def measure(
-    path: str | Path, *, interval_s: float = 0.1, meta: Mapping[str, Any] | None = None
+    path: str | Path,
+    *,
+    interval_s: float = 0.1,
+    meters: str = "auto",
+    meta: Mapping[str, Any] | None = None,
 ) -> Iterator[Measured]:
     """Measure this node's devices into a new record while the block runs.
 
@@ -117,10 +121,11 @@ def measure(
         print(m.energy_j, m.duration_s, m.devices)
 
     Every rank under srun, torchrun or mpirun may do so: one process of each node samples. On
-    several nodes the records are `run.node-<node>.h5`. Raises InputError where the record is
+    several nodes the records are `run.node-<node>.h5`. `meters` names some (`nvml,rapl`), where
+    not all are wanted. Raises InputError where the record is
     there already, UnavailableError where measuring cannot begin.
     """
-    with _measure(path, interval_s=interval_s, meta=meta) as measurement:
+    with _measure(path, interval_s=interval_s, meters=meters, meta=meta) as measurement:
         measured = Measured(measurement)
         try:
             yield measured

@@ -14,6 +14,7 @@ changed without running anything again.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -93,6 +94,7 @@ def aggregate(
         for attempt, own in zip(of_run, claims, strict=True):
             phases += phase_energy(str(run["run_id"]), attempt, own)
             devices += device_rows(str(run["run_id"]), attempt, own, options)
+    problems += _unlike(observations)
     return Aggregation(
         observations=tuple(observations),
         phases=tuple(phases),
@@ -122,6 +124,15 @@ def _peak_flops(plan: Mapping[str, Any]) -> float | None:
         if isinstance(found, (int, float)) and found > 0:
             return float(found)
     return None
+
+
+def _unlike(observations: Sequence[Observation]) -> list[str]:
+    """Rows whose energies are of different things, and cannot be compared as they stand."""
+    counts = Counter(o.energy_domains for o in observations if o.energy_j == o.energy_j)
+    if len(counts) < 2:
+        return []
+    told = ", ".join(f"{count} of {domains}" for domains, count in counts.most_common())
+    return [f"energy_j is not of the same domains in all rows: {told}"]
 
 
 def _unplanned(runs: Path, planned: set[str]) -> list[str]:

@@ -11,8 +11,9 @@ from typing import Any
 
 from llem.records import NodeRecord, read_node
 from llem.results.carbon import CarbonSeries
-from llem.results.claims import Claim, claim_devices, countable
+from llem.results.claims import Claim, claim_devices
 from llem.results.clock import HostClock, translate
+from llem.results.domains import select
 from llem.results.endrecord import EndRecord, read_end
 from llem.results.ranks import RANK_FILE, SKEW_S, Ranks, read_of_run, read_ranks, skew_ns
 from llem.results.steps import StepSums, sum_steps
@@ -25,7 +26,8 @@ NODE_FILE = re.compile(r"node-(.+)\.h5")
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """What is left of one attempt. `energy_reasons` say why its energy is not known."""
+    """What is left of one attempt. `energy_reasons` say why its energy is not known;
+    `energy_notes` what was measured and could not be counted as this attempt's."""
 
     number: int
     folder: Path
@@ -39,6 +41,7 @@ class Attempt:
     duration_s: float
     expected_devices: int
     problems: tuple[str, ...]
+    energy_notes: tuple[str, ...] = ()
     steps: StepSums = field(default_factory=StepSums)
 
     @property
@@ -138,7 +141,8 @@ def read_attempt(
             f"{expected_nodes - nodes_seen} of {expected_nodes} node records missing or unreadable "
             f"({', '.join(names)})"
         )
-    counted = countable(claims)
+    selection = select(claims)
+    counted = list(selection.counted)
     if len(ranks.seen) == expected_ranks:
         counted = [_said_unused(claim, ranks.device_uuids) for claim in counted]
     if nodes_seen and not counted:
@@ -160,6 +164,7 @@ def read_attempt(
         expected_devices=_expected_devices(counted, nodes_seen, expected_nodes, per_node)
         + unmeasured_gpus,
         problems=tuple(problems),
+        energy_notes=selection.notes,
         steps=steps,
     )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -23,6 +23,9 @@ from llem.records import DeviceSeries, NodeRecord, RecordError, read_node
 from llem.results.counter import EnergySeries, energy_series
 from llem.results.idle import idle_power
 from llem.results.view import HostView
+
+# Where a device says nothing about it: these count for all who run on the node.
+NODE_WIDE = ("package", "dram", "node")
 
 DeviceKey = tuple[str, str]
 Floats = NDArray[np.float64]
@@ -52,6 +55,11 @@ class Claim:
     each. `wait_j` is what it used while a rank of it waited for others, `undivided_j` the
     energy before it was divided among those who shared the device, `steps_j` (undivided) and
     `steps_c` the energy and temperature of each step of the host's timeline.
+
+    A device that is `node_wide` counts for all who run on the node; `exclusive` (yes, no, unknown)
+    says whether this job held that, `held` how this is known, `cpu_share` is the job's part of the
+    node's CPUs, and `gpus_held` its number of GPUs there (-1: not known). `part` is what the claim
+    is of the device: 1, or the CPUs' share after `partly`.
     """
 
     owner: str
@@ -79,6 +87,12 @@ class Claim:
     wait_j: float = 0.0
     steps_j: Floats | None = field(default=None, compare=False, repr=False)
     steps_c: Floats | None = field(default=None, compare=False, repr=False)
+    node_wide: bool = False
+    exclusive: str = "yes"
+    held: str = ""
+    cpu_share: float = 1.0
+    gpus_held: int = -1
+    part: float = 1.0
 
     @property
     def key(self) -> DeviceKey:
@@ -188,6 +202,11 @@ def _claim(
         wait_j=wait_j,
         steps_j=steps_j,
         steps_c=steps_c,
+        node_wide=bool(attrs.get("node_wide", attrs.get("domain") in NODE_WIDE)),
+        exclusive=str(record.meta.get("node_exclusive", "yes")),
+        held=str(record.meta.get("node_exclusive_reason", "")),
+        cpu_share=float(record.meta.get("node_share", 1.0)),
+        gpus_held=int(record.meta.get("gpus_held", -1)),
     )
 
 
@@ -234,19 +253,21 @@ def _stamps(series: EnergySeries, at_ns: NDArray[np.int64], read_mj: Floats) -> 
     )
 
 
-def countable(claims: Iterable[Claim]) -> list[Claim]:
-    """One attempt's claims with each device once, and no domain beside one that contains it."""
-    best: dict[DeviceKey, Claim] = {}
-    for claim in claims:
-        known = best.get(claim.key)
-        if known is None or claim.covered_s > known.covered_s:
-            best[claim.key] = claim
-    contained: dict[str, set[str]] = defaultdict(set)
-    for claim in best.values():
-        contained[claim.boot_id].update(claim.contains)
-        if claim.domain == "node":
-            contained[claim.boot_id].update(("gpu", "module", "package", "dram"))
-    return [c for c in best.values() if c.domain not in contained[c.boot_id]]
+def partly(claim: Claim, part: float, why: str) -> Claim:
+    """A part of a claim, as an estimate: what the device counted was not this job's alone."""
+    return replace(
+        claim,
+        part=part,
+        quality="model",
+        energy_j=claim.energy_j * part,
+        undivided_j=claim.undivided_j * part,
+        seen_j=claim.seen_j * part,
+        wait_j=claim.wait_j * part,
+        attributed_s=claim.attributed_s * part,
+        pieces=tuple(replace(piece, energy_j=piece.energy_j * part) for piece in claim.pieces),
+        steps_j=None if claim.steps_j is None else claim.steps_j * part,
+        reason="; ".join(r for r in (claim.reason, f"{claim.uuid}: {why}") if r),
+    )
 
 
 def divide_shared(
@@ -289,9 +310,10 @@ def _divided(
     series = read_series(claim) if others else "not shared"
     if isinstance(series, str):
         return claim
-    seen_j, attributed_s, shared_s = _own_part(series, claim.t0_ns, claim.t1_ns, others)
+    seen_j, attributed_s, shared_s = _own_part(series, claim, claim.t0_ns, claim.t1_ns, others)
     pieces = tuple(
-        replace(p, energy_j=_own_part(series, p.t0_ns, p.t1_ns, others)[0]) for p in claim.pieces
+        replace(p, energy_j=_own_part(series, claim, p.t0_ns, p.t1_ns, others)[0])
+        for p in claim.pieces
     )
     owners = len({o.owner for o in others})
     note = f"{claim.uuid}: shared with {owners} other run(s) for {shared_s:.1f} s, divided evenly"
@@ -309,19 +331,21 @@ def _divided(
 
 
 def _own_part(
-    series: EnergySeries, t0_ns: int, t1_ns: int, others: Sequence[Claim]
+    series: EnergySeries, claim: Claim, t0_ns: int, t1_ns: int, others: Sequence[Claim]
 ) -> tuple[float, float, float]:
     """Joules and seconds of a time divided evenly among all who held the device, and how much of
-    it was shared, seconds."""
+    it was shared, seconds. Parts by CPUs stay what they are, as long as they make no more than
+    the device."""
     edges = {t0_ns, t1_ns}
     for other in others:
         edges |= {t for t in (other.t0_ns, other.t1_ns) if t0_ns < t < t1_ns}
     joules = own_s = shared_s = 0.0
     for start, end in pairwise(sorted(edges)):
-        parts = 1 + sum(o.t0_ns <= start and end <= o.t1_ns for o in others)
-        joules += series.between(start, end) / parts
-        own_s += series.covered_s(start, end) / parts
-        shared_s += (end - start) / 1e9 if parts > 1 else 0.0
+        there = [o.part for o in others if o.t0_ns <= start and end <= o.t1_ns]
+        own = claim.part / max(1.0, claim.part + sum(there))
+        joules += series.between(start, end) * own
+        own_s += series.covered_s(start, end) * own
+        shared_s += (end - start) / 1e9 if there else 0.0
     return joules, own_s, shared_s
 
 

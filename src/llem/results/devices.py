@@ -11,14 +11,9 @@ from typing import Any
 
 from llem.errors import InputError
 from llem.records import NodeRecord, RankRecord, RecordError, read_node, read_rank, worst_quality
-from llem.results.claims import (
-    Claim,
-    claim_devices,
-    countable,
-    divide_shared,
-    read_series,
-)
+from llem.results.claims import Claim, claim_devices, divide_shared, read_series
 from llem.results.counter import EnergySeries
+from llem.results.domains import domains_of, select
 from llem.results.marks import Span, marked_spans, measured_window, sampled_window, step_spans
 from llem.results.ranks import RANK_FILE
 
@@ -28,7 +23,10 @@ RUN_FOLDER = re.compile(r"attempt-\d+")
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceEnergy:
-    """One device's energy over its samples; NaN with a reason where it is not known."""
+    """One device's energy over its samples; NaN with a reason where it is not known.
+
+    `counted`: it is in the sum. What is not was measured as well, and `reason` says why not.
+    """
 
     uuid: str
     name: str
@@ -39,6 +37,7 @@ class DeviceEnergy:
     duration_s: float
     coverage: float
     reason: str
+    counted: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +60,13 @@ class RunEnergy:
 
 @dataclass(frozen=True, kw_only=True)
 class NodeEnergy:
-    """All devices of one or several node records; no device and no moment is counted twice."""
+    """All devices of one or several node records; no device and no moment is counted twice.
+
+    `domains` is what `energy_j` is the energy of: gpu+package+dram.
+    """
 
     energy_j: float
+    domains: str
     duration_s: float
     devices: tuple[DeviceEnergy, ...]
     phases: tuple[PhaseTotal, ...] = ()
@@ -97,19 +100,25 @@ def device_energies(path: str | Path, *, window_ns: tuple[int, int] | None = Non
     """
     sources, problems = read_sources(path, window_ns=window_ns)
     claims: list[Claim] = []
+    left_out: list[tuple[Claim, str]] = []
     spans: list[tuple[Span, ...]] = []
     for source in sources:
-        found = countable(
+        selection = select(
             claim_devices(source.record, owner=str(source.record.path), window=source.window)
         )
-        claims += found
-        spans += [source.spans] * len(found)
+        claims += selection.counted
+        left_out += selection.left_out
+        spans += [source.spans] * len(selection.counted)
     divided = divide_shared(claims, read_series)
     unmeasured = any(_unmeasured(source.record) for source in sources)
     return NodeEnergy(
         energy_j=math.nan if unmeasured else _sum(divided),
+        domains=domains_of(divided),
         duration_s=_duration_s(divided),
-        devices=tuple(_device(claim) for claim in divided),
+        devices=(
+            *(_device(claim) for claim in divided),
+            *(_device(claim, left_out=why) for claim, why in left_out),
+        ),
         phases=_phases(claims, divided, spans),
         runs=_runs(divided) if len({_run_of(c.path) for c in divided}) > 1 else (),
         problems=tuple(problems),
@@ -246,7 +255,7 @@ def _duration_s(claims: Sequence[Claim]) -> float:
     return max(((t1 - t0) / 1e9 for t0, t1 in spans.values()), default=math.nan)
 
 
-def _device(claim: Claim) -> DeviceEnergy:
+def _device(claim: Claim, *, left_out: str = "") -> DeviceEnergy:
     return DeviceEnergy(
         uuid=claim.uuid,
         name=claim.name,
@@ -256,5 +265,6 @@ def _device(claim: Claim) -> DeviceEnergy:
         energy_j=claim.energy_j,
         duration_s=claim.duration_s,
         coverage=claim.coverage,
-        reason=claim.reason,
+        reason="; ".join(r for r in (left_out and f"not added: {left_out}", claim.reason) if r),
+        counted=not left_out,
     )

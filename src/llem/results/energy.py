@@ -13,6 +13,7 @@ from llem.records import worst_quality
 from llem.results.attempt import Attempt
 from llem.results.carbon import CarbonSeries
 from llem.results.claims import Claim
+from llem.results.domains import ACCELERATORS, domains_of
 from llem.results.idle import GIVEN
 from llem.results.observation import NAN
 from llem.results.ratio import BLOCK_S, LEAST_CLUSTERS, Clusters, ratio_of_sums
@@ -22,9 +23,9 @@ JOULES_PER_KWH = 3.6e6
 
 @dataclass(frozen=True, kw_only=True)
 class LateOptions:
-    """What is applied late. Idle power in watts: one number for each device, or by UUID; without
-    it the records' own baseline is used. Carbon intensity: g per kWh, or a series in time. None:
-    not known, and what follows from it is NaN."""
+    """What is applied late. Idle power in watts: one number for each accelerator (where a run has
+    none: for each device), or by UUID; without it the records' own baseline is used. Carbon
+    intensity: g per kWh, or a series in time. None: not known, and what follows from it is NaN."""
 
     pue: float = 1.0
     idle_power_w: float | Mapping[str, float] | None = None
@@ -54,9 +55,14 @@ def energy_columns(
     unknown = bool(reasons)
     every = [claim for of_attempt in claims for claim in of_attempt]
     reasons += [claim.reason for claim in every if claim.reason]
+    reasons += [note for attempt in attempts for note in attempt.energy_notes]
+    domains = list(dict.fromkeys(domains_of(of_attempt) for of_attempt in claims if of_attempt))
+    if len(domains) > 1:
+        reasons.append(f"attempts differ in what is counted: {', '.join(domains)}")
     # NaN in any device makes the sum NaN: a part is never given for the whole
     gross = NAN if unknown or not every else sum(claim.energy_j for claim in every)
-    idle = [idle_of(claim, options) for claim in every]
+    accelerators = any(claim.domain in ACCELERATORS for claim in every)
+    idle = [idle_of(claim, options, accelerators=accelerators) for claim in every]
     idle_j = sum(watts * c.attributed_s for (watts, _), c in zip(idle, every, strict=True))
     carbon_g, carbon_reason = _carbon(gross, every, options)
     return {
@@ -65,6 +71,7 @@ def energy_columns(
         "energy_facility_j": gross * options.pue,
         "energy_quality": worst_quality(c.quality for c in every) if gross == gross else "none",
         "energy_reason": "; ".join(dict.fromkeys(reasons)),
+        "energy_domains": ", ".join(domains),
         "energy_seen_j": sum(c.seen_j for c in every) if every else NAN,
         "idle_source": "; ".join(dict.fromkeys(source for _, source in idle)),
         "wait_energy_j": _wait_j(attempts, claims, known=gross == gross),
@@ -115,10 +122,13 @@ def ratio_columns(
     }
 
 
-def idle_of(claim: Claim, options: LateOptions) -> tuple[float, str]:
-    """A device's idle power in watts, and where the figure is from."""
+def idle_of(claim: Claim, options: LateOptions, *, accelerators: bool) -> tuple[float, str]:
+    """A device's idle power in watts, and where the figure is from; `accelerators`: whether the
+    run has any."""
     idle = options.idle_power_w
-    if idle is None:
+    # One number is meant for the GPUs, not for what is beside them.
+    beside = accelerators and claim.domain not in ACCELERATORS
+    if idle is None or (beside and not isinstance(idle, Mapping)):
         return claim.idle_w, claim.idle_source
     if isinstance(idle, Mapping):
         if claim.uuid not in idle:

@@ -26,6 +26,8 @@ class Observation:
     flops             tokens x the plan's FLOPs per token
     loss, loss_se     evaluation at the last step of the attempt that completed, nats per token
     energy_j          gross energy of all attempts; energy_seen_j is the part that was measured
+    energy_domains    what is in energy_j: gpu, module, package, dram, node; rows can be compared
+                      where these are the same
     energy_net_j      less idle power x time, never clipped; idle_source says whose idle power
     joules_per_token  energy_j / tokens; its standard error is that of a ratio of sums over
                       joules_per_token_clusters
@@ -58,6 +60,7 @@ class Observation:
     energy_facility_j: float = NAN
     energy_quality: str = "none"
     energy_reason: str = ""
+    energy_domains: str = ""
     energy_seen_j: float = NAN
     idle_source: str = ""
     joules_per_token: float = NAN

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from llem.records import worst_quality
 from llem.results.attempt import Attempt
 from llem.results.claims import Claim
+from llem.results.domains import ACCELERATORS
 from llem.results.energy import LateOptions, idle_of
 from llem.results.observation import NAN
 from llem.results.steps import PhaseTime
@@ -104,8 +105,9 @@ def device_rows(
 ) -> list[DeviceRow]:
     """The devices of an attempt."""
     rows = []
+    accelerators = any(claim.domain in ACCELERATORS for claim in claims)
     for claim in claims:
-        idle_w, idle_source = idle_of(claim, options)
+        idle_w, idle_source = idle_of(claim, options, accelerators=accelerators)
         rows.append(
             DeviceRow(
                 run_id=run_id,

@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llem.records import DeviceSeries
-from llem.results.claims import claim_devices, countable
+from llem.results.claims import claim_devices
 from llem.results.clock import HostClock
 from llem.results.counter import EnergySeries, energy_series
 from llem.results.devices import Source, read_sources
+from llem.results.domains import select
 from llem.results.marks import Span, sampled_window
 
 # A bin narrower than this many samples would show when the counter moved, not the power.
@@ -79,10 +80,8 @@ def power_traces(path: str | Path, *, bins: int = 600) -> PowerTraces:
     windows: dict[tuple[float, float], None] = {}
     for source, axis in placed:
         assert axis is not None
-        counted = {
-            claim.uuid
-            for claim in countable(claim_devices(source.record, owner="", window=source.window))
-        }
+        chosen = select(claim_devices(source.record, owner="", window=source.window))
+        counted = {claim.uuid for claim in chosen.counted}
         idle = {r["uuid"].decode(): float(r["power_idle_mw"]) / 1e3 for r in source.record.baseline}
         for device in source.record.devices:
             traces.append(

@@ -89,3 +89,28 @@ def test_a_users_own_site_comes_before_the_shipped_one(tmp_path, monkeypatch):
     (tmp_path / "llem" / "sites").mkdir(parents=True)
     (tmp_path / "llem" / "sites" / "laptop.yaml").write_text("name: laptop\nnodes: 7\n")
     assert load_site("laptop").nodes == 7
+
+
+def test_how_energy_is_measured_is_read_and_checked():
+    energy = campaign_from({**MINIMAL, "energy": {"interval": "50 ms", "meters": ["rapl"]}}).energy
+    assert (energy.interval, energy.meters) == (0.05, ("rapl",))
+    plain = campaign_from(MINIMAL).energy
+    assert (plain.interval, plain.meters) == (0.1, ("auto",))
+    assert campaign_from({**MINIMAL, "energy": {"meters": "nvml, rapl"}}).energy.meters == (
+        "nvml", "rapl")  # fmt: skip
+    assert set(faults_of({**MINIMAL, "energy": {"interval": 0, "metres": "auto"}})) == {
+        "energy.interval", "energy.metres"
+    }  # fmt: skip
+    assert "energy" in faults_of({**MINIMAL, "energy": {"meters": []}})
+    assert "energy" in faults_of({**MINIMAL, "energy": {"meters": "auto, nvml"}})
+    assert set(faults_of({**MINIMAL, "energy": {"meters": "nvlm"}})) == {"energy.meters.0"}
+
+
+def test_the_meters_of_a_campaign_are_those_that_there_are():
+    """The campaign does not know llem.energy; its words must be the same."""
+    from typing import get_args
+
+    from llem.campaign.campaign import MeterName
+    from llem.energy.choose import METERS, MODELS
+
+    assert get_args(MeterName) == ("auto", *METERS, *MODELS)

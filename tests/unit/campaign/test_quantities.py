@@ -14,6 +14,7 @@ from llem.campaign import (
     parse_bytes,
     parse_count,
     parse_duration,
+    parse_interval,
     slurm_time,
 )
 
@@ -77,6 +78,19 @@ def test_what_is_no_count_is_refused(text):
 )
 def test_durations(text, seconds):
     assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [(0.1, 0.1), ("0.1 s", 0.1), ("100 ms", 0.1), ("2", 2.0), ("20ms", 0.02)]
+)
+def test_intervals_below_a_second(text, seconds):
+    assert parse_interval(text) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize("text", ["10 Hz", "", True, "1 m"])
+def test_what_is_no_interval_is_refused(text):
+    with pytest.raises(ValueError, match="expected an interval"):
+        parse_interval(text)
 
 
 @given(st.integers(1, 10**8))

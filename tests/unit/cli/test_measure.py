@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from llem.cli.measure import command_has_it, parse_interval, run_passing_signals
+from llem.cli.measure import command_has_it, run_passing_signals, sampling_interval
 
 LLEM = [sys.executable, "-m", "llem", "measure", "--out", "run.h5"]
 
@@ -110,7 +110,7 @@ def test_a_signal_to_a_whole_step_is_known_by_its_sender():
     ("text", "seconds"), [("0.1", 0.1), ("100 ms", 0.1), ("100ms", 0.1), ("2 s", 2.0), ("1s", 1.0)]
 )
 def test_intervals_are_read_with_their_unit(text, seconds):
-    assert parse_interval(text) == pytest.approx(seconds)
+    assert sampling_interval(text) == pytest.approx(seconds)
 
 
 def test_every_fault_of_a_call_is_told_at_once_and_nothing_is_overwritten(tmp_path):

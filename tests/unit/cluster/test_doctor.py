@@ -13,7 +13,7 @@ import llem
 from llem._version import __version__
 from llem.campaign import campaign_from
 from llem.cluster.doctor import FAIL, OK, WARN
-from llem.cluster.doctor.login import examine, image_rows, kernel_rows, meter_row
+from llem.cluster.doctor.login import examine, image_rows, kernel_rows, meter_rows
 from llem.cluster.doctor.node import clock_interval, clock_row, job_rows, parse_host
 from llem.cluster.doctor.place import file_system, place_rows, probe, room_rows
 from llem.cluster.doctor.probe import PACKAGES
@@ -227,11 +227,26 @@ def test_what_the_kernel_lacks_for_images_is_a_warning():
 
 
 def test_a_model_of_energy_is_told_as_no_counter():
-    counter = {"name": "H100", "source": "nvml", "quality": "counter"}
-    model = {"name": "cpu", "source": "cpu-model", "quality": "model"}
-    assert meter_row([counter], []).state == OK
-    assert meter_row([model], ["no NVML"]).remedy == "no NVML"
-    assert meter_row([], []).seen == "no meter"
+    counter = {"name": "H100", "domain": "gpu", "source": "nvml", "quality": "counter"}
+    model = {"name": "cpu", "domain": "package", "source": "cpu-model", "quality": "model"}
+    assert [row.state for row in meter_rows([counter], [])] == [OK]
+    assert [row.remedy for row in meter_rows([model], ["no NVML"])] == ["no NVML"]
+    assert meter_rows([], [])[0].seen == "no meter"
+
+
+def test_processors_have_a_row_where_they_are_counted_or_closed_to_users():
+    gpu = {"name": "H100", "domain": "gpu", "source": "nvml", "quality": "counter"}
+    package = {"name": "p", "domain": "package", "source": "rapl", "quality": "counter"}
+    closed = "rapl: package-0: permission denied; ask your site"
+    energy, processors = meter_rows([gpu, package], [])
+    assert (processors.state, processors.seen) == (OK, "package, by rapl")
+    energy, processors = meter_rows([gpu], [closed])
+    assert energy.state == OK and processors.state == WARN
+    assert (processors.seen, processors.remedy) == (
+        "rapl: package-0: permission denied", "ask your site"
+    )  # fmt: skip
+    [energy, _] = meter_rows([package], ["the job holds 4 GPUs here, 0 are measured"])
+    assert energy.state == WARN
 
 
 def test_this_machine_is_examined_for_a_site_that_runs_here(tmp_path):
@@ -263,7 +278,8 @@ NODE = {
     "place": GOOD, "home": {"path": "/h", "free_bytes": 1e12, "free_inodes": None},
     "temporary": {"path": "/tmp", "free_bytes": 1e12, "free_inodes": None}, "lock": "shared",
     "clock": {"ping": 1.0, "seen": 1.1, "sent": 1.1, "got": 1.2},
-    "meters": {"devices": [{"name": "H100", "source": "nvml", "quality": "counter"}] * 2,
+    "meters": {"devices": [{"name": "H100", "domain": "gpu", "source": "nvml",
+                            "quality": "counter"}] * 2,
                "reasons": []},
     "torch": {"count": 2, "names": ["H100"], "runtime": "CUDA 12.8"},
 }  # fmt: skip

@@ -21,6 +21,7 @@ from llem.cluster.render import (
     render_doctor,
     render_files,
     render_finish,
+    render_manifest,
 )
 from llem.errors import InputError
 
@@ -100,7 +101,7 @@ def test_ranks_keep_still_where_the_campaign_asks_for_it_and_nowhere_else(make):
     def told(**changes):
         plan = make(**changes)
         files = render_files(plan)
-        return [json.loads(files[f"{a.name}.jsonl"].splitlines()[0]).get("energy") for a in
+        return [json.loads(files[f"{a.name}.jsonl"].splitlines()[0])["energy"]["idle"] for a in
                 plan.arrays]  # fmt: skip
 
     assert set(map(str, told())) == {"None"}
@@ -238,3 +239,32 @@ def test_a_data_folder_that_no_script_can_name_is_refused(make):
     runs = tuple(replace(r, data=replace(r.data, path="/a$(id)/x.bin")) for r in plan.runs)
     with pytest.raises(InputError, match=r"data\.path"):
         render_files(replace(plan, runs=runs))
+
+
+def first_element(plan):
+    manifest = render_manifest(plan, plan.arrays[0], run_texts(plan.runs))
+    return json.loads(manifest.splitlines()[0])
+
+
+def test_how_energy_is_measured_reaches_the_samplers(make):
+    """The sampler's own step and the ranks' child read the same words, as data."""
+    from llem.cluster.job import sampler_options
+    from llem.energy.sampler import _parser
+
+    plan = make(energy={"interval": "50 ms", "meters": ["rapl", "nvml"]},
+                site=CLUSTER | {"extra": {"exclusive": True}})  # fmt: skip
+    element = first_element(plan)
+    assert element["energy"] == {
+        "interval_s": 0.05,
+        "meters": "rapl,nvml",
+        "exclusive": True,
+        "idle": None,
+    }
+    options = _parser().parse_args(["--socket", "/tmp/s", *sampler_options(element)])
+    assert options.meters == ("nvml", "rapl") and options.exclusive
+    assert first_element(make())["energy"] == {
+        "interval_s": 0.1,
+        "meters": "auto",
+        "exclusive": False,
+        "idle": None,
+    }

@@ -17,15 +17,17 @@ from llem.energy import SamplerProcess, start_sampler
 
 NVML = Path(__file__).parents[2] / "nvml"
 # What a developer's shell or a job around the tests may have set must not decide a test.
-OF_JOBS = ("CUDA_VISIBLE_DEVICES", "SLURM_", "FAKE_NVML_", "LD_LIBRARY_PATH")
+OF_JOBS = ("CUDA_VISIBLE_DEVICES", "SLURM_", "FAKE_NVML_", "LD_LIBRARY_PATH", "LLEM_SYSFS")
+# Nor what counters the machine has that the tests run on.
+NO_SYSFS = "/nonexistent"
 
 
-def load(name: str) -> ModuleType:
-    """A module of tests/nvml: it is a tool of its own and no package."""
+def load(name: str, folder: Path = NVML) -> ModuleType:
+    """A module of tests/nvml or tests/powercap: they are tools of their own and no packages."""
     known = sys.modules.get(f"llem_tests_{name}")
     if known is not None:
         return known
-    spec = importlib.util.spec_from_file_location(f"llem_tests_{name}", NVML / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(f"llem_tests_{name}", folder / f"{name}.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their own module up
@@ -48,6 +50,7 @@ def plain_environ() -> Mapping[str, str]:
     """This process' environment without a job's variables, with llem importable."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(OF_JOBS)}
     source = str(Path(llem.__file__).parents[1])
+    kept["LLEM_SYSFS"] = NO_SYSFS
     return {**kept, "PYTHONPATH": os.pathsep.join([source, kept.get("PYTHONPATH", "")])}
 
 
@@ -82,3 +85,18 @@ def sampler(tmp_path: Path, plain_environ: Mapping[str, str]) -> Iterator[Starte
     yield start
     for process in started:
         process.stop()
+
+
+@pytest.fixture(scope="session")
+def powercap_program() -> Path:
+    return NVML.parent / "powercap" / "fake_sysfs.py"
+
+
+@pytest.fixture(scope="session")
+def fake_powercap(powercap_program: Path) -> type[Any]:
+    return load("fake_sysfs", powercap_program.parent).FakePowercap
+
+
+@pytest.fixture(scope="session")
+def fake_pm_counters(powercap_program: Path) -> type[Any]:
+    return load("fake_sysfs", powercap_program.parent).FakePmCounters

@@ -15,6 +15,8 @@ from llem.cluster.doctor.scheduler import examine_scheduler
 from llem.cluster.gate import run_program
 from llem.errors import LlemError
 
+# Domains that hold the processors' energy.
+WITH_PROCESSORS = ("package", "dram", "module", "node")
 NEEDED = ("numpy", "scipy", "h5py", "pydantic", "jinja2", "rich", "submitit")
 
 
@@ -34,7 +36,7 @@ def examine(site: Site, *, folder: Path, planned_digest: str = "") -> list[Check
     for name, place in (("home", Path.home()), ("temporary files", Path(tempfile.gettempdir()))):
         rows += room_rows(name, room(place), little=LITTLE_HOME_BYTES, none=0)
     if site.executor == "local":
-        rows.append(meter_row(*meters()))
+        rows += meter_rows(*meters())
     return rows
 
 
@@ -76,26 +78,42 @@ def training_rows(torch: str | None, accelerate: str | None, deepspeed: str | No
 
 def meters() -> tuple[list[dict[str, str]], list[str]]:
     """Devices whose energy can be read here, and why others cannot."""
-    from llem.energy import CpuModel, NvmlMeter, choose
+    from llem.energy import choose, make_meters, parse_meters
 
-    both = (NvmlMeter(), CpuModel())
-    chosen = choose(both[:1], model=both[1])
+    measuring, model = make_meters(parse_meters("auto"))
+    chosen = choose(measuring, model=model)
     devices = [
-        {"name": d.name, "source": d.source, "quality": d.quality, "uuid": d.uuid}
+        {"name": d.name, "domain": d.domain, "source": d.source, "quality": d.quality,
+         "uuid": d.uuid}
         for _, d in chosen.devices
-    ]
-    for meter in both:
+    ]  # fmt: skip
+    for meter in [*measuring, *([model] if model else [])]:
         meter.close()
     return devices, list(chosen.reasons)
 
 
-def meter_row(devices: list[dict[str, str]], reasons: list[str]) -> Check:
-    """An energy counter is what is wanted; a model is an estimate."""
+def meter_rows(devices: list[dict[str, str]], reasons: list[str]) -> list[Check]:
+    """An energy counter is what is wanted; a model is an estimate. Processors have a row of
+    their own: they are often there and closed to users, which a site can change."""
     seen = ", ".join(f"{d['name']} ({d['source']}, {d['quality']})" for d in devices)
-    counted = any(d["quality"] == "counter" for d in devices)
-    return Check(
-        "energy", OK if counted else WARN, seen or "no meter", "" if counted else "; ".join(reasons)
-    )
+    # Processors that are counted do not make up for GPUs that are not.
+    short = any(r.startswith("the job holds") for r in reasons)
+    counted = any(d["quality"] == "counter" for d in devices) and not short
+    rows = [
+        Check(
+            "energy", OK if counted else WARN, seen or "no meter",
+            "" if counted else "; ".join(reasons),
+        )
+    ]  # fmt: skip
+    inside = [d for d in devices if d["domain"] in WITH_PROCESSORS and d["quality"] != "model"]
+    if inside:
+        by = ", ".join(dict.fromkeys(d["source"] for d in inside))
+        domains = "+".join(dict.fromkeys(d["domain"] for d in inside))
+        rows.append(Check("energy of processors", OK, f"{domains}, by {by}"))
+    elif closed := [r for r in reasons if r.startswith("rapl: ") and "permission" in r]:
+        found, _, remedy = closed[0].partition("; ")
+        rows.append(Check("energy of processors", WARN, found, remedy))
+    return rows
 
 
 def examine_container(site: Site, *, planned_digest: str = "") -> list[Check]:

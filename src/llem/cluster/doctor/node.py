@@ -8,7 +8,7 @@ from typing import Any
 from llem._version import __version__
 from llem.campaign import Site
 from llem.cluster.doctor.check import FAIL, OK, WARN, Check, at
-from llem.cluster.doctor.login import kernel_rows, meter_row, training_rows
+from llem.cluster.doctor.login import kernel_rows, meter_rows, training_rows
 from llem.cluster.doctor.place import LITTLE_HOME_BYTES, place_rows, room_rows
 
 # llem puts nodes in order by each other's records, not by clocks; people read wall times.
@@ -74,8 +74,8 @@ def device_rows(
     if "error" in meters:
         rows.append(Check("energy", FAIL, meters["error"], "llem image build"))
     else:
-        rows.append(meter_row(meters["devices"], meters["reasons"]))
-        counted = [d for d in meters["devices"] if d["quality"] != "model"]
+        rows += meter_rows(meters["devices"], meters["reasons"])
+        counted = [d for d in meters["devices"] if d["source"] == "nvml"]
         if torch is not None and 0 < len(counted) < site.gpus_per_node:
             text = f"the sampler sees {len(counted)} of {site.gpus_per_node} GPUs"
             rows.append(Check("energy", FAIL, text, "its step must see all: gpu_bind, gpu_request"))
