@@ -31,9 +31,11 @@ COUNTER_PERIOD_S = 0.1
 # Power alone is blind in a gap; a counter bridges it.
 GAP_SAMPLES = 5
 
-# Counter and integrated power differ by more than this factor: one of them is broken. Less is
-# common where power swings faster than its sensor.
-DISAGREEMENT = 2.0
+# Counter and integrated power differ by more than this share, and by more than so many standard
+# errors of a mean of the power's samples: one of them is wrong, or samples and a swinging power
+# keep step (a note, no more: the counter counts).
+DISAGREEMENT = 0.1
+DISAGREEMENT_ERRORS = 4.0
 DISAGREEMENT_MIN_S = 5.0
 
 # Counters of GPUs move every 20 to 100 ms: one that has not for this long, nor for so many times
@@ -244,7 +246,10 @@ def _disagreement(at_s: Floats, power_w: Floats, counted_j: float, quality: str)
     if quality == "model" or good.sum() < 2 or at_s[-1] < DISAGREEMENT_MIN_S:
         return []
     integral_j = float(_trapezoids(at_s[good], power_w[good]).sum())
-    ratio = counted_j / integral_j if integral_j > 0 else math.inf
-    if 1 / DISAGREEMENT < ratio < DISAGREEMENT:
+    spread_w = float(power_w[good].std(ddof=1))
+    error_j = DISAGREEMENT_ERRORS * spread_w / math.sqrt(good.sum()) * float(at_s[-1])
+    off_j = counted_j - integral_j
+    if abs(off_j) <= DISAGREEMENT * abs(integral_j) + error_j:
         return []
-    return [f"counter ({counted_j:.0f} J) and power ({integral_j:.0f} J) disagree"]
+    share = f" by {off_j / integral_j:+.0%}" if integral_j > 0 else ""
+    return [f"counter ({counted_j:.0f} J) and power ({integral_j:.0f} J) disagree{share}"]

@@ -115,9 +115,9 @@ def test_intervals_are_read_with_their_unit(text, seconds):
 
 def test_every_fault_of_a_call_is_told_at_once_and_nothing_is_overwritten(tmp_path):
     (tmp_path / "run.h5").write_text("mine")
-    done = measure("--interval", "fast", "--", "no-such-program", cwd=tmp_path)
+    done = measure("--interval", "fast", "--meters", "nvm", "--", "no-such-program", cwd=tmp_path)
     assert done.returncode == 2
-    for words in ("exists already", "'fast'", "'no-such-program'"):
+    for words in ("exists already", "'fast'", "'no-such-program'", "no meter nvm"):
         assert words in done.stderr
     assert (tmp_path / "run.h5").read_text() == "mine"
     assert measure("--interval", "90", "--", "true", cwd=tmp_path).returncode == 2

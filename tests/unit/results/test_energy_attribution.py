@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from typing import Any
 
 import pytest
@@ -253,3 +254,26 @@ def test_the_energy_of_a_folder_counts_overlapping_records_once(planted):
     planted.node(name="a")
     planted.node(name="b", from_s=6.0, to_s=18.0)
     assert device_energies(planted.folder).energy_j == pytest.approx(1800.0)
+
+
+@pytest.mark.parametrize(
+    ("factor", "swing", "said"),
+    [(1.0, 0.0, ""), (1.05, 0.0, ""), (1.2, 0.0, "by +20%"), (0.8, 0.0, "by -20%"),
+     (1.2, 0.9, ""), (3.0, 0.9, "disagree by +"), (2.0, 0.3, "disagree by +")],
+)  # fmt: skip
+def test_a_counter_and_a_power_that_disagree_are_told_and_the_counter_counts(
+    planted, factor, swing, said
+):
+    """More than a tenth apart, and more than the samples of a swinging power can be wrong."""
+    draw = random.Random(1)
+    noise = {i: draw.choice((-swing, swing)) for i in range(300)}
+    planted.run()
+    planted.rank()
+    planted.node(
+        power_w=lambda _uuid, s: 100.0 * (1 + noise[round(s / 0.1)]),
+        energy_at=lambda s: 5000.0 + factor * 100.0 * s,
+    )
+    planted.end()
+    [row] = rows(planted)
+    assert row.energy_j == pytest.approx(factor * 1000.0)
+    assert (said in row.energy_reason) if said else ("disagree" not in row.energy_reason)
