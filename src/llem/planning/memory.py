@@ -29,7 +29,7 @@ BUCKET_ELEMENTS, LEAST_BUCKET_ELEMENTS = 50_000_000, 1_000_000
 LIVE_ELEMENTS = 1_000_000_000
 # stage3_prefetch_bucket_size: weights that are gathered ahead, and copied out of what they came in.
 PREFETCH_ELEMENTS = 50_000_000
-# Tokens of a forward of the evaluation (`llem.training.evaluation`).
+# Tokens of a forward of the evaluation (`llem.training.task`).
 EVALUATION_TOKENS = 4096
 # What stands on a device before the run: the CUDA context, NCCL and cuBLAS; Python and torch.
 STANDING_GPU, STANDING_CPU = 1.5e9, 0.4e9

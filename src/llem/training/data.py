@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,10 +78,12 @@ def share_of(run: Run, *, rank: int, ranks: int) -> Share:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """What one rank reads in one step. Arrays are int64 of shape (micro_batch, context)."""
+    """What one rank reads in one step: micro-batches, as its task knows them, and their tokens.
 
-    inputs: tuple[Tokens, ...]
-    targets: tuple[Tokens, ...]
+    Of a token file a micro-batch is (inputs, targets): int64 of shape (micro_batch, context).
+    """
+
+    micros: tuple[Any, ...]
     tokens: int
     tokens_unique: int
 
@@ -126,17 +129,15 @@ class Windows:
         """What the rank of `share` reads in `step`."""
         first = step * share.batch_windows
         order = self._places(first, share.batch_windows)
-        inputs, targets, windows, unique = [], [], 0, 0
+        micros, windows, unique = [], 0, 0
         for part in share.slices():
             tokens = self._gather(order[part] * self.context)
-            inputs.append(tokens[:, :-1])
-            targets.append(tokens[:, 1:])
+            micros.append((tokens[:, :-1], tokens[:, 1:]))
             windows += len(tokens)
             # Places beyond the first epoch repeat what has been read.
             unique += int(np.clip(self.windows - first - part.start, 0, len(tokens)))
         return Batch(
-            inputs=tuple(inputs),
-            targets=tuple(targets),
+            micros=tuple(micros),
             tokens=windows * self.context,
             tokens_unique=unique * self.context,
         )

@@ -8,17 +8,19 @@ from __future__ import annotations
 import json
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from llem.campaign import Run
 from llem.errors import LlemError
-from llem.training.data import Batch, Tokens
-from llem.training.engine import adamw, free_memory, to_device, token_loss
-from llem.training.model import build_model
+from llem.training.data import Batch
+from llem.training.engine import adamw, free_memory
+from llem.training.task import Task
 from llem.training.world import World
 
 _TAG = "deepspeed"
@@ -63,7 +65,7 @@ class DeepSpeedEngine:
     layout = "deepspeed"
     portable = False
 
-    def __init__(self, run: Run, world: World) -> None:
+    def __init__(self, run: Run, world: World, task: Task) -> None:
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         # DeepSpeed calls torch's older names thousands of times, and each call warns.
         warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
@@ -79,16 +81,13 @@ class DeepSpeedEngine:
         # Of the previous run; the process group under it stays.
         AcceleratorState._reset_state()
         self._world = world
+        self._task = task
         self._accelerator = Accelerator(
             mixed_precision="no",
             gradient_accumulation_steps=run.layout.grad_accum,
             deepspeed_plugin=Plugin(hf_ds_config=deepspeed_config(run)),
         )
-        model = build_model(
-            run.model,
-            seed=run.seed,
-            activation_checkpointing=run.layout.activation_checkpointing,
-        )
+        model = task.build()
         self._model, self._optimizer = self._accelerator.prepare(model, adamw(model, run.recipe))
         # It would copy a script into each checkpoint, and fail rank 0 alone where the disk is full.
         self._model._copy_recovery_script = lambda _folder: None
@@ -98,26 +97,23 @@ class DeepSpeedEngine:
             group["lr"] = lr
         device = self._world.device
         total = torch.zeros((), device=device)
-        for inputs, targets in zip(batch.inputs, batch.targets, strict=True):
+        for micro in batch.micros:
             with self._accelerator.accumulate(self._model):
-                loss = self._loss(inputs, targets)
-                total += loss.detach() / len(batch.inputs)
+                loss = self._task.loss(self._model, micro)
+                total += loss.detach() / len(batch.micros)
                 # Also steps the optimiser, after the last micro-batch.
                 self._accelerator.backward(loss)
         norm = self._model.get_global_grad_norm()
         return total, torch.as_tensor(norm, dtype=torch.float32, device=device)
 
-    def _loss(self, inputs: Tokens, targets: Tokens) -> Tensor:
-        # A function of its own, so that the logits are gone before the backward pass.
-        device = self._world.device
-        return token_loss(self._model(to_device(inputs, device)), to_device(targets, device))
-
-    def logits(self, inputs: Tensor) -> Tensor:
+    @contextmanager
+    def evaluating(self) -> Iterator[nn.Module]:
         self._model.eval()
-        with torch.no_grad():
-            logits: Tensor = self._model(inputs)
-        self._model.train()
-        return logits
+        try:
+            with torch.no_grad():
+                yield self._model
+        finally:
+            self._model.train()
 
     def save(self, folder: Path) -> None:
         # DeepSpeed's ranks meet while they save: one whose disk is full must come to that meeting,

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import gc
 import pickle
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llem.campaign import Recipe, Run
 from llem.errors import LlemError
-from llem.training.data import Batch, Tokens
-from llem.training.model import build_model
+from llem.training.data import Batch
+from llem.training.task import Task
 from llem.training.world import World
 
 
@@ -30,13 +30,13 @@ class Engine(Protocol):
     portable: bool
 
     def step(self, batch: Batch, lr: float) -> tuple[Tensor, Tensor]:
-        """One optimiser step: this rank's mean loss (nats per token), the global gradient norm.
+        """One optimiser step: this rank's mean loss (the task's), the global gradient norm.
 
         Both are scalars on the device, the norm taken before clipping.
         """
 
-    def logits(self, inputs: Tensor) -> Tensor:
-        """Forward without gradients, (batch, time) to (batch, time, vocabulary)."""
+    def evaluating(self) -> AbstractContextManager[nn.Module]:
+        """The model to evaluate: without gradients, dropout and the like switched off."""
 
     def save(self, folder: Path) -> None:
         """Write weights and optimiser into `folder`, which exists."""
@@ -54,14 +54,11 @@ class TorchEngine:
     layout = "torch"
     portable = True
 
-    def __init__(self, run: Run, world: World) -> None:
+    def __init__(self, run: Run, world: World, task: Task) -> None:
         self._world = world
+        self._task = task
         self._clip_norm = run.recipe.clip_norm
-        self._model = build_model(
-            run.model,
-            seed=run.seed,
-            activation_checkpointing=run.layout.activation_checkpointing,
-        ).to(world.device)
+        self._model = task.build().to(world.device)
         self._module: nn.Module = self._model
         if world.grouped:
             self._module = nn.parallel.DistributedDataParallel(
@@ -69,32 +66,30 @@ class TorchEngine:
                 device_ids=[world.device] if world.device.type == "cuda" else None,
                 gradient_as_bucket_view=True,
             )
-            self._settle_buckets(run.model.context)
+            self._settle_buckets()
         self._optimizer = adamw(self._model, run.recipe)
         self._parameters = [p for p in self._model.parameters() if p.requires_grad]
 
-    def _settle_buckets(self, context: int) -> None:
+    def _settle_buckets(self) -> None:
         """One backward that teaches nothing.
 
         After its first backward DDP sorts gradients into buckets anew, and the order in which a
         ring of more than two ranks adds them changes. Done here it is behind us at step 0 and
         after a resume alike, which makes the two the same to the bit.
         """
-        nothing = torch.zeros((1, context), dtype=torch.long, device=self._world.device)
-        with self._world.autocast():
-            self._module(nothing).sum().backward()
+        self._task.warm_up(self._module).backward()
         self._module.zero_grad(set_to_none=True)
 
     def step(self, batch: Batch, lr: float) -> tuple[Tensor, Tensor]:
-        last = len(batch.inputs) - 1
+        last = len(batch.micros) - 1
         total: Tensor | None = None
-        for i, (inputs, targets) in enumerate(zip(batch.inputs, batch.targets, strict=True)):
+        for i, micro in enumerate(batch.micros):
             # Gradients travel once, with the last micro-batch.
             quiet = self._module.no_sync() if i < last and self._world.grouped else nullcontext()
             with quiet:
-                loss = self._loss(inputs, targets)
+                loss = self._task.loss(self._module, micro)
                 if last:
-                    loss = loss / len(batch.inputs)
+                    loss = loss / len(batch.micros)
                 loss.backward()
             total = loss.detach() if total is None else total + loss.detach()
         assert total is not None
@@ -105,19 +100,15 @@ class TorchEngine:
         self._optimizer.zero_grad(set_to_none=True)
         return total, norm
 
-    def _loss(self, inputs: Tokens, targets: Tokens) -> Tensor:
-        device = self._world.device
-        with self._world.autocast():
-            logits = self._module(to_device(inputs, device))
-        return token_loss(logits, to_device(targets, device))
-
-    def logits(self, inputs: Tensor) -> Tensor:
+    @contextmanager
+    def evaluating(self) -> Iterator[nn.Module]:
         # Without the DDP wrapper: its collectives would have to match, and nothing is learned.
         self._model.eval()
-        with torch.no_grad(), self._world.autocast():
-            logits: Tensor = self._model(inputs)
-        self._model.train()
-        return logits
+        try:
+            with torch.no_grad():
+                yield self._model
+        finally:
+            self._model.train()
 
     def save(self, folder: Path) -> None:
         if self._world.main:
@@ -158,18 +149,6 @@ def adamw(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
         eps=recipe.eps,
         fused=True,
     )
-
-
-def token_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy in nats per token, computed in fp32."""
-    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
-
-
-def to_device(tokens: Tokens, device: torch.device) -> Tensor:
-    found = torch.from_numpy(tokens)
-    if device.type == "cuda":
-        return found.pin_memory().to(device, non_blocking=True)
-    return found
 
 
 def free_memory(world: World) -> None:

@@ -1,4 +1,4 @@
-"""The loss on the held-out windows, the same whatever the number of ranks."""
+"""The loss on the held-out data, the same whatever the number of ranks."""
 
 from __future__ import annotations
 
@@ -6,15 +6,10 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
-from llem.training.data import Windows
-from llem.training.engine import Engine, to_device
+from llem.training.engine import Engine
+from llem.training.task import Task
 from llem.training.world import World
-
-# Tokens of one forward. Fixed, so that every window is computed in the same batch, and to the
-# same bits, on any number of ranks.
-BATCH_TOKENS = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +18,7 @@ class Evaluation:
 
     The standard error takes windows as clusters (losses of tokens in one window are correlated):
     the standard deviation of the windows' mean losses over the root of their number. It is NaN
-    for a single window.
+    for a single window. Of a task on samples the clusters are those of its `held_out`.
     """
 
     loss: float
@@ -31,30 +26,24 @@ class Evaluation:
     tokens: int
 
 
-def evaluate(engine: Engine, windows: Windows, world: World) -> Evaluation:
-    """Every held-out window once, batches dealt to ranks in turn; the result is on all ranks."""
-    size = max(1, BATCH_TOKENS // windows.context)
-    count = windows.evaluation_windows
-    batches = -(-count // size)
+def evaluate(engine: Engine, task: Task, world: World) -> Evaluation:
+    """Every held-out cluster once, batches dealt to ranks in turn; the result is on all ranks."""
+    held_out = task.held_out
+    size, count, batches = held_out.per_batch, held_out.clusters, held_out.batches
     rounds = -(-batches // world.world_size)
     own = torch.full((rounds, size), math.nan, dtype=torch.float64)
-    for i in range(rounds):
-        # Ranks without a batch in the last round repeat one: ZeRO-3 needs all in every forward.
-        batch = min(i * world.world_size + world.rank, batches - 1)
-        first = batch * size
-        inputs, targets = windows.evaluation(first, min(size, count - first))
-        logits = engine.logits(to_device(inputs, world.device))
-        losses = F.cross_entropy(
-            logits.flatten(0, 1).float(),
-            to_device(targets, world.device).flatten(),
-            reduction="none",
-        )
-        own[i, : len(inputs)] = losses.view(len(inputs), -1).double().mean(1).cpu()
+    with engine.evaluating() as module:
+        for i in range(rounds):
+            # Ranks without a batch in the last round repeat one: ZeRO-3 needs all in every forward.
+            batch = min(i * world.world_size + world.rank, batches - 1)
+            first = batch * size
+            losses = task.held_out_losses(module, first, min(size, count - first))
+            own[i, : len(losses)] = losses
     gathered = torch.stack([part.cpu() for part in world.gather(own.to(world.device))], dim=1)
     means = gathered.reshape(rounds * world.world_size, size)[:batches].flatten()[:count]
     spread = means.std(correction=1).item() if count > 1 else math.nan
     return Evaluation(
         loss=means.mean().item(),
         loss_se=spread / math.sqrt(count),
-        tokens=count * windows.context,
+        tokens=count * held_out.units,
     )

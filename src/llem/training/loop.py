@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from llem.campaign import CustomModel, Run
+from llem.campaign import Run
 from llem.errors import Fault, InputError
 from llem.records import Phase, host_meta
 from llem.training.checkpoint import (
@@ -25,7 +25,7 @@ from llem.training.checkpoint import (
     save_checkpoint,
 )
 from llem.training.clocks import compare_clocks
-from llem.training.data import Share, Windows, share_of, verify_content
+from llem.training.data import Share, share_of
 from llem.training.divergence import DivergenceWatch
 from llem.training.engine import Engine, TorchEngine
 from llem.training.evaluation import evaluate
@@ -34,6 +34,7 @@ from llem.training.outcome import OnProgress, Outcome, Progress, ShouldStop, Sta
 from llem.training.pulse import Beat, Counter, NoCounter, Pulse
 from llem.training.recording import Recording
 from llem.training.schedule import learning_rate, phase
+from llem.training.task import Task, TokenTask
 from llem.training.world import World, versions
 
 PROGRESS_INTERVAL_S = 1.0
@@ -50,6 +51,7 @@ def train(
     should_stop: ShouldStop | None = None,
     final_checkpoint: bool = False,
     counter: Counter | None = None,
+    task: Task | None = None,
 ) -> Outcome:
     """Train `run` from its newest checkpoint to its end; called by every rank of `world`.
 
@@ -57,15 +59,16 @@ def train(
     each step on every rank; where one has a reason, all write a checkpoint and return. Checkpoints
     of a run that ended are the caller's to delete (`delete_checkpoints`), once its end is on disk;
     `final_checkpoint` adds one after the last step. `counter` is what each step is stamped with:
-    its device's energy counter.
+    its device's energy counter. `task` is what is trained: by default what the run itself names.
 
     Raises InputError, on every rank, where data, model, layout or checkpoint do not fit the run.
     """
     began_ns, wall_ns = time.monotonic_ns(), time.time_ns()
     attempt, checkpoints = Path(attempt_dir), Path(checkpoints_dir)
     share = _check(run, world)
-    world.first(lambda: verify_content(run))
-    windows = Windows(run)
+    task = task or TokenTask(run, world)
+    world.first(task.verify)
+    task.open()
     world.first(lambda: attempt.mkdir(parents=True, exist_ok=True))
     if run.layout.zero_stage:
         from llem.training.deepspeed import import_deepspeed
@@ -73,7 +76,7 @@ def train(
         # Before memory is measured: the libraries are no part of the run.
         import_deepspeed()
     memory = PeakMemory(world.device)
-    engine = _build(run, world, attempt)
+    engine = _build(run, world, attempt, task)
     counter = counter or NoCounter()
     try:
         path = attempt / f"rank-{world.rank:05d}.h5"
@@ -87,7 +90,7 @@ def train(
                 engine=engine,
                 memory=memory,
                 counter=counter,
-                windows=windows,
+                task=task,
                 share=share,
                 record=record,
                 attempt=attempt,
@@ -115,13 +118,13 @@ def _check(run: Run, world: World) -> Share:
     return share_of(run, rank=world.rank, ranks=world.world_size)
 
 
-def _build(run: Run, world: World, attempt: Path) -> Engine:
+def _build(run: Run, world: World, attempt: Path, task: Task) -> Engine:
     if not run.layout.zero_stage:
-        return TorchEngine(run, world)
+        return TorchEngine(run, world, task)
     from llem.training.deepspeed import DeepSpeedEngine, write_config
 
     world.first(lambda: write_config(run, attempt))
-    return DeepSpeedEngine(run, world)
+    return DeepSpeedEngine(run, world, task)
 
 
 def _own_meta(run: Run, world: World) -> dict[str, Any]:
@@ -148,7 +151,7 @@ class _Trainer:
     engine: Engine
     memory: PeakMemory
     counter: Counter
-    windows: Windows
+    task: Task
     share: Share
     record: Recording
     attempt: Path
@@ -241,16 +244,14 @@ class _Trainer:
 
     def _steps(self) -> None:
         run, recipe = self.run, self.run.recipe
-        # The reference model draws no random numbers; a user's model may (dropout).
-        draws = isinstance(run.model, CustomModel)
         while self.step < run.steps:
             step = self.step
             began = self.pulse.start()
-            if draws:
+            if self.task.draws:
                 # Of seed, step and rank alone, so that no checkpoint has to hold a generator.
                 place = step * self.world.world_size + self.world.rank
                 torch.manual_seed((run.seed * 1_000_000_007 + place) % 2**63)
-            batch = self.windows.batch(step, self.share)
+            batch = self.task.batch(step, self.share)
             rate = learning_rate(recipe, step=step, steps=run.steps)
             loss, norm = self.engine.step(batch, rate)
             if self.should_stop is not None and self.stop_reason is None:
@@ -361,7 +362,7 @@ class _Trainer:
             return "interrupted", first, math.nan, math.nan
         t0_ns = time.monotonic_ns()
         with self._span(Phase.EVALUATION):
-            found = evaluate(self.engine, self.windows, self.world)
+            found = evaluate(self.engine, self.task, self.world)
         t1_ns = time.monotonic_ns()
         if self.world.main:
             self.record.append(

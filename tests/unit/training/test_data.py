@@ -41,7 +41,7 @@ def global_batch(run: Run, step: int, *, ranks: int) -> tuple[list[int], int]:
     unique = 0
     for rank in range(ranks):
         batch = Windows(run).batch(step, share_of(run, rank=rank, ranks=ranks))
-        starts += [int(window[0]) for micro in batch.inputs for window in micro]
+        starts += [int(window[0]) for inputs, _ in batch.micros for window in inputs]
         unique += batch.tokens_unique
     return sorted(starts), unique
 
@@ -63,7 +63,7 @@ def test_an_epoch_reads_every_window_once_and_later_ones_are_not_unique(
     windows = Windows(run)
     assert windows.windows == 90
     batches = [windows.batch(step, share_of(run, rank=0, ranks=1)) for step in range(12)]
-    starts = [int(window[0]) for batch in batches for window in batch.inputs[0]]
+    starts = [int(window[0]) for batch in batches for window in batch.micros[0][0]]
     assert sorted(starts[:90]) == [i * CONTEXT for i in range(90)]
     assert [b.tokens_unique // CONTEXT for b in batches] == [16] * 5 + [10] + [0] * 6
     assert sum(b.tokens_unique for b in batches) == 90 * CONTEXT
@@ -72,8 +72,8 @@ def test_an_epoch_reads_every_window_once_and_later_ones_are_not_unique(
 def test_targets_are_the_inputs_one_further_on(numbered_run: Callable[..., Run]) -> None:
     run = numbered_run(grad_accum=2)
     batch = Windows(run).batch(1, share_of(run, rank=0, ranks=1))
-    assert [part.shape for part in batch.inputs] == [(8, CONTEXT)] * 2
-    for inputs, targets in zip(batch.inputs, batch.targets, strict=True):
+    assert [inputs.shape for inputs, _ in batch.micros] == [(8, CONTEXT)] * 2
+    for inputs, targets in batch.micros:
         assert np.array_equal(targets, inputs + 1)
 
 
@@ -83,7 +83,7 @@ def test_training_never_reads_a_held_out_token(numbered_run: Callable[..., Run])
     read = {
         int(token)
         for step in range(6)
-        for part in windows.batch(step, share_of(run, rank=0, ranks=1)).targets
+        for _, part in windows.batch(step, share_of(run, rank=0, ranks=1)).micros
         for token in part.flat
     }
     inputs, targets = windows.evaluation(0, windows.evaluation_windows)
