@@ -128,7 +128,7 @@ def read_attempt(
         if view.line is not None:
             lines[boot_id] = view.line
         claims += claim_devices(record, owner=owner, window=window, view=view)
-        if short := _unmeasured(record):
+        if short := _short_of(record):
             unmeasured_gpus += short
             held = record.meta["gpus_held"]
             reasons.append(f"{path.name}: {short} of the job's {held} GPUs here are not measured")
@@ -244,7 +244,7 @@ def _said_unused(claim: Claim, used: frozenset[str] | None) -> Claim:
     return replace(claim, reason="; ".join(r for r in (told, claim.reason) if r))
 
 
-def _unmeasured(record: NodeRecord) -> int:
+def _short_of(record: NodeRecord) -> int:
     """How many GPUs the job held on that node without their energy's being measured."""
     held = int(record.meta.get("gpus_held", -1))
     measured = int(record.meta.get("gpus_measured", 0))

@@ -110,7 +110,7 @@ def device_energies(path: str | Path, *, window_ns: tuple[int, int] | None = Non
         left_out += selection.left_out
         spans += [source.spans] * len(selection.counted)
     divided = divide_shared(claims, read_series)
-    unmeasured = any(_unmeasured(source.record) for source in sources)
+    unmeasured = any(_refused(source.record) for source in sources)
     return NodeEnergy(
         energy_j=math.nan if unmeasured else _sum(divided),
         domains=domains_of(divided),
@@ -150,7 +150,8 @@ def read_sources(
         spans = marked_spans(record) or _step_spans(record)
         sources.append(Source(record=record, window=window, spans=tuple(spans)))
     if not sources:
-        raise InputError(str(path), problems or ["holds no node record (node-*.h5)"])
+        told = [text.removeprefix(f"{path}: ") for text in problems]
+        raise InputError(str(path), told or ["holds no node record (node-*.h5)"])
     return sources, problems
 
 
@@ -166,13 +167,13 @@ def _files(path: Path) -> list[Path]:
 
 
 def _odd(record: NodeRecord) -> Iterable[str]:
-    if text := _unmeasured(record):
+    if text := _refused(record):
         yield text
     if not record.closed:
         yield "was not closed: it is still being written, or its writer was killed"
 
 
-def _unmeasured(record: NodeRecord) -> str:
+def _refused(record: NodeRecord) -> str:
     """What the sampler said where GPUs of the job are not measured."""
     events = record.events[record.events["code"] == b"gpu-unmeasured"]
     return str(events[0]["text"].decode("utf-8", "replace")) if len(events) else ""
