@@ -113,18 +113,30 @@ def _check(run: Run, world: World) -> Share:
         )
         if asked != have
     ]
+    sharded = run.layout.zero_stage or run.layout.sharding != "zero"
+    if run.recipe.optimiser == "muon" and sharded:
+        text = "muon needs each matrix whole, and the layout shards them"
+        hint = "layout zero_stage: 0 and sharding: zero, or adamw"
+        faults.append(Fault("recipe.optimiser", text, hint))
     if faults:
         raise InputError(f"run {run.run_id}", faults)
     return share_of(run, rank=world.rank, ranks=world.world_size)
 
 
 def _build(run: Run, world: World, attempt: Path, task: Task) -> Engine:
-    if not run.layout.zero_stage:
-        return TorchEngine(run, world, task)
-    from llem.training.deepspeed import DeepSpeedEngine, write_config
+    """The engine of the run's layout; what it is told is written beside the records."""
+    if run.layout.zero_stage:
+        from llem.training.deepspeed import DeepSpeedEngine, write_config
 
-    world.first(lambda: write_config(run, attempt))
-    return DeepSpeedEngine(run, world, task)
+        world.first(lambda: write_config(run, attempt))
+        return DeepSpeedEngine(run, world, task)
+    # One rank has nothing to shard.
+    if run.layout.sharding == "fsdp2" and world.grouped:
+        from llem.training import fsdp2
+
+        world.first(lambda: fsdp2.write_config(run, attempt))
+        return fsdp2.ShardedEngine(run, world, task)
+    return TorchEngine(run, world, task)
 
 
 def _own_meta(run: Run, world: World) -> dict[str, Any]:
