@@ -23,6 +23,16 @@ Amount = Annotated[
 ]
 Count = Annotated[int, BeforeValidator(parse_count), Field(ge=1)]
 
+
+def _place(value: Any) -> float | int:
+    """A place in a run: a part of it below 1, or a count of tokens."""
+    if isinstance(value, float) and 0 < value < 1:
+        return value
+    return parse_count(value)
+
+
+Place = Annotated[float | int, BeforeValidator(_place), Field(gt=0)]
+
 # Told apart by what the user wrote, so that a fault in one is not also told of the other.
 SiteChoice = Annotated[
     Annotated[Name, Tag("name")] | Annotated[Site, Tag("Site")],
@@ -115,6 +125,37 @@ class Training(Strict):
     clip_norm: PositiveFloat = 1.0
     precision: Literal["fp32", "bf16"] = "bf16"
     checkpoint_every: PositiveInt | None = Field(None, description="steps between checkpoints")
+    optimiser: Literal["adamw", "muon"] = "adamw"
+    z_loss: float = Field(0.0, ge=0, description="weight of log^2 Z in the training loss")
+    parametrisation: Literal["standard", "mup"] = "standard"
+    base_width: PositiveInt | None = Field(
+        None, description="of mup: the width at which learning_rate was found"
+    )
+    evaluate_at: tuple[Place, ...] = Field(
+        (), description="where in a run the held-out loss is taken: tokens, or a part below 1"
+    )
+    branch_at: tuple[Place, ...] = Field(
+        (), description="where runs of the same start end: tokens, or a part below 1; of wsd"
+    )
+    deepspeed: dict[str, Any] = Field(
+        default_factory=dict, description="settings of DeepSpeed over those that llem makes"
+    )
+
+    @model_validator(mode="after")
+    def _options_go_together(self) -> Training:
+        if self.parametrisation == "mup":
+            # A rule's rate falls with the size by itself.
+            if not self.base_width or not self.learning_rate:
+                raise ValueError(
+                    "parametrisation mup needs `base_width` and the `learning_rate` found there"
+                )
+            if self.optimiser == "muon":
+                raise ValueError("parametrisation mup is of adamw; muon has a scale of its own")
+        elif self.base_width:
+            raise ValueError("`base_width` goes with parametrisation mup")
+        if self.branch_at and self.schedule != "wsd":
+            raise ValueError(f"`branch_at` goes with schedule wsd, not {self.schedule}")
+        return self
 
 
 class LayoutChoice(Strict):
@@ -127,6 +168,14 @@ class LayoutChoice(Strict):
     activation_checkpointing: bool | None = Field(
         None, description="compute activations again in the backward pass; null: where needed"
     )
+    sharding: Literal["zero", "fsdp2"] = "zero"
+    compile: bool = Field(False, description="let torch compile each block")
+
+    @model_validator(mode="after")
+    def _one_way_to_shard(self) -> LayoutChoice:
+        if self.sharding == "fsdp2" and self.zero_stage:
+            raise ValueError("`zero_stage` is of sharding zero; fsdp2 shards everything")
+        return self
 
 
 def _words(value: Any) -> Any:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from llem.campaign.campaign import Campaign
+from llem.campaign.deepspeed import faults_of as deepspeed_faults
 from llem.campaign.quantities import Budget
 from llem.campaign.site import Site
 from llem.errors import Fault, InputError, did_you_mean
@@ -34,6 +35,9 @@ def campaign_from(values: Any, *, source: str = "campaign", folder: Path | None 
         site, found = _whole_site(values["site"], folder or Path.cwd())
         values = {**values, "site": site}
         faults = [Fault(f"site.{f.path}", f.message, f.hint) for f in found]
+    training = values.get("training") if isinstance(values, Mapping) else None
+    if isinstance(training, Mapping) and isinstance(training.get("deepspeed"), Mapping):
+        faults += deepspeed_faults(training["deepspeed"])
     return validated(Campaign, values, source, faults)
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
 from llem.campaign.architecture import Architecture, architecture_from_dict
+from llem.campaign.deepspeed import changing_results
 
 RUN_SCHEMA = "llem-run-1"
 
@@ -20,7 +21,9 @@ class Recipe:
 
     `batch_tokens` is the global batch; `warmup_steps` a linear warm-up from zero;
     `decay_fraction` the share of steps in which `wsd` decays linearly to zero (`cosine` decays
-    from the end of the warm-up to a tenth of the peak).
+    from the end of the warm-up to a tenth of the peak). `optimiser` is adamw or muon,
+    `parametrisation` standard or mup, which scales what is set at `base_width` to other widths;
+    `z_loss` weighs the square of log Z in the training loss.
     """
 
     batch_tokens: int
@@ -35,6 +38,23 @@ class Recipe:
     clip_norm: float = 1.0
     precision: str = "fp32"
     rule: str = "user"
+    optimiser: str = "adamw"
+    z_loss: float = 0.0
+    parametrisation: str = "standard"
+    base_width: int = 0
+
+    def decay_start(self, steps: int) -> int:
+        """The first step of the `wsd` decay of a run of `steps` (`steps` for other schedules)."""
+        if self.schedule != "wsd":
+            return steps
+        return max(self.warmup_steps, steps - round(self.decay_fraction * steps))
+
+
+# Fields that came after runs had been named: at their defaults they are no part of a name.
+_ADDED = {
+    name: Recipe.__dataclass_fields__[name].default
+    for name in ("optimiser", "z_loss", "parametrisation", "base_width")
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +82,8 @@ class Layout:
 
     With `activation_checkpointing` a block keeps its input alone and computes the rest again in
     the backward pass: less memory, a third more work of the forward kind, the same result.
+    `sharding` is `zero` (DeepSpeed at `zero_stage`, plain data parallelism at 0) or `fsdp2`;
+    with `compile` torch compiles each block.
     """
 
     nodes: int = 1
@@ -70,6 +92,8 @@ class Layout:
     micro_batch: int = 1
     grad_accum: int = 1
     activation_checkpointing: bool = False
+    sharding: str = "zero"
+    compile: bool = False
 
     @property
     def ranks(self) -> int:
@@ -106,6 +130,11 @@ class Run:
     `tokens` is always `steps * batch_tokens`. `checkpoint_steps` is how often a checkpoint is
     written (0: only when asked to stop). `segments` is how many jobs, one after the other, it is
     given to end in: each resumes from the last one's checkpoint.
+
+    After each of the steps `evaluate_at` the held-out loss is recorded. At each of `branch_at` a
+    run of so many steps ends, the same but for its length (`branch`): this one leaves it a
+    checkpoint where the two part, so that `trunk_steps` of its steps need not be trained again.
+    `deepspeed` are the user's own settings, merged into the configuration of DeepSpeed.
     """
 
     model: Architecture
@@ -121,6 +150,10 @@ class Run:
     segments: int = 1
     asked: Asked | None = None
     workload: str = "training"
+    evaluate_at: tuple[int, ...] = ()
+    branch_at: tuple[int, ...] = ()
+    trunk_steps: int = 0
+    deepspeed: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def params(self) -> int:
@@ -147,6 +180,22 @@ class Run:
     def with_layout(self, layout: Layout) -> Run:
         return replace(self, layout=layout)
 
+    def branch(self, steps: int) -> Run:
+        """The run of `steps` that is this one up to where it begins to decay.
+
+        Model, recipe, seed and order of the data are the same, and so is every bit of the state
+        at that step: what begins there from this run's state is what would have come of its own.
+        """
+        return replace(
+            self,
+            steps=steps,
+            tokens=steps * self.recipe.batch_tokens,
+            trunk_steps=self.recipe.decay_start(steps),
+            evaluate_at=(),
+            branch_at=(),
+            segments=1,
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """The run as `plan.json` and the manifests hold it; derived values come first."""
         return {
@@ -169,6 +218,10 @@ class Run:
             "segments": self.segments,
             "asked": dict(vars(self.asked)) if self.asked else None,
             "workload": self.workload,
+            "evaluate_at": list(self.evaluate_at),
+            "branch_at": list(self.branch_at),
+            "trunk_steps": self.trunk_steps,
+            "deepspeed": dict(self.deepspeed),
         }
 
     @classmethod
@@ -188,6 +241,10 @@ class Run:
             segments=values.get("segments", 1),
             asked=Asked(**values["asked"]) if values.get("asked") else None,
             workload=values["workload"],
+            evaluate_at=tuple(values.get("evaluate_at", ())),
+            branch_at=tuple(values.get("branch_at", ())),
+            trunk_steps=values.get("trunk_steps", 0),
+            deepspeed=values.get("deepspeed", {}),
         )
         if run.run_id != values["run_id"]:
             raise edited(values["run_id"], run.run_id)
@@ -204,10 +261,12 @@ def edited(named: str, known: str) -> ValueError:
 
 def names_of(run: Run, seeds: Iterable[int]) -> tuple[str, ...]:
     """`run_id` of the runs that differ from `run` in their seed alone: the rest is hashed once."""
+    changed = changing_results(run.deepspeed)
+    of = (run.model, run.recipe, run.data, _canonical(changed) if changed else "")
     try:
-        shared = _identity(run.model, run.recipe, run.data)
+        shared = _identity(*of)
     except TypeError:  # A user's class has a mapping of arguments, which no cache can hold.
-        shared = _identity.__wrapped__(run.model, run.recipe, run.data)
+        shared = _identity.__wrapped__(*of)
     # Canonical JSON of the whole, keys sorted: the seed's comes after those of `_identity`.
     begun = hashlib.blake2b(f'{shared[:-1]},"seed":'.encode(), digest_size=6)
     rest = _canonical({"tokens": run.tokens, "workload": run.workload})
@@ -224,12 +283,15 @@ def _canonical(values: Mapping[str, Any]) -> str:
 
 
 @lru_cache(maxsize=4096)
-def _identity(model: Architecture, recipe: Recipe, data: TokenData) -> str:
+def _identity(model: Architecture, recipe: Recipe, data: TokenData, deepspeed: str) -> str:
     """The part of a run's identity that all its seeds share, as canonical JSON."""
     content = dict(vars(data))
     del content["path"]
     # The rule is how the numbers were found, not what they are.
-    numbers = {k: v for k, v in vars(recipe).items() if k != "rule"}
+    numbers = {
+        k: v for k, v in vars(recipe).items() if k != "rule" and (k not in _ADDED or v != _ADDED[k])
+    }
+    more = {"deepspeed": json.loads(deepspeed)} if deepspeed else {}
     return _canonical(
-        {"data": content, "model": model.to_dict(), "recipe": numbers, "schema": RUN_SCHEMA}
+        {"data": content, "model": model.to_dict(), "recipe": numbers, "schema": RUN_SCHEMA, **more}
     )

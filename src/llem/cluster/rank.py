@@ -324,7 +324,18 @@ class Rank:
             progress=self.recorder.progress(run, attempt) if self.world.rank == 0 else None,
             should_stop=self.leaving.why,
             counter=self.counter,
+            forks=self.world.first(lambda: self._forks(run)),
+            peak_flops=self.element["peak_flops"],
         )
+
+    def _forks(self, run: Run) -> dict[int, Path]:
+        """Where the branches of a run that are still to be trained look for checkpoints."""
+        branches = {steps: run.branch(steps).run_id for steps in run.branch_at}
+        return {
+            steps: self.folder.checkpoints(run_id)
+            for steps, run_id in branches.items()
+            if self.folder.final_end(run_id) is None
+        }
 
 
 def _zero_stage(asked: int) -> int:

@@ -118,6 +118,7 @@ def render_manifest(
         "ranks": array.nodes * array.gpus_per_node,
         "zero_stage": array.zero_stage,
         "precision": array.precision,
+        "peak_flops": plan.device.peak_flops,
         "sampler": "step" if plan.site.executor == "slurm" and plan.site.overlap else "child",
         "energy": _energy(plan),
         "environment": dict(plan.site.environment),

@@ -116,7 +116,7 @@ def smaller_layout(run: Run, layout: Layout) -> Layout | None:
 def _divides_alike(layout: Layout, planned: Layout) -> bool:
     """Whether a layout is the planned one but for what memory made of it."""
     parts = [
-        (x.nodes, x.gpus_per_node, x.zero_stage, x.micro_batch * x.grad_accum)
+        (x.nodes, x.gpus_per_node, x.zero_stage, x.sharding, x.micro_batch * x.grad_accum)
         for x in (layout, planned)
     ]
     return parts[0] == parts[1]

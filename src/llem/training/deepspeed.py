@@ -1,6 +1,7 @@
 """The engine for sharded training: accelerate drives DeepSpeed's ZeRO stages 1 to 3.
 
-The configuration is generated from the run; there is no file and no "auto" to keep in step.
+The configuration is generated from the run, with the user's own settings over it; there is no file
+and no "auto" to keep in step.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from llem.campaign import Run
+from llem.campaign.deepspeed import merged
 from llem.errors import LlemError
 from llem.training.data import Batch
-from llem.training.engine import adamw, free_memory
+from llem.training.engine import compile_units, free_memory
+from llem.training.optimiser import adamw, set_rate
 from llem.training.task import Task
 from llem.training.world import World
 
@@ -50,7 +53,15 @@ def deepspeed_config(run: Run) -> dict[str, Any]:
     if recipe.precision == "bf16":
         # Autocast over fp32 weights, as in the other engine; "bf16" would train bf16 weights.
         config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
-    return config
+    return merged(config, run.deepspeed)
+
+
+def accelerate_config(run: Run) -> dict[str, Any]:
+    """What accelerate is told besides: written as `accelerate.json`.
+
+    No precision of its own: autocast is DeepSpeed's, over fp32 weights.
+    """
+    return {"mixed_precision": "no", "gradient_accumulation_steps": run.layout.grad_accum}
 
 
 def import_deepspeed() -> None:
@@ -83,18 +94,18 @@ class DeepSpeedEngine:
         self._world = world
         self._task = task
         self._accelerator = Accelerator(
-            mixed_precision="no",
-            gradient_accumulation_steps=run.layout.grad_accum,
+            **accelerate_config(run),
             deepspeed_plugin=Plugin(hf_ds_config=deepspeed_config(run)),
         )
         model = task.build()
+        if run.layout.compile:
+            compile_units(model)
         self._model, self._optimizer = self._accelerator.prepare(model, adamw(model, run.recipe))
         # It would copy a script into each checkpoint, and fail rank 0 alone where the disk is full.
         self._model._copy_recovery_script = lambda _folder: None
 
     def step(self, batch: Batch, lr: float) -> tuple[Tensor, Tensor]:
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
+        set_rate(self._optimizer, lr)
         device = self._world.device
         total = torch.zeros((), device=device)
         for micro in batch.micros:
@@ -151,4 +162,9 @@ class DeepSpeedEngine:
 
 
 def write_config(run: Run, folder: Path) -> None:
-    (folder / "deepspeed.json").write_text(json.dumps(deepspeed_config(run), indent=1) + "\n")
+    """Leave what both libraries are told beside the run's records."""
+    for name, config in (
+        ("deepspeed.json", deepspeed_config(run)),
+        ("accelerate.json", accelerate_config(run)),
+    ):
+        (folder / name).write_text(json.dumps(config, indent=1) + "\n")

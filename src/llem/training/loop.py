@@ -20,6 +20,7 @@ from llem.training.checkpoint import (
     Checkpoint,
     CheckpointError,
     delete_leftovers,
+    find_checkpoint,
     find_whole,
     load_checkpoint,
     save_checkpoint,
@@ -28,9 +29,9 @@ from llem.training.clocks import compare_clocks
 from llem.training.data import Share, share_of
 from llem.training.divergence import DivergenceWatch
 from llem.training.engine import Engine, TorchEngine
-from llem.training.evaluation import evaluate
+from llem.training.evaluation import Evaluation, evaluate
 from llem.training.memory import PeakMemory, largest
-from llem.training.outcome import OnProgress, Outcome, Progress, ShouldStop, Status
+from llem.training.outcome import Evaluated, OnProgress, Outcome, Progress, ShouldStop, Status
 from llem.training.pulse import Beat, Counter, NoCounter, Pulse
 from llem.training.recording import Recording
 from llem.training.schedule import learning_rate, phase
@@ -52,6 +53,8 @@ def train(
     final_checkpoint: bool = False,
     counter: Counter | None = None,
     task: Task | None = None,
+    forks: Mapping[int, Path] | None = None,
+    peak_flops: float = math.nan,
 ) -> Outcome:
     """Train `run` from its newest checkpoint to its end; called by every rank of `world`.
 
@@ -60,6 +63,8 @@ def train(
     of a run that ended are the caller's to delete (`delete_checkpoints`), once its end is on disk;
     `final_checkpoint` adds one after the last step. `counter` is what each step is stamped with:
     its device's energy counter. `task` is what is trained: by default what the run itself names.
+    `forks` are folders by length, in steps, of the branches among `run.branch_at` that are left a
+    checkpoint. `peak_flops` is one device's FLOP/s, NaN where not known.
 
     Raises InputError, on every rank, where data, model, layout or checkpoint do not fit the run.
     """
@@ -98,6 +103,8 @@ def train(
                 final_checkpoint=final_checkpoint,
                 progress=progress if world.main else None,
                 should_stop=should_stop,
+                forks=forks or {},
+                peak_flops=peak_flops,
             )
             return trainer.run_to_end(began_ns=began_ns, wall_ns=wall_ns)
     finally:
@@ -113,18 +120,30 @@ def _check(run: Run, world: World) -> Share:
         )
         if asked != have
     ]
+    sharded = run.layout.zero_stage or run.layout.sharding != "zero"
+    if run.recipe.optimiser == "muon" and sharded:
+        text = "muon needs each matrix whole, and the layout shards them"
+        hint = "layout zero_stage: 0 and sharding: zero, or adamw"
+        faults.append(Fault("recipe.optimiser", text, hint))
     if faults:
         raise InputError(f"run {run.run_id}", faults)
     return share_of(run, rank=world.rank, ranks=world.world_size)
 
 
 def _build(run: Run, world: World, attempt: Path, task: Task) -> Engine:
-    if not run.layout.zero_stage:
-        return TorchEngine(run, world, task)
-    from llem.training.deepspeed import DeepSpeedEngine, write_config
+    """The engine of the run's layout; what it is told is written beside the records."""
+    if run.layout.zero_stage:
+        from llem.training.deepspeed import DeepSpeedEngine, write_config
 
-    world.first(lambda: write_config(run, attempt))
-    return DeepSpeedEngine(run, world, task)
+        world.first(lambda: write_config(run, attempt))
+        return DeepSpeedEngine(run, world, task)
+    # One rank has nothing to shard.
+    if run.layout.sharding == "fsdp2" and world.grouped:
+        from llem.training import fsdp2
+
+        world.first(lambda: fsdp2.write_config(run, attempt))
+        return fsdp2.ShardedEngine(run, world, task)
+    return TorchEngine(run, world, task)
 
 
 def _own_meta(run: Run, world: World) -> dict[str, Any]:
@@ -159,6 +178,8 @@ class _Trainer:
     final_checkpoint: bool
     progress: OnProgress | None
     should_stop: ShouldStop | None
+    forks: Mapping[int, Path]
+    peak_flops: float
 
     def __post_init__(self) -> None:
         self.watch = DivergenceWatch(self.run.recipe)
@@ -174,6 +195,8 @@ class _Trainer:
         self.next_progress_ns = 0
         self.saved: Path | None = None
         self.unsaved = ""
+        self.evaluations: dict[int, Evaluated] = {}
+        self.trunk: dict[str, Any] | None = None
         # Of each step under way: rate, tokens, unique tokens.
         self.under_way: dict[int, tuple[float, int, int]] = {}
 
@@ -214,6 +237,9 @@ class _Trainer:
             tokens_per_s=self._tokens_per_s(),
             peak_memory_bytes=peak_bytes,
             peak_memory_reason=peak_reason,
+            mfu=self._mfu(),
+            evaluations=tuple(self.evaluations[step] for step in sorted(self.evaluations)),
+            trunk=self.trunk,
         )
 
     def _compare_clocks(self) -> None:
@@ -238,13 +264,23 @@ class _Trainer:
         self.watch.restore(checkpoint.loop["watch"])
         self.first_loss = checkpoint.loop["first_loss"]
         self.last_loss = checkpoint.loop["last_loss"]
+        self.evaluations = {told["step"]: told for told in checkpoint.loop["evaluations"]}
+        self.trunk = checkpoint.loop["trunk"]
         self.saved = checkpoint.path
         self.record.event("resume", f"after step {checkpoint.step}, from {checkpoint.path.name}")
         return checkpoint
 
     def _steps(self) -> None:
         run, recipe = self.run, self.run.recipe
+        partings = self._partings()
         while self.step < run.steps:
+            if self.step in run.evaluate_at or self.step in partings:
+                self._take(self.pulse.receive(all_steps=True))
+                if self.diverged:
+                    return
+                self._evaluate_here()
+                for branch, folder in partings.get(self.step, ()):
+                    self._fork(branch, folder)
             step = self.step
             began = self.pulse.start()
             if self.task.draws:
@@ -302,6 +338,7 @@ class _Trainer:
                         loss=beat.loss_all,
                         start_step=self.start_step,
                         tokens_per_s=self._tokens_per_s(beat.step + 1),
+                        mfu=self._mfu(beat.step + 1),
                     )
                 )
 
@@ -312,13 +349,89 @@ class _Trainer:
             return math.nan
         return steps * self.run.recipe.batch_tokens / (elapsed_ns / 1e9)
 
-    def _save(self) -> None:
-        """Write a checkpoint; one that cannot be written costs what is lost without it, no more."""
+    def _mfu(self, step: int | None = None) -> float:
+        """The model's FLOP/s as a part of what all devices could do (arXiv 2204.02311, app. B)."""
+        flops_per_s = self._tokens_per_s(step) * self.run.model.flops_per_token
+        return flops_per_s / (self.peak_flops * self.world.world_size)
+
+    def _evaluate_here(self) -> None:
+        """The held-out loss where the run asks for it; a step that is done is not done again.
+
+        Before the end of its schedule it is no result: the rate has not come down.
+        """
+        if self.step not in self.run.evaluate_at or self.step in self.evaluations:
+            return
+        found = self._evaluate()
+        kind = phase(self.run.recipe, step=self.step - 1, steps=self.run.steps).name.lower()
+        self.evaluations[self.step] = {
+            "step": self.step,
+            "tokens": self.step * self.run.recipe.batch_tokens,
+            "loss": found.loss,
+            "loss_se": found.loss_se,
+            "phase": kind,
+        }
+        if self.world.main:
+            text = f"after step {self.step} of {self.run.steps}, phase {kind}: {found.loss:.6g}"
+            self.record.event("evaluation", text)
+
+    def _evaluate(self) -> Evaluation:
+        t0_ns = time.monotonic_ns()
+        with self._span(Phase.EVALUATION):
+            found = evaluate(self.engine, self.task, self.world)
+        t1_ns = time.monotonic_ns()
+        if self.world.main:
+            self.record.append(
+                "evals", (self.step, t0_ns, t1_ns, found.loss, found.loss_se, found.tokens)
+            )
+        return found
+
+    def _partings(self) -> dict[int, list[tuple[Run, Path]]]:
+        """By the step at which it parts from this run: each branch, and where its checkpoints go."""
+        found: dict[int, list[tuple[Run, Path]]] = {}
+        for steps in self.run.branch_at:
+            branch = self.run.branch(steps)
+            if steps in self.forks and branch.trunk_steps > 0:
+                found.setdefault(branch.trunk_steps, []).append((branch, self.forks[steps]))
+        return found
+
+    def _fork(self, branch: Run, folder: Path) -> None:
+        """Leave a branch what it begins from; without it, it begins at its first step."""
+        known = self.world.first(lambda: find_checkpoint(folder, run_id=branch.run_id))
+        if known.checkpoint is not None:
+            return
         loop = {
+            **self._loop(),
+            "evaluations": [],
+            "trunk": {"run_id": self.run.run_id, "steps": self.step},
+        }
+        try:
+            with self._span(Phase.CHECKPOINT):
+                save_checkpoint(
+                    folder,
+                    engine=self.engine,
+                    world=self.world,
+                    run_id=branch.run_id,
+                    attempt=self.attempt,
+                    step=self.step,
+                    loop=loop,
+                )
+        except CheckpointError as error:
+            self.record.event("fork-failed", f"after step {self.step}: {error.message}")
+            return
+        self.record.event("fork", f"after step {self.step}, for run {branch.run_id}")
+
+    def _loop(self) -> dict[str, Any]:
+        """What a checkpoint holds of the loop itself."""
+        return {
             "watch": self.watch.state(),
             "first_loss": self.first_loss,
             "last_loss": self.last_loss,
+            "evaluations": list(self.evaluations.values()),
+            "trunk": self.trunk,
         }
+
+    def _save(self) -> None:
+        """Write a checkpoint; one that cannot be written costs what is lost without it, no more."""
         t0_ns = time.monotonic_ns()
         try:
             with self._span(Phase.CHECKPOINT):
@@ -329,7 +442,7 @@ class _Trainer:
                     run_id=self.run.run_id,
                     attempt=self.attempt,
                     step=self.step,
-                    loop=loop,
+                    loop=self._loop(),
                 )
         except CheckpointError as error:
             self.unsaved = error.message
@@ -360,14 +473,7 @@ class _Trainer:
             if self.unsaved:
                 first += f"; its checkpoint could not be written: {self.unsaved}"
             return "interrupted", first, math.nan, math.nan
-        t0_ns = time.monotonic_ns()
-        with self._span(Phase.EVALUATION):
-            found = evaluate(self.engine, self.task, self.world)
-        t1_ns = time.monotonic_ns()
-        if self.world.main:
-            self.record.append(
-                "evals", (self.step, t0_ns, t1_ns, found.loss, found.loss_se, found.tokens)
-            )
+        found = self._evaluate()
         if not math.isfinite(found.loss):
             return "diverged", f"the evaluation loss is {found.loss}", math.nan, math.nan
         if self.final_checkpoint:

@@ -20,13 +20,18 @@ from torch.utils.checkpoint import checkpoint
 from llem import campaign
 from llem.errors import Fault, InputError
 
+# Heads at which muP's attention is the standard one.
+MUP_HEAD_SIZE = 64
+
 
 class Attention(nn.Module):  # type: ignore[misc]
     """Causal self-attention over (batch, time, width); queries, keys and values in one product."""
 
-    def __init__(self, shape: campaign.Decoder) -> None:
+    def __init__(self, shape: campaign.Decoder, *, mup: bool) -> None:
         super().__init__()
         self.heads = shape.heads
+        # 1 / d where widths are to be alike; None is 1 / sqrt(d), the same at heads of 64.
+        self.scale = MUP_HEAD_SIZE**0.5 / shape.head_size if mup else None
         self.qkv = nn.Linear(shape.width, 3 * shape.width, bias=False)
         self.out = nn.Linear(shape.width, shape.width, bias=False)
 
@@ -36,8 +41,9 @@ class Attention(nn.Module):  # type: ignore[misc]
         qk, v = qkv[:, :, :2], qkv[:, :, 2]
         q, k = _rotate(qk, cos, sin).unbind(2)
         mixed = F.scaled_dot_product_attention(
-            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True
-        )
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True,
+            scale=self.scale,
+        )  # fmt: skip
         return self.out(mixed.transpose(1, 2).reshape(batch, time, width))
 
 
@@ -55,10 +61,10 @@ class SwiGLU(nn.Module):  # type: ignore[misc]
 
 
 class Block(nn.Module):  # type: ignore[misc]
-    def __init__(self, shape: campaign.Decoder) -> None:
+    def __init__(self, shape: campaign.Decoder, *, mup: bool) -> None:
         super().__init__()
         self.attention_norm = nn.RMSNorm(shape.width, eps=shape.norm_eps)
-        self.attention = Attention(shape)
+        self.attention = Attention(shape, mup=mup)
         self.mlp_norm = nn.RMSNorm(shape.width, eps=shape.norm_eps)
         self.mlp = SwiGLU(shape)
 
@@ -71,13 +77,22 @@ class Decoder(nn.Module):  # type: ignore[misc]
     """Token ids of shape (batch, time <= context) to logits of shape (batch, time, vocabulary).
 
     With `activation_checkpointing` the backward pass computes each block again from its input.
+    With a `base_width` the parametrisation is muP, equal to the standard one at that width.
     """
 
-    def __init__(self, shape: campaign.Decoder, *, activation_checkpointing: bool = False) -> None:
+    def __init__(
+        self,
+        shape: campaign.Decoder,
+        *,
+        activation_checkpointing: bool = False,
+        base_width: int = 0,
+    ) -> None:
         super().__init__()
+        self.width = shape.width
+        self.base_width = base_width
         self.activation_checkpointing = activation_checkpointing
         self.embedding = nn.Embedding(shape.vocabulary, shape.width)
-        self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.layers))
+        self.blocks = nn.ModuleList(Block(shape, mup=base_width > 0) for _ in range(shape.layers))
         self.norm = nn.RMSNorm(shape.width, eps=shape.norm_eps)
         self.output = nn.Linear(shape.width, shape.vocabulary, bias=False)
         if shape.tied_embeddings:
@@ -98,22 +113,27 @@ class Decoder(nn.Module):  # type: ignore[misc]
                 x = checkpoint(block, x, cos, sin, use_reentrant=False, preserve_rng_state=False)
             else:
                 x = block(x, cos, sin)
-        return self.output(self.norm(x))
+        x = self.norm(x)
+        if self.base_width:
+            x = x * (self.base_width / self.width)
+        return self.output(x)
 
     def _initialise(self, shape: campaign.Decoder) -> None:
         """Normal, standard deviation sqrt(2 / (5 width)); what writes to the residual stream less.
 
         The width rule is SmallInit (Nguyen & Salazar 2019, arXiv 1910.05895), .02 at width 1000;
         the factor 1 / sqrt(2 layers) for the two residual projections of each block is GPT-2's
-        (Radford et al. 2019, section 2.3).
+        (Radford et al. 2019, section 2.3). muP (arXiv 2203.03466, table 8) has the same rule for
+        the blocks; embedding and output layer are as at the base width, whatever the width.
         """
-        deviation = math.sqrt(2 / (5 * shape.width))
         for name, parameter in self.named_parameters():
             if parameter.ndim < 2:
                 continue
+            table = name.startswith(("embedding", "output"))
+            width = self.base_width if self.base_width and table else shape.width
             residual = name.endswith(("attention.out.weight", "mlp.down.weight"))
             scale = 1 / math.sqrt(2 * shape.layers) if residual else 1.0
-            nn.init.normal_(parameter, std=deviation * scale)
+            nn.init.normal_(parameter, std=math.sqrt(2 / (5 * width)) * scale)
 
 
 def _rotary(shape: campaign.Decoder) -> tuple[Tensor, Tensor]:
@@ -132,9 +152,13 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def build_model(
-    architecture: campaign.Architecture, *, seed: int, activation_checkpointing: bool = False
+    architecture: campaign.Architecture,
+    *,
+    seed: int,
+    activation_checkpointing: bool = False,
+    base_width: int = 0,
 ) -> nn.Module:
-    """The model on the CPU in fp32, its weights drawn by `seed` alone.
+    """The model on the CPU in fp32, its weights drawn by `seed` alone; muP with a `base_width`.
 
     Raises InputError where the architecture cannot be built, or has not the planned parameters,
     or where a user's own class is to be checkpointed, whose blocks nobody but its author knows.
@@ -142,7 +166,9 @@ def build_model(
     torch.manual_seed(seed)
     if isinstance(architecture, campaign.Decoder):
         model: nn.Module = Decoder(
-            _checked(architecture), activation_checkpointing=activation_checkpointing
+            _checked(architecture),
+            activation_checkpointing=activation_checkpointing,
+            base_width=base_width,
         )
     elif activation_checkpointing:
         text = "a model class of your own does its own activation checkpointing"

@@ -5,9 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 Status = Literal["completed", "diverged", "interrupted"]
+
+
+class Evaluated(TypedDict):
+    """The held-out loss after `step` steps, `tokens` tokens; `phase` is that of the last of them.
+
+    In any phase before the schedule's end it is no result of a run of so many tokens.
+    """
+
+    step: int
+    tokens: int
+    loss: float
+    loss_se: float
+    phase: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +34,10 @@ class Outcome:
     CLOCK_MONOTONIC, `wall*_ns` the wall clock, at the attempt's two ends; `tokens` are those of
     all steps so far, `tokens_per_s` the rate of this attempt's steps from the start of its first
     to the end of its last. `peak_memory_bytes` is the largest of all ranks (see
-    `llem.training.memory`), NaN with a `peak_memory_reason` where unmeasurable.
+    `llem.training.memory`), NaN with a `peak_memory_reason` where unmeasurable. `mfu` is the
+    model's FLOP/s over those of all devices, NaN where these are not known. `evaluations` are those
+    that the run asked for on its way, of all attempts. `trunk` is {run_id, steps} where the first
+    `steps` steps were another run's, None where all were its own.
     """
 
     status: Status
@@ -44,6 +60,9 @@ class Outcome:
     tokens_per_s: float
     peak_memory_bytes: float = math.nan
     peak_memory_reason: str = ""
+    mfu: float = math.nan
+    evaluations: tuple[Evaluated, ...] = ()
+    trunk: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -51,13 +70,17 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """What `train` tells its caller about once a second: `loss` is the last step's, all ranks'."""
+    """What `train` tells its caller about once a second: `loss` is the last step's, all ranks'.
+
+    `mfu` as in Outcome.
+    """
 
     step: int
     steps: int
     start_step: int
     loss: float
     tokens_per_s: float
+    mfu: float = math.nan
 
 
 OnProgress = Callable[[Progress], None]

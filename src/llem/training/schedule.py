@@ -11,13 +11,6 @@ from llem.records import Phase
 COSINE_FLOOR = 0.1
 
 
-def decay_start(recipe: Recipe, steps: int) -> int:
-    """The first step of the `wsd` decay (`steps` for other schedules)."""
-    if recipe.schedule != "wsd":
-        return steps
-    return max(recipe.warmup_steps, steps - round(recipe.decay_fraction * steps))
-
-
 def learning_rate(recipe: Recipe, *, step: int, steps: int) -> float:
     """The learning rate of `step` (0 .. steps-1).
 
@@ -33,7 +26,7 @@ def learning_rate(recipe: Recipe, *, step: int, steps: int) -> float:
         done = (step - recipe.warmup_steps) / max(1, steps - recipe.warmup_steps)
         return peak * (COSINE_FLOOR + (1 - COSINE_FLOOR) * 0.5 * (1 + math.cos(math.pi * done)))
     if recipe.schedule == "wsd":
-        start = decay_start(recipe, steps)
+        start = recipe.decay_start(steps)
         return peak if step < start else peak * (steps - step) / (steps - start + 1)
     raise ValueError(f"schedule {recipe.schedule!r} is none of wsd, cosine, constant")
 
@@ -42,4 +35,4 @@ def phase(recipe: Recipe, *, step: int, steps: int) -> Phase:
     """What `step` counts as in the records. A cosine has no decay phase of its own: TRAIN."""
     if step < recipe.warmup_steps:
         return Phase.WARMUP
-    return Phase.DECAY if step >= decay_start(recipe, steps) else Phase.TRAIN
+    return Phase.DECAY if step >= recipe.decay_start(steps) else Phase.TRAIN

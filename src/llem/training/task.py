@@ -63,7 +63,10 @@ class Task(Protocol):
         """What the rank of `share` reads in `step`: any step can be asked for at once."""
 
     def loss(self, module: nn.Module, micro: Any) -> Tensor:
-        """Mean loss of a micro-batch over its tokens (or samples): a scalar on the device."""
+        """Mean loss of a micro-batch over its tokens (or samples): a scalar on the device.
+
+        Its value is what is told, its gradient what is followed: a penalty may be in it alone.
+        """
 
     def warm_up(self, module: nn.Module) -> Tensor:
         """A scalar that depends on every parameter that `loss` does, of the least work."""
@@ -100,6 +103,7 @@ class TokenTask:
             run.model,
             seed=run.seed,
             activation_checkpointing=run.layout.activation_checkpointing,
+            base_width=run.recipe.base_width,
         )
 
     def batch(self, step: int, share: Share) -> Batch:
@@ -110,7 +114,7 @@ class TokenTask:
         device = self.world.device
         with self.world.autocast():
             logits = module(to_device(inputs, device))
-        return token_loss(logits, to_device(targets, device))
+        return token_loss(logits, to_device(targets, device), z_loss=self.run.recipe.z_loss)
 
     def warm_up(self, module: nn.Module) -> Tensor:
         nothing = torch.zeros(
@@ -140,9 +144,18 @@ class TokenTask:
         return losses.view(len(inputs), -1).double().mean(1).cpu()
 
 
-def token_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy in nats per token, computed in fp32."""
-    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+def token_loss(logits: Tensor, targets: Tensor, *, z_loss: float = 0.0) -> Tensor:
+    """Mean cross-entropy in nats per token, computed in fp32.
+
+    With `z_loss` its gradient is that of cross-entropy + z_loss * log^2 Z, which keeps the logits
+    from drifting (PaLM, arXiv 2204.02311, section 5: 1e-4), its value that of cross-entropy alone.
+    """
+    logits = logits.flatten(0, 1).float()
+    loss = F.cross_entropy(logits, targets.flatten())
+    if z_loss:
+        penalty = z_loss * logits.logsumexp(-1).square().mean()
+        loss = loss + (penalty - penalty.detach())
+    return loss
 
 
 def to_device(tokens: Tokens, device: torch.device) -> Tensor:

@@ -53,6 +53,7 @@ def make_run(token_data: TokenData) -> MakeRun:
         checkpoint_steps: int = 0,
         seed: int = 0,
         zero_stage: int = 0,
+        sharding: str = "zero",
         **recipe: Any,
     ) -> Run:
         batch_tokens = BATCH_WINDOWS * CONTEXT
@@ -67,6 +68,7 @@ def make_run(token_data: TokenData) -> MakeRun:
             layout=Layout(
                 gpus_per_node=ranks,
                 zero_stage=zero_stage,
+                sharding=sharding,
                 micro_batch=BATCH_WINDOWS // (ranks * grad_accum),
                 grad_accum=grad_accum,
             ),

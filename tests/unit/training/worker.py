@@ -4,8 +4,8 @@
 
 What takes longest, importing torch, is done once: each rank is a fork of what has it imported. A
 single world of one rank needs no fork. A task is {name, run, attempt, checkpoints, stop: {step,
-rank} | null, final}; each rank leaves the outcomes as JSON, with `error` in the outcome's place
-where the run raised.
+rank} | null, kill: {step, rank} | null, final}; each rank leaves the outcomes as JSON, with `error`
+in the outcome's place where the run raised. Of a job with `dies` the ranks end badly, as they must.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -32,11 +33,16 @@ def main(paths: list[str]) -> int:
     import h5py  # noqa: F401
     import torch._dynamo  # noqa: F401
 
+    if any(job["world"]["zero_stage"] for job in jobs):
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        from llem.training.deepspeed import import_deepspeed
+
+        import_deepspeed()
     gc.freeze()
     for job in jobs:
         ranks = [fork(job, rank) for rank in range(job["world"]["world_size"])]
         statuses = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in ranks]
-        if any(statuses):
+        if any(statuses) != job.get("dies", False):
             print(f"{job['folder']}: the ranks ended with {statuses}", file=sys.stderr)
             return 1
     return 0
@@ -72,7 +78,7 @@ def be_rank(job: dict[str, Any], rank: int) -> None:
                 checkpoints_dir=task["checkpoints"],
                 world=world,
                 meta={"attempt": 0},
-                should_stop=stop_at(task.get("stop"), rank),
+                should_stop=kill_at(task.get("kill"), rank) or stop_at(task.get("stop"), rank),
                 final_checkpoint=task.get("final", False),
             )
             outcomes[task["name"]] = outcome.to_dict()
@@ -92,6 +98,14 @@ def stop_at(stop: dict[str, int] | None, rank: int) -> Any:
         return None
     polls = iter(range(1, 10**9))
     return lambda: f"rank {rank} was told to" if next(polls) >= stop["step"] else None
+
+
+def kill_at(kill: dict[str, int] | None, rank: int) -> Any:
+    """Ends this process on the spot, on one rank only, when it is polled for the `step`-th time."""
+    if kill is None or kill["rank"] != rank:
+        return None
+    polls = iter(range(1, 10**9))
+    return lambda: os.kill(os.getpid(), signal.SIGKILL) if next(polls) >= kill["step"] else None
 
 
 if __name__ == "__main__":
