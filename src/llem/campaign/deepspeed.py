@@ -46,16 +46,16 @@ _TOP: Final = (
     "wall_clock_breakdown", "wandb", "zero_force_ds_cpu_optimizer", "zero_optimization",
 )  # fmt: skip
 _ZERO: Final = (
-    "allgather_bucket_size", "allgather_partitions", "contiguous_gradients", "ignore_unused_parameters",
+    "allgather_bucket_size", "allgather_partitions", "contiguous_gradients",
+    "ignore_unused_parameters",
     "log_trace_cache_warnings", "memory_efficient_linear", "offload_optimizer", "offload_param",
     "overlap_comm", "reduce_bucket_size", "reduce_scatter", "round_robin_gradients",
-    "stage3_max_live_parameters", "stage3_max_reuse_distance", "stage3_module_granularity_threshold",
+    "stage3_max_live_parameters", "stage3_max_reuse_distance",
+    "stage3_module_granularity_threshold",
     "stage3_param_persistence_threshold", "stage3_prefetch_bucket_size", "sub_group_size",
     "use_multi_rank_bucket_allreduce", "zero_hpz_partition_size",
 )  # fmt: skip
-KNOWN: Final = frozenset(
-    {*_TOP, *(f"zero_optimization.{key}" for key in _ZERO), *CHANGING}
-)
+KNOWN: Final = frozenset({*_TOP, *(f"zero_optimization.{key}" for key in _ZERO), *CHANGING})
 # Below these nothing is looked at: DeepSpeed checks what is in them itself.
 _ZERO_SECTION: Final = "zero_optimization"
 

@@ -153,7 +153,7 @@ class Run:
     evaluate_at: tuple[int, ...] = ()
     branch_at: tuple[int, ...] = ()
     trunk_steps: int = 0
-    deepspeed: Mapping[str, Any] = field(default_factory=dict)
+    deepspeed: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def params(self) -> int:

@@ -386,7 +386,7 @@ class _Trainer:
         return found
 
     def _partings(self) -> dict[int, list[tuple[Run, Path]]]:
-        """By the step at which it parts from this run: each branch, and where its checkpoints go."""
+        """By the step at which it parts from this run: each branch, and its checkpoints' folder."""
         found: dict[int, list[tuple[Run, Path]]] = {}
         for steps in self.run.branch_at:
             branch = self.run.branch(steps)
