@@ -106,12 +106,14 @@ def _cgroup(_node: str) -> Environ:
     return {"SLURM_STEP_GPUS": "1,3", "CUDA_VISIBLE_DEVICES": "0,1"}
 
 
+# Ten samples a second of a tenth of a second may see one height only: then the counter is right and
+# the power beside it is not, which is said.
+DISAGREES = {f"square {p:g} s": "and power (" for p in SQUARES if p < 0.2}
+
 CASES: tuple[Case, ...] = (
     Case(name="constant", gpus=CONSTANT, tasks=True),
-    # Ten samples a second of a tenth of a second may see one height only: then the counter is right
-    # and the power beside it is not, which is said.
-    *(Case(name=f"square {p:g} s", gpus=gpus, may_say="and power (" if p < 0.2 else "")
-      for p, gpus in SQUARES.items()),
+    *(Case(name=name, gpus=SQUARES[p], may_say=DISAGREES.get(name, ""))
+      for p in SQUARES for name in [f"square {p:g} s"]),
     Case(name="bursts", gpus=BURSTS),
     Case(name="constant, two ranks on a GPU", gpus=CONSTANT, ranks_per_gpu=2, tasks=True),
     Case(name="bursts, two ranks on a GPU", gpus=BURSTS, ranks_per_gpu=2),
@@ -162,6 +164,7 @@ def many() -> tuple[Case, ...]:
             ranks_per_gpu=ranks,
             more={"energy_update_ms": period, "latency_us": latency},
             window_s=LONG_WINDOW_S if period > 20 else WINDOW_S,
+            may_say=DISAGREES.get(name, ""),
         )
         for name, gpus in (shapes | {"bursts": BURSTS}).items()
         for ranks in (1, 2)
