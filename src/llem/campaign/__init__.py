@@ -22,6 +22,7 @@ from llem.campaign.quantities import (
 )
 from llem.campaign.run import Layout, Predicted, Recipe, Run, TokenData
 from llem.campaign.runs import Replicates, Runs
+from llem.campaign.sampledata import IN_SESSION, SampleData
 
 if TYPE_CHECKING:
     from llem.campaign.campaign import MOST_WAVES, Campaign, EnergyChoice
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BUDGET_HELP",
+    "IN_SESSION",
     "MONEY",
     "MOST_WAVES",
     "Architecture",
@@ -53,6 +55,7 @@ __all__ = [
     "Replicates",
     "Run",
     "Runs",
+    "SampleData",
     "Site",
     "TokenData",
     "architecture_from_dict",

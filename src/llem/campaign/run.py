@@ -10,6 +10,7 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from llem.campaign.architecture import Architecture, architecture_from_dict
+from llem.campaign.sampledata import SampleData
 
 RUN_SCHEMA = "llem-run-1"
 
@@ -113,7 +114,7 @@ class Run:
     steps: int
     seed: int
     recipe: Recipe
-    data: TokenData
+    data: TokenData | SampleData
     layout: Layout
     predicted: Predicted
     level: int = 0
@@ -180,7 +181,7 @@ class Run:
             steps=values["steps"],
             seed=values["seed"],
             recipe=Recipe(**values["recipe"]),
-            data=TokenData(**values["data"]),
+            data=_data_from(values["data"]),
             layout=Layout(**values["layout"]),
             predicted=Predicted(**values["predicted"]),
             level=values["level"],
@@ -192,6 +193,10 @@ class Run:
         if run.run_id != values["run_id"]:
             raise edited(values["run_id"], run.run_id)
         return run
+
+
+def _data_from(values: Mapping[str, Any]) -> TokenData | SampleData:
+    return SampleData.from_dict(values) if "samples" in values else TokenData(**values)
 
 
 def edited(named: str, known: str) -> ValueError:
@@ -224,12 +229,15 @@ def _canonical(values: Mapping[str, Any]) -> str:
 
 
 @lru_cache(maxsize=4096)
-def _identity(model: Architecture, recipe: Recipe, data: TokenData) -> str:
+def _identity(model: Architecture, recipe: Recipe, data: TokenData | SampleData) -> str:
     """The part of a run's identity that all its seeds share, as canonical JSON."""
-    content = dict(vars(data))
-    del content["path"]
+    if isinstance(data, SampleData):
+        content = data.identity()
+    else:
+        content = dict(vars(data))
+        del content["path"]
     # The rule is how the numbers were found, not what they are.
     numbers = {k: v for k, v in vars(recipe).items() if k != "rule"}
     return _canonical(
-        {"data": content, "model": model.to_dict(), "recipe": numbers, "schema": RUN_SCHEMA}
+        {"data": content, "model": model.identity(), "recipe": numbers, "schema": RUN_SCHEMA}
     )
