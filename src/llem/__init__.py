@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from llem.campaign import Campaign, load_campaign
     from llem.errors import InputError, LlemError
     from llem.pipeline import (
+        Result,
         aggregate_campaign,
         calibrate,
+        find_optimal,
         finish,
         fit_campaign,
         measure,
@@ -33,9 +35,11 @@ __all__ = [
     "Campaign",
     "InputError",
     "LlemError",
+    "Result",
     "__version__",
     "aggregate_campaign",
     "calibrate",
+    "find_optimal",
     "finish",
     "fit_campaign",
     "fit_law",

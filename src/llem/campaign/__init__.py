@@ -23,6 +23,7 @@ from llem.campaign.quantities import (
 )
 from llem.campaign.run import Layout, Predicted, Recipe, Run, TokenData
 from llem.campaign.runs import Replicates, Runs
+from llem.campaign.sampledata import IN_SESSION, SampleData
 
 if TYPE_CHECKING:
     from llem.campaign.campaign import MOST_WAVES, Campaign, Energy
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BUDGET_HELP",
+    "IN_SESSION",
     "MONEY",
     "MOST_WAVES",
     "Architecture",
@@ -54,6 +56,7 @@ __all__ = [
     "Replicates",
     "Run",
     "Runs",
+    "SampleData",
     "Site",
     "TokenData",
     "architecture_from_dict",

@@ -75,15 +75,22 @@ class Decoder:
     def to_dict(self) -> dict[str, Any]:
         return dict(vars(self))
 
+    def identity(self) -> dict[str, Any]:
+        """What of it changes a run's result."""
+        return self.to_dict()
+
 
 @dataclass(frozen=True, kw_only=True)
 class CustomModel:
     """A user's own model class, named by import path and built as `cls(**{size: value}, ...)`.
 
-    Called with token ids of shape (batch, context) it returns logits of shape
-    (batch, context, vocabulary). `params` is counted when the run is planned; FLOPs are 6 per
-    parameter and token, since only the author knows better. `source` is a hash of the code where
-    it is shipped with the campaign, empty where the class comes from an installed package.
+    On a token file it is called with token ids of shape (batch, context) and returns logits of
+    shape (batch, context, vocabulary); on a data set of samples it is called as `loss` says (see
+    `llem.training.losses`), and `context` is how many tokens a sample has (1: D counts samples).
+    `params` is counted when the run is planned. `flops_each` are the training FLOPs of one token
+    (or sample) where they were counted; else they are 6 per parameter. `source` is a hash of the
+    code where it is shipped with the campaign, empty where the class comes from an installed
+    package.
     """
 
     class_path: str
@@ -94,6 +101,8 @@ class CustomModel:
     context: int
     arguments: Mapping[str, Any] = field(default_factory=dict)
     source: str = ""
+    loss: str = ""
+    flops_each: float = 0.0
     family: str = "custom"
 
     @property
@@ -101,15 +110,21 @@ class CustomModel:
         return self.params
 
     @property
-    def flops_per_token(self) -> int:
-        return 6 * self.params
+    def flops_per_token(self) -> float:
+        return self.flops_each or 6 * self.params
 
     @property
     def recomputed_flops_per_token(self) -> int:
         return 0
 
     def to_dict(self) -> dict[str, Any]:
-        return {**vars(self), "arguments": dict(self.arguments)}
+        """As in plan.json; what says nothing is left out."""
+        values = {**vars(self), "arguments": dict(self.arguments)}
+        return {k: v for k, v in values.items() if v or k not in ("loss", "flops_each")}
+
+    def identity(self) -> dict[str, Any]:
+        """What of it changes a run's result: how FLOPs are counted does not."""
+        return {k: v for k, v in self.to_dict().items() if k != "flops_each"}
 
 
 Architecture = Decoder | CustomModel

@@ -61,6 +61,9 @@ class ModelChoice(Strict):
     size: DataText | None = None
     values: tuple[PositiveInt, ...] = ()
     arguments: dict[DataText, Any] = Field(default_factory=dict)
+    loss: DataText | None = Field(
+        None, description="module:function of (output, target) or (model, batch)"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -76,23 +79,34 @@ class ModelChoice(Strict):
                 raise ValueError("class must read 'package.module:Class'")
             if not self.size or not self.values:
                 raise ValueError("a model class needs `size` (its parameter) and `values` to try")
-        elif self.class_path or self.size or self.values or self.arguments:
-            raise ValueError("`size`, `values` and `arguments` go with `class`")
+        elif self.class_path or self.size or self.values or self.arguments or self.loss:
+            raise ValueError("`size`, `values`, `arguments` and `loss` go with `class`")
         return self
 
 
 class DataChoice(Strict):
-    """A token file (`path`, raw little-endian ids), a text file to read as bytes, or `builtin`."""
+    """A token file (`path`, raw little-endian ids), a text file to read as bytes, or `builtin`;
+    for a model class of the user's own also a `dataset` of samples."""
 
     path: DataText | None = None
     builtin: Literal["python-sources"] | None = None
     dtype: Literal["uint8", "uint16", "uint32"] | None = None
     evaluation_tokens: Count | None = None
+    dataset: DataText | None = Field(
+        None, description="module:object of a data set or a function that makes one, or a folder"
+    )
+    evaluation: float | DataText | None = Field(
+        None, description="the held-out share of `dataset`, or another data set"
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> DataChoice:
         if self.path and self.builtin:
             raise ValueError("give `path` or `builtin`, not both")
+        if self.dataset and (self.path or self.builtin or self.dtype or self.evaluation_tokens):
+            raise ValueError("`dataset` goes with `evaluation` alone")
+        if self.evaluation is not None and not self.dataset:
+            raise ValueError("`evaluation` goes with `dataset`")
         return self
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from llem.campaign.architecture import Architecture, architecture_from_dict
 from llem.campaign.deepspeed import changing_results
+from llem.campaign.sampledata import SampleData
 
 RUN_SCHEMA = "llem-run-1"
 
@@ -142,7 +143,7 @@ class Run:
     steps: int
     seed: int
     recipe: Recipe
-    data: TokenData
+    data: TokenData | SampleData
     layout: Layout
     predicted: Predicted
     level: int = 0
@@ -233,7 +234,7 @@ class Run:
             steps=values["steps"],
             seed=values["seed"],
             recipe=Recipe(**values["recipe"]),
-            data=TokenData(**values["data"]),
+            data=_data_from(values["data"]),
             layout=Layout(**values["layout"]),
             predicted=Predicted(**values["predicted"]),
             level=values["level"],
@@ -249,6 +250,10 @@ class Run:
         if run.run_id != values["run_id"]:
             raise edited(values["run_id"], run.run_id)
         return run
+
+
+def _data_from(values: Mapping[str, Any]) -> TokenData | SampleData:
+    return SampleData.from_dict(values) if "samples" in values else TokenData(**values)
 
 
 def edited(named: str, known: str) -> ValueError:
@@ -283,15 +288,26 @@ def _canonical(values: Mapping[str, Any]) -> str:
 
 
 @lru_cache(maxsize=4096)
-def _identity(model: Architecture, recipe: Recipe, data: TokenData, deepspeed: str) -> str:
+def _identity(
+    model: Architecture, recipe: Recipe, data: TokenData | SampleData, deepspeed: str
+) -> str:
     """The part of a run's identity that all its seeds share, as canonical JSON."""
-    content = dict(vars(data))
-    del content["path"]
+    if isinstance(data, SampleData):
+        content = data.identity()
+    else:
+        content = dict(vars(data))
+        del content["path"]
     # The rule is how the numbers were found, not what they are.
     numbers = {
         k: v for k, v in vars(recipe).items() if k != "rule" and (k not in _ADDED or v != _ADDED[k])
     }
     more = {"deepspeed": json.loads(deepspeed)} if deepspeed else {}
     return _canonical(
-        {"data": content, "model": model.to_dict(), "recipe": numbers, "schema": RUN_SCHEMA, **more}
+        {
+            "data": content,
+            "model": model.identity(),
+            "recipe": numbers,
+            "schema": RUN_SCHEMA,
+            **more,
+        }
     )

@@ -11,6 +11,7 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,6 +39,9 @@ from llem.errors import LlemError
 if TYPE_CHECKING:
     from llem.energy import SamplerLink
     from llem.training import Outcome, World
+    from llem.training.task import Task
+
+    TaskOf = Callable[[Run, World], Task]
 
 
 @dataclass(frozen=True)
@@ -52,8 +56,12 @@ class Start:
 class Rank:
     """One rank of an element: its place in the world, its meter, and the runs it takes part in."""
 
-    def __init__(self, element: dict[str, Any], folder: CampaignFolder) -> None:
+    def __init__(
+        self, element: dict[str, Any], folder: CampaignFolder, *, task_of: TaskOf | None = None
+    ) -> None:
         self.element = element
+        # What is trained, where that is no object with a name to import.
+        self.task_of = task_of
         self.folder = folder
         self.runs = [Run.from_dict(values) for values in element["runs"]]
         self.leaving = Leaving(folder)
@@ -114,7 +122,7 @@ class Rank:
                 self.link = self._link(stack, place.local_rank)
                 self._settle()
                 self.counter = step_counter(self.world.device_uuid, local_rank=place.local_rank)
-                status = self._leave(self._all_runs())
+                status = self._leave(self.all_runs())
         except Exception as error:
             # Between runs: nothing that another try would find otherwise, unless a rank was lost.
             traceback.print_exc()
@@ -131,11 +139,13 @@ class Rank:
         # leave without it.
         os._exit(status)
 
-    def _all_runs(self) -> list[str]:
-        """Run after run, as far as this job is left to it; how each ended."""
+    def all_runs(self, *, told: Callable[[Run, str], None] | None = None) -> list[str]:
+        """Run after run, as far as this job is left to it; how each ended, as `told` is too."""
         statuses: list[str] = []
         for run in self.runs:
             statuses.append(self._run(run))
+            if told is not None:
+                told(run, statuses[-1])
             if statuses[-1] in ("interrupted", "superseded", "unwritten"):
                 break
         return statuses
@@ -152,13 +162,13 @@ class Rank:
             if self.rank == 0:
                 # Another job has the run, or a record that cannot be written leaves nothing to
                 # decide by, which is for a person to see.
-                hopeless = statuses[-1] in ("superseded", "unwritten") or not self._any_left()
+                hopeless = statuses[-1] in ("superseded", "unwritten") or not self.any_left()
                 self.leaving.say("failed" if hopeless else "again")
         # The step ends with the first rank that leaves so: who is not out by then is killed.
         self.world.barrier()
         return status
 
-    def _any_left(self) -> bool:
+    def any_left(self) -> bool:
         """Whether a run of this element may be tried (again)."""
         return any(
             self.folder.final_end(run.run_id) is None and not isinstance(self._next(run), GiveUp)
@@ -183,7 +193,7 @@ class Rank:
                     run, now_ns = open_runs[0], time.time_ns()
                     attempt = self.recorder.begin(run, run.layout)
                     self.recorder.end(attempt, run, how=failure, window=Window(now_ns, now_ns))
-                self.leaving.say("again" if self._any_left() else "failed")
+                self.leaving.say("again" if self.any_left() else "failed")
         except (OSError, LlemError) as unwritten:
             print(f"llem: the failure could not be recorded: {unwritten}", file=sys.stderr)
         return 1
@@ -289,7 +299,7 @@ class Rank:
             written = self.recorder.end(attempt, run, how=how, window=window)
         if failed and world.world_size > 1:
             # The other ranks wait in a collective for this one: end the step, do not hang it.
-            self.leaving.say("again" if written and self._any_left() else "failed")
+            self.leaving.say("again" if written and self.any_left() else "failed")
             sys.stderr.flush()
             os._exit(1)
         if world.rank == 0:
@@ -326,6 +336,7 @@ class Rank:
             counter=self.counter,
             forks=self.world.first(lambda: self._forks(run)),
             peak_flops=self.element["peak_flops"],
+            task=self.task_of(run, self.world) if self.task_of is not None else None,
         )
 
     def _forks(self, run: Run) -> dict[int, Path]:

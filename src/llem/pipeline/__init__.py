@@ -36,13 +36,16 @@ if TYPE_CHECKING:
         fit_observations,
     )
     from llem.pipeline.measuring import Measured, measure
+    from llem.pipeline.optimal import find_optimal
     from llem.pipeline.power import draw_energy
     from llem.pipeline.refining import refine_campaign, wave_is_due
+    from llem.pipeline.result import Answer, Preview, Result
     from llem.pipeline.sealing import SealedFile, check_records, seal_campaign, seal_records
     from llem.pipeline.slices import EdgeMinimaError
     from llem.pipeline.table import Table, TableError, read_table
 
 _HOME = {
+    "Answer": "result",
     "Calibrated": "calibration",
     "EdgeMinimaError": "slices",
     "FIT_FILE": "fitting",
@@ -50,6 +53,8 @@ _HOME = {
     "Measured": "measuring",
     "OBSERVATIONS_FILE": "campaigns",
     "Planned": "campaigns",
+    "Preview": "result",
+    "Result": "result",
     "SealedFile": "sealing",
     "Table": "table",
     "TableError": "table",
@@ -58,6 +63,7 @@ _HOME = {
     "check_records": "sealing",
     "compare_observations": "fitting",
     "draw_energy": "power",
+    "find_optimal": "optimal",
     "finish": "finishing",
     "fit_campaign": "fitting",
     "fit_observations": "fitting",
@@ -79,11 +85,14 @@ _HOME = {
 __all__ = [
     "FIT_FILE",
     "OBSERVATIONS_FILE",
+    "Answer",
     "Calibrated",
     "EdgeMinimaError",
     "Finished",
     "Measured",
     "Planned",
+    "Preview",
+    "Result",
     "SealedFile",
     "Table",
     "TableError",
@@ -92,6 +101,7 @@ __all__ = [
     "check_records",
     "compare_observations",
     "draw_energy",
+    "find_optimal",
     "finish",
     "fit_campaign",
     "fit_observations",

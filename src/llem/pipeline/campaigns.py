@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import sys
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llem.campaign import Budget, Site, TokenData, site_of
+from llem.campaign import Budget, SampleData, Site, TokenData, site_of
 from llem.cluster import (
     CampaignFolder,
     CampaignState,
@@ -44,6 +44,15 @@ OBSERVATIONS_FILE = "observations.csv"
 
 
 @dataclass(frozen=True)
+class Foreign:
+    """A user's model on a data set of samples, as the planner knows it; `code` goes with it."""
+
+    data: SampleData
+    own: OwnModel
+    code: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Planned:
     """A plan and where it was written; `changed` is False where it stood there already."""
 
@@ -66,6 +75,7 @@ def plan_campaign(
     write: bool = True,
     calibration: str | Path | None = None,
     change: Callable[[Plan], Plan] | None = None,
+    foreign: Foreign | None = None,
 ) -> Planned:
     """Plan `campaign` into the folder `out`; a second identical call changes nothing.
 
@@ -73,16 +83,25 @@ def plan_campaign(
     with `ask_cluster` the scheduler here is asked for its limits, which the plan keeps. With
     `write=False` nothing is written. `calibration` is the folder or file of `llem calibrate` that
     the figures rest on, in place of the campaign's. `change` makes another plan of it before it is
-    written. Raises InputError, BudgetError.
+    written. `foreign` is a model and data set of samples that were looked at already. Raises
+    InputError, BudgetError.
     """
     folder = CampaignFolder(Path(out))
-    with tempfile.TemporaryDirectory(prefix="llem-plan-") as scratch:
-        place = folder.root if write else Path(scratch)
-        data = resolve_data(campaign, place, base=Path(base))
     own: OwnModel | None = None
-    code: dict[str, str] = {}
-    if campaign.model.family == "custom":
-        own, code = own_model(campaign, Path(base).resolve())
+    data: TokenData | SampleData
+    code: Mapping[str, str] = {}
+    if campaign.data.dataset and foreign is None:
+        from llem.pipeline.foreign import foreign_of
+
+        campaign, foreign = foreign_of(campaign, base=Path(base).resolve())
+    if foreign is not None:
+        data, own, code = foreign.data, foreign.own, foreign.code
+    else:
+        with tempfile.TemporaryDirectory(prefix="llem-plan-") as scratch:
+            place = folder.root if write else Path(scratch)
+            data = resolve_data(campaign, place, base=Path(base))
+        if campaign.model.family == "custom":
+            own, code = own_model(campaign, Path(base).resolve())
     site = site_of(campaign)
     limits = limits_of(site) if ask_cluster else None
     found = calibration_of(campaign, site, base=Path(base), given=calibration)

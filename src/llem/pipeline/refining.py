@@ -19,6 +19,7 @@ from llem.planning import measured_from_observations, refine_plan
 if TYPE_CHECKING:
     from llem.campaign import Budget
     from llem.cluster import CampaignFolder
+    from llem.pipeline.campaigns import Foreign
     from llem.planning import Plan
 
 
@@ -30,13 +31,15 @@ def refine_campaign(
     ask_cluster: bool = False,
     write: bool = True,
     after: int | None = None,
+    foreign: Foreign | None = None,
 ) -> Planned:
     """Plan one more wave of the campaign in `folder` from the records so far.
 
     `budget` is a new total; `runs` asks for so many runs. The files of earlier waves stay as they
     are; with `write=False` all do. What trainings took so far tells the device's utilisation and
     power. With `after`, the wave behind the caller, another call that holds the campaign is waited
-    for, and where it has planned the next wave that plan is taken. Raises InputError, BudgetError.
+    for, and where it has planned the next wave that plan is taken. `foreign` is
+    what the campaign was planned with. Raises InputError, BudgetError.
     """
     # Before the lock, which makes a folder: where there is no campaign nothing is made.
     folder.plan_values()
@@ -46,8 +49,12 @@ def refine_campaign(
         if after is not None and len(plan.waves) > after:
             return Planned(plan, folder, changed=False)
         rows = [asdict(row) for row in aggregate_campaign(folder, write=write).observations]
-        own = None
-        if plan.campaign.model.family == "custom":
+        own = foreign.own if foreign is not None else None
+        if foreign is None and plan.campaign.data.dataset:
+            from llem.pipeline.foreign import foreign_of
+
+            own = foreign_of(plan.campaign, base=(folder.root / "code").resolve())[1].own
+        elif foreign is None and plan.campaign.model.family == "custom":
             own, _ = own_model(plan.campaign, (folder.root / "code").resolve())
         completed = [row for row in rows if row["status"] == "completed"]
         seen = measured_from_observations(completed, peak_flops=plan.device.peak_flops)

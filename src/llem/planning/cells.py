@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from llem.campaign import Layout, Predicted, Replicates, Run, Site, TokenData
+from llem.campaign import Layout, Predicted, Replicates, Run, SampleData, Site, TokenData
 from llem.campaign.architecture import Architecture
 from llem.campaign.campaign import Campaign
 from llem.campaign.run import Recipe
@@ -37,10 +37,14 @@ class Dropped:
 
 @dataclass(frozen=True)
 class OwnModel:
-    """A user's own class: parameters by the value of its size, and a hash of its code."""
+    """A user's own class: parameters by the value of its size, and a hash of its code.
+
+    `flops`: training FLOPs of one token (or sample) by that value, where they are counted.
+    """
 
     count: Callable[[int], int]
     source: str = ""
+    flops: Callable[[int], float] | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ class Bench:
     campaign: Campaign
     site: Site
     device: Accelerator
-    data: TokenData
+    data: TokenData | SampleData
     own: OwnModel | None = None
 
     def cell(self, level: int, model: Architecture, flops: float) -> Cell | Dropped:
@@ -168,7 +172,8 @@ class Bench:
         return CustomModel(
             class_path=choice.class_path, size=choice.size, value=value,
             params=self.own.count(value), vocabulary=choice.vocabulary, context=choice.context,
-            arguments=dict(choice.arguments), source=self.own.source,
+            arguments=dict(choice.arguments), source=self.own.source, loss=choice.loss or "",
+            flops_each=self.own.flops(value) if self.own.flops else 0.0,
         )  # fmt: skip
 
     def _layout(self, model: Architecture, recipe: Recipe, tokens: int) -> Layout | str:

@@ -10,7 +10,16 @@ from functools import cached_property
 from typing import Any
 
 from llem._version import __version__
-from llem.campaign import Budget, Run, Runs, Site, TokenData, format_duration, format_si
+from llem.campaign import (
+    Budget,
+    Run,
+    Runs,
+    SampleData,
+    Site,
+    TokenData,
+    format_duration,
+    format_si,
+)
 from llem.campaign.campaign import Campaign
 from llem.campaign.load import campaign_from, campaign_to_dict, site_of
 from llem.errors import Fault, InputError
@@ -181,7 +190,7 @@ def make_plan(
     campaign: Campaign,
     *,
     budget: Budget | None = None,
-    data: TokenData,
+    data: TokenData | SampleData,
     own: OwnModel | None = None,
     runs: int | None = None,
     limits: ClusterLimits | None = None,
@@ -255,7 +264,7 @@ def plan_warnings(
     budget: Budget,
     site: Site,
     device: Accelerator,
-    data: TokenData,
+    data: TokenData | SampleData,
 ) -> list[str]:
     """What a user should know of the runs of one wave, which may cost `budget` together."""
     found = []

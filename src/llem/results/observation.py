@@ -22,7 +22,8 @@ class Observation:
 
     status            completed, diverged, interrupted, failed (the end record's word),
                       unfinished (killed, or still running), missing (never started)
-    tokens            unique tokens trained on, each step number counted once
+    tokens            tokens (or samples) trained on, each step number counted once; those of
+                      later epochs too
     flops             tokens x the plan's FLOPs per token
     loss, loss_se     evaluation at the last step of the attempt that completed, nats per token
     energy_j          gross energy of all attempts; energy_seen_j is the part that was measured

@@ -52,7 +52,7 @@ class RankTimes:
 class Ranks:
     """All readable ranks of an attempt.
 
-    `steps` are distinct and sorted, `tokens` the unique tokens of all ranks in each. `span_s` is
+    `steps` are distinct and sorted, `tokens` those that all ranks read in each. `span_s` is
     from the first start of a step to the last end, over all ranks. `clocks` and `lines` (those of
     the host's first rank) are by boot id. `loss` is rank 0's evaluation at `loss_step`, its last.
     `device_uuids` are the GPUs that they computed on, None where one of them did not say.
@@ -112,9 +112,7 @@ def read_ranks(paths: Sequence[Path], *, run_id: str) -> Ranks:
         if isinstance(record.meta.get("world"), int):
             worlds.add(record.meta["world"])
         steps = last_of_each_step(record.steps)
-        for step, count in zip(
-            steps["step"].tolist(), steps["tokens_unique"].tolist(), strict=True
-        ):
+        for step, count in zip(steps["step"].tolist(), steps["tokens_rank"].tolist(), strict=True):
             tokens[step] = tokens.get(step, 0) + count
         if len(record.clock):
             boot_id = str(record.meta.get("boot_id") or record.meta.get("host") or path.stem)
@@ -172,7 +170,7 @@ def _times(
         device=str(record.meta.get("device_uuid") or ""),
         steps=steps["step"].copy(),
         t1_ns=steps["t1_ns"].copy(),
-        tokens=int(steps["tokens_unique"].sum()),
+        tokens=int(steps["tokens_rank"].sum()),
         stamps_ns=at[kept],
         stamps_mj=read[kept],
         stamped_j=stamped,

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llem.campaign import Run
+from llem.campaign import Run, TokenData
 from llem.campaign.tokenfile import fingerprint
 from llem.errors import Fault, InputError
 from llem.training.order import WindowOrder
@@ -93,6 +93,7 @@ class Windows:
 
     def __init__(self, run: Run) -> None:
         data = run.data
+        assert isinstance(data, TokenData)
         self.path = Path(data.path)
         self.context = run.model.context
         self.vocabulary = run.model.vocabulary

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from llem.campaign import Run
+from llem.campaign import Run, SampleData
 from llem.errors import Fault, InputError
 from llem.records import Phase, host_meta
 from llem.training.checkpoint import (
@@ -71,7 +71,7 @@ def train(
     began_ns, wall_ns = time.monotonic_ns(), time.time_ns()
     attempt, checkpoints = Path(attempt_dir), Path(checkpoints_dir)
     share = _check(run, world)
-    task = task or TokenTask(run, world)
+    task = task or _task_of(run, world)
     world.first(task.verify)
     task.open()
     world.first(lambda: attempt.mkdir(parents=True, exist_ok=True))
@@ -109,6 +109,14 @@ def train(
             return trainer.run_to_end(began_ns=began_ns, wall_ns=wall_ns)
     finally:
         engine.close()
+
+
+def _task_of(run: Run, world: World) -> Task:
+    if isinstance(run.data, SampleData):
+        from llem.training.samples import SampleTask
+
+        return SampleTask(run, world)
+    return TokenTask(run, world)
 
 
 def _check(run: Run, world: World) -> Share:

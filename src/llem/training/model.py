@@ -6,10 +6,7 @@ layer is the token embedding again unless the architecture unties them.
 
 from __future__ import annotations
 
-import importlib
 import math
-import os
-import sys
 from typing import Any
 
 import torch
@@ -19,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from llem import campaign
 from llem.errors import Fault, InputError
+from llem.training.naming import load_object
 
 # Heads at which muP's attention is the standard one.
 MUP_HEAD_SIZE = 64
@@ -201,25 +199,13 @@ def load_class(class_path: str) -> type[nn.Module]:
 
     Raises InputError that says which part of the name does not exist.
     """
-    module_name, _, class_name = class_path.partition(":")
-    for folder in (os.getcwd(), os.path.join(os.getcwd(), "code")):
-        if folder not in sys.path:
-            sys.path.insert(0, folder)
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:
-        raise InputError(
-            "model",
-            [
-                Fault(
-                    "class", f"{module_name!r} cannot be imported: {type(error).__name__}: {error}"
-                )
-            ],
-        ) from error
-    found = getattr(module, class_name, None)
+    found = load_object(class_path, key="class", what="a model class")
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        what = "has no" if found is None else "has something other than a torch.nn.Module as"
-        raise InputError("model", [Fault("class", f"module {module_name!r} {what} {class_name!r}")])
+        module_name, _, class_name = class_path.partition(":")
+        text = (
+            f"module {module_name!r} has something other than a torch.nn.Module as {class_name!r}"
+        )
+        raise InputError("model", [Fault("class", text)])
     return found
 
 
