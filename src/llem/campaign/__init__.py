@@ -21,8 +21,9 @@ from llem.campaign.quantities import (
     parse_interval,
     slurm_time,
 )
-from llem.campaign.run import Layout, Predicted, Recipe, Run, TokenData
+from llem.campaign.run import Layout, Predicted, Recipe, Run
 from llem.campaign.runs import Replicates, Runs
+from llem.campaign.tokendata import Part, TokenData
 
 if TYPE_CHECKING:
     from llem.campaign.campaign import MOST_WAVES, Campaign, Energy
@@ -49,6 +50,7 @@ __all__ = [
     "Decoder",
     "Energy",
     "Layout",
+    "Part",
     "Predicted",
     "Recipe",
     "Replicates",

@@ -10,6 +10,7 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from llem.campaign.architecture import Architecture, architecture_from_dict
+from llem.campaign.tokendata import TokenData
 
 RUN_SCHEMA = "llem-run-1"
 
@@ -35,25 +36,6 @@ class Recipe:
     clip_norm: float = 1.0
     precision: str = "fp32"
     rule: str = "user"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenData:
-    """A memory-mapped file of token ids and which part of it is held out.
-
-    `fingerprint` identifies the content (the path does not). The last `evaluation_tokens` of the
-    file are held out for evaluation; all before them can be trained on.
-    """
-
-    path: str
-    dtype: str
-    tokens: int
-    evaluation_tokens: int
-    fingerprint: str
-
-    @property
-    def training_tokens(self) -> int:
-        return self.tokens - self.evaluation_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +117,11 @@ class Run:
         """Training FLOPs of the whole run."""
         return float(self.model.flops_per_token) * self.tokens
 
+    @property
+    def epochs(self) -> float:
+        """Tokens read over different tokens among them: 1 where none is read twice."""
+        return self.data.epochs(self.tokens)
+
     @cached_property
     def run_id(self) -> str:
         """Twelve hex digits of a hash over all that changes the run's result.
@@ -162,9 +149,10 @@ class Run:
             "steps": self.steps,
             "learning_rate": self.recipe.learning_rate,
             "recipe": dict(vars(self.recipe)),
-            "data": dict(vars(self.data)),
+            "data": self.data.to_dict(),
             "layout": dict(vars(self.layout)),
             "predicted": dict(vars(self.predicted)),
+            "epochs": self.epochs,
             "checkpoint_steps": self.checkpoint_steps,
             "segments": self.segments,
             "asked": dict(vars(self.asked)) if self.asked else None,
@@ -180,7 +168,7 @@ class Run:
             steps=values["steps"],
             seed=values["seed"],
             recipe=Recipe(**values["recipe"]),
-            data=TokenData(**values["data"]),
+            data=TokenData.from_dict(values["data"]),
             layout=Layout(**values["layout"]),
             predicted=Predicted(**values["predicted"]),
             level=values["level"],
@@ -226,10 +214,8 @@ def _canonical(values: Mapping[str, Any]) -> str:
 @lru_cache(maxsize=4096)
 def _identity(model: Architecture, recipe: Recipe, data: TokenData) -> str:
     """The part of a run's identity that all its seeds share, as canonical JSON."""
-    content = dict(vars(data))
-    del content["path"]
     # The rule is how the numbers were found, not what they are.
     numbers = {k: v for k, v in vars(recipe).items() if k != "rule"}
     return _canonical(
-        {"data": content, "model": model.to_dict(), "recipe": numbers, "schema": RUN_SCHEMA}
+        {"data": data.identity(), "model": model.to_dict(), "recipe": numbers, "schema": RUN_SCHEMA}
     )
