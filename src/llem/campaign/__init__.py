@@ -23,7 +23,7 @@ from llem.campaign.quantities import (
 )
 from llem.campaign.run import Layout, Predicted, Recipe, Run
 from llem.campaign.runs import Replicates, Runs
-from llem.campaign.tokendata import Part, TokenData
+from llem.campaign.tokendata import Part, TokenData, mixture_of
 
 if TYPE_CHECKING:
     from llem.campaign.campaign import MOST_WAVES, Campaign, Energy
@@ -66,6 +66,7 @@ __all__ = [
     "format_si",
     "load_campaign",
     "load_site",
+    "mixture_of",
     "parse_budget",
     "parse_bytes",
     "parse_count",

@@ -71,18 +71,42 @@ class ModelChoice(Strict):
         return self
 
 
-class DataChoice(Strict):
-    """A token file (`path`, raw little-endian ids), a text file to read as bytes, or `builtin`."""
+class DataFile(Strict):
+    """A file that `llem data prepare` made, raw little-endian ids, or a text to read as bytes.
+
+    What the file's sidecar says need not be given, and is a fault where it is given otherwise.
+    """
 
     path: DataText | None = None
-    builtin: Literal["python-sources"] | None = None
     dtype: Literal["uint8", "uint16", "uint32"] | None = None
     evaluation_tokens: Count | None = None
 
+
+class MixturePart(DataFile):
+    """A file of a mixture; of the sum of all weights so many windows are its own."""
+
+    path: DataText
+    weight: PositiveFloat
+
+
+class DataChoice(DataFile):
+    """One file, several by weight, or `builtin`; and how windows are cut from them."""
+
+    builtin: Literal["python-sources"] | None = None
+    mixture: tuple[MixturePart, ...] | None = Field(None, min_length=2)
+    packing: Literal["stream", "documents"] = Field(
+        "stream", description="documents: those that fit into a window are never cut"
+    )
+
     @model_validator(mode="after")
     def _one_source(self) -> DataChoice:
-        if self.path and self.builtin:
-            raise ValueError("give `path` or `builtin`, not both")
+        given = [name for name in ("path", "builtin", "mixture") if getattr(self, name)]
+        if len(given) > 1:
+            raise ValueError(f"give `{given[0]}` or `{given[1]}`, not both")
+        if self.mixture and (self.dtype or self.evaluation_tokens):
+            raise ValueError("in a mixture `dtype` and `evaluation_tokens` go with each file")
+        if self.packing == "documents" and not (self.path or self.mixture):
+            raise ValueError("`packing: documents` goes with what `llem data prepare` made")
         return self
 
 

@@ -189,7 +189,8 @@ def _container(site: Site, more_binds: Sequence[str]) -> dict[str, Any] | None:
 
 def _data_folders(plan: Plan) -> list[str]:
     """Folders of data outside the campaign folder, which ranks must see at the same path."""
-    paths = {Path(some.run.data.path) for some in plan.runs.replicates}
+    parts = (part for some in plan.runs.replicates for part in some.run.data.parts)
+    paths = {Path(part.data.path) for part in parts}
     folders = {str(path.parent) for path in paths if path.is_absolute()}
     try:
         return [check_script_path(folder) for folder in sorted(folders)]

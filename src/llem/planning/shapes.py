@@ -128,13 +128,13 @@ def shortened(run: Run, steps: int | None, *, site: Site, device: Accelerator) -
         steps = min(MOST_STEPS, max(LEAST_STEPS, math.ceil(LEAST_S / step_s)))
     seconds = duration_s(flops_per_step * steps, steps, layout, device)
     device_s = (seconds + site.startup_s) * layout.ranks
-    held_out = min(run.data.evaluation_tokens, EVALUATION_WINDOWS * run.model.context + 1)
+    held_out = EVALUATION_WINDOWS * run.model.context + 1
     return replace(
         run,
         steps=steps,
         tokens=steps * run.recipe.batch_tokens,
         recipe=replace(run.recipe, warmup_steps=min(run.recipe.warmup_steps, steps - 1)),
-        data=replace(run.data, evaluation_tokens=held_out),
+        data=run.data.holding_out_at_most(held_out),
         predicted=Predicted(
             duration_s=seconds,
             gpu_hours=device_s / 3600,
