@@ -15,6 +15,7 @@ from llem._version import __version__
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from llem.campaign import Campaign, load_campaign
+    from llem.data import prepare_data
     from llem.errors import InputError, LlemError
     from llem.pipeline import (
         Result,
@@ -46,6 +47,7 @@ __all__ = [
     "load_campaign",
     "measure",
     "plan_campaign",
+    "prepare_data",
     "refine_campaign",
     "report_campaign",
     "run_campaign",
@@ -57,6 +59,7 @@ _HOME = {
     "InputError": "errors",
     "LlemError": "errors",
     "fit_law": "scaling",
+    "prepare_data": "data",
 }
 
 

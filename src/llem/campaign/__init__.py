@@ -21,9 +21,10 @@ from llem.campaign.quantities import (
     parse_interval,
     slurm_time,
 )
-from llem.campaign.run import Layout, Predicted, Recipe, Run, TokenData
+from llem.campaign.run import Layout, Predicted, Recipe, Run
 from llem.campaign.runs import Replicates, Runs
 from llem.campaign.sampledata import IN_SESSION, SampleData
+from llem.campaign.tokendata import Part, TokenData, mixture_of
 
 if TYPE_CHECKING:
     from llem.campaign.campaign import MOST_WAVES, Campaign, Energy
@@ -51,6 +52,7 @@ __all__ = [
     "Decoder",
     "Energy",
     "Layout",
+    "Part",
     "Predicted",
     "Recipe",
     "Replicates",
@@ -67,6 +69,7 @@ __all__ = [
     "format_si",
     "load_campaign",
     "load_site",
+    "mixture_of",
     "parse_budget",
     "parse_bytes",
     "parse_count",

@@ -84,14 +84,33 @@ class ModelChoice(Strict):
         return self
 
 
-class DataChoice(Strict):
-    """A token file (`path`, raw little-endian ids), a text file to read as bytes, or `builtin`;
-    for a model class of the user's own also a `dataset` of samples."""
+class DataFile(Strict):
+    """A file that `llem data prepare` made, raw little-endian ids, or a text to read as bytes.
+
+    What the file's sidecar says need not be given, and is a fault where it is given otherwise.
+    """
 
     path: DataText | None = None
-    builtin: Literal["python-sources"] | None = None
     dtype: Literal["uint8", "uint16", "uint32"] | None = None
     evaluation_tokens: Count | None = None
+
+
+class MixturePart(DataFile):
+    """A file of a mixture; of the sum of all weights so many windows are its own."""
+
+    path: DataText
+    weight: PositiveFloat
+
+
+class DataChoice(DataFile):
+    """One file, several by weight, or `builtin`; and how windows are cut from them. For a model
+    class of the user's own also a `dataset` of samples."""
+
+    builtin: Literal["python-sources"] | None = None
+    mixture: tuple[MixturePart, ...] | None = Field(None, min_length=2)
+    packing: Literal["stream", "documents"] = Field(
+        "stream", description="documents: those that fit into a window are never cut"
+    )
     dataset: DataText | None = Field(
         None, description="module:object of a data set or a function that makes one, or a folder"
     )
@@ -101,9 +120,14 @@ class DataChoice(Strict):
 
     @model_validator(mode="after")
     def _one_source(self) -> DataChoice:
-        if self.path and self.builtin:
-            raise ValueError("give `path` or `builtin`, not both")
-        if self.dataset and (self.path or self.builtin or self.dtype or self.evaluation_tokens):
+        given = [name for name in ("path", "builtin", "mixture", "dataset") if getattr(self, name)]
+        if len(given) > 1:
+            raise ValueError(f"give `{given[0]}` or `{given[1]}`, not both")
+        if self.mixture and (self.dtype or self.evaluation_tokens):
+            raise ValueError("in a mixture `dtype` and `evaluation_tokens` go with each file")
+        if self.packing == "documents" and not (self.path or self.mixture):
+            raise ValueError("`packing: documents` goes with what `llem data prepare` made")
+        if self.dataset and (self.dtype or self.evaluation_tokens):
             raise ValueError("`dataset` goes with `evaluation` alone")
         if self.evaluation is not None and not self.dataset:
             raise ValueError("`evaluation` goes with `dataset`")

@@ -12,6 +12,7 @@ from typing import Any
 from llem.campaign.architecture import Architecture, architecture_from_dict
 from llem.campaign.deepspeed import changing_results
 from llem.campaign.sampledata import SampleData
+from llem.campaign.tokendata import TokenData
 
 RUN_SCHEMA = "llem-run-1"
 
@@ -56,25 +57,6 @@ _ADDED = {
     name: Recipe.__dataclass_fields__[name].default
     for name in ("optimiser", "z_loss", "parametrisation", "base_width")
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenData:
-    """A memory-mapped file of token ids and which part of it is held out.
-
-    `fingerprint` identifies the content (the path does not). The last `evaluation_tokens` of the
-    file are held out for evaluation; all before them can be trained on.
-    """
-
-    path: str
-    dtype: str
-    tokens: int
-    evaluation_tokens: int
-    fingerprint: str
-
-    @property
-    def training_tokens(self) -> int:
-        return self.tokens - self.evaluation_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +151,11 @@ class Run:
         """Training FLOPs of the whole run."""
         return float(self.model.flops_per_token) * self.tokens
 
+    @property
+    def epochs(self) -> float:
+        """Tokens read over different tokens among them: 1 where none is read twice."""
+        return self.data.epochs(self.tokens)
+
     @cached_property
     def run_id(self) -> str:
         """Twelve hex digits of a hash over all that changes the run's result.
@@ -212,9 +199,10 @@ class Run:
             "steps": self.steps,
             "learning_rate": self.recipe.learning_rate,
             "recipe": dict(vars(self.recipe)),
-            "data": dict(vars(self.data)),
+            "data": self.data.to_dict(),
             "layout": dict(vars(self.layout)),
             "predicted": dict(vars(self.predicted)),
+            "epochs": self.epochs,
             "checkpoint_steps": self.checkpoint_steps,
             "segments": self.segments,
             "asked": dict(vars(self.asked)) if self.asked else None,
@@ -253,7 +241,7 @@ class Run:
 
 
 def _data_from(values: Mapping[str, Any]) -> TokenData | SampleData:
-    return SampleData.from_dict(values) if "samples" in values else TokenData(**values)
+    return SampleData.from_dict(values) if "samples" in values else TokenData.from_dict(values)
 
 
 def edited(named: str, known: str) -> ValueError:
@@ -292,11 +280,6 @@ def _identity(
     model: Architecture, recipe: Recipe, data: TokenData | SampleData, deepspeed: str
 ) -> str:
     """The part of a run's identity that all its seeds share, as canonical JSON."""
-    if isinstance(data, SampleData):
-        content = data.identity()
-    else:
-        content = dict(vars(data))
-        del content["path"]
     # The rule is how the numbers were found, not what they are.
     numbers = {
         k: v for k, v in vars(recipe).items() if k != "rule" and (k not in _ADDED or v != _ADDED[k])
@@ -304,7 +287,7 @@ def _identity(
     more = {"deepspeed": json.loads(deepspeed)} if deepspeed else {}
     return _canonical(
         {
-            "data": content,
+            "data": data.identity(),
             "model": model.identity(),
             "recipe": numbers,
             "schema": RUN_SCHEMA,

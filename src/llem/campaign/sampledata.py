@@ -37,6 +37,11 @@ class SampleData:
         return "" if ":" in self.dataset else self.dataset
 
     @property
+    def paths(self) -> tuple[str, ...]:
+        """The folder, where it is one."""
+        return (self.path,) if self.path else ()
+
+    @property
     def training_tokens(self) -> int:
         """How much D there is before a sample is read twice."""
         return self.samples * self.units
@@ -49,9 +54,22 @@ class SampleData:
     def tokens(self) -> int:
         return self.training_tokens + self.evaluation_tokens
 
+    @property
+    def once_tokens(self) -> int:
+        """As `TokenData` calls it: `training_tokens`."""
+        return self.training_tokens
+
+    def different_tokens(self, tokens: int) -> int:
+        """How much different D a training on `tokens` reads."""
+        return min(tokens, self.training_tokens)
+
     def epochs(self, tokens: float) -> float:
         """How often D of `tokens` goes through the data, at least 1."""
         return max(1.0, tokens / self.training_tokens)
+
+    def holding_out_at_most(self, tokens: int) -> SampleData:
+        """The same data: which samples are held out is drawn among them all."""
+        return self
 
     def identity(self) -> dict[str, Any]:
         """What of it changes a run's result: all but the names."""

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llem.campaign.run import TokenData
+from llem.campaign.tokendata import TokenData
 from llem.errors import Fault, InputError
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ import sys
 COMMANDS = {
     "quickstart": "the whole path on this machine: a law, an optimum, its energy, in minutes",
     "init": "write a campaign.yaml to start from",
+    "data": "turn text into a token file, or say what one holds",
     "calibrate": "measure step time, memory and power of a few shapes, for the planner",
     "plan": "turn a budget into runs and array jobs",
     "submit": "submit a planned campaign (SLURM), or run it here (local)",

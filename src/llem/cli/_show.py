@@ -9,9 +9,10 @@ import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llem.campaign import Runs, format_duration, format_si
+from llem.campaign import Runs, SampleData, format_duration, format_si
 
 if TYPE_CHECKING:
     from llem.campaign import Replicates
@@ -150,7 +151,33 @@ def _plan_figures(plan: Plan, times: Timeline | None) -> list[tuple[str, str]]:
         found.append(("recipe", text + (f"; learning rate capped in {capped} runs" * (capped > 0))))
     if plan.limits is not None:
         found.append(("limits", plan.limits.source))
-    return found
+    return [*found, ("data", _data(plan))]
+
+
+def _data(plan: Plan) -> str:
+    """What is read, how much of it is held out, and which runs read some of it again."""
+    data = plan.runs.replicates[0].run.data
+    unit = "token"
+    if isinstance(data, SampleData):
+        unit = data.unit
+        text = (
+            f"{data.dataset} ({format_si(data.samples)} samples, "
+            f"{format_si(data.evaluation_samples)} held out)"
+        )
+    else:
+        whole = sum(part.weight for part in data.parts)
+        files = [
+            (f"{part.weight / whole:.3g} x " if data.mixture else "")
+            + f"{Path(part.data.path).name} ({format_si(part.data.training_tokens)} tokens, "
+            f"{format_si(part.data.evaluation_tokens)} held out)"
+            for part in data.parts
+        ]
+        text = " + ".join(files) + ", documents kept whole" * (data.packing != "stream")
+    totals = plan.totals
+    if not totals["runs_repeating"]:
+        return f"{text}; no run reads a {unit} twice"
+    over = f"{totals['runs_repeating']:.0f} of {totals['runs']:.0f} runs"
+    return f"{text}; {over} read {unit}s again, in up to {totals['epochs_most']:.3g} epochs"
 
 
 def _wave(plan: Plan) -> Iterator[tuple[str, str]]:

@@ -190,7 +190,7 @@ def _container(site: Site, more_binds: Sequence[str]) -> dict[str, Any] | None:
 
 def _data_folders(plan: Plan) -> list[str]:
     """Folders of data outside the campaign folder, which ranks must see at the same path."""
-    paths = {Path(some.run.data.path) for some in plan.runs.replicates}
+    paths = {Path(path) for some in plan.runs.replicates for path in some.run.data.paths}
     folders = {str(path.parent) for path in paths if path.is_absolute()}
     try:
         return [check_script_path(folder) for folder in sorted(folders)]

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
         Planned,
         aggregate_campaign,
         plan_campaign,
-        resolve_data,
         run_campaign,
     )
+    from llem.pipeline.datasets import resolve_data
     from llem.pipeline.finishing import Finished, finish, report_campaign
     from llem.pipeline.fitting import (
         FIT_FILE,
@@ -74,7 +74,7 @@ _HOME = {
     "reduce_calibration": "calibration",
     "refine_campaign": "refining",
     "report_campaign": "finishing",
-    "resolve_data": "campaigns",
+    "resolve_data": "datasets",
     "run_calibration": "calibration",
     "run_campaign": "campaigns",
     "seal_campaign": "sealing",

@@ -21,7 +21,8 @@ from llem.cluster import (
     run_locally,
     submit_and_wait,
 )
-from llem.errors import Fault, InputError, LlemError
+from llem.errors import InputError, LlemError
+from llem.pipeline.datasets import resolve_data
 from llem.planning import (
     Calibration,
     ClusterLimits,
@@ -29,7 +30,6 @@ from llem.planning import (
     Plan,
     load_calibration,
     make_plan,
-    write_python_sources,
 )
 from llem.report.plan import Timeline, render_plan_page, times_of
 
@@ -37,9 +37,6 @@ if TYPE_CHECKING:
     from llem.campaign import Campaign
     from llem.results import Aggregation
 
-DEFAULT_EVALUATION_TOKENS = 10_000_000
-# Without a word from the user a twentieth of the text is held out, at most ten million tokens.
-EVALUATION_SHARE = 0.05
 OBSERVATIONS_FILE = "observations.csv"
 
 
@@ -99,7 +96,7 @@ def plan_campaign(
     else:
         with tempfile.TemporaryDirectory(prefix="llem-plan-") as scratch:
             place = folder.root if write else Path(scratch)
-            data = resolve_data(campaign, place, base=Path(base))
+            data, campaign = resolve_data(campaign, place, base=Path(base))
         if campaign.model.family == "custom":
             own, code = own_model(campaign, Path(base).resolve())
     site = site_of(campaign)
@@ -167,35 +164,6 @@ def by_cell(plan: Plan) -> dict[str, Any]:
     """plan.json with `cells` for its runs: one run of each cell, and the `run_ids` of all seeds."""
     cells = [{**some.run.to_dict(), "run_ids": some.run_ids} for some in plan.runs.replicates]
     return {**plan.head(), "arrays": [vars(array) for array in plan.arrays], "cells": cells}
-
-
-def resolve_data(campaign: Campaign, root: Path, *, base: Path) -> TokenData:
-    """The campaign's data as a token file: the built-in text, a text read as bytes, or ids.
-
-    The built-in text is written into the campaign folder `root` and named relative to it, so
-    that every rank finds it; the user's own file is named by its absolute path.
-    """
-    from llem.campaign.tokenfile import token_file
-
-    choice = campaign.data
-    if choice.path:
-        path = (base / Path(choice.path).expanduser()).resolve()
-        named = str(path)
-    else:
-        path = write_python_sources(root / "data" / "python-sources.bin")
-        named = str(path.relative_to(root))
-    dtype = choice.dtype or ("uint8" if campaign.model.vocabulary <= 256 else "uint16")
-    wanted = choice.evaluation_tokens
-    try:
-        data = token_file(path, dtype=dtype, evaluation_tokens=wanted or 1)
-    except InputError as error:
-        raise InputError(
-            "campaign", [Fault("data", str(fault)) for fault in error.faults]
-        ) from None
-    if wanted is None:
-        held_out = min(DEFAULT_EVALUATION_TOKENS, int(EVALUATION_SHARE * data.tokens))
-        data = replace(data, evaluation_tokens=max(held_out, campaign.model.context))
-    return replace(data, path=named)
 
 
 def image_digest(plan: Plan) -> str:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llem._processes import end_with_parent
 from llem.errors import InputError, LlemError
 
 if TYPE_CHECKING:
@@ -95,18 +95,6 @@ def _records_below(folder: Path) -> list[Path]:
     return sorted(path for pattern in PATTERNS for path in folder.rglob(pattern))
 
 
-def _end_with_parent() -> None:
-    """A command that was killed leaves no worker behind, which would wait for work for ever."""
-    parent = parent_process()
-
-    def watch() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def _each(
     work: Callable[[Path], SealedFile],
     paths: list[Path],
@@ -142,7 +130,7 @@ def _in_processes(
 ) -> None:
     # A fork of a process with threads (a progress bar) may hang.
     with ProcessPoolExecutor(
-        processes, mp_context=get_context("spawn"), initializer=_end_with_parent
+        processes, mp_context=get_context("spawn"), initializer=end_with_parent
     ) as pool:
         left = iter(paths)
         running: dict[Future[SealedFile], Path] = {}

@@ -96,7 +96,8 @@ class Plan:
 
     @cached_property
     def totals(self) -> dict[str, float]:
-        """Runs, elements and what all of it is expected to cost; `flops_6nd` is 6 N D, summed."""
+        """Runs, elements and what all of it is expected to cost; `flops_6nd` is 6 N D, summed;
+        how many runs read tokens more than once, and how often at most (`epochs_most`)."""
         return {
             "runs": len(self.runs),
             "elements": sum(len(a.elements) for a in self.arrays),
@@ -104,6 +105,8 @@ class Plan:
             "flops_6nd": self.runs.total(lambda r: 6.0 * r.params * r.tokens),
             "gpu_hours": self.runs.total(lambda r: r.predicted.gpu_hours),
             "energy_j": self.runs.total(lambda r: r.predicted.energy_j),
+            "runs_repeating": self.runs.how_many(lambda r: r.epochs > 1),
+            "epochs_most": max(r.run.epochs for r in self.runs.replicates),
         }
 
     def to_dict(self) -> dict[str, Any]:
@@ -272,12 +275,14 @@ def plan_warnings(
     spent = spend(runs, budget.unit, site)
     if spent < FILL * budget.value:
         found.append(f"the runs spend only {spent / budget.value:.0%} of what they may cost")
-    longest = max(r.tokens for r in firsts)
-    if longest > data.training_tokens:
-        over = runs.how_many(lambda r: r.tokens > data.training_tokens)
+    most = max(r.epochs for r in firsts)
+    if most > 1:
+        over = runs.how_many(lambda r: r.epochs > 1)
+        longest = max(r.tokens for r in firsts if r.epochs == most)
         found.append(
-            f"{over} run{'s' if over > 1 else ''} would see tokens more than once: up to "
-            f"{format_si(longest)} of {format_si(data.training_tokens)} unique tokens"
+            f"{over} run{'s read' if over > 1 else ' reads'} tokens more than once: up to "
+            f"{most:.3g} epochs, {format_si(longest)} tokens of which "
+            f"{format_si(data.different_tokens(longest))} differ"
         )
     ratio = target_flops(campaign.target, site, device) / max(r.flops for r in firsts)
     if ratio > 10:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from llem.campaign import Budget, Layout, Predicted, Run, Runs, Site, TokenData
+from llem.campaign import Budget, Layout, Predicted, Run, Runs, Site
 from llem.planning.arrays import pack
 from llem.planning.cells import Dropped
 from llem.planning.hardware import Accelerator
@@ -128,16 +128,13 @@ def shortened(run: Run, steps: int | None, *, site: Site, device: Accelerator) -
         steps = min(MOST_STEPS, max(LEAST_STEPS, math.ceil(LEAST_S / step_s)))
     seconds = duration_s(flops_per_step * steps, steps, layout, device)
     device_s = (seconds + site.startup_s) * layout.ranks
-    data = run.data
-    if isinstance(data, TokenData):
-        held_out = min(data.evaluation_tokens, EVALUATION_WINDOWS * run.model.context + 1)
-        data = replace(data, evaluation_tokens=held_out)
+    held_out = EVALUATION_WINDOWS * run.model.context + 1
     return replace(
         run,
         steps=steps,
         tokens=steps * run.recipe.batch_tokens,
         recipe=replace(run.recipe, warmup_steps=min(run.recipe.warmup_steps, steps - 1)),
-        data=data,
+        data=run.data.holding_out_at_most(held_out),
         predicted=Predicted(
             duration_s=seconds,
             gpu_hours=device_s / 3600,

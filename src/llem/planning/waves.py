@@ -293,7 +293,7 @@ def _candidates(
         beyond = flops < largest
         for model in _models(bench, flops):
             cell = bench.cell(level, model, flops)
-            if not isinstance(cell, Cell) or cell.tokens > bench.data.training_tokens:
+            if not isinstance(cell, Cell) or cell.tokens > bench.data.once_tokens:
                 continue
             if not least <= cell.tokens / cell.model.params <= most or cell.steps < MIN_STEPS:
                 continue

@@ -13,8 +13,8 @@ import numpy as np
 
 SCHEMA = "llem-record-1"
 
-# One row per optimiser step of one rank. `tokens_rank` are the tokens that this rank read,
-# `tokens_unique` those of them that no other rank and no earlier step has read.
+# One row per optimiser step of one rank. `tokens_rank` are the tokens that this rank read, and no
+# other in this step; `tokens_unique` those of them that no earlier step has read.
 # `loss` is this rank's mean training loss in nats per token; e*_mj are the device counter's
 # readings at the step's ends where they are cheap to take.
 STEPS = np.dtype(

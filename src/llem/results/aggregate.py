@@ -5,7 +5,7 @@ divided once. PUE, prices, carbon intensity and idle power come in here, so that
 changed without running anything again.
 
     energy_j       sum over attempts and non-overlapping devices of I(t1) - I(t0)
-    tokens         sum over step numbers of the unique tokens of all ranks, taken from the last
+    tokens         sum over step numbers of the tokens of all ranks, taken from the last
                    attempt that holds the step: what was redone after a resume counts once
     flops          tokens x (the plan's FLOPs / the plan's tokens)
     loss           the evaluation at the last step of the attempt that completed

@@ -22,8 +22,8 @@ class Observation:
 
     status            completed, diverged, interrupted, failed (the end record's word),
                       unfinished (killed, or still running), missing (never started)
-    tokens            tokens (or samples) trained on, each step number counted once; those of
-                      later epochs too
+    tokens            tokens (or samples) trained on by all ranks, each step number counted once
+    unique_tokens     those of them that no step before had read; epochs is tokens over these
     flops             tokens x the plan's FLOPs per token
     loss, loss_se     evaluation at the last step of the attempt that completed, nats per token
     energy_j          gross energy of all attempts; energy_seen_j is the part that was measured
@@ -93,6 +93,8 @@ class Observation:
     attempts: int = 0
     tokens_planned: float = NAN
     tokens_seen: float = NAN
+    unique_tokens: float = NAN
+    epochs: float = NAN
     flops_planned: float = NAN
     workload: str = "training"
 

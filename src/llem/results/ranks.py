@@ -52,7 +52,8 @@ class RankTimes:
 class Ranks:
     """All readable ranks of an attempt.
 
-    `steps` are distinct and sorted, `tokens` those that all ranks read in each. `span_s` is
+    `steps` are distinct and sorted, `tokens` those that all ranks read in each, `unique` those of
+    them that no step before had read. `span_s` is
     from the first start of a step to the last end, over all ranks. `clocks` and `lines` (those of
     the host's first rank) are by boot id. `loss` is rank 0's evaluation at `loss_step`, its last.
     `device_uuids` are the GPUs that they computed on, None where one of them did not say.
@@ -64,6 +65,7 @@ class Ranks:
     hosts: tuple[str, ...]
     steps: Integers
     tokens: Integers
+    unique: Integers
     span_s: float
     loss: float
     loss_se: float
@@ -79,7 +81,7 @@ class Ranks:
     def without_steps(self) -> Ranks:
         """Without what grows with the number of steps, for a campaign of many runs."""
         none = np.array([], dtype=np.int64)
-        return replace(self, steps=none, tokens=none, clocks={}, lines={}, ranks=())
+        return replace(self, steps=none, tokens=none, unique=none, clocks={}, lines={}, ranks=())
 
 
 def read_ranks(paths: Sequence[Path], *, run_id: str) -> Ranks:
@@ -88,6 +90,7 @@ def read_ranks(paths: Sequence[Path], *, run_id: str) -> Ranks:
     worlds: set[int] = set()
     hosts: dict[str, None] = {}
     tokens: dict[int, int] = {}
+    unique: dict[int, int] = {}
     spans: list[tuple[HostClock, int, int]] = []
     clocks: dict[str, HostClock] = {}
     lines: dict[str, Timeline] = {}
@@ -112,8 +115,12 @@ def read_ranks(paths: Sequence[Path], *, run_id: str) -> Ranks:
         if isinstance(record.meta.get("world"), int):
             worlds.add(record.meta["world"])
         steps = last_of_each_step(record.steps)
-        for step, count in zip(steps["step"].tolist(), steps["tokens_rank"].tolist(), strict=True):
+        for step, count, new in zip(
+            *(steps[name].tolist() for name in ("step", "tokens_rank", "tokens_unique")),
+            strict=True,
+        ):
             tokens[step] = tokens.get(step, 0) + count
+            unique[step] = unique.get(step, 0) + new
         if len(record.clock):
             boot_id = str(record.meta.get("boot_id") or record.meta.get("host") or path.stem)
             clock = clocks.setdefault(boot_id, HostClock.of(boot_id, record.clock))
@@ -139,6 +146,7 @@ def read_ranks(paths: Sequence[Path], *, run_id: str) -> Ranks:
         hosts=tuple(host for host in hosts if host),
         steps=np.array(order, dtype=np.int64),
         tokens=np.array([tokens[step] for step in order], dtype=np.int64),
+        unique=np.array([unique[step] for step in order], dtype=np.int64),
         span_s=_span_s(spans, reference),
         loss=loss,
         loss_se=loss_se,

@@ -18,21 +18,26 @@ TOKENS_RELATIVE = 1e-9
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """Unique tokens and distinct steps in a run's records, and which ranks are missing."""
+    """Tokens and distinct steps in a run's records, and which ranks are missing.
+
+    `unique` are the tokens that no step before had read.
+    """
 
     tokens: int
+    unique: int
     steps: int
     reasons: tuple[str, ...]
 
 
 def sum_tokens(attempts: Sequence[Attempt]) -> Trained:
-    """Sum unique tokens over ranks and step numbers; a step counts in the last attempt with it."""
-    by_step: dict[int, int] = {}
+    """Sum tokens over ranks and step numbers; a step counts in the last attempt with it."""
+    by_step: dict[int, tuple[int, int]] = {}
     reasons = []
     for attempt in attempts:
         # a later attempt that trains a step again takes the place of what was lost
         ranks = attempt.ranks
-        by_step.update(zip(ranks.steps.tolist(), ranks.tokens.tolist(), strict=True))
+        counts = zip(ranks.tokens.tolist(), ranks.unique.tolist(), strict=True)
+        by_step.update(zip(ranks.steps.tolist(), counts, strict=True))
         missing = attempt.expected_ranks - len(ranks.seen)
         if missing > 0:
             which = sorted(set(range(attempt.expected_ranks)) - set(ranks.seen))
@@ -41,7 +46,12 @@ def sum_tokens(attempts: Sequence[Attempt]) -> Trained:
                 f"attempt {attempt.number}: {missing} of {attempt.expected_ranks} rank records "
                 f"missing or unreadable (rank {names})"
             )
-    return Trained(tokens=sum(by_step.values()), steps=len(by_step), reasons=tuple(reasons))
+    return Trained(
+        tokens=sum(tokens for tokens, _ in by_step.values()),
+        unique=sum(unique for _, unique in by_step.values()),
+        steps=len(by_step),
+        reasons=tuple(reasons),
+    )
 
 
 def observe(
@@ -59,6 +69,8 @@ def observe(
     chosen = next((a for a in reversed(attempts) if a.status == "completed"), attempts[-1])
     loss, loss_se, loss_reason = _loss(chosen)
     tokens, token_reason = _tokens(chosen, attempts, trained.tokens, planned["tokens_planned"])
+    # Where records are missing nobody knows which tokens were new.
+    unique = float(trained.unique) if tokens == trained.tokens > 0 else NAN
     flops = tokens * _quotient(planned["flops_planned"], planned["tokens_planned"])
     energy = energy_columns(attempts, claims, options)
     gpu_seconds = sum(a.duration_s * a.expected_ranks for a in attempts)
@@ -94,6 +106,8 @@ def observe(
         reason="; ".join(dict.fromkeys(r for r in reasons if r)),
         tokens=tokens,
         tokens_seen=float(trained.tokens),
+        unique_tokens=unique,
+        epochs=_quotient(tokens, unique),
         flops=flops,
         loss=loss,
         loss_se=loss_se,
@@ -173,7 +187,7 @@ def _loss(attempt: Attempt) -> tuple[float, float, str]:
 def _tokens(
     chosen: Attempt, attempts: Sequence[Attempt], seen: int, planned: float
 ) -> tuple[float, str]:
-    """Unique tokens of the run: the records' sum, or end.json's where records are missing."""
+    """Tokens of the run: the records' sum, or end.json's where records are missing."""
     told = chosen.end.tokens if chosen.end is not None else NAN
     completed = chosen.status == "completed"
     if any(len(a.ranks.seen) != a.expected_ranks for a in attempts):

@@ -1,12 +1,14 @@
-"""Windows of a token file: which tokens each rank reads at each step, and which are held out.
+"""Windows of token files: which tokens each rank reads at each step, and which are held out.
 
 Window i of the training part covers its tokens [i*T, i*T + T + 1): T inputs and, one further on,
-their T targets. The global batch of step s is the places s*B .. (s+1)*B of the order, whatever
-the number of ranks and micro-batches it is divided among.
+their T targets; `llem.training.packing` has the other way, which keeps documents whole. The
+global batch of step s is the places s*B .. (s+1)*B of the order, whatever the number of ranks and
+micro-batches it is divided among; in a mixture the files take turns at these places.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llem.campaign import Run, TokenData
+from llem.campaign import Architecture, Run, TokenData
+from llem.campaign.prepared import read_index
+from llem.campaign.tokendata import DOCUMENTS
 from llem.campaign.tokenfile import fingerprint
 from llem.errors import Fault, InputError
+from llem.training.mixture import MixtureOrder
 from llem.training.order import WindowOrder
+from llem.training.packing import Packed, pack_documents
 
 Tokens = NDArray[np.int64]
 
@@ -89,20 +95,124 @@ class Batch:
 
 
 class Windows:
-    """The windows of a run's token file, memory-mapped."""
+    """The windows of a run's token files: in which order they are trained on, and the held-out."""
 
     def __init__(self, run: Run) -> None:
         data = run.data
         assert isinstance(data, TokenData)
-        self.path = Path(data.path)
         self.context = run.model.context
-        self.vocabulary = run.model.vocabulary
+        found: list[_File] = []
+        faults: dict[str, list[Fault | str]] = {}
+        for number, part in enumerate(data.parts):
+            # The first file of a mixture reads in the order of a file alone.
+            seed = run.seed + (number << 32)
+            try:
+                found.append(_File(part.data, run.model, seed=seed))
+            except InputError as error:
+                faults.setdefault(error.source, []).extend(error.faults)
+        if len(faults) == 1:
+            raise InputError(*faults.popitem())
+        if faults:
+            told = [Fault(path, str(fault)) for path, some in faults.items() for fault in some]
+            raise InputError(f"run {run.run_id}", told)
+        self.files = tuple(found)
+        weights = [part.weight for part in data.parts]
+        self.weights = tuple(weight / sum(weights) for weight in weights)
+        self._turns = MixtureOrder(weights) if data.mixture else None
+        # Where the held-out windows of each file begin among all.
+        self._begins = np.cumsum([0, *(file.evaluation_windows for file in found)])
+        self._ahead = _Places(0, *(np.empty(0, dtype=np.int64) for _ in range(3)))
+
+    @property
+    def windows(self) -> int:
+        """Training windows of all files."""
+        return sum(file.windows for file in self.files)
+
+    @property
+    def evaluation_windows(self) -> int:
+        return int(self._begins[-1])
+
+    def batch(self, step: int, share: Share) -> Batch:
+        """What the rank of `share` reads in `step`."""
+        places = self._places(step * share.batch_windows, share.batch_windows)
+        micros, windows, unique = [], 0, 0
+        for part in share.slices():
+            micros.append(self._read(places.files[part], places.windows[part]))
+            windows += part.stop - part.start
+            unique += int(places.new[part].sum())
+        return Batch(
+            micros=tuple(micros),
+            tokens=windows * self.context,
+            tokens_unique=unique * self.context,
+        )
+
+    def evaluation(self, first: int, count: int) -> tuple[Tokens, Tokens]:
+        """Inputs and targets of the held-out windows first .. first+count-1, file after file."""
+        asked = np.arange(first, first + count)
+        files = np.searchsorted(self._begins, asked, side="right") - 1
+        return self._of_each(files, asked - self._begins[files], _File.evaluation)
+
+    def _places(self, first: int, count: int) -> _Places:
+        known = self._ahead
+        if not known.first <= first <= first + count <= known.first + len(known.windows):
+            known = self._ahead = self._look_up(first, max(count, _AHEAD_WINDOWS))
+        part = slice(first - known.first, first - known.first + count)
+        return _Places(first, known.files[part], known.windows[part], known.new[part])
+
+    def _look_up(self, first: int, count: int) -> _Places:
+        places = np.arange(first, first + count)
+        if self._turns is None:
+            windows, new = self.files[0].ordered(places)
+            return _Places(first, np.zeros(count, dtype=np.int64), windows, new)
+        files, within = self._turns(places)
+        windows, new = np.empty_like(places), np.empty_like(places)
+        for number, file in enumerate(self.files):
+            own = files == number
+            windows[own], new[own] = file.ordered(within[own])
+        return _Places(first, files, windows, new)
+
+    def _read(self, files: Tokens, windows: Tokens) -> tuple[Tokens, Tokens]:
+        return self._of_each(files, windows, _File.training)
+
+    def _of_each(
+        self,
+        files: Tokens,
+        windows: Tokens,
+        read: Callable[[_File, Tokens], tuple[Tokens, Tokens]],
+    ) -> tuple[Tokens, Tokens]:
+        if len(self.files) == 1:
+            return read(self.files[0], windows)
+        inputs = np.empty((len(windows), self.context), dtype=np.int64)
+        targets = np.empty_like(inputs)
+        for number in np.unique(files).tolist():
+            own = files == number
+            inputs[own], targets[own] = read(self.files[number], windows[own])
+        return inputs, targets
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Of places `first`, first + 1, ...: the file, its window, and 1 where that is new, else 0."""
+
+    first: int
+    files: Tokens
+    windows: Tokens
+    new: Tokens
+
+
+class _File:
+    """One token file, memory-mapped. Raises InputError where it is not what was planned."""
+
+    def __init__(self, data: TokenData, model: Architecture, *, seed: int) -> None:
+        self.path = Path(data.path)
+        self.context = context = model.context
+        self._vocabulary = model.vocabulary
         self._dtype = np.dtype(data.dtype).newbyteorder("<")
         self._training_tokens = data.training_tokens
-        self.windows = (data.training_tokens - 1) // self.context
-        self.evaluation_windows = (data.evaluation_tokens - 1) // self.context
+        self.windows = (data.training_tokens - 1) // context
+        self.evaluation_windows = (data.evaluation_tokens - 1) // context
         faults = [
-            Fault("data", f"its {name} part of {tokens} tokens holds no window of {self.context}")
+            Fault("data", f"its {name} part of {tokens} tokens holds no window of {context}")
             for name, tokens, windows in (
                 ("training", data.training_tokens, self.windows),
                 ("evaluation", data.evaluation_tokens, self.evaluation_windows),
@@ -120,54 +230,49 @@ class Windows:
             )
         if faults:
             raise InputError(data.path, faults)
+        self._packed: Packed | None = None
+        if data.packing == DOCUMENTS:
+            index = read_index(data.path, tokens=data.tokens)
+            self._packed = pack_documents(index, tokens=data.training_tokens, context=context)
         self._tokens = np.memmap(self.path, dtype=self._dtype, mode="r")
-        self._order = WindowOrder(self.windows, seed=run.seed)
-        self._offsets = np.arange(self.context + 1)
-        self._check_ids = np.iinfo(self._dtype).max >= self.vocabulary
-        self._ahead: tuple[int, Tokens] = (0, np.empty(0, dtype=np.int64))
+        # Rows that overlap in memory: to take one is to copy its tokens, and no more.
+        self._rows = np.lib.stride_tricks.sliding_window_view(self._tokens, context + 1)
+        self._order = WindowOrder(self.windows, seed=seed)
+        self._check_ids = np.iinfo(self._dtype).max >= self._vocabulary
 
-    def batch(self, step: int, share: Share) -> Batch:
-        """What the rank of `share` reads in `step`."""
-        first = step * share.batch_windows
-        order = self._places(first, share.batch_windows)
-        micros, windows, unique = [], 0, 0
-        for part in share.slices():
-            tokens = self._gather(order[part] * self.context)
-            micros.append((tokens[:, :-1], tokens[:, 1:]))
-            windows += len(tokens)
-            # Places beyond the first epoch repeat what has been read.
-            unique += int(np.clip(self.windows - first - part.start, 0, len(tokens)))
-        return Batch(
-            micros=tuple(micros),
-            tokens=windows * self.context,
-            tokens_unique=unique * self.context,
-        )
+    def ordered(self, places: Tokens) -> tuple[Tokens, Tokens]:
+        """The windows at `places` of this file's own order; 1 where none has been read before."""
+        return self._order(places), (places < self.windows).astype(np.int64)
 
-    def evaluation(self, first: int, count: int) -> tuple[Tokens, Tokens]:
-        """Inputs and targets of the held-out windows first .. first+count-1."""
-        starts = self._training_tokens + np.arange(first, first + count) * self.context
-        tokens = self._gather(starts)
+    def training(self, windows: Tokens) -> tuple[Tokens, Tokens]:
+        """Inputs and targets of training windows."""
+        if self._packed is None:
+            return self._cut(windows * self.context)
+        at = self._packed.positions(windows)
+        return self._ids(at), self._ids(at + 1)
+
+    def evaluation(self, windows: Tokens) -> tuple[Tokens, Tokens]:
+        """Inputs and targets of held-out windows: of the stream, however training is packed."""
+        return self._cut(self._training_tokens + windows * self.context)
+
+    def _cut(self, starts: Tokens) -> tuple[Tokens, Tokens]:
+        tokens = self._checked(self._rows[starts].astype(np.int64), lambda: (
+            starts[:, None] + np.arange(self.context + 1)))  # fmt: skip
         return tokens[:, :-1], tokens[:, 1:]
 
-    def _places(self, first: int, count: int) -> Tokens:
-        start, known = self._ahead
-        if not start <= first <= first + count <= start + len(known):
-            start, known = first, self._order(np.arange(first, first + max(count, _AHEAD_WINDOWS)))
-            self._ahead = (start, known)
-        places: Tokens = known[first - start : first - start + count]
-        return places
+    def _ids(self, at: Tokens) -> Tokens:
+        return self._checked(self._tokens[at].astype(np.int64), lambda: at)
 
-    def _gather(self, starts: Tokens) -> Tokens:
-        tokens: Tokens = self._tokens[starts[:, None] + self._offsets].astype(np.int64)
-        if self._check_ids and tokens.max() >= self.vocabulary:
-            row, column = np.argwhere(tokens >= self.vocabulary)[0]
+    def _checked(self, tokens: Tokens, at: Callable[[], Tokens]) -> Tokens:
+        if self._check_ids and tokens.max() >= self._vocabulary:
+            row, column = np.argwhere(tokens >= self._vocabulary)[0]
             raise InputError(
                 str(self.path),
                 [
                     Fault(
-                        f"token {starts[row] + column}",
+                        f"token {at()[row, column]}",
                         f"its id {tokens[row, column]} is outside the vocabulary of "
-                        f"{self.vocabulary}",
+                        f"{self._vocabulary}",
                     )
                 ],
             )
@@ -175,19 +280,22 @@ class Windows:
 
 
 def verify_content(run: Run) -> None:
-    """Raise InputError unless the token file is the one that was planned, by its fingerprint."""
-    try:
-        found = fingerprint(run.data.path)
-    except OSError as error:
-        raise InputError(run.data.path, [f"cannot be read: {error.strerror or error}"]) from None
-    if found != run.data.fingerprint:
-        raise InputError(
-            run.data.path,
-            [
-                Fault(
-                    "data.fingerprint",
-                    f"its content is {found}, planned was {run.data.fingerprint}",
-                    "the file changed after the campaign was planned",
-                )
-            ],
-        )
+    """Raise InputError unless the token files are those that were planned, by fingerprint."""
+    assert isinstance(run.data, TokenData)
+    for part in run.data.parts:
+        path, planned = part.data.path, part.data.fingerprint
+        try:
+            found = fingerprint(path)
+        except OSError as error:
+            raise InputError(path, [f"cannot be read: {error.strerror or error}"]) from None
+        if found != planned:
+            raise InputError(
+                path,
+                [
+                    Fault(
+                        "data.fingerprint",
+                        f"its content is {found}, planned was {planned}",
+                        "the file changed after the campaign was planned",
+                    )
+                ],
+            )

@@ -386,6 +386,8 @@ class _Trainer:
         t0_ns = time.monotonic_ns()
         with self._span(Phase.EVALUATION):
             found = evaluate(self.engine, self.task, self.world)
+        if found.parts:
+            self.record.event("evaluation", "; ".join(map(str, found.parts)))
         t1_ns = time.monotonic_ns()
         if self.world.main:
             self.record.append(

@@ -28,16 +28,27 @@ class HeldOut:
     """What an evaluation goes through: `clusters` of `units` tokens (or samples) each.
 
     Losses within a cluster may be correlated, those of two clusters are taken as independent. A
-    forward is of `per_batch` clusters, the last one of fewer.
+    forward is of `per_batch` clusters, the last one of fewer. Of a mixture `parts` tell which
+    clusters, one part after the other, are of which file.
     """
 
     clusters: int
     per_batch: int
     units: int
+    parts: tuple[HeldOutPart, ...] = ()
 
     @property
     def batches(self) -> int:
         return -(-self.clusters // self.per_batch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutPart:
+    """So many of the clusters, and the share of the training that is on their kind."""
+
+    name: str
+    clusters: int
+    weight: float
 
 
 class Task(Protocol):
@@ -126,11 +137,16 @@ class TokenTask:
 
     @property
     def held_out(self) -> HeldOut:
-        context = self.windows.context
+        windows = self.windows
+        parts = [
+            HeldOutPart(name=file.path.name, clusters=file.evaluation_windows, weight=weight)
+            for file, weight in zip(windows.files, windows.weights, strict=True)
+        ]
         return HeldOut(
-            clusters=self.windows.evaluation_windows,
-            per_batch=max(1, BATCH_TOKENS // context),
-            units=context,
+            clusters=windows.evaluation_windows,
+            per_batch=max(1, BATCH_TOKENS // windows.context),
+            units=windows.context,
+            parts=tuple(parts) if len(parts) > 1 else (),
         )
 
     def held_out_losses(self, module: nn.Module, first: int, count: int) -> Tensor:

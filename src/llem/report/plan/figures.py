@@ -150,15 +150,26 @@ def _prior(x: Axis, y: Axis, tokens_per_param: float) -> list[str]:
 def _unique(x: Axis, y: Axis, cells: Sequence[Cell]) -> list[str]:
     """Where a run has seen all of the data once, if that is in view."""
     data = cells[0].run.get("data") or {}
-    unique = number(data.get("tokens")) - number(data.get("evaluation_tokens"))
+    unique = _once(data)
     if not y.holds(unique):
         return []
     at = y.at(unique)
     words = f"all {format_count(unique)} tokens of the data, once"
+    if data.get("mixture"):
+        words = f"{format_count(unique)} tokens: the first file of the mixture is read through"
     return [
         svg.line((x.start, at), (x.end, at), "prior"),
         svg.text((x.end - 4, at + 15), words, "tick", anchor="end"),
     ]
+
+
+def _once(data: Mapping[str, Any]) -> float:
+    """As many tokens can be trained on before one is read again; of a mixture, one of any file."""
+    parts = data.get("mixture")
+    if not parts:
+        return number(data.get("tokens")) - number(data.get("evaluation_tokens"))
+    whole = sum(number(part["weight"]) for part in parts)
+    return min(_once(part["data"]) * whole / number(part["weight"]) for part in parts)
 
 
 def _target(x: Axis, y: Axis, goal: Goal) -> list[str]:

@@ -1,0 +1,188 @@
+"""Which files the documents come from: files, folders and patterns, resolved and told apart."""
+
+from __future__ import annotations
+
+import bz2
+import glob
+import gzip
+import json
+import lzma
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from llem.errors import Fault, InputError, UnavailableError
+
+TEXT, JSONL, PARQUET, ARROW = "text", "jsonl", "parquet", "arrow"
+# How a file's name ends -> what it holds; all else is text.
+FORMATS = {
+    ".jsonl": JSONL,
+    ".ndjson": JSONL,
+    ".json": JSONL,
+    ".parquet": PARQUET,
+    ".pq": PARQUET,
+    ".arrow": ARROW,
+    ".feather": ARROW,
+}
+_ZSTD = ".zst"
+_OPENERS: dict[str, Callable[[Path], Any]] = {
+    ".gz": gzip.GzipFile,
+    ".bz2": bz2.BZ2File,
+    ".xz": lzma.LZMAFile,
+}
+COMPRESSIONS = (*_OPENERS, _ZSTD)
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file with documents. `path` is as it was found, which is how faults name it."""
+
+    path: str
+    format: str
+    compressed: bool
+    bytes: int
+
+
+def find_sources(places: Iterable[str | Path]) -> tuple[SourceFile, ...]:
+    """The files of `places`, in their order, each once; those of a folder by name.
+
+    A place is a file, a folder (all files below it but hidden ones), a folder that `datasets`
+    saved, or a pattern with `*`, `?` or `[`. Raises InputError with all that cannot be read.
+    """
+    faults: list[Fault] = []
+    found: dict[str, SourceFile] = {}
+    for place in places:
+        try:
+            for path in _files_of(str(place)):
+                found.setdefault(os.path.realpath(path), _described(path))
+        except _NoSource as error:
+            faults.append(Fault(str(place), *error.args))
+        except OSError as error:
+            faults.append(Fault(error.filename or str(place), error.strerror or str(error)))
+    if not faults and not found:
+        faults.append(Fault("", "no source was named"))
+    if faults:
+        raise InputError("the sources", faults)
+    return tuple(found.values())
+
+
+class _NoSource(Exception):
+    """What is wrong with a place, and the hint."""
+
+
+def _files_of(place: str) -> Iterator[str]:
+    if os.path.isdir(place):
+        yield from _below(place)
+    elif os.path.lexists(place):
+        yield place
+    elif glob.has_magic(place):
+        matches = sorted(glob.glob(place, recursive=True))
+        if not matches:
+            raise _NoSource("no file is called so")
+        for match in matches:
+            if os.path.isdir(match):
+                # `data/*` means what lies there, and of a saved data set its files.
+                yield from _saved(match) if _is_saved(match) else ()
+            else:
+                yield match
+    else:
+        raise _NoSource("there is no such file or folder")
+
+
+def _below(folder: str) -> Iterator[str]:
+    if _is_saved(folder):
+        yield from _saved(folder)
+        return
+    empty = True
+    for here, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        saved = [name for name in folders if _is_saved(os.path.join(here, name))]
+        folders[:] = [name for name in folders if name not in saved]
+        for name in saved:
+            empty = False
+            yield from _saved(os.path.join(here, name))
+        for name in sorted(names):
+            if not name.startswith("."):
+                empty = False
+                yield os.path.join(here, name)
+    if empty:
+        raise _NoSource("holds no file")
+
+
+def _is_saved(folder: str) -> bool:
+    """Whether `datasets` wrote the folder (`save_to_disk`)."""
+    return any(
+        os.path.isfile(os.path.join(folder, name)) for name in ("state.json", "dataset_dict.json")
+    )
+
+
+def _saved(folder: str) -> list[str]:
+    """The Arrow files of a data set on disk, in its own order."""
+    splits = os.path.join(folder, "dataset_dict.json")
+    if os.path.isfile(splits):
+        names = [str(name) for name in _json(splits).get("splits", ())]
+        if len(names) == 1:
+            return _saved(os.path.join(folder, names[0]))
+        raise _NoSource(
+            f"holds the splits {', '.join(names)}",
+            f"name those that you mean, as {os.path.join(folder, (names or ['train'])[0])}",
+        )
+    state = _json(os.path.join(folder, "state.json"))
+    if state.get("_indices_files") or state.get("_indices_data_files"):
+        raise _NoSource(
+            "was saved with indices that choose from its rows",
+            "call flatten_indices() before save_to_disk()",
+        )
+    return [os.path.join(folder, str(f["filename"])) for f in state.get("_data_files", ())]
+
+
+def _json(path: str) -> dict[str, Any]:
+    try:
+        found = json.loads(Path(path).read_text("utf-8"))
+    except ValueError as error:
+        raise _NoSource(f"{os.path.basename(path)} is not JSON: {error}") from None
+    return found if isinstance(found, dict) else {}
+
+
+def _described(path: str) -> SourceFile:
+    size = os.stat(path).st_size
+    if not os.path.isfile(path):
+        raise _NoSource("is no regular file")
+    stem, suffix = os.path.splitext(path)
+    compressed = suffix.lower() in COMPRESSIONS
+    if compressed:
+        suffix = os.path.splitext(stem)[1]
+    kind = FORMATS.get(suffix.lower(), TEXT)
+    if compressed and kind in (PARQUET, ARROW):
+        raise _NoSource(f"a compressed {kind} file", "decompress it: the format compresses itself")
+    with open(path, "rb"):  # Whether it may be read is asked before hours of work, not after.
+        pass
+    return SourceFile(path, kind, compressed, size)
+
+
+def open_bytes(source: SourceFile) -> IO[bytes]:
+    """The file's content, decompressed as it is read. Raises UnavailableError, OSError."""
+    path = Path(source.path)
+    if not source.compressed:
+        return open(path, "rb", buffering=0)
+    suffix = path.suffix.lower()
+    if suffix != _ZSTD:
+        opened = _OPENERS[suffix](path)
+    else:
+        opened = import_arrow(source.path).input_stream(str(path), compression="zstd")
+    file: IO[bytes] = opened
+    return file
+
+
+def import_arrow(path: str) -> Any:
+    """pyarrow. Raises UnavailableError saying which file needs it."""
+    try:
+        import pyarrow
+    except ImportError:
+        raise UnavailableError(
+            f"{path}: reading this file needs pyarrow, which is not installed",
+            remedy="pip install 'llem[data]'",
+        ) from None
+    return pyarrow
