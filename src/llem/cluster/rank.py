@@ -7,6 +7,7 @@ local executor alike.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -31,6 +32,7 @@ from llem.errors import LlemError
 if TYPE_CHECKING:
     from llem.energy import SamplerLink
     from llem.training import Outcome, World
+    from llem.training.trackers import Feed
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,9 @@ class Rank:
         self.runs = [Run.from_dict(values) for values in element["runs"]]
         self.leaving = Leaving(folder)
         self.job_started_ns = job_started_ns()
+        # Of all devices together, where the plan knows it.
+        self.peak_flops = float(element.get("peak_flops") or math.nan) * element["ranks"]
+        self.trackers: tuple[Feed, ...] = ()
 
     def main(self) -> int:
         self.leaving.catch_signals()
@@ -105,6 +110,7 @@ class Rank:
         try:
             with ExitStack() as stack:
                 self.link = self._link(stack, place.local_rank)
+                self._start_trackers()
                 self._settle()
                 self.counter = step_counter(self.world.device_uuid, local_rank=place.local_rank)
                 status = self._leave(self._all_runs())
@@ -147,6 +153,11 @@ class Rank:
                 # decide by, which is for a person to see.
                 hopeless = statuses[-1] in ("superseded", "unwritten") or not self._any_left()
                 self.leaving.say("failed" if hopeless else "again")
+        if self.trackers:
+            from llem.training.trackers import close_all
+
+            for said in close_all(self.trackers, haste=status == INTERRUPTED):
+                log(said)
         # The step ends with the first rank that leaves so: who is not out by then is killed.
         self.world.barrier()
         return status
@@ -191,6 +202,16 @@ class Rank:
         if self.element["sampler"] == "child":
             path = stack.enter_context(start_sampler(path)).socket_path
         return stack.enter_context(SamplerLink(path))
+
+    def _start_trackers(self) -> None:
+        """What the campaign wants to be shown in, from rank 0 alone."""
+        specs = self.element.get("trackers", ())
+        if self.rank == 0 and specs:
+            from llem.training.trackers import start_trackers
+
+            self.trackers = start_trackers(
+                specs, folder=self.folder.tracking, peak_flops=self.peak_flops
+            )
 
     def _settle(self) -> None:
         """Keep still while the sampler watches idle devices, where the campaign asks for it.
@@ -309,7 +330,10 @@ class Rank:
             checkpoints_dir=self.folder.checkpoints(run.run_id),
             world=self.world,
             meta={**meta, "energy_reason": unmeasured},
-            progress=self.recorder.progress(run, attempt) if self.world.rank == 0 else None,
+            callbacks=[
+                self.recorder.progress(run, attempt, peak_flops=self.peak_flops),
+                *self.trackers,
+            ],
             should_stop=self.leaving.why,
             counter=self.counter,
         )

@@ -10,6 +10,7 @@ from typing import Any
 from llem._version import __version__
 from llem.campaign import EnergyChoice, Site, slurm_time
 from llem.campaign.guards import check_directive, check_script_path
+from llem.campaign.trackers import spec_of
 from llem.cluster.files import json_line
 from llem.cluster.folder import INTERRUPTED
 from llem.cluster.plan_text import run_texts
@@ -122,6 +123,7 @@ def render_manifest(
         "environment": dict(plan.site.environment),
         "image_digest": image_digest,
         **_energy(plan.campaign.energy),
+        **_shown(plan),
     }
     rest = json_line(shared)[1:-1]
     return "".join(
@@ -141,6 +143,17 @@ def _energy(chosen: EnergyChoice | None) -> dict[str, Any]:
             "slope": chosen.thermal_slope,
         }
     }
+
+
+def _shown(plan: Plan) -> dict[str, Any]:
+    """What is shown while ranks train, and in what."""
+    found: dict[str, Any] = {}
+    # The table's figure for "a CPU" is no measure of this one.
+    if not plan.device.cpu or plan.site.gpu.peak_flops:
+        found["peak_flops"] = plan.device.peak_flops
+    if plan.campaign.trackers:
+        found["trackers"] = [spec_of(tracker) for tracker in plan.campaign.trackers]
+    return found
 
 
 def _render_plan(template: str, plan: Plan, name: str, **values: Any) -> str:

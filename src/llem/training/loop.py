@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ import torch
 from llem.campaign import CustomModel, Run
 from llem.errors import Fault, InputError
 from llem.records import Phase, host_meta
+from llem.training.callbacks import Callback, Callbacks, Evaluated
 from llem.training.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -30,7 +31,7 @@ from llem.training.divergence import DivergenceWatch
 from llem.training.engine import Engine, TorchEngine
 from llem.training.evaluation import evaluate
 from llem.training.memory import PeakMemory, largest
-from llem.training.outcome import OnProgress, Outcome, Progress, ShouldStop, Status
+from llem.training.outcome import Outcome, Progress, ShouldStop, Status
 from llem.training.pulse import Beat, Counter, NoCounter, Pulse
 from llem.training.recording import Recording
 from llem.training.schedule import learning_rate, phase
@@ -46,7 +47,7 @@ def train(
     checkpoints_dir: str | Path,
     world: World,
     meta: Mapping[str, Any],
-    progress: OnProgress | None = None,
+    callbacks: Sequence[Callback] = (),
     should_stop: ShouldStop | None = None,
     final_checkpoint: bool = False,
     counter: Counter | None = None,
@@ -57,7 +58,7 @@ def train(
     each step on every rank; where one has a reason, all write a checkpoint and return. Checkpoints
     of a run that ended are the caller's to delete (`delete_checkpoints`), once its end is on disk;
     `final_checkpoint` adds one after the last step. `counter` is what each step is stamped with:
-    its device's energy counter.
+    its device's energy counter. `callbacks` are told on rank 0 how it goes.
 
     Raises InputError, on every rank, where data, model, layout or checkpoint do not fit the run.
     """
@@ -93,10 +94,13 @@ def train(
                 attempt=attempt,
                 checkpoints=checkpoints,
                 final_checkpoint=final_checkpoint,
-                progress=progress if world.main else None,
+                callbacks=Callbacks(callbacks if world.main else (), record=record),
                 should_stop=should_stop,
             )
-            return trainer.run_to_end(began_ns=began_ns, wall_ns=wall_ns)
+            trainer.callbacks.on_start(run, {**own_meta, **meta})
+            outcome = trainer.run_to_end(began_ns=began_ns, wall_ns=wall_ns)
+            trainer.callbacks.on_end(outcome)
+            return outcome
     finally:
         engine.close()
 
@@ -154,7 +158,7 @@ class _Trainer:
     attempt: Path
     checkpoints: Path
     final_checkpoint: bool
-    progress: OnProgress | None
+    callbacks: Callbacks
     should_stop: ShouldStop | None
 
     def __post_init__(self) -> None:
@@ -168,6 +172,7 @@ class _Trainer:
         self.stop_reason: str | None = None
         self.first_loss = self.last_loss = math.nan
         self.steps_t0_ns = self.steps_t1_ns = 0
+        self.steps_e0_mj = math.nan
         self.next_progress_ns = 0
         self.saved: Path | None = None
         self.unsaved = ""
@@ -285,24 +290,33 @@ class _Trainer:
                 (beat.step, beat.t0_ns, beat.t1_ns, tokens, unique, beat.loss, beat.grad_norm,
                  rate, beat.e0_mj, beat.e1_mj, int(kind)),
             )  # fmt: skip
-            self.steps_t0_ns = self.steps_t0_ns or beat.t0_ns
+            if not self.steps_t0_ns:
+                self.steps_t0_ns, self.steps_e0_mj = beat.t0_ns, beat.e0_mj
             self.steps_t1_ns = beat.t1_ns
             if math.isnan(self.first_loss):
                 self.first_loss = beat.loss_all
             self.last_loss = beat.loss_all
             self.stopping = self.stopping or beat.stopping > 0
             self.diverged = self.diverged or self.watch.check(beat.step, beat.loss_all)
-            if self.progress is not None and beat.t1_ns >= self.next_progress_ns:
+            last = beat.step + 1 == self.run.steps
+            if beat.t1_ns >= self.next_progress_ns or last:
                 self.next_progress_ns = beat.t1_ns + round(PROGRESS_INTERVAL_S * 1e9)
-                self.progress(
-                    Progress(
-                        step=beat.step + 1,
-                        steps=self.run.steps,
-                        loss=beat.loss_all,
-                        start_step=self.start_step,
-                        tokens_per_s=self._tokens_per_s(beat.step + 1),
-                    )
-                )
+                self.callbacks.on_step(self._progress(beat, rate))
+
+    def _progress(self, beat: Beat, rate: float) -> Progress:
+        tokens_per_s = self._tokens_per_s(beat.step + 1)
+        return Progress(
+            step=beat.step + 1,
+            steps=self.run.steps,
+            start_step=self.start_step,
+            loss=beat.loss_all,
+            tokens_per_s=tokens_per_s,
+            tokens=(beat.step + 1) * self.run.recipe.batch_tokens,
+            learning_rate=rate,
+            grad_norm=beat.grad_norm,
+            flops_per_s=tokens_per_s * self.run.model.flops_per_token,
+            energy_j=(beat.e1_mj - self.steps_e0_mj) / 1e3,
+        )
 
     def _tokens_per_s(self, step: int | None = None) -> float:
         steps = (self.step if step is None else step) - self.start_step
@@ -366,6 +380,11 @@ class _Trainer:
         if self.world.main:
             self.record.append(
                 "evals", (self.step, t0_ns, t1_ns, found.loss, found.loss_se, found.tokens)
+            )
+            self.callbacks.on_evaluation(
+                Evaluated(
+                    step=self.step, loss=found.loss, loss_se=found.loss_se, tokens=found.tokens
+                )
             )
         if not math.isfinite(found.loss):
             return "diverged", f"the evaluation loss is {found.loss}", math.nan, math.nan
