@@ -17,6 +17,7 @@ from pydantic import (
 from llem.campaign.guards import DataText, Name
 from llem.campaign.quantities import Budget, parse_budget, parse_count, parse_interval
 from llem.campaign.site import Notify, Seconds, Site, Strict
+from llem.campaign.trackers import TrackerChoice
 
 Amount = Annotated[
     Budget, BeforeValidator(lambda v: v if isinstance(v, Budget) else parse_budget(v))
@@ -277,3 +278,6 @@ class Campaign(Strict):
         None, description="what `llem calibrate` measured on the site: its DIR, or its file"
     )
     notify: Notify | None = Field(None, description="instead of the site's")
+    trackers: tuple[TrackerChoice, ...] | None = Field(
+        None, description="where trainings are shown while they run, beside llem's own records"
+    )

@@ -228,6 +228,9 @@ def _model_at(model: type[BaseModel], path: list[Any]) -> type[BaseModel] | None
     """The model that a path of keys leads to, through optional and union types."""
     here: type[BaseModel] | None = model
     for part in path:
+        if isinstance(part, int):
+            # An item of a list: the items' model was found with the list.
+            continue
         fields = {f.alias or n: f for n, f in here.model_fields.items()} if here else {}
         here = _model_in(fields[part].annotation) if part in fields else None
     return here
@@ -236,7 +239,7 @@ def _model_at(model: type[BaseModel], path: list[Any]) -> type[BaseModel] | None
 def _model_in(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    if get_origin(annotation) in (Union, UnionType, Annotated):
+    if get_origin(annotation) in (Union, UnionType, Annotated, tuple):
         return next((m for a in get_args(annotation) if (m := _model_in(a))), None)
     return None
 

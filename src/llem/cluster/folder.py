@@ -94,6 +94,11 @@ class CampaignFolder:
     def results(self) -> Path:
         return self.root / "results"
 
+    @property
+    def tracking(self) -> Path:
+        """What trackers write that have no server of their own, and their logs."""
+        return self.root / "tracking"
+
     def run(self, run_id: str) -> Path:
         return self.runs / run_id
 

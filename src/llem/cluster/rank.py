@@ -7,6 +7,7 @@ local executor alike.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from llem.energy import SamplerLink
     from llem.training import Outcome, World
     from llem.training.task import Task
+    from llem.training.trackers import Feed
 
     TaskOf = Callable[[Run, World], Task]
 
@@ -66,6 +68,7 @@ class Rank:
         self.runs = [Run.from_dict(values) for values in element["runs"]]
         self.leaving = Leaving(folder)
         self.job_started_ns = job_started_ns()
+        self.trackers: tuple[Feed, ...] = ()
 
     def main(self) -> int:
         self.leaving.catch_signals()
@@ -120,6 +123,7 @@ class Rank:
         try:
             with ExitStack() as stack:
                 self.link = self._link(stack, place.local_rank)
+                self._start_trackers()
                 self._settle()
                 self.counter = step_counter(self.world.device_uuid, local_rank=place.local_rank)
                 status = self._leave(self.all_runs())
@@ -164,6 +168,11 @@ class Rank:
                 # decide by, which is for a person to see.
                 hopeless = statuses[-1] in ("superseded", "unwritten") or not self.any_left()
                 self.leaving.say("failed" if hopeless else "again")
+        if self.trackers:
+            from llem.training.trackers import close_all
+
+            for said in close_all(self.trackers, haste=status == INTERRUPTED):
+                log(said)
         # The step ends with the first rank that leaves so: who is not out by then is killed.
         self.world.barrier()
         return status
@@ -213,6 +222,14 @@ class Rank:
             )
             path = stack.enter_context(sampler).socket_path
         return stack.enter_context(SamplerLink(path))
+
+    def _start_trackers(self) -> None:
+        """What the campaign wants to be shown in, from rank 0 alone."""
+        specs = self.element.get("trackers", ())
+        if self.rank == 0 and specs:
+            from llem.training.trackers import start_trackers
+
+            self.trackers = start_trackers(specs, folder=self.folder.tracking)
 
     def _settle(self) -> None:
         """Keep still while the sampler watches idle devices, where the campaign asks for it.
@@ -331,11 +348,14 @@ class Rank:
             checkpoints_dir=self.folder.checkpoints(run.run_id),
             world=self.world,
             meta={**meta, "energy_reason": unmeasured},
-            progress=self.recorder.progress(run, attempt) if self.world.rank == 0 else None,
+            callbacks=[
+                self.recorder.progress(run, attempt),
+                *self.trackers,
+            ],
             should_stop=self.leaving.why,
             counter=self.counter,
             forks=self.world.first(lambda: self._forks(run)),
-            peak_flops=self.element["peak_flops"],
+            peak_flops=float(self.element.get("peak_flops") or math.nan),
             task=self.task_of(run, self.world) if self.task_of is not None else None,
         )
 

@@ -5,10 +5,8 @@ Rank 0 speaks for all; where a rank fails, it writes the attempt's end itself.
 
 from __future__ import annotations
 
-import json
-import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,17 +22,14 @@ from llem.cluster.attempts import (
     write_end,
 )
 from llem.cluster.causes import cause_of_reason
-from llem.cluster.files import finite_or_none
 from llem.cluster.folder import FINAL, CampaignFolder
 from llem.cluster.job import job_meta, log_name, node_name
 from llem.cluster.retry import Ending, GiveUp, next_try
 from llem.errors import LlemError
 
 if TYPE_CHECKING:
-    from llem.training import Outcome, Progress
-
-PROGRESS_S = 1.0
-LOG_LINE_S = 30.0
+    from llem.cluster.progress import ProgressFile
+    from llem.training import Callback, Outcome
 
 
 @dataclass(frozen=True)
@@ -81,12 +76,11 @@ class Recorder:
         self.hosts = hosts
         self.rank = rank
         self.ranks = ranks
-        # The last step that rank 0 told of, and where its attempt began.
-        self.last: Progress | None = None
+        self.told: ProgressFile | None = None
 
     def begin(self, run: Run, layout: Layout) -> Path:
         """Make the folder of the next attempt. Raises LlemError where that cannot be written."""
-        self.last = None
+        self.told = None
         meta = {**job_meta(), "node": node_name(), "hosts": self.hosts}
         try:
             return begin_attempt(self.folder, run, layout=layout, log=log_name(), meta=meta)
@@ -103,39 +97,20 @@ class Recorder:
         values = {"status": "failed", "cause": chosen.cause, "node": node_name()}
         write_end(last, run, {**values, "reason": chosen.reason, "given_up": chosen.reason})
 
-    def progress(self, run: Run, attempt: Path) -> Callable[[Progress], None]:
-        """A callback that leaves a small file for whoever watches, and lines in the log."""
-        last = 0.0
-        last_line = time.monotonic()
+    def progress(self, run: Run, attempt: Path) -> Callback:
+        """What tells of an attempt's progress."""
+        from llem.cluster.progress import ProgressFile
 
-        def tell(now_at: Progress) -> None:
-            nonlocal last, last_line
-            now = time.monotonic()
-            self.last = now_at
-            if now - last < PROGRESS_S:
-                return
-            last = now
-            if now - last_line >= LOG_LINE_S:
-                last_line = now
-                log(
-                    f"run {run.run_id}: step {now_at.step}/{run.steps}, loss {now_at.loss:.4f}, "
-                    f"{format_si(now_at.tokens_per_s)} tokens/s"
-                )
-            partial = attempt / ".progress.partial"
-            values = {**asdict(now_at), "time_ns": time.time_ns()}
-            # For whoever watches: a full disk must not end the training over it.
-            with suppress(OSError):
-                partial.write_text(json.dumps(finite_or_none(values)))
-                os.replace(partial, attempt / "progress.json")
-
-        return tell
+        self.told = ProgressFile(run.run_id, attempt, log=log)
+        return self.told
 
     def end(self, attempt: Path, run: Run, *, how: Outcome | Failure, window: Window) -> bool:
         """Write the attempt's end record; False, with a line in the log, where that fails."""
         from llem.records import host_meta
 
         if isinstance(how, Failure):
-            start_step = self.last.start_step if self.last else None
+            last = self.told.last if self.told else None
+            start_step = last.start_step if last else None
             values: dict[str, Any] = {**how.to_dict(), "start_step": start_step}
         else:
             cause = {"completed": "", "diverged": "diverged"}.get(how.status)

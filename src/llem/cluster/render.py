@@ -10,6 +10,7 @@ from typing import Any
 from llem._version import __version__
 from llem.campaign import Site, slurm_time
 from llem.campaign.guards import check_directive, check_script_path
+from llem.campaign.trackers import spec_of
 from llem.cluster.files import json_line
 from llem.cluster.folder import INTERRUPTED
 from llem.cluster.plan_text import run_texts
@@ -118,11 +119,11 @@ def render_manifest(
         "ranks": array.nodes * array.gpus_per_node,
         "zero_stage": array.zero_stage,
         "precision": array.precision,
-        "peak_flops": plan.device.peak_flops,
         "sampler": "step" if plan.site.executor == "slurm" and plan.site.overlap else "child",
         "energy": _energy(plan),
         "environment": dict(plan.site.environment),
         "image_digest": image_digest,
+        **_shown(plan),
     }
     rest = json_line(shared)[1:-1]
     return "".join(
@@ -147,6 +148,17 @@ def _energy(plan: Plan) -> dict[str, Any]:
         if wanted.baseline or wanted.thermal_floor
         else None,
     }
+
+
+def _shown(plan: Plan) -> dict[str, Any]:
+    """What is shown while ranks train, and in what."""
+    found: dict[str, Any] = {}
+    # The table's figure for "a CPU" is no measure of this one.
+    if not plan.device.cpu or plan.site.gpu.peak_flops:
+        found["peak_flops"] = plan.device.peak_flops
+    if plan.campaign.trackers:
+        found["trackers"] = [spec_of(tracker) for tracker in plan.campaign.trackers]
+    return found
 
 
 def _render_plan(template: str, plan: Plan, name: str, **values: Any) -> str:

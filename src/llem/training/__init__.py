@@ -1,6 +1,7 @@
 """What a rank does: build the model, read its share of the data, train, evaluate, record.
 
-Public: `start_world`, `World` (world), `train` (loop), `Outcome`, `Progress` (outcome),
+Public: `start_world`, `World` (world), `train` (loop), `Outcome`, `Progress`, `Evaluated`
+(outcome), `Callback` (callbacks),
 `build_model`, `count_params`, `load_class` (model), `find_checkpoint`,
 `delete_checkpoints` (checkpoint),
 `learning_rate` (schedule), `WindowOrder` (order). Only what is asked for is imported: torch comes
@@ -9,9 +10,10 @@ with the first name that needs it.
 
 from typing import TYPE_CHECKING
 
-from llem.training.outcome import OnProgress, Outcome, Progress, ShouldStop
+from llem.training.outcome import Evaluated, Outcome, Progress, ShouldStop
 
 if TYPE_CHECKING:
+    from llem.training.callbacks import Callback
     from llem.training.checkpoint import delete_checkpoints, find_checkpoint
     from llem.training.loop import train
     from llem.training.model import build_model, count_params, load_class
@@ -20,7 +22,8 @@ if TYPE_CHECKING:
     from llem.training.world import World, start_world
 
 __all__ = [
-    "OnProgress",
+    "Callback",
+    "Evaluated",
     "Outcome",
     "Progress",
     "ShouldStop",
@@ -37,6 +40,7 @@ __all__ = [
 ]
 
 _LAZY = {
+    "Callback": "callbacks",
     "WindowOrder": "order",
     "World": "world",
     "build_model": "model",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ import torch
 from llem.campaign import Run, SampleData
 from llem.errors import Fault, InputError
 from llem.records import Phase, host_meta
+from llem.training.callbacks import Callback, Callbacks
 from llem.training.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -29,9 +30,9 @@ from llem.training.clocks import compare_clocks
 from llem.training.data import Share, share_of
 from llem.training.divergence import DivergenceWatch
 from llem.training.engine import Engine, TorchEngine
-from llem.training.evaluation import Evaluation, evaluate
+from llem.training.evaluation import evaluate
 from llem.training.memory import PeakMemory, largest
-from llem.training.outcome import Evaluated, OnProgress, Outcome, Progress, ShouldStop, Status
+from llem.training.outcome import Evaluated, Outcome, Progress, ShouldStop, Status
 from llem.training.pulse import Beat, Counter, NoCounter, Pulse
 from llem.training.recording import Recording
 from llem.training.schedule import learning_rate, phase
@@ -48,7 +49,7 @@ def train(
     checkpoints_dir: str | Path,
     world: World,
     meta: Mapping[str, Any],
-    progress: OnProgress | None = None,
+    callbacks: Sequence[Callback] = (),
     should_stop: ShouldStop | None = None,
     final_checkpoint: bool = False,
     counter: Counter | None = None,
@@ -64,7 +65,8 @@ def train(
     `final_checkpoint` adds one after the last step. `counter` is what each step is stamped with:
     its device's energy counter. `task` is what is trained: by default what the run itself names.
     `forks` are folders by length, in steps, of the branches among `run.branch_at` that are left a
-    checkpoint. `peak_flops` is one device's FLOP/s, NaN where not known.
+    checkpoint. `callbacks` are told on rank 0 how it goes; `peak_flops` is one device's FLOP/s, NaN
+    where not known.
 
     Raises InputError, on every rank, where data, model, layout or checkpoint do not fit the run.
     """
@@ -101,12 +103,15 @@ def train(
                 attempt=attempt,
                 checkpoints=checkpoints,
                 final_checkpoint=final_checkpoint,
-                progress=progress if world.main else None,
+                callbacks=Callbacks(callbacks if world.main else (), record=record),
                 should_stop=should_stop,
                 forks=forks or {},
                 peak_flops=peak_flops,
             )
-            return trainer.run_to_end(began_ns=began_ns, wall_ns=wall_ns)
+            trainer.callbacks.on_start(run, {**own_meta, **meta})
+            outcome = trainer.run_to_end(began_ns=began_ns, wall_ns=wall_ns)
+            trainer.callbacks.on_end(outcome)
+            return outcome
     finally:
         engine.close()
 
@@ -184,7 +189,7 @@ class _Trainer:
     attempt: Path
     checkpoints: Path
     final_checkpoint: bool
-    progress: OnProgress | None
+    callbacks: Callbacks
     should_stop: ShouldStop | None
     forks: Mapping[int, Path]
     peak_flops: float
@@ -200,6 +205,7 @@ class _Trainer:
         self.stop_reason: str | None = None
         self.first_loss = self.last_loss = math.nan
         self.steps_t0_ns = self.steps_t1_ns = 0
+        self.steps_e0_mj = math.nan
         self.next_progress_ns = 0
         self.saved: Path | None = None
         self.unsaved = ""
@@ -330,25 +336,32 @@ class _Trainer:
                 (beat.step, beat.t0_ns, beat.t1_ns, tokens, unique, beat.loss, beat.grad_norm,
                  rate, beat.e0_mj, beat.e1_mj, int(kind)),
             )  # fmt: skip
-            self.steps_t0_ns = self.steps_t0_ns or beat.t0_ns
+            if not self.steps_t0_ns:
+                self.steps_t0_ns, self.steps_e0_mj = beat.t0_ns, beat.e0_mj
             self.steps_t1_ns = beat.t1_ns
             if math.isnan(self.first_loss):
                 self.first_loss = beat.loss_all
             self.last_loss = beat.loss_all
             self.stopping = self.stopping or beat.stopping > 0
             self.diverged = self.diverged or self.watch.check(beat.step, beat.loss_all)
-            if self.progress is not None and beat.t1_ns >= self.next_progress_ns:
+            last = beat.step + 1 == self.run.steps
+            if beat.t1_ns >= self.next_progress_ns or last:
                 self.next_progress_ns = beat.t1_ns + round(PROGRESS_INTERVAL_S * 1e9)
-                self.progress(
-                    Progress(
-                        step=beat.step + 1,
-                        steps=self.run.steps,
-                        loss=beat.loss_all,
-                        start_step=self.start_step,
-                        tokens_per_s=self._tokens_per_s(beat.step + 1),
-                        mfu=self._mfu(beat.step + 1),
-                    )
-                )
+                self.callbacks.on_step(self._progress(beat, rate))
+
+    def _progress(self, beat: Beat, rate: float) -> Progress:
+        return Progress(
+            step=beat.step + 1,
+            steps=self.run.steps,
+            start_step=self.start_step,
+            loss=beat.loss_all,
+            tokens_per_s=self._tokens_per_s(beat.step + 1),
+            tokens=(beat.step + 1) * self.run.recipe.batch_tokens,
+            learning_rate=rate,
+            grad_norm=beat.grad_norm,
+            mfu=self._mfu(beat.step + 1),
+            energy_j=(beat.e1_mj - self.steps_e0_mj) / 1e3,
+        )
 
     def _tokens_per_s(self, step: int | None = None) -> float:
         steps = (self.step if step is None else step) - self.start_step
@@ -369,20 +382,15 @@ class _Trainer:
         """
         if self.step not in self.run.evaluate_at or self.step in self.evaluations:
             return
-        found = self._evaluate()
-        kind = phase(self.run.recipe, step=self.step - 1, steps=self.run.steps).name.lower()
-        self.evaluations[self.step] = {
-            "step": self.step,
-            "tokens": self.step * self.run.recipe.batch_tokens,
-            "loss": found.loss,
-            "loss_se": found.loss_se,
-            "phase": kind,
-        }
+        found = self.evaluations[self.step] = self._evaluate()
         if self.world.main:
-            text = f"after step {self.step} of {self.run.steps}, phase {kind}: {found.loss:.6g}"
+            text = (
+                f"after step {self.step} of {self.run.steps}, phase {found['phase']}: "
+                f"{found['loss']:.6g}"
+            )
             self.record.event("evaluation", text)
 
-    def _evaluate(self) -> Evaluation:
+    def _evaluate(self) -> Evaluated:
         t0_ns = time.monotonic_ns()
         with self._span(Phase.EVALUATION):
             found = evaluate(self.engine, self.task, self.world)
@@ -393,7 +401,15 @@ class _Trainer:
             self.record.append(
                 "evals", (self.step, t0_ns, t1_ns, found.loss, found.loss_se, found.tokens)
             )
-        return found
+        told: Evaluated = {
+            "step": self.step,
+            "tokens": self.step * self.run.recipe.batch_tokens,
+            "loss": found.loss,
+            "loss_se": found.loss_se,
+            "phase": phase(self.run.recipe, step=self.step - 1, steps=self.run.steps).name.lower(),
+        }
+        self.callbacks.on_evaluation(told)
+        return told
 
     def _partings(self) -> dict[int, list[tuple[Run, Path]]]:
         """By the step at which it parts from this run: each branch, and its checkpoints' folder."""
@@ -484,8 +500,9 @@ class _Trainer:
                 first += f"; its checkpoint could not be written: {self.unsaved}"
             return "interrupted", first, math.nan, math.nan
         found = self._evaluate()
-        if not math.isfinite(found.loss):
-            return "diverged", f"the evaluation loss is {found.loss}", math.nan, math.nan
+        loss, loss_se = found["loss"], found["loss_se"]
+        if not math.isfinite(loss):
+            return "diverged", f"the evaluation loss is {loss}", math.nan, math.nan
         if self.final_checkpoint:
             self._save()
-        return "completed", "", found.loss, found.loss_se
+        return "completed", "", loss, loss_se

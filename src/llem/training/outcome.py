@@ -70,9 +70,11 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """What `train` tells its caller about once a second: `loss` is the last step's, all ranks'.
+    """What a training tells about once a second, after `step` of `steps` steps.
 
-    `mfu` as in Outcome.
+    `loss` is the last step's, of all ranks; `grad_norm` before clipping. `tokens` are those of all
+    steps so far; `tokens_per_s`, and the `mfu` as in Outcome, of this attempt. `energy_j` is what
+    the counter of rank 0's device has counted since the attempt's first step, NaN without one.
     """
 
     step: int
@@ -80,8 +82,18 @@ class Progress:
     start_step: int
     loss: float
     tokens_per_s: float
+    tokens: int = 0
+    learning_rate: float = math.nan
+    grad_norm: float = math.nan
     mfu: float = math.nan
+    energy_j: float = math.nan
+
+    @property
+    def remaining_s(self) -> float:
+        """Until the last step at the rate so far; NaN where no rate is known."""
+        if not self.step:
+            return math.nan
+        return (self.steps - self.step) * self.tokens / self.step / self.tokens_per_s
 
 
-OnProgress = Callable[[Progress], None]
 ShouldStop = Callable[[], str | None]

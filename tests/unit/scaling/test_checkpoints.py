@@ -204,13 +204,13 @@ def test_a_hundred_thousand_rows_of_ten_thousand_runs_take_under_two_seconds() -
     tokens, rate = np.tile(TOKENS, 10_000), np.tile(np.linspace(1.0, 0.1, 10), 10_000)
     family = np.repeat(np.arange(5_000), 20).astype(str)
     loss = np.random.default_rng(0).uniform(2, 3, tokens.size)
-    begin = time.perf_counter()
+    begin = time.process_time()
     with pytest.raises(OptionError):
         select_checkpoints(
             run, tokens, loss, learning_rate=rate, family=family, unannealed="correct"
         )
     select_checkpoints(run, tokens, loss, learning_rate=rate)
-    assert time.perf_counter() - begin < 2
+    assert time.process_time() - begin < 2
 
 
 class Ladder:
