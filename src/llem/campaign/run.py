@@ -168,6 +168,12 @@ class Run:
         """Training FLOPs of the whole run."""
         return float(self.model.flops_per_token) * self.tokens
 
+    @property
+    def flops_of_its_own(self) -> float:
+        """The same without the steps that its trunk is to have trained."""
+        own_steps = self.steps - self.trunk_steps
+        return float(self.model.flops_per_token) * own_steps * self.recipe.batch_tokens
+
     @cached_property
     def run_id(self) -> str:
         """Twelve hex digits of a hash over all that changes the run's result.
