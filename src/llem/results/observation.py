@@ -23,6 +23,8 @@ class Observation:
     status            completed, diverged, interrupted, failed (the end record's word),
                       unfinished (killed, or still running), missing (never started)
     tokens            unique tokens trained on, each step number counted once
+    tokens_trunk      those of `tokens` that another run trained, from whose checkpoint this one
+                      began: energy, time and what follows from them are of the rest alone
     flops             tokens x the plan's FLOPs per token
     loss, loss_se     evaluation at the last step of the attempt that completed, nats per token
     energy_j          gross energy of all attempts; energy_seen_j is the part that was measured
@@ -92,6 +94,7 @@ class Observation:
     attempts: int = 0
     tokens_planned: float = NAN
     tokens_seen: float = NAN
+    tokens_trunk: float = 0.0
     flops_planned: float = NAN
     workload: str = "training"
 
