@@ -91,8 +91,6 @@ def _code(found: type | FunctionType, seen: set[int]) -> Iterator[str]:
                 functions += [f for f in (plain.fget, plain.fset) if isinstance(f, FunctionType)]
             elif isinstance(plain, FunctionType):
                 functions.append(plain)
-            elif isinstance(plain, _PLAIN) and not isinstance(plain, (str, type(None))):
-                yield repr(plain)
     for function in functions:
         yield from _bytecode(function.__code__)
         yield from _texts(function.__defaults__ or (), seen)
