@@ -71,10 +71,6 @@ class SampleData:
         """The same data: which samples are held out is drawn among them all."""
         return self
 
-    def different_tokens(self, tokens: float) -> float:
-        """How much of D of `tokens` is not read a second time."""
-        return min(tokens, self.training_tokens)
-
     def identity(self) -> dict[str, Any]:
         """What of it changes a run's result: all but the names."""
         return {k: v for k, v in vars(self).items() if k not in ("dataset", "evaluation")}
