@@ -1,7 +1,7 @@
 """A Hugging Face GPT-2 from a config, on the bytes of Python's own library.
 
-    pip install 'llem[train,plot]' transformers
-    python find_optimal_huggingface.py
+pip install 'llem[train,plot]' transformers
+python find_optimal_huggingface.py
 """
 
 import sys

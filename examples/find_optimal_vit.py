@@ -1,7 +1,7 @@
 """A small vision transformer on the digits that ship with scikit-learn: how wide should it be?
 
-    pip install 'llem[train,plot]' scikit-learn
-    python find_optimal_vit.py
+pip install 'llem[train,plot]' scikit-learn
+python find_optimal_vit.py
 """
 
 import sys
@@ -22,7 +22,13 @@ class ViT(nn.Module):
         self.patches = nn.Conv2d(1, width, kernel_size=2, stride=2)
         self.places = nn.Parameter(torch.randn(1, 16, width) * 0.02)
         block = nn.TransformerEncoderLayer(
-            width, heads, 2 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+            width,
+            heads,
+            2 * width,
+            dropout=0.0,
+            activation="gelu",
+            batch_first=True,
+            norm_first=True,
         )
         self.blocks = nn.TransformerEncoder(block, depth, enable_nested_tensor=False)
         self.norm = nn.LayerNorm(width)

@@ -137,7 +137,8 @@ def open_samples(
     tokens = _token_array(dataset)
     if tokens is not None:
         return _windows(tokens, context, key)
-    if (tensors := _equal_tensors(dataset, key)) is not None:
+    plain = collate is default_collate
+    if plain and (tensors := _equal_tensors(dataset, key)) is not None:
         parts, size = tensors
         return Samples(name=name, size=size, fetch=_indexed(parts), batch_size=batch_size)
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
