@@ -291,10 +291,15 @@ def _identity(
         k: v for k, v in vars(recipe).items() if k != "rule" and (k not in _ADDED or v != _ADDED[k])
     }
     more = {"deepspeed": json.loads(deepspeed)} if deepspeed else {}
+    shape = model.identity()
+    if isinstance(data, SampleData):
+        # `source` is of class and loss themselves, wherever they are imported from.
+        shape["class_path"] = shape["class_path"].rpartition(":")[2]
+        shape.pop("loss", None)
     return _canonical(
         {
             "data": data.identity(),
-            "model": model.identity(),
+            "model": shape,
             "recipe": numbers,
             "schema": RUN_SCHEMA,
             **more,

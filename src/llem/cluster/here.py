@@ -20,7 +20,7 @@ from llem.campaign import Run
 from llem.cluster.attempts import count_anew
 from llem.cluster.element import read_element
 from llem.cluster.folder import CampaignFolder
-from llem.cluster.job import node_name, socket_path
+from llem.cluster.job import node_name, sampler_options, socket_path
 from llem.cluster.local import LocalOutcome
 from llem.cluster.rank import Rank
 from llem.cluster.recorder import Recorder
@@ -106,8 +106,15 @@ def run_here(
         hosts = list(dict.fromkeys(str(name) for name in world.gather_text(node_name())))
         link = None
         if world.local_rank == 0:
-            path = stack.enter_context(start_sampler(socket_path())).socket_path
-            link = stack.enter_context(SamplerLink(path))
+            # All elements are of one campaign, and want their energy measured alike.
+            first = read_element(folder.manifest(waiting[0][0].name), waiting[0][1])
+            folder.logs.mkdir(parents=True, exist_ok=True)
+            said = stack.enter_context(open(folder.logs / f"sampler-{node_name()}.log", "a"))
+            sampler = start_sampler(
+                socket_path(), interval_s=first["energy"]["interval_s"],
+                options=sampler_options(first), stderr=said,
+            )  # fmt: skip
+            link = stack.enter_context(SamplerLink(stack.enter_context(sampler).socket_path))
         counter = step_counter(world.device_uuid, local_rank=world.local_rank)
         for array, index in waiting:
             element = world.first(partial(read_element, folder.manifest(array.name), index))

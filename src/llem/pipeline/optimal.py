@@ -20,8 +20,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from llem.campaign import Budget, Run, Site, parse_budget
 from llem.errors import Fault, InputError, LlemError, did_you_mean
-from llem.pipeline.campaigns import Foreign, Planned, plan_campaign, run_campaign
-from llem.pipeline.finishing import finish
+from llem.pipeline.campaigns import (
+    Foreign,
+    Planned,
+    aggregate_campaign,
+    plan_campaign,
+    run_campaign,
+)
+from llem.pipeline.fitting import FIT_FILE, campaign_table, fit_campaign
 from llem.pipeline.foreign import (
     Looked,
     folder_of_module,
@@ -46,8 +52,8 @@ if TYPE_CHECKING:
 SOURCE = "find_optimal"
 LEVELS = 3
 # A batch where neither the user nor a DataLoader says one: samples, or about so many tokens.
-BATCH_SAMPLES = 32
-BATCH_TOKENS = 2048
+BATCH_SAMPLES = 64
+BATCH_TOKENS = 1024
 # Of a model without embeddings to count apart, rates by this rule (see `llem.planning.recipe`).
 RULE = "small"
 
@@ -498,8 +504,16 @@ class _Call:
 
 
 def _finish(planned: Planned) -> tuple[dict[str, Any] | None, str, tuple[str, ...]]:
-    done = finish(planned.folder)
-    return done.fit, done.reason, done.problems
+    """The fit, or why there is none, and what was wrong with records; a report is for who asks."""
+    found = aggregate_campaign(planned.folder)
+    table = campaign_table(planned.folder, found.observations)
+    try:
+        fit = fit_campaign(planned.folder, table=table, allow_edge_minima=True)
+    except InputError as error:
+        # A law of an earlier state of the campaign must not pass for one of this state.
+        (planned.folder.results / FIT_FILE).unlink(missing_ok=True)
+        return None, str(error), found.problems
+    return fit, "", found.problems
 
 
 def _unnamed(names: tuple[str, str]) -> list[Fault]:
@@ -545,7 +559,7 @@ def _flops_of(budget: Budget, site: Any) -> float:
 
 
 def _notes(looked: Looked, ladder: Ladder) -> tuple[str, ...]:
-    skipped = [f"{looked.size}={s.value} was passed over: {s.reason}" for s in ladder.skipped]
+    skipped = [f"passed over: {s.reason}" for s in ladder.skipped]
     return (*looked.notes, *ladder.notes, *skipped)
 
 

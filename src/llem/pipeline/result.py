@@ -26,7 +26,9 @@ SCHEMA = "llem-result-1"
 RESULT_FILE = "result.json"
 # Beyond this many times the largest run an answer is an extrapolation.
 BEYOND = 1.01
-NEIGHBOURS = 12
+# How far from a guess a size is looked for that can be built (heads divide it), how often anew.
+NEIGHBOURS = 64
+AIMS = 12
 
 
 @dataclass(frozen=True)
@@ -353,6 +355,13 @@ class Result:
             Path(path).write_text(text + "\n")
         return text
 
+    def report(self) -> Path:
+        """Write the campaign's whole report, `results/report.html`, with its plots."""
+        from llem.cluster import CampaignFolder
+        from llem.pipeline.finishing import report_campaign
+
+        return report_campaign(CampaignFolder(self.folder))
+
     def value_for(self, params: float) -> int | None:
         """The value of the size whose model has about so many parameters; None where unknown.
 
@@ -361,38 +370,41 @@ class Result:
         """
         if not (math.isfinite(params) and params > 0):
             return None
-        known = sorted(self.sizes)
-        logs = np.log(np.array(known, dtype=np.float64))
-        wanted = math.log(params)
-        place = int(np.clip(np.searchsorted(logs[:, 1], wanted), 1, len(known) - 1))
-        (v0, p0), (v1, p1) = logs[place - 1], logs[place]
-        guess = math.exp(min(v0 + (wanted - p0) * (v1 - v0) / (p1 - p0), 60.0))
+        known = dict(self.sizes)
+        guess = _between(known, params)
         if self.looked is None:
-            return max(1, round(guess))
-        return self._nearest_buildable(max(1, round(guess)), params)
+            return guess
+        # Beyond the sizes trained a model may grow faster than between them: look, and aim again.
+        for _ in range(AIMS):
+            near = self._nearest_buildable(guess, known)
+            if near is None:
+                return guess
+            best = min(known, key=lambda value: abs(math.log(known[value] / params)))
+            aimed = _between(known, params)
+            if aimed in known or aimed == guess:
+                return best
+            guess = aimed
+        return min(known, key=lambda value: abs(math.log(known[value] / params)))
 
-    def _nearest_buildable(self, guess: int, params: float) -> int:
+    def _nearest_buildable(self, guess: int, known: dict[int, int]) -> int | None:
+        """The value nearest to a guess at which the class can be built, added to the `known`."""
         from llem.training.probe import built
 
         looked = self.looked
         assert looked is not None
-        best, distance = guess, math.inf
-        step = max(1, guess // 64)
         for offset in sorted(range(-NEIGHBOURS, NEIGHBOURS + 1), key=abs):
-            value = guess + offset * step
+            value = guess + offset
+            if value in known:
+                return value
             if value < 1:
                 continue
             try:
-                found = built(looked.objects, size=looked.size, value=value,
-                              arguments=looked.arguments)  # fmt: skip
+                known[value] = built(looked.objects, size=looked.size, value=value,
+                                     arguments=looked.arguments)  # fmt: skip
             except InputError:
                 continue
-            off = abs(math.log(found / params))
-            if off < distance:
-                best, distance = value, off
-            if off < 0.02:
-                break
-        return best
+            return value
+        return None
 
     @property
     def _completed(self) -> list[Mapping[str, Any]]:
@@ -422,10 +434,8 @@ class Result:
         n, loss, flops = (
             np.array([float(r[k]) for r in rows]) for k in ("params", "loss", "flops")
         )
-        levels = compute_levels(flops)
         model = self.fit.flops_model
-        for number, level in enumerate(np.unique(levels)):
-            chosen = levels == level
+        for number, chosen in enumerate(compute_levels(flops)):
             middle = float(np.exp(np.log(flops[chosen]).mean()))
             colour = f"C{number % 10}"
             ax.scatter(n[chosen], loss[chosen], s=22, color=colour, label=f"{middle:.1e} FLOP")
@@ -485,6 +495,17 @@ class Result:
         )
         notes = "".join(f"<li>{html.escape(text)}</li>" for text in self._warnings())
         return f"<p>{head}</p>{self.table()._repr_html_()}" + (f"<ul>{notes}</ul>" if notes else "")
+
+
+def _between(known: Mapping[int, int], params: float) -> int:
+    """The value of so many parameters, by a power law through the two nearest that are known."""
+    pairs = sorted(known.items())
+    logs = np.log(np.array(pairs, dtype=np.float64))
+    wanted = math.log(params)
+    place = int(np.clip(np.searchsorted(logs[:, 1], wanted), 1, len(pairs) - 1))
+    (v0, p0), (v1, p1) = logs[place - 1], logs[place]
+    value = math.exp(min(v0 + (wanted - p0) * (v1 - v0) / (p1 - p0), 60.0))
+    return max(1, round(value))
 
 
 def _apart(levels: Sequence[float]) -> list[float]:

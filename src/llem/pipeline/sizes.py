@@ -18,7 +18,7 @@ LEAST_SIZES = 3
 # Steps of the largest model at the lowest compute level, so that its schedule has room.
 LEAST_STEPS = 64
 # Steps of the smallest model at the highest: beyond, it would only see the same data again.
-MOST_STEPS = 6000
+MOST_STEPS = 3000
 LARGEST_VALUE = 1 << 16
 
 

@@ -278,12 +278,13 @@ def plan_warnings(
     if spent < FILL * budget.value:
         found.append(f"the runs spend only {spent / budget.value:.0%} of what they may cost")
     most = max(r.epochs for r in firsts)
+    unit = f"{data.unit}s" if isinstance(data, SampleData) else "tokens"
     if most > 1:
         over = runs.how_many(lambda r: r.epochs > 1)
         longest = max(r.tokens for r in firsts if r.epochs == most)
         found.append(
-            f"{over} run{'s read' if over > 1 else ' reads'} tokens more than once: up to "
-            f"{most:.3g} epochs, {format_si(longest)} tokens of which "
+            f"{over} run{'s read' if over > 1 else ' reads'} {unit} more than once: up to "
+            f"{most:.3g} epochs, {format_si(longest)} {unit} of which "
             f"{format_si(data.different_tokens(longest))} differ"
         )
     ratio = target_flops(campaign.target, site, device) / max(r.flops for r in firsts)

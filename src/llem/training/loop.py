@@ -300,7 +300,7 @@ class _Trainer:
             if self.task.draws:
                 # Of seed, step and rank alone, so that no checkpoint has to hold a generator.
                 place = step * self.world.world_size + self.world.rank
-                torch.manual_seed((run.seed * 1_000_000_007 + place) % 2**63)
+                self.world.seed((run.seed * 1_000_000_007 + place) % 2**63)
             batch = self.task.batch(step, self.share)
             rate = learning_rate(recipe, step=step, steps=run.steps)
             loss, norm = self.engine.step(batch, rate)

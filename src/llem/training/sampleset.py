@@ -137,7 +137,8 @@ def open_samples(
     tokens = _token_array(dataset)
     if tokens is not None:
         return _windows(tokens, context, key)
-    if (tensors := _equal_tensors(dataset)) is not None:
+    plain = collate is default_collate
+    if plain and (tensors := _equal_tensors(dataset, key)) is not None:
         parts, size = tensors
         return Samples(name=name, size=size, fetch=_indexed(parts), batch_size=batch_size)
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__"):
@@ -335,11 +336,12 @@ def _windows(tokens: np.ndarray[Any, Any], context: int | None, key: str) -> Sam
     return Samples(name="tokens", size=size, fetch=fetch, ordered=True)
 
 
-def _equal_tensors(dataset: Any) -> tuple[Any, int] | None:
+def _equal_tensors(dataset: Any, key: str) -> tuple[Any, int] | None:
     """Tensors of one length, as they stand in a tuple or mapping; None where it is none of it."""
     if isinstance(dataset, torch.utils.data.TensorDataset):
         dataset = dataset.tensors
-    if not isinstance(dataset, (tuple, list, Mapping)):
+    # A list is one of samples: [sample, sample, ...].
+    if not isinstance(dataset, (tuple, Mapping)):
         return None
     values = list(dataset.values()) if isinstance(dataset, Mapping) else list(dataset)
     if not values or not all(isinstance(v, (Tensor, np.ndarray)) for v in values):
@@ -347,7 +349,8 @@ def _equal_tensors(dataset: Any) -> tuple[Any, int] | None:
     made = [torch.as_tensor(v) for v in values]
     sizes = {int(t.shape[0]) if t.ndim else 0 for t in made}
     if len(sizes) != 1 or 0 in sizes:
-        return None
+        shapes = ", ".join(str(tuple(t.shape)) for t in made)
+        raise _fault(key, f"tensors of shapes {shapes} are not of one length", _EXPECTED)
     parts = dict(zip(dataset, made, strict=True)) if isinstance(dataset, Mapping) else tuple(made)
     return parts, sizes.pop()
 
@@ -397,7 +400,7 @@ def digest_of(batches: Iterable[Any]) -> str:
 
 def seed_all(seed: int) -> None:
     """Set the generators that a user's data set may draw from."""
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 - the generator that users' data sets draw from
     random.seed(seed)
 

@@ -18,7 +18,7 @@ from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from llem.training.batches import tensors_of
 
@@ -28,7 +28,8 @@ _PLAIN = (int, float, complex, str, bytes, bool, type(None), torch.dtype)
 def source_hash(*objects: Any) -> str:
     """32 hex digits that change with the code of any of the objects."""
     digest = hashlib.blake2b(digest_size=16)
-    seen: set[int] = set()
+    # Kept alive with its number, which another object would get after it.
+    seen: dict[int, Any] = {}
     for found in objects:
         for text in _texts(found, seen):
             digest.update(text.encode())
@@ -36,13 +37,13 @@ def source_hash(*objects: Any) -> str:
     return digest.hexdigest()
 
 
-def _texts(found: Any, seen: set[int]) -> Iterator[str]:
+def _texts(found: Any, seen: dict[int, Any]) -> Iterator[str]:
     if isinstance(found, _PLAIN):
         yield repr(found)
         return
     if id(found) in seen:
         return
-    seen.add(id(found))
+    seen[id(found)] = found
     if isinstance(found, functools.partial):
         yield "partial"
         for part in (found.func, *found.args, *found.keywords, *found.keywords.values()):
@@ -51,8 +52,12 @@ def _texts(found: Any, seen: set[int]) -> Iterator[str]:
         yield from _texts(found.__func__, seen)
         yield from _texts(found.__self__, seen)
     elif isinstance(found, nn.Module):
-        yield repr(found)
-        yield from _texts(type(found), seen)
+        # Its repr leaves out what some losses are made with (label_smoothing).
+        for name, part in found.named_modules():
+            yield f"{name}:{part!r}"
+            yield from _texts(type(part), seen)
+            plain = {k: v for k, v in vars(part).items() if k[0] != "_" and k != "training"}
+            yield from _texts(plain, seen)
         for name, tensor in tensors_of(found.state_dict()):
             yield f"{name}{hashlib.blake2b(tensor.cpu().numpy().tobytes()).hexdigest()}"
     elif isinstance(found, (tuple, list, set, frozenset)):
@@ -62,6 +67,8 @@ def _texts(found: Any, seen: set[int]) -> Iterator[str]:
         for key, value in found.items():
             yield repr(key)
             yield from _texts(value, seen)
+    elif isinstance(found, Tensor):
+        yield hashlib.blake2b(found.detach().cpu().numpy().tobytes()).hexdigest()
     elif isinstance(found, ModuleType):
         yield _package(found.__name__)
     elif isinstance(found, (type, FunctionType)):
@@ -72,7 +79,7 @@ def _texts(found: Any, seen: set[int]) -> Iterator[str]:
         yield from _texts(getattr(found, "__dict__", {}), seen)
 
 
-def _code(found: type | FunctionType, seen: set[int]) -> Iterator[str]:
+def _code(found: type | FunctionType, seen: dict[int, Any]) -> Iterator[str]:
     if installed(found.__module__):
         yield f"{_package(found.__module__)}:{found.__qualname__}"
         return
@@ -91,8 +98,6 @@ def _code(found: type | FunctionType, seen: set[int]) -> Iterator[str]:
                 functions += [f for f in (plain.fget, plain.fset) if isinstance(f, FunctionType)]
             elif isinstance(plain, FunctionType):
                 functions.append(plain)
-            elif isinstance(plain, _PLAIN) and not isinstance(plain, (str, type(None))):
-                yield repr(plain)
     for function in functions:
         yield from _bytecode(function.__code__)
         yield from _texts(function.__defaults__ or (), seen)
