@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from llem.campaign import format_duration, format_si
+from llem.campaign import format_si
 
 if TYPE_CHECKING:
     from llem.cluster import CampaignState
@@ -58,7 +58,8 @@ class Seen:
             (4, f"loss {losses}{more}" if losses else ""),
             (5, _known(self.tokens_per_s, lambda v: f"{format_si(v):>6} tokens/s")),
             (7, _known(self.energy_j, lambda v: f"{format_si(v, 'J')}")),
-            (3, _known(self.left_s, lambda v: f"left {format_duration(v)}")),
+            # Always as wide, so that nothing moves.
+            (3, f"left {clock(self.left_s):>7}" if self.share < 1 else ""),
         ]
         return [(place, text) for place, text in found if text]
 
@@ -89,6 +90,17 @@ def bar_of(share: float, width: int, *, ascii_only: bool = False) -> str:
 def log_line(seen: Seen, *, clock: str) -> str:
     """The line for a file."""
     return f"{clock} " + "  ".join(text for _, text in seen.words())
+
+
+def clock(seconds: float) -> str:
+    """`1:43`, `2:03:20`; in days from 100 hours on."""
+    if not math.isfinite(seconds):
+        return "-:--"
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    if hours >= 100:
+        return f"{hours / 24:.1f} d"
+    return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"
 
 
 def _known(value: float, shown: Callable[[float], str]) -> str:

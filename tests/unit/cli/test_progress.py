@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from llem.cli._progress import Seen, bar_of, log_line, terminal_line
+from llem.cli._progress import Seen, bar_of, clock, log_line, terminal_line
 
 SEEN = Seen(
     share=0.4312,
@@ -21,7 +21,7 @@ SEEN = Seen(
 def test_a_wide_terminal_shows_everything():
     assert terminal_line(SEEN, width=130) == (
         " 43% ████████████▉·················  43/120 runs  3 running  loss 2.314 1.900 +1  "
-        "24.8 k tokens/s  1.23 kJ  left 79.2 s"
+        "24.8 k tokens/s  1.23 kJ  left    1:19"
     )
 
 
@@ -31,7 +31,7 @@ def test_no_line_is_longer_than_the_terminal_is_wide(width):
 
 
 def test_a_narrow_terminal_keeps_what_matters_most():
-    assert terminal_line(SEEN, width=48).split("·")[-1].strip() == "43/120 runs  left 79.2 s"
+    assert terminal_line(SEEN, width=48).split("·")[-1].strip() == "43/120 runs  left    1:19"
     assert terminal_line(SEEN, width=24).strip().startswith("43%")
 
 
@@ -52,12 +52,17 @@ def test_a_file_gets_plain_columns_without_control_characters():
     line = log_line(SEEN, clock="08:40:11")
     assert line == (
         "08:40:11  43%   43/120 runs  3 running  loss 2.314 1.900 +1  24.8 k tokens/s  1.23 kJ  "
-        "left 79.2 s"
+        "left    1:19"
     )
     assert re.fullmatch(r"[ -~]+", line)
 
 
 def test_what_is_not_known_is_left_out():
     assert log_line(Seen(share=0, runs=3, counts={"waiting": 3}), clock="08:40:11") == (
-        "08:40:11   0%  0/3 runs"
+        "08:40:11   0%  0/3 runs  left    -:--"
     )
+
+
+def test_time_left_is_read_like_a_clock():
+    shown = [clock(s) for s in (0.4, 59.6, 3599, 3661, 359_999, 360_000, float("nan"))]
+    assert shown == ["0:00", "1:00", "59:59", "1:01:01", "99:59:59", "4.2 d", "-:--"]
