@@ -1,4 +1,4 @@
-"""Tables, and progress drawn with rich; plain lines where there is no terminal."""
+"""Tables of a plan and of what it rests on."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import math
 import shutil
 import sys
 import textwrap
-import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +14,9 @@ from llem.campaign import Runs, SampleData, format_duration, format_si
 
 if TYPE_CHECKING:
     from llem.campaign import Replicates
-    from llem.cluster import CampaignState
     from llem.planning import Dropped, Plan
     from llem.report.plan import Timeline
 
-PLAIN_LINE_S = 15.0
 # A plan of many thousand runs has hundreds of arrays, which nobody reads.
 ARRAYS_SHOWN = 20
 
@@ -223,52 +219,3 @@ def _by_reason(dropped: Iterable[Dropped]) -> dict[str, list[Dropped]]:
     for item in dropped:
         found.setdefault(item.reason, []).append(item)
     return found
-
-
-@contextmanager
-def watching(plan: Plan) -> Iterator[Callable[[CampaignState], None]]:
-    """A callback that shows the progress of a campaign by FLOPs: a bar, or a line now and then."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    flops = {run.run_id: run.flops for run in plan.runs}
-    total = sum(flops.values())
-
-    def describe(state: CampaignState) -> str:
-        running = [r for r in state.runs if r.status == "running" and r.loss is not None]
-        counts = ", ".join(f"{n} {status}" for status, n in state.counts.items())
-        return counts + (f" | loss {running[0].loss:.3f}" if running else "")
-
-    def done(state: CampaignState) -> float:
-        return sum(
-            flops[r.run_id] * (1.0 if r.status == "diverged" else r.progress) for r in state.runs
-        )
-
-    if not console.is_terminal:
-        last = -PLAIN_LINE_S
-
-        def tell(state: CampaignState) -> None:
-            nonlocal last
-            if time.monotonic() - last >= PLAIN_LINE_S or state.settled:
-                last = time.monotonic()
-                print(
-                    f"[{done(state) / total:4.0%}] {describe(state)}", file=sys.stderr, flush=True
-                )
-
-        yield tell
-        return
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TaskProgressColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    with Progress(
-        BarColumn(bar_width=24), TaskProgressColumn(), TimeElapsedColumn(), TextColumn("<"),
-        TimeRemainingColumn(), TextColumn("{task.description}"), console=console,
-    ) as bar:  # fmt: skip
-        task = bar.add_task("starting", total=total)
-        yield lambda state: bar.update(task, completed=done(state), description=describe(state))

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from llem.campaign import parse_budget
-    from llem.cli._show import watching
+    from llem.cli._progress import watching
     from llem.cli.submit import confirm_spending, local_status
     from llem.cluster import LocalOutcome
     from llem.pipeline import plan_calibration, run_calibration

@@ -71,7 +71,8 @@ def run_all(
 
 def _run_wave(planned: Planned, *, yes: bool, as_json: bool) -> int:
     """Run what is planned and not settled yet; 0 where every run came to an end."""
-    from llem.cli._show import plan_tables, watching
+    from llem.cli._progress import watching
+    from llem.cli._show import plan_tables
     from llem.cli._status import both
     from llem.cli.submit import confirm_spending, local_status
     from llem.cluster import LocalOutcome, Notifier

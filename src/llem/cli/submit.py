@@ -106,7 +106,7 @@ def _dry_run(folder: CampaignFolder, plan: Plan, *, as_json: bool) -> int:
 
 def run_here(folder: CampaignFolder, plan: Plan, *, as_json: bool) -> int:
     """Run what is not settled on this machine, showing progress; the exit status."""
-    from llem.cli._show import watching
+    from llem.cli._progress import watching
     from llem.cli._status import both
     from llem.cluster import Notifier, campaign_state, run_locally
 

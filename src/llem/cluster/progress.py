@@ -57,7 +57,7 @@ def line(progress: Progress) -> str:
         f"step {progress.step:{digits}d}/{progress.steps} {progress.step / progress.steps:4.0%}",
         f"loss {progress.loss:7.4f}",
         f"{format_si(progress.tokens_per_s):>6} tokens/s",
-        f"left {format_duration(progress.remaining_s):>8}",
+        f"left {format_duration(progress.remaining_s):>9}",
     ]
     if math.isfinite(progress.mfu):
         words.append(f"MFU {progress.mfu:6.1%}")

@@ -99,6 +99,11 @@ def plan_campaign(
             data, campaign = resolve_data(campaign, place, base=Path(base))
         if campaign.model.family == "custom":
             own, code = own_model(campaign, Path(base).resolve())
+    for tracker in campaign.trackers or ():
+        if tracker.class_path:
+            from llem.pipeline.foreign import shipped_code
+
+            code = {**code, **shipped_code(tracker.class_path, Path(base).resolve())}
     site = site_of(campaign)
     limits = limits_of(site) if ask_cluster else None
     found = calibration_of(campaign, site, base=Path(base), given=calibration)

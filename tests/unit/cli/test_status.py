@@ -140,7 +140,7 @@ def test_wait_waits_for_the_local_executor_until_its_timeout_and_ctrl_c(campaign
         _, err = process.communicate(timeout=60)
         assert process.returncode == 1 and "not over after 1 s" in err
         process = llem("wait", "c")
-        assert "completed" in process.stderr.readline()
+        assert "2/30 runs" in process.stderr.readline()
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=60)
         assert process.returncode == 130
