@@ -7,6 +7,7 @@ import runpy
 import sys
 import sysconfig
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ class Perceptron(nn.Module):
         super().__init__()
         sizes = [16, *[hidden] * layers]
         self.body = nn.Sequential(
-            *(part for a, b in zip(sizes, sizes[1:], strict=False)
+            *(part for a, b in pairwise(sizes)
               for part in (nn.Linear(a, b), nn.BatchNorm1d(b), nn.ReLU(), nn.Dropout(0.05)))
         )  # fmt: skip
         self.head = nn.Linear(hidden, 4)
