@@ -296,7 +296,7 @@ def _fill(disk, pid, place, errors):
         with contextlib.suppress(OSError):
             while True:
                 junk.write(bytes(4096))
-        wait_for(lambda: "measuring ended" in errors.read_text())
+        wait_for(lambda: "measuring ended" in errors.read_text(), seconds=60)
         answer = link.end()
         assert not answer.ok and "No space left" in answer.reason
         assert "No space left" in link.begin(disk / "node-none.h5", META).reason
