@@ -252,9 +252,9 @@ def test_thousands_of_resamples_are_one_product() -> None:
     weight = np.random.default_rng(1).exponential(size=(4000, 240))
     best = np.inf
     for _ in range(5):
-        begin = time.perf_counter()
+        begin = time.thread_time()
         fit_cost_many(r.cost, r.tokens, r.flops, weight=weight)
-        best = min(best, time.perf_counter() - begin)
+        best = min(best, time.thread_time() - begin)
     assert best < 0.3  # about .013 s on a quiet core
 
 

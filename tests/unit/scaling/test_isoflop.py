@@ -232,9 +232,9 @@ def test_thirty_levels_take_milliseconds() -> None:
     isoflop_check(*runs)
     times = []
     for _ in range(10):
-        begin = time.perf_counter()
+        begin = time.thread_time()
         isoflop_check(*runs)
-        times.append(time.perf_counter() - begin)
+        times.append(time.thread_time() - begin)
     # 6 ms on a quiet core; the bound leaves room for a busy one.
     assert min(times) < 0.03
 

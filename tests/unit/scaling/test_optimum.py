@@ -442,9 +442,9 @@ def test_thousands_of_resamples_take_no_time() -> None:
     def best(target: Target, brief: bool) -> float:
         times = []
         for _ in range(5):
-            begin = time.perf_counter()
+            begin = time.thread_time()
             e.at(target, brief=brief)
-            times.append(time.perf_counter() - begin)
+            times.append(time.thread_time() - begin)
         return min(times)
 
     # On a quiet core .002, .045 and .014 s.
