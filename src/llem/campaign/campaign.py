@@ -214,6 +214,11 @@ class LayoutChoice(Strict):
     def _one_way_to_shard(self) -> LayoutChoice:
         if self.sharding == "fsdp2" and self.zero_stage:
             raise ValueError("`zero_stage` is of sharding zero; fsdp2 shards everything")
+        if self.compile and self.zero_stage == 3:
+            raise ValueError(
+                "compile does not go with zero_stage 3, whose weights come and go inside blocks: "
+                "sharding fsdp2 takes both"
+            )
         return self
 
 
@@ -281,3 +286,22 @@ class Campaign(Strict):
     trackers: tuple[TrackerChoice, ...] | None = Field(
         None, description="where trainings are shown while they run, beside llem's own records"
     )
+
+    @model_validator(mode="after")
+    def _options_suit_the_layout_and_the_model(self) -> Campaign:
+        training, layout = self.training, self.layout
+        shards = layout is not None and (layout.zero_stage or layout.sharding == "fsdp2")
+        if training.optimiser == "muon" and shards:
+            raise ValueError(
+                "training.optimiser: muon needs each matrix whole, and the layout shards them; "
+                "set zero_stage: 0 and sharding: zero, or adamw"
+            )
+        for name, value in (
+            ("optimiser", "muon"), ("parametrisation", "mup"),
+        ):  # fmt: skip
+            if self.model.family == "custom" and getattr(training, name) == value:
+                raise ValueError(
+                    f"training.{name}: {value} is made for the llama family: of another model llem "
+                    "does not know the parts"
+                )
+        return self

@@ -47,13 +47,12 @@ _TOP: Final = (
 )  # fmt: skip
 _ZERO: Final = (
     "allgather_bucket_size", "allgather_partitions", "contiguous_gradients",
-    "ignore_unused_parameters",
-    "log_trace_cache_warnings", "memory_efficient_linear", "offload_optimizer", "offload_param",
-    "overlap_comm", "reduce_bucket_size", "reduce_scatter", "round_robin_gradients",
-    "stage3_max_live_parameters", "stage3_max_reuse_distance",
-    "stage3_module_granularity_threshold",
-    "stage3_param_persistence_threshold", "stage3_prefetch_bucket_size", "sub_group_size",
-    "use_multi_rank_bucket_allreduce", "zero_hpz_partition_size",
+    "ignore_unused_parameters", "log_trace_cache_warnings", "memory_efficient_linear",
+    "offload_optimizer", "offload_param", "overlap_comm", "reduce_bucket_size", "reduce_scatter",
+    "round_robin_gradients", "stage3_max_live_parameters", "stage3_max_reuse_distance",
+    "stage3_module_granularity_threshold", "stage3_param_persistence_threshold",
+    "stage3_prefetch_bucket_size", "sub_group_size", "use_multi_rank_bucket_allreduce",
+    "zero_hpz_partition_size",
 )  # fmt: skip
 KNOWN: Final = frozenset({*_TOP, *(f"zero_optimization.{key}" for key in _ZERO), *CHANGING})
 # Below these nothing is looked at: DeepSpeed checks what is in them itself.
@@ -70,13 +69,18 @@ def faults_of(settings: Mapping[str, Any], path: str = "training.deepspeed") -> 
         if key in OWNED:
             faults.append(Fault(f"{path}.{key}", "llem sets it from the run", f"set {OWNED[key]}"))
         elif key not in KNOWN:
-            inside = key.startswith(f"{_ZERO_SECTION}.")
-            near = did_you_mean(key, sorted([*KNOWN, *OWNED]))
-            known = [*_ZERO] if inside else [*_TOP]
-            faults.append(
-                Fault(f"{path}.{key}", "unknown key", near or f"known keys: {', '.join(known)}")
-            )
+            known = _siblings(key)
+            near = did_you_mean(key.rpartition(".")[2], known)
+            hint = near or f"known keys: {', '.join(known)}"
+            faults.append(Fault(f"{path}.{key}", "unknown key", hint))
     return faults
+
+
+def _siblings(key: str) -> list[str]:
+    """What may stand where `key` does, by the last part of its name."""
+    section = key.rpartition(".")[0]
+    known = {*KNOWN, *OWNED}
+    return sorted({k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == section})
 
 
 def changing_results(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -156,6 +156,12 @@ class Run:
         """Tokens read over different tokens among them: 1 where none is read twice."""
         return self.data.epochs(self.tokens)
 
+    @property
+    def flops_of_its_own(self) -> float:
+        """The same without the steps that its trunk is to have trained."""
+        own_steps = self.steps - self.trunk_steps
+        return float(self.model.flops_per_token) * own_steps * self.recipe.batch_tokens
+
     @cached_property
     def run_id(self) -> str:
         """Twelve hex digits of a hash over all that changes the run's result.

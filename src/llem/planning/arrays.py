@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from llem.campaign import Run, Runs, Site
+from llem.campaign import Replicates, Run, Runs, Site
 
 # Elements of one array share one time limit: a factor of four keeps short ones easy to backfill.
 TIME_CLASS = 4.0
@@ -49,12 +49,24 @@ def pack(runs: Iterable[Run], site: Site, *, wave: int = 1) -> tuple[ArrayJob, .
     same runs in any order give the same arrays.
     """
     by_shape: dict[Shape, dict[float, list[str]]] = defaultdict(lambda: defaultdict(list))
-    for some in Runs.of(runs).replicates:
+    every = Runs.of(runs).replicates
+    following, followers = _branches(every)
+    for some in every:
+        if id(some) in following:
+            continue
         run, layout = some.run, some.run.layout
+        seconds = run.predicted.duration_s + sum(
+            other.run.predicted.duration_s for other in followers.get(id(some), ())
+        )
         by_shape[
             (layout.nodes, layout.gpus_per_node, layout.zero_stage, run.recipe.precision,
              run.segments)
-        ][run.predicted.duration_s].extend(some.run_ids)  # fmt: skip
+        ][seconds].extend(some.run_ids)  # fmt: skip
+    after = {
+        name: [other.run_ids[i] for other in followers[id(some)]]
+        for some in every if id(some) in followers
+        for i, name in enumerate(some.run_ids)
+    }  # fmt: skip
     equals: dict[Shape, list[Equal]] = {
         shape: [(seconds, sorted(by_time[seconds])) for seconds in sorted(by_time, reverse=True)]
         for shape, by_time in by_shape.items()
@@ -78,7 +90,33 @@ def pack(runs: Iterable[Run], site: Site, *, wave: int = 1) -> tuple[ArrayJob, .
             classes[rank].append((seconds, elements))
         for rank in sorted(classes):
             jobs.extend(_chunks(shape, rank, classes[rank], site, wave))
-    return tuple(jobs)
+    if not after:
+        return tuple(jobs)
+    return tuple(
+        replace(
+            job,
+            elements=tuple(
+                tuple(run_id for name in names for run_id in (name, *after.get(name, ())))
+                for names in job.elements
+            ),
+        )
+        for job in jobs
+    )
+
+
+def _branches(every: Sequence[Replicates]) -> tuple[set[int], dict[int, list[Replicates]]]:
+    """Which of them branch off another's runs, and what follows each of these, by identity.
+
+    A branch runs in its trunk's element, after it: there is then a checkpoint for it to begin at.
+    """
+    branching = {some.run_ids[0]: some for some in every if some.run.trunk_steps}
+    followers = {}
+    for some in every:
+        names = [some.run.branch(steps).run_id for steps in some.run.branch_at]
+        found = [branching[name] for name in names if name in branching]
+        if found:
+            followers[id(some)] = [other for other in found if other.seeds == some.seeds]
+    return {id(other) for found in followers.values() for other in found}, followers
 
 
 def pack_length_s(site: Site) -> float:

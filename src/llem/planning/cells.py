@@ -67,6 +67,13 @@ class Cell:
         return float(self.model.flops_per_token) * self.tokens
 
 
+def steps_at(places: Sequence[float], cell: Cell) -> tuple[int, ...]:
+    """Places in a cell's runs (parts below 1, or tokens) as steps before their end, in order."""
+    batch = cell.recipe.batch_tokens
+    steps = {round(p * cell.steps) if p < 1 else math.ceil(p / batch) for p in places}
+    return tuple(sorted(n for n in steps if 0 < n < cell.steps))
+
+
 @dataclass(frozen=True)
 class Bench:
     """Where cells are made: the campaign's choices, the site, its device, the data."""
@@ -106,7 +113,16 @@ class Bench:
 
     def cost(self, cell: Cell, unit: str, *, steps: int | None = None) -> float:
         """What one run of the cell costs in a budget's unit, with other steps where given."""
-        if steps is None or steps == cell.steps:
+        if self.campaign.training.branch_at:
+            whole = cell if steps in (None, cell.steps) else self.with_steps(cell, steps or 0)
+            own = [n - whole.recipe.decay_start(n) for n in self._branch_at(whole)]
+            return sum(
+                (self._cost(cell, unit, n) for n in own), self._cost(cell, unit, whole.steps)
+            )
+        return self._cost(cell, unit, steps or cell.steps)
+
+    def _cost(self, cell: Cell, unit: str, steps: int) -> float:
+        if steps == cell.steps:
             return cost_of(cell.flops, cell.predicted, cell.layout, unit=unit, site=self.site)
         batch = cell.recipe.batch_tokens
         flops = float(cell.model.flops_per_token) * (steps * batch)
@@ -115,8 +131,13 @@ class Bench:
         predicted = self._predicted(cell.model, cell.layout, steps, batch, math.nan)
         return cost_of(flops, predicted, cell.layout, unit=unit, site=self.site)
 
-    def runs(self, cell: Cell, seeds: Sequence[int]) -> Replicates:
-        """The cell's runs, one for each of the seeds."""
+    def _branch_at(self, cell: Cell) -> tuple[int, ...]:
+        """Where branches of a cell's runs end: each parts from its trunk in the stable phase."""
+        places = steps_at(self.campaign.training.branch_at, cell)
+        return tuple(n for n in places if cell.recipe.decay_start(n) > cell.recipe.warmup_steps)
+
+    def runs(self, cell: Cell, seeds: Sequence[int]) -> list[Replicates]:
+        """The cell's runs, one for each of the seeds, and those that branch off them."""
         training = self.campaign.training
         duration = cell.predicted.duration_s
         asked = asked_of(cell.model, cell.tokens, training, batch_tokens=cell.recipe.batch_tokens)
@@ -128,8 +149,18 @@ class Bench:
             model=cell.model, tokens=cell.tokens, steps=cell.steps, seed=seeds[0],
             recipe=cell.recipe, data=self.data, layout=cell.layout, predicted=cell.predicted,
             level=cell.level, checkpoint_steps=checkpoints, segments=segments, asked=asked,
+            evaluate_at=steps_at(training.evaluate_at, cell), branch_at=self._branch_at(cell),
+            deepspeed=training.deepspeed if cell.layout.zero_stage else {},
         )  # fmt: skip
-        return Replicates(first, seeds)
+        made = [Replicates(first, seeds)]
+        for steps in first.branch_at:
+            branch = first.branch(steps)
+            predicted = self._predicted(
+                cell.model, cell.layout, steps - branch.trunk_steps, cell.recipe.batch_tokens,
+                cell.predicted.memory_bytes,
+            )  # fmt: skip
+            made.append(Replicates(replace(branch, predicted=predicted), seeds))
+        return made
 
     def least(self) -> Cell | Dropped:
         """The smallest run there is: the smallest model, for as few steps as a schedule needs."""
@@ -206,7 +237,8 @@ class Bench:
         self, model: Architecture, layout: Layout, steps: int, batch: int, memory: float
     ) -> Predicted:
         # A run ends with a forward of all held-out tokens: a third of what training on them takes.
-        tokens = steps * batch + self.data.evaluation_tokens / 3
+        evaluations = 1 + len(self.campaign.training.evaluate_at)
+        tokens = steps * batch + evaluations * self.data.evaluation_tokens / 3
         flops = computed_flops(model, layout) * tokens
         seconds = duration_s(flops, steps, layout, self.device)
         # A short run shares the start of its element with those that are packed with it.

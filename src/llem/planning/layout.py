@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect
+from dataclasses import replace
 
 from llem.campaign import CustomModel, Layout, Site
 from llem.campaign.architecture import Architecture
@@ -62,9 +63,14 @@ def choose_layout(
         shapes = [(fixed.nodes, fixed.gpus_per_node)]
         stages: tuple[int, ...] = (fixed.zero_stage,)
         asked = fixed.activation_checkpointing
+        ways_of = Layout(sharding=fixed.sharding, compile=fixed.compile)
     else:
         shapes = _shapes(site)
         stages, asked = (0, 1, 2, 3), None
+        ways_of = Layout()
+    if recipe.optimiser == "muon":
+        # It needs each matrix whole.
+        stages = (0,)
     if isinstance(model, CustomModel):
         if asked:
             return "a model class of your own does its own activation checkpointing"
@@ -84,9 +90,10 @@ def choose_layout(
         for stage, again in ways:
             if fixed is None and stage and world == 1:
                 continue
-            way = Layout(
-                nodes=nodes, gpus_per_node=ranks, zero_stage=stage, activation_checkpointing=again
-            )
+            way = replace(
+                ways_of, nodes=nodes, gpus_per_node=ranks, zero_stage=stage,
+                activation_checkpointing=again,
+            )  # fmt: skip
             flops = computed_flops(model, way) * tokens
             # In one micro-batch, the fastest: to look for the largest that fits takes longer.
             needed = duration_s(flops, steps, way, device)
@@ -122,11 +129,7 @@ def _with_micro_batch(
         micro = math.gcd(sequences, fixed.micro_batch)
 
     def of(micro: int) -> Layout:
-        return Layout(
-            nodes=layout.nodes, gpus_per_node=layout.gpus_per_node, zero_stage=layout.zero_stage,
-            micro_batch=micro, grad_accum=sequences // micro,
-            activation_checkpointing=layout.activation_checkpointing,
-        )  # fmt: skip
+        return replace(layout, micro_batch=micro, grad_accum=sequences // micro)
 
     if least_bytes(model, layout) > MEMORY_MARGIN * device.memory_bytes:
         return None

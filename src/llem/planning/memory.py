@@ -127,12 +127,18 @@ def least_bytes(model: Architecture, layout: Layout) -> float:
     Never more than `memory_of`, and much faster to tell.
     """
     ranks, stage = layout.ranks, layout.zero_stage
+    if _fsdp2(layout):
+        return model.params * (2 * FP32 + ADAM) / ranks
     each = (
         FP32 * (1.0 if stage < 3 else 2 / ranks)
         + (FP32 + ADAM) / (ranks if stage else 1)
         + (FP32 if stage == 1 else FP32 / ranks if stage == 2 else 0.0)
     )
     return model.params * each
+
+
+def _fsdp2(layout: Layout) -> bool:
+    return layout.sharding == "fsdp2" and layout.ranks > 1
 
 
 class _Moment(NamedTuple):
@@ -225,7 +231,10 @@ def _moments(model: Architecture, layout: Layout, sizes: _Sizes) -> tuple[States
     part = whole / ranks
     bucket = FP32 * float(min(BUCKET_ELEMENTS, max(model.params, LEAST_BUCKET_ELEMENTS)))
     filled = min(bucket, whole)
-    states = model_states(model.params, ranks=ranks, stage=stage, bytes_each=(FP32, FP32, ADAM))
+    states = model_states(
+        model.params, ranks=ranks, stage=3 if _fsdp2(layout) else stage,
+        bytes_each=(FP32, FP32, ADAM),
+    )  # fmt: skip
     # Gradients that stand while activations grow, all of them after the backward pass, and what
     # they travel in; DDP's buckets are the gradients, and stay.
     accumulates = layout.grad_accum > 1
@@ -253,6 +262,13 @@ def _moments(model: Architecture, layout: Layout, sizes: _Sizes) -> tuple[States
         else:
             standing = bucket * (1.5 if sizes.bf16 else 1)
         begun = ended = standing
+    if _fsdp2(layout):
+        # The tables and the last norm stay gathered, and a block or two with them; of what is
+        # reduced the gradient, its copy in the order of ranks and the part that comes of it.
+        tables = sizes.output * (1 if sizes.tied else 2)
+        weights = part + tables + 2 * sizes.block_weights
+        before, after = (part if accumulates else 0.0), part
+        copied = ended = (2 + 1 / ranks) * max(tables, sizes.block_weights)
     # The gradient of a tied table waits for its second half; another's is added at once.
     waiting = sizes.output if sizes.tied or before else 0.0
     early = before + waiting if before else sizes.output
@@ -261,7 +277,7 @@ def _moments(model: Architecture, layout: Layout, sizes: _Sizes) -> tuple[States
     copies = sizes.of_output if again else sizes.copies
     one = sizes.block + sizes.work
     # Between steps only DDP and stage 3 keep gradients.
-    idle = before if (stage == 0 and ranks > 1) or stage == 3 else 0.0
+    idle = before if (stage == 0 and ranks > 1 and not _fsdp2(layout)) or stage == 3 else 0.0
     moments = [
         _Moment("loss", before, kept + sizes.last, sizes.loss, standing, copies),
         _Moment("backward, last block", early,

@@ -101,8 +101,10 @@ class Plan:
         return {
             "runs": len(self.runs),
             "elements": sum(len(a.elements) for a in self.arrays),
-            "flops": self.runs.total(lambda r: r.flops),
-            "flops_6nd": self.runs.total(lambda r: 6.0 * r.params * r.tokens),
+            "flops": self.runs.total(lambda r: r.flops_of_its_own),
+            "flops_6nd": self.runs.total(
+                lambda r: 6.0 * r.params * (r.steps - r.trunk_steps) * r.recipe.batch_tokens
+            ),
             "gpu_hours": self.runs.total(lambda r: r.predicted.gpu_hours),
             "energy_j": self.runs.total(lambda r: r.predicted.energy_j),
             "runs_repeating": self.runs.how_many(lambda r: r.epochs > 1),
@@ -219,7 +221,7 @@ def make_plan(
     share = wave_share(1, campaign.waves)
     first = Budget(share * budget.value, budget.unit)
     filled = fill(bench, first, runs=runs)
-    made = Runs(bench.runs(cell, range(seeds)) for cell, seeds in filled.cells)
+    made = Runs(some for cell, seeds in filled.cells for some in bench.runs(cell, range(seeds)))
     arrays = pack(made, site)
     target = target_flops(campaign.target, site, device)
     if campaign.waves > 1:

@@ -133,4 +133,4 @@ def _spent(run: Run, row: Mapping[str, Any] | None, unit: str, site: Site) -> fl
         if unit in ("GPUh", "node-h") or row["energy_j"] > 0:
             hours = float(row["gpu_seconds"]) / 3600 + start_h
             predicted = replace(predicted, gpu_hours=hours, energy_j=joules)
-    return cost_of(run.flops, predicted, run.layout, unit=unit, site=site)
+    return cost_of(run.flops_of_its_own, predicted, run.layout, unit=unit, site=site)

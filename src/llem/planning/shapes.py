@@ -144,6 +144,9 @@ def shortened(run: Run, steps: int | None, *, site: Site, device: Accelerator) -
         checkpoint_steps=0,
         segments=1,
         asked=None,
+        evaluate_at=(),
+        branch_at=(),
+        trunk_steps=0,
     )
 
 

@@ -16,7 +16,7 @@ JOULES_PER_KWH = 3.6e6
 def spend(runs: Iterable[Run], unit: str, site: Site) -> float:
     """What the runs are expected to cost, in a budget's unit. Raises InputError without a price."""
     return Runs.of(runs).total(
-        lambda run: cost_of(run.flops, run.predicted, run.layout, unit=unit, site=site)
+        lambda run: cost_of(run.flops_of_its_own, run.predicted, run.layout, unit=unit, site=site)
     )
 
 

@@ -272,7 +272,9 @@ def next_wave(
 def runs_of_wave(bench: Bench, wave: NextWave, *, number: int) -> Runs:
     """The runs of a later wave, their seeds apart from those of others."""
     first = SEED_STRIDE * number
-    return Runs(bench.runs(cell, range(first, first + seeds)) for cell, seeds in wave.cells)
+    return Runs(
+        some for cell, n in wave.cells for some in bench.runs(cell, range(first, first + n))
+    )
 
 
 def _candidates(

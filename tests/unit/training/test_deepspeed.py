@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ pytest.importorskip("deepspeed")
 
 pytestmark = pytest.mark.train
 
+SETTINGS = {"zero_optimization": {"reduce_bucket_size": 2000}, "steps_per_print": 7}
 Results = dict[str, list[dict[str, Any]]]
 
 
@@ -48,6 +50,8 @@ def sharded(
         task("rest", run, folder, checkpoints="shared"),
         task("wild", make_run(ranks=2, zero_stage=stage, steps=200, learning_rate=30.0), folder),
         task("again", run, folder),
+        task("own-settings", replace(run, deepspeed=SETTINGS), folder),
+        task("asked", replace(run, evaluate_at=(11,)), folder),
         *(
             task(f"heavy-{word}", make_heavy_run(ranks=2, zero_stage=stage, checkpointing=again),
                  folder)
@@ -87,6 +91,31 @@ def test_its_configuration_lies_beside_the_records(sharded: tuple[Results, Path]
     config = json.loads((folder / "accum" / "deepspeed.json").read_text())
     assert config["gradient_accumulation_steps"] == 2
     assert config["train_micro_batch_size_per_gpu"] == 4
+
+
+def test_the_users_settings_lie_over_what_llem_makes(sharded: tuple[Results, Path]) -> None:
+    results, folder = sharded
+    plain = json.loads((folder / "whole" / "deepspeed.json").read_text())
+    found = json.loads((folder / "own-settings" / "deepspeed.json").read_text())
+    assert found["zero_optimization"].pop("reduce_bucket_size") == 2000
+    assert found.pop("steps_per_print") == 7
+    del plain["zero_optimization"]["reduce_bucket_size"], plain["steps_per_print"]
+    assert found == plain
+    assert results["own-settings"][0]["loss"] == pytest.approx(
+        results["whole"][0]["loss"], rel=1e-4
+    )
+
+
+def test_what_accelerate_is_told_lies_beside_it(sharded: tuple[Results, Path]) -> None:
+    _, folder = sharded
+    told = json.loads((folder / "accum" / "accelerate.json").read_text())
+    assert told == {"mixed_precision": "no", "gradient_accumulation_steps": 2}
+
+
+def test_an_evaluation_on_the_way_changes_nothing(sharded: tuple[Results, Path]) -> None:
+    results, _ = sharded
+    assert results["asked"][0]["loss"] == results["whole"][0]["loss"]
+    assert [e["step"] for e in results["asked"][0]["evaluations"]] == [11]
 
 
 @pytest.mark.parametrize("again", [False, True])

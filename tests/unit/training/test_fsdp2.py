@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from llem.campaign import Run
+from llem.planning.memory import memory_of
 from llem.records import read_rank
 
 pytest.importorskip("torch")
@@ -31,9 +33,14 @@ def task(name: str, run: Run, folder: Path, **options: Any) -> dict[str, Any]:
     }
 
 
+def sharded_heavy(run: Run) -> Run:
+    return run.with_layout(replace(run.layout, sharding="fsdp2"))
+
+
 @pytest.fixture(scope="module")
 def sharded(
     make_run: Callable[..., Run],
+    make_heavy_run: Callable[..., Run],
     run_worlds: Callable[..., dict[int, Results]],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[dict[int, Results], Path]:
@@ -47,7 +54,13 @@ def sharded(
         task("rest", run, folder, checkpoints="shared"),
         task("left", run, folder, stop={"step": 11, "rank": 0}),
         task("orthogonal", make_run(ranks=2, sharding="fsdp2", optimiser="muon"), folder),
-    ]
+        task("asked", replace(run, evaluate_at=(11,)), folder),
+        *(
+            task(f"heavy-{again}", sharded_heavy(make_heavy_run(ranks=2, checkpointing=again)),
+                 folder)
+            for again in (False, True)
+        ),
+    ]  # fmt: skip
     four = [
         task("moved", make_run(ranks=4, sharding="fsdp2"), folder, checkpoints="left-checkpoints")
     ]
@@ -84,6 +97,25 @@ def test_the_same_run_twice_is_the_same_to_the_bit(
     results, folder = sharded
     assert np.array_equal(losses(folder, "twice"), losses(folder, "whole"))
     assert results[2]["twice"][0]["loss"] == results[2]["whole"][0]["loss"]
+
+
+def test_an_evaluation_on_the_way_changes_nothing(
+    sharded: tuple[dict[int, Results], Path],
+) -> None:
+    results, folder = sharded
+    assert np.array_equal(losses(folder, "asked"), losses(folder, "whole"))
+    assert [e["step"] for e in results[2]["asked"][0]["evaluations"]] == [11]
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_its_peak_memory_is_what_the_planner_expects(
+    sharded: tuple[dict[int, Results], Path], make_heavy_run: Callable[..., Run], again: bool
+) -> None:
+    results, _ = sharded
+    run = sharded_heavy(make_heavy_run(ranks=2, checkpointing=again))
+    measured = results[2][f"heavy-{again}"][0]["peak_memory_bytes"]
+    expected = memory_of(run.model, run.recipe, run.layout, cpu=True).of_run
+    assert expected == pytest.approx(measured, rel=0.15)
 
 
 def test_shards_of_two_ranks_are_resumed_by_four(sharded: tuple[dict[int, Results], Path]) -> None:
