@@ -35,6 +35,8 @@ PASSED = (
     "nodes",
     "steps",
 )
+# Of a run that began from another's checkpoint these are of its own steps, not of all its tokens.
+OF_OWN_STEPS = ("energy_j", "duration_s", "gpu_seconds")
 # Columns in which 0 means that nothing is known.
 COUNTED = ("ranks", "nodes", "steps")
 
@@ -246,6 +248,8 @@ def select(
         column = table.number(name)[used]
         if name in COUNTED:
             column = np.where(column > 0, column, np.nan)
+        if name in OF_OWN_STEPS:
+            column = np.where(table.number("tokens_trunk")[used] > 0, np.nan, column)
         if np.isfinite(column).any():
             columns[name] = column
     account = None

@@ -35,6 +35,7 @@ NUMBERS: dict[str, tuple[bool, bool, str]] = {
     "energy_j": (True, True, "must be 0 or more, or empty where not measured"),
     "duration_s": (True, True, "must be 0 or more, or empty where not measured"),
     "gpu_seconds": (True, True, "must be 0 or more, or empty where not measured"),
+    "tokens_trunk": (True, True, "must be 0 or more, or empty where not known"),
     "learning_rate": (True, True, "must be 0 or more, or empty where not known"),
     "annealed": (True, True, "must be 0 or 1, or empty where not known"),
     "warmup_tokens": (True, True, "must be 0 or more, or empty where not known"),

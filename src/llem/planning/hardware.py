@@ -159,6 +159,8 @@ def measured_from_observations(
         (flops, seconds, row)
         for row in rows
         if (flops := _number(row, "flops")) > 0 and (seconds := _number(row, "gpu_seconds")) > 0
+        # One that began from another's checkpoint did not compute all its FLOPs itself.
+        and not _number(row, "tokens_trunk") > 0
     ]
     runs = [(f, s, _number(row, "energy_j")) for f, s, row in known]
     found = measured_from_runs(runs, peak_flops=peak_flops)

@@ -16,6 +16,8 @@ STATUSES = ("completed", "diverged", "interrupted", "failed")
 class EndRecord:
     """How an attempt ended. `t0_ns` to `t1_ns` is its window on rank 0's monotonic clock.
 
+    `trunk_steps` of the run's steps were another run's, whose checkpoint it began from.
+
     None or NaN where the file does not say.
     """
 
@@ -33,6 +35,7 @@ class EndRecord:
     boot_id: str = ""
     hosts: tuple[str, ...] = ()
     ranks: int | None = None
+    trunk_steps: int = 0
 
     @property
     def window_ns(self) -> tuple[int, int] | None:
@@ -72,7 +75,12 @@ def read_end(path: Path, *, run_id: str) -> EndRecord | str | None:
         boot_id=_text(values.get("boot_id")),
         hosts=tuple(map(str, hosts)) if isinstance(hosts, list) else (),
         ranks=_integer(values.get("ranks")),
+        trunk_steps=_trunk_steps(values.get("trunk")),
     )
+
+
+def _trunk_steps(trunk: Any) -> int:
+    return (_integer(trunk.get("steps")) or 0) if isinstance(trunk, Mapping) else 0
 
 
 def _text(value: Any) -> str:

@@ -24,6 +24,8 @@ class Observation:
                       unfinished (killed, or still running), missing (never started)
     tokens            tokens (or samples) trained on by all ranks, each step number counted once
     unique_tokens     those of them that no step before had read; epochs is tokens over these
+    tokens_trunk      those of `tokens` that another run trained, from whose checkpoint this one
+                      began: energy, time and what follows from them are of the rest alone
     flops             tokens x the plan's FLOPs per token
     loss, loss_se     evaluation at the last step of the attempt that completed, nats per token
     energy_j          gross energy of all attempts; energy_seen_j is the part that was measured
@@ -95,6 +97,7 @@ class Observation:
     tokens_seen: float = NAN
     unique_tokens: float = NAN
     epochs: float = NAN
+    tokens_trunk: float = 0.0
     flops_planned: float = NAN
     workload: str = "training"
 

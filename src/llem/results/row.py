@@ -68,10 +68,20 @@ def observe(
         return Observation(**planned, reason=reason, energy_reason=reason)
     chosen = next((a for a in reversed(attempts) if a.status == "completed"), attempts[-1])
     loss, loss_se, loss_reason = _loss(chosen)
-    tokens, token_reason = _tokens(chosen, attempts, trained.tokens, planned["tokens_planned"])
+    trunk_steps = chosen.end.trunk_steps if chosen.end is not None else 0
+    before = trunk_steps * _quotient(planned["tokens_planned"], planned["expected_steps"])
+    planned["expected_steps"] -= trunk_steps
+    tokens, token_reason = _tokens(
+        chosen, attempts, trained.tokens, planned["tokens_planned"], before if trunk_steps else 0
+    )
+    own = tokens - before if trunk_steps else tokens
     # Where records are missing nobody knows which tokens were new.
-    unique = float(trained.unique) if tokens == trained.tokens > 0 else NAN
-    flops = tokens * _quotient(planned["flops_planned"], planned["tokens_planned"])
+    unique = float(trained.unique) if own == trained.tokens > 0 else NAN
+    if trunk_steps:
+        # As long as every token is new, those before it were too.
+        unique = before + unique if unique == own else NAN
+    flops_per_token = _quotient(planned["flops_planned"], planned["tokens_planned"])
+    flops = tokens * flops_per_token
     energy = energy_columns(attempts, claims, options)
     gpu_seconds = sum(a.duration_s * a.expected_ranks for a in attempts)
     # an attempt that was stopped before its first step has trained for no time
@@ -98,7 +108,7 @@ def observe(
         **planned,
         **energy,
         **ratio_columns(
-            attempts, claims, energy_j=energy["energy_j"], tokens=tokens, chosen=chosen
+            attempts, claims, energy_j=energy["energy_j"], tokens=own, chosen=chosen
         ),
         cost=_cost(energy["energy_facility_j"], gpu_seconds, options),
         attempt=chosen.number,
@@ -108,13 +118,14 @@ def observe(
         tokens_seen=float(trained.tokens),
         unique_tokens=unique,
         epochs=_quotient(tokens, unique),
+        tokens_trunk=before if trunk_steps else 0.0,
         flops=flops,
         loss=loss,
         loss_se=loss_se,
         duration_s=sum(a.duration_s for a in attempts),
         gpu_seconds=gpu_seconds,
-        mfu=_quotient(flops, busy_s * (options.peak_flops_per_gpu or NAN)),
-        tokens_per_s=_quotient(tokens, span_s),
+        mfu=_quotient(own * flops_per_token, busy_s * (options.peak_flops_per_gpu or NAN)),
+        tokens_per_s=_quotient(own, span_s),
         peak_memory_bytes=_peak_memory(attempts),
         nodes=chosen.nodes_seen,
         ranks=len(chosen.ranks.seen),
@@ -185,20 +196,22 @@ def _loss(attempt: Attempt) -> tuple[float, float, str]:
 
 
 def _tokens(
-    chosen: Attempt, attempts: Sequence[Attempt], seen: int, planned: float
+    chosen: Attempt, attempts: Sequence[Attempt], seen: int, planned: float, trunk: float
 ) -> tuple[float, str]:
-    """Tokens of the run: the records' sum, or end.json's where records are missing."""
+    """Tokens of the run: the records' sum, or end.json's where records are missing; with those of
+    its trunk, which are in no record of its own."""
     told = chosen.end.tokens if chosen.end is not None else NAN
     completed = chosen.status == "completed"
     if any(len(a.ranks.seen) != a.expected_ranks for a in attempts):
         if completed and told == told:
             return told, "tokens from end.json"
         return NAN, "tokens unknown"
-    if completed and told == told and told != seen:
-        return float(seen), f"end.json tells of {told:.0f} tokens, the ranks of {seen}"
-    if completed and abs(seen - planned) > TOKENS_RELATIVE * planned:
-        return float(seen), f"{seen} tokens, {planned:.0f} planned"
-    return float(seen), ""
+    found = float(seen) + trunk
+    if completed and told == told and told != found:
+        return found, f"end.json tells of {told:.0f} tokens, the ranks of {found:.0f}"
+    if completed and abs(found - planned) > TOKENS_RELATIVE * planned:
+        return found, f"{found:.0f} tokens, {planned:.0f} planned"
+    return found, ""
 
 
 def _share(seen: float, expected: float) -> float:
