@@ -158,7 +158,8 @@ def measured_from_observations(
     known = [
         (flops, seconds, row)
         for row in rows
-        if (flops := _number(row, "flops")) > 0 and (seconds := _number(row, "gpu_seconds")) > 0
+        if (flops := _number(row, "flops")) > 0
+        and (seconds := _number(row, "gpu_seconds")) > 0
         # One that began from another's checkpoint did not compute all its FLOPs itself.
         and not _number(row, "tokens_trunk") > 0
     ]

@@ -107,9 +107,7 @@ def observe(
     return Observation(
         **planned,
         **energy,
-        **ratio_columns(
-            attempts, claims, energy_j=energy["energy_j"], tokens=own, chosen=chosen
-        ),
+        **ratio_columns(attempts, claims, energy_j=energy["energy_j"], tokens=own, chosen=chosen),
         cost=_cost(energy["energy_facility_j"], gpu_seconds, options),
         attempt=chosen.number,
         status=chosen.status,
