@@ -4,8 +4,8 @@
     python tests/benchmarks/mup_transfer.py                # under a minute of one core
 
 Decoders of widths 32, 64 and 128 on some Python source, 120 steps of 512 tokens at each of six
-rates; the table has the mean training loss of the last ten steps. Exit status 1 where muP's best rate
-moves by more than a factor of two from the narrowest to the widest.
+rates; the table has the mean training loss of the last ten steps. Exit status 1 where muP's best
+rate moves by more than a factor of two from the narrowest to the widest.
 """
 
 from __future__ import annotations

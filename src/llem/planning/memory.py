@@ -293,7 +293,8 @@ def _moments(model: Architecture, layout: Layout, sizes: _Sizes) -> tuple[States
     if stage == 3 and ranks > 1:
         ahead = (BF16 if sizes.bf16 else FP32) * float(min(model.params, PREFETCH_ELEMENTS))
         moments.append(
-            _Moment("evaluation, gathering", idle, sizes.evaluating, 0.0, standing + ahead, sizes.copies)
+            _Moment("evaluation, gathering", idle, sizes.evaluating, 0.0, standing + ahead,
+                    sizes.copies)
         )  # fmt: skip
     if stage in (1, 2) and ranks > 1:
         left = whole if stage == 1 and whole > bucket else before
