@@ -3,6 +3,7 @@
 
     python tests/benchmarks/memory_model.py                       # all of it, some 20 minutes
     python tests/benchmarks/memory_model.py --stages 0 --ranks 1 2 --shapes wide
+    python tests/benchmarks/memory_model.py --sharding fsdp2 --ranks 2 4
 
 Each line is one training of a few steps on processes of this machine: ZeRO 0 (plain data
 parallelism) to 3, 1, 2 and 4 ranks, with and without activation checkpointing, shapes in which the
@@ -141,11 +142,14 @@ def main() -> int:
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES)[:-1])
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--grad-accum", type=int, default=1)
+    parser.add_argument("--sharding", choices=("zero", "fsdp2"), default="zero")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         worker(Path(options.worker[0]), int(options.worker[1]))
         return 0
+    if options.sharding == "fsdp2":
+        options.stages = [0]
     print("| shape | ZeRO | ranks | checkpointing | predicted MB | measured MB | ratio |")
     print("|---|---|---|---|---|---|---|")
     worst = 0.0
@@ -157,7 +161,7 @@ def main() -> int:
                 for shape in (FIRST, *options.shapes):
                     layout = Layout(
                         gpus_per_node=ranks, zero_stage=stage, micro_batch=SHAPES[shape][1],
-                        grad_accum=options.grad_accum,
+                        grad_accum=options.grad_accum, sharding=options.sharding,
                     )  # fmt: skip
                     for again in (False, True):
                         chosen = replace(layout, activation_checkpointing=again)

@@ -81,9 +81,10 @@ def test_its_energy_is_told_as_a_model_and_never_as_a_measurement(done):
         assert row["tokens"] == row["tokens_planned"]
 
 
-def test_two_ranks_on_this_machine_come_to_the_same_losses_as_one(done, tmp_path):
+@pytest.mark.parametrize("shards", ["zero_stage: 1", "sharding: fsdp2"])
+def test_two_ranks_on_this_machine_come_to_the_same_losses_as_one(done, tmp_path, shards):
     one, plan = done
-    layout = "layout: {nodes: 1, gpus_per_node: 2, zero_stage: 1}\n"
+    layout = f"layout: {{nodes: 1, gpus_per_node: 2, {shards}}}\n"
     site = "site: {name: two, executor: local, gpus_per_node: 2, gpu: {name: cpu}}"
     two, plan_two = make(tmp_path, budget="1.2e10", more=layout + site)
     assert [r.run_id for r in plan_two.runs] == [r.run_id for r in plan.runs]

@@ -66,11 +66,9 @@ def choose_layout(
         ways_of = Layout(sharding=fixed.sharding, compile=fixed.compile)
     else:
         shapes = _shapes(site)
-        stages, asked = (0, 1, 2, 3), None
+        # Muon needs each matrix whole.
+        stages, asked = ((0,) if recipe.optimiser == "muon" else (0, 1, 2, 3)), None
         ways_of = Layout()
-    if recipe.optimiser == "muon":
-        # It needs each matrix whole.
-        stages = (0,)
     if isinstance(model, CustomModel):
         if asked:
             return "a model class of your own does its own activation checkpointing"

@@ -4,6 +4,7 @@ Weights, gradients and Adam's moments are fp32 in either precision (bf16 is auto
 bytes a parameter, divided among the ranks as ZeRO's stage says (arXiv 1910.02054, section 5).
 DeepSpeed keeps besides a second fp32 copy of the weights that a rank updates, buckets in which
 gradients travel, and at stage 3 the weights of which it holds a part and has gathered the rest.
+FSDP2 divides all three and gathers a block at a time.
 What a block of the reference decoder keeps for its backward pass is counted tensor by tensor, as
 arXiv 2205.05198, section 4, does for GPT; attention is a fused kernel (no context x context).
 
@@ -163,8 +164,7 @@ class _Sizes:
     pass, its input included. last: the last norm. work: what a block's backward pass needs besides.
     loss: the logits, their softmax and its gradient. copies, of_output: autocast's bf16 weights,
     all and the output layer's. output, block_weights: gradients of the output layer, of one block.
-    evaluating, evaluating_loss: forward of an evaluation batch, its hidden part with the logits of
-    the batch before (evaluated_logits), and its last part.
+    evaluating, evaluating_loss: forward of an evaluation batch, its hidden part and its last part.
     """
 
     layers: int
@@ -179,7 +179,6 @@ class _Sizes:
     block_weights: float
     evaluating: float
     evaluating_loss: float
-    evaluated_logits: float
     tied: bool
     bf16: bool
     cpu: bool
@@ -215,9 +214,8 @@ def _sizes(model: Architecture, recipe: Recipe, layout: Layout, *, cpu: bool) ->
         of_output=BF16 * vocabulary * width if bf16 else 0.0,
         output=FP32 * vocabulary * width,
         block_weights=FP32 * in_block,
-        evaluating=tested * (3 * stream + number * (4 * inner + vocabulary)),
+        evaluating=tested * (3 * stream + number * 4 * inner),
         evaluating_loss=tested * (stream + vocabulary * (BF16 + 2 * FP32 if bf16 else 2 * FP32)),
-        evaluated_logits=float(tested * number * vocabulary),
         tied=tied,
         bf16=bf16,
         cpu=cpu,
@@ -240,6 +238,7 @@ def _moments(model: Architecture, layout: Layout, sizes: _Sizes) -> tuple[States
     accumulates = layout.grad_accum > 1
     before = whole if accumulates or (stage == 0 and ranks > 1) else 0.0
     after, weights, copied = whole, whole, 0.0
+    gathered = 0.0
     # Of buckets: at the loss, when the backward pass begins and when it ends. The CPU has them only
     # once they are written to.
     standing, begun, ended = 0.0, 0.0, 0.0
@@ -266,7 +265,7 @@ def _moments(model: Architecture, layout: Layout, sizes: _Sizes) -> tuple[States
         # The tables and the last norm stay gathered, and a block or two with them; of what is
         # reduced the gradient, its copy in the order of ranks and the part that comes of it.
         tables = sizes.output * (1 if sizes.tied else 2)
-        weights = part + tables + 2 * sizes.block_weights
+        weights, gathered = part + tables, 2 * sizes.block_weights
         before, after = (part if accumulates else 0.0), part
         copied = ended = (2 + 1 / ranks) * max(tables, sizes.block_weights)
     # The gradient of a tied table waits for its second half; another's is added at once.
@@ -281,10 +280,10 @@ def _moments(model: Architecture, layout: Layout, sizes: _Sizes) -> tuple[States
     moments = [
         _Moment("loss", before, kept + sizes.last, sizes.loss, standing, copies),
         _Moment("backward, last block", early,
-                kept + (one if again else sizes.work), 0.0, begun, copies),
-        _Moment("backward, first block", late, one, 0.0, ended),
-        _Moment("backward, embedding", after + waiting, sizes.work, 0.0, ended),
-        _Moment("evaluation", idle, sizes.evaluating, 0.0, standing, sizes.copies),
+                kept + (one if again else sizes.work), 0.0, begun, copies + gathered),
+        _Moment("backward, first block", late, one, 0.0, ended, gathered),
+        _Moment("backward, embedding", after + waiting, sizes.work, 0.0, ended, gathered),
+        _Moment("evaluation", idle, sizes.evaluating, 0.0, standing, sizes.copies + gathered),
         # Outside autocast, whose copies are gone.
         _Moment("evaluation, loss", idle, sizes.evaluating_loss, 0.0, standing),
     ]  # fmt: skip
@@ -294,8 +293,8 @@ def _moments(model: Architecture, layout: Layout, sizes: _Sizes) -> tuple[States
     if stage == 3 and ranks > 1:
         ahead = (BF16 if sizes.bf16 else FP32) * float(min(model.params, PREFETCH_ELEMENTS))
         moments.append(
-            _Moment("evaluation, gathering", idle, sizes.evaluating - sizes.evaluated_logits,
-                    0.0, standing + ahead, sizes.copies)
+            _Moment("evaluation, gathering", idle, sizes.evaluating, 0.0, standing + ahead,
+                    sizes.copies)
         )  # fmt: skip
     if stage in (1, 2) and ranks > 1:
         left = whole if stage == 1 and whole > bucket else before

@@ -34,6 +34,32 @@ def test_a_model_that_fits_is_neither_sharded_nor_computed_again():
     assert found.micro_batch * found.grad_accum * BILLION.context == RECIPE.batch_tokens
 
 
+def test_what_the_user_says_of_sharding_and_compiling_stands():
+    fixed = LayoutChoice(nodes=1, gpus_per_node=8, sharding="fsdp2", compile=True)
+    found = choose(fixed=fixed)
+    assert (found.ranks, found.sharding, found.compile, found.zero_stage) == (8, "fsdp2", True, 0)
+    assert found.micro_batch * found.grad_accum * 8 * BILLION.context == RECIPE.batch_tokens
+
+
+def test_fsdp2_divides_weights_gradients_and_moments():
+    """Of 1.3 G parameters a device of 34 GB holds 16 bytes each only in parts."""
+    plain, sharded = (
+        Layout(gpus_per_node=8, micro_batch=1, grad_accum=32, sharding=way)
+        for way in ("zero", "fsdp2")
+    )
+    states = 16 * BILLION.params
+    saved = [memory_of(BILLION, RECIPE, way, cpu=False).of_run for way in (plain, sharded)]
+    assert saved[0] - saved[1] == pytest.approx(states * 7 / 8, rel=0.15)
+
+
+def test_muon_is_never_given_a_layout_that_shards():
+    muon = replace(RECIPE, optimiser="muon")
+    device = with_memory(22)
+    assert choose(device=device).zero_stage > 0
+    found = choose(device=device, recipe=muon)
+    assert isinstance(found, str) or found.zero_stage == 0
+
+
 def test_a_lone_device_computes_again_what_it_cannot_keep():
     # 16 bytes a parameter are 20 GB; bf16 copies and one sequence come to 30 GB.
     device = with_memory(34)

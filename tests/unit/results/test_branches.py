@@ -26,6 +26,7 @@ def test_its_tokens_and_flops_are_those_of_the_run_that_it_stands_for(rows):
     assert (branch.status, branch.reason, branch.loss) == ("completed", "", 3.2)
     assert (branch.tokens, branch.tokens_trunk, branch.tokens_seen) == (8000, 5000, 3000)
     assert branch.flops == 6.0 * 5000 * 8000
+    assert (branch.unique_tokens, branch.epochs) == (8000, 1)
     assert branch.coverage == 1.0
 
 
