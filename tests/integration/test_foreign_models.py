@@ -15,6 +15,8 @@ import pytest
 if find_spec("torch") is None or find_spec("accelerate") is None:
     pytest.skip("torch and accelerate are not installed", allow_module_level=True)
 
+import itertools
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -51,7 +53,7 @@ class Perceptron(nn.Module):
         super().__init__()
         sizes = [16, *[hidden] * layers]
         self.body = nn.Sequential(
-            *(part for a, b in zip(sizes, sizes[1:], strict=False)
+            *(part for a, b in itertools.pairwise(sizes)
               for part in (nn.Linear(a, b), nn.BatchNorm1d(b), nn.ReLU(), nn.Dropout(0.05)))
         )  # fmt: skip
         self.head = nn.Linear(hidden, 4)
