@@ -25,10 +25,20 @@ def test_a_users_model_goes_through_slurm_to_a_law(login, image, tmp_path):
     shutil.copy(MODULE, project / "foreign.py")
     site = yaml.safe_load(farm_profile(image, pack_s=20, startup_s=5, limits={"time": "30m"}))
     words = {
-        "model": "foreign:MLP", "size": "width", "sizes": [4, 8, 16, 32], "dataset": "foreign:points",
-        "loss_fn": "foreign:loss", "budget": "6e7 FLOP", "batch": 32, "ratio": 2.0, "executor": "slurm",
-        "site": site, "code": project, "out": project / "c", "progress": False,
-    }  # fmt: skip
+        "model": "foreign:MLP",
+        "size": "width",
+        "sizes": [4, 8, 16, 32],
+        "dataset": "foreign:points",
+        "loss_fn": "foreign:loss",
+        "budget": "6e7 FLOP",
+        "batch": 32,
+        "ratio": 2.0,
+        "executor": "slurm",
+        "site": site,
+        "code": project,
+        "out": project / "c",
+        "progress": False,
+    }
     result = llem.find_optimal(**words)
     done = [row for row in result.observations if row["status"] == "completed"]
     assert len(done) == len(result.observations) >= 10
