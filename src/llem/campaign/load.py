@@ -205,7 +205,8 @@ def _fault(model: type[BaseModel], error: Any) -> Fault:
             return Fault(shown, "is required")
         case "literal_error":
             expected = error["ctx"]["expected"]
-            near = did_you_mean(str(error["input"]), [w.strip(" '") for w in expected.split(",")])
+            words = expected.replace(" or ", ",").split(",")
+            near = did_you_mean(str(error["input"]), [word.strip(" '") for word in words])
             return Fault(shown, f"{error['input']!r} is not one of {expected}", near)
         case "value_error":
             return Fault(shown, str(error["ctx"]["error"]))

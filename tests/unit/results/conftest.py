@@ -85,6 +85,7 @@ class Planted:
 
     def rank(self, run_id: str = "aaaa", number: int = 0, *, rank: int = 0, world: int = 1,
              host: Host = Host(), steps: Sequence[int] = range(1, 11), tokens: int = 1000,
+             unique: Sequence[int] = (),
              start_s: float = 1.0, step_s: float = 1.0,
              loss: tuple[float, float] | None = (3.0, 0.01), eval_step: int | None = None,
              **meta: Any) -> Path:  # fmt: skip
@@ -95,7 +96,8 @@ class Planted:
             _own_clock(writer, host)
             for i, step in enumerate(steps):
                 t0, t1 = host.at(start_s + i * step_s), host.at(start_s + (i + 1) * step_s)
-                row = (step, t0, t1, tokens, tokens, 3.5, 1.0, 1e-3, math.nan, math.nan, 1)
+                new = unique[i] if unique else tokens
+                row = (step, t0, t1, tokens, new, 3.5, 1.0, 1e-3, math.nan, math.nan, 1)
                 writer.append("steps", row)
             if loss is not None and rank == 0:
                 last = eval_step if eval_step is not None else max(steps)

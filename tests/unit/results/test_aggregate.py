@@ -118,6 +118,17 @@ def test_tokens_are_summed_over_ranks_and_energy_over_devices(planted):
     assert row.gpu_seconds == 40.0
 
 
+def test_tokens_of_later_epochs_are_trained_on_too_and_counted_apart(planted):
+    planted.run(per_node=2)
+    for rank in range(2):
+        planted.rank(rank=rank, world=2, tokens=500, unique=[500] * 4 + [0] * 6)
+    planted.node(devices=["GPU-0", "GPU-1"])
+    planted.end(ranks=2, tokens=10_000)
+    row = only(planted)
+    assert (row.tokens, row.unique_tokens, row.epochs) == (10_000, 4_000, 2.5)
+    assert row.reason == "" and row.flops == row.flops_planned
+
+
 def test_a_missing_rank_is_named_and_its_tokens_come_from_the_end_record(planted):
     planted.run(per_node=2)
     planted.rank(rank=0, world=2, tokens=500)
@@ -127,6 +138,7 @@ def test_a_missing_rank_is_named_and_its_tokens_come_from_the_end_record(planted
     assert "1 of 2 rank records missing or unreadable (rank 1)" in row.reason
     assert "tokens from end.json" in row.reason
     assert (row.tokens, row.tokens_seen, row.coverage) == (10_000, 5_000, 0.5)
+    assert math.isnan(row.unique_tokens) and math.isnan(row.epochs)
     assert row.energy_j == pytest.approx(2000.0)
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from llem.campaign import Run, TokenData
+from llem.campaign import Run, TokenData, mixture_of
+from llem.campaign.prepared import index_of
 from llem.campaign.tokenfile import fingerprint, token_file, write_tokens
 from llem.errors import InputError
 from llem.training.data import Windows, share_of, verify_content
@@ -189,3 +191,124 @@ class TestTokenFile:
             file.write(b"x")
         seen.add(fingerprint(path))
         assert len(seen) == 4
+
+
+class TestMixtures:
+    @pytest.fixture
+    def mixed(self, numbered_run: Callable[..., Run], tmp_path: Path) -> Callable[..., Run]:
+        """Three to one of the numbered file and of a smaller one whose ids begin at 10,000."""
+
+        def make(**options: Any) -> Run:
+            run = numbered_run(**options)
+            path = tmp_path / "other.bin"
+            write_tokens(path, 10_000 + np.arange(20 * CONTEXT), dtype="uint32")
+            other = token_file(path, dtype="uint32", evaluation_tokens=4 * CONTEXT)
+            return replace(run, data=mixture_of([(run.data, 3), (other, 1)]))
+
+        return make
+
+    @pytest.mark.parametrize("ranks", [1, 2, 4])
+    @pytest.mark.parametrize("grad_accum", [1, 2])
+    def test_the_global_batch_does_not_depend_on_the_layout(
+        self, mixed: Callable[..., Run], ranks: int, grad_accum: int
+    ) -> None:
+        run = mixed(ranks=ranks, grad_accum=grad_accum)
+        for step in (0, 3, 9):
+            assert global_batch(run, step, ranks=ranks) == global_batch(mixed(), step, ranks=1)
+
+    def test_each_batch_has_its_share_of_each_file_and_each_file_its_own_epochs(
+        self, mixed: Callable[..., Run]
+    ) -> None:
+        run = mixed(steps=8)
+        windows = Windows(run)
+        assert [file.windows for file in windows.files] == [90, 15]
+        batches = [windows.batch(step, share_of(run, rank=0, ranks=1)) for step in range(8)]
+        starts = np.array([batch.micros[0][0][:, 0] for batch in batches])
+        assert ((starts >= 10_000).sum(axis=1) == 4).all()
+        other = starts[starts >= 10_000] - 10_000
+        assert sorted(other[:15].tolist()) == [i * CONTEXT for i in range(15)]
+        # of the small file the 16th window is read before, of the large one the 91st
+        assert [batch.tokens_unique // CONTEXT for batch in batches] == [
+            16, 16, 16, 15, 12, 12, 12, 6,
+        ]  # fmt: skip
+
+    def test_a_step_is_read_without_those_before_it(self, mixed: Callable[..., Run]) -> None:
+        run = mixed(steps=30)
+        share = share_of(run, rank=0, ranks=1)
+        whole = Windows(run)
+        for step in range(30):
+            there, again = whole.batch(step, share), Windows(run).batch(step, share)
+            assert np.array_equal(there.micros[0][0], again.micros[0][0])
+            assert there.tokens_unique == again.tokens_unique
+
+    def test_another_seed_is_another_order_of_the_same_turns(
+        self, mixed: Callable[..., Run]
+    ) -> None:
+        starts = []
+        for seed in (0, 1):
+            run = mixed(seed=seed)
+            batch = Windows(run).batch(0, share_of(run, rank=0, ranks=1))
+            starts.append(batch.micros[0][0][:, 0])
+        assert np.array_equal(starts[0] >= 10_000, starts[1] >= 10_000)
+        assert not np.array_equal(*starts)
+
+    def test_all_that_is_held_out_of_each_file_is_evaluated(
+        self, mixed: Callable[..., Run]
+    ) -> None:
+        windows = Windows(mixed())
+        assert windows.evaluation_windows == 10 + 3
+        inputs, targets = windows.evaluation(8, 4)
+        assert np.array_equal(targets, inputs + 1)
+        first = 90 * CONTEXT + 1
+        assert inputs[:, 0].tolist() == [
+            first + 8 * CONTEXT, first + 9 * CONTEXT, 10_000 + 16 * CONTEXT, 10_000 + 17 * CONTEXT,
+        ]  # fmt: skip
+
+    def test_every_file_that_is_not_right_is_named(self, mixed: Callable[..., Run]) -> None:
+        run = mixed()
+        for part in run.data.parts:
+            with open(part.data.path, "r+b") as file:
+                file.write(b"\xff")
+        with pytest.raises(InputError, match="changed after the campaign was planned"):
+            verify_content(run)
+        for part in run.data.parts:
+            Path(part.data.path).write_bytes(b"")
+        with pytest.raises(InputError) as error:
+            Windows(run)
+        assert len(error.value.faults) == 2
+
+
+class TestDocuments:
+    @pytest.fixture
+    def packed(self, numbered_run: Callable[..., Run]) -> Run:
+        """The numbered file in documents of 20 tokens, of which none crosses a window of 32."""
+        run = numbered_run()
+        edges = np.append(np.arange(0, run.data.tokens, 20), run.data.tokens)
+        edges.astype("<i8").tofile(index_of(run.data.path))
+        return replace(run, data=replace(run.data, packing="documents"))
+
+    def test_an_epoch_reads_every_token_once_and_targets_follow_in_the_file(
+        self, packed: Run
+    ) -> None:
+        windows = Windows(packed)
+        assert windows.windows == 90
+        batches = [windows.batch(s, share_of(packed, rank=0, ranks=1)) for s in range(6)]
+        inputs = np.concatenate([batch.micros[0][0] for batch in batches])[:90]
+        targets = np.concatenate([batch.micros[0][1] for batch in batches])[:90]
+        assert np.array_equal(np.sort(inputs.ravel()), np.arange(90 * CONTEXT))
+        assert np.array_equal(targets, inputs + 1)
+        # Stays whole: a document of 20 in each window, beside 12 tokens of one that was divided.
+        whole = [{w // 20 for w in row if w % 20 == 0 and w + 19 in row} for row in inputs]
+        assert sum(map(len, whole)) >= 90
+
+    def test_what_is_held_out_is_the_same_as_in_a_stream(self, packed: Run) -> None:
+        stream = replace(packed, data=replace(packed.data, packing="stream"))
+        for one, other in zip(
+            Windows(packed).evaluation(0, 10), Windows(stream).evaluation(0, 10), strict=True
+        ):
+            assert np.array_equal(one, other)
+
+    def test_without_an_index_it_cannot_be(self, packed: Run) -> None:
+        index_of(packed.data.path).unlink()
+        with pytest.raises(InputError, match=r"`packing: stream` needs none"):
+            Windows(packed)

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llem.campaign import Run
+from llem.campaign import Run, mixture_of
+from llem.campaign.tokenfile import token_file, write_tokens
 from llem.errors import InputError, LlemError
 from llem.records import Phase, read_rank
 
@@ -354,3 +355,20 @@ class TestRefusals:
             env={"PYTHONPATH": source}, capture_output=True, text=True, check=True,
         )  # fmt: skip
         assert not {"torch", "accelerate", "deepspeed"} & set(json.loads(ran.stdout))
+
+
+def test_a_mixture_is_evaluated_file_by_file_and_told_by_its_weights(
+    make_run: MakeRun, train_alone: Train, tmp_path: Path
+) -> None:
+    """The second file is a byte again and again: learnt at once, and held out in few windows."""
+    write_tokens(tmp_path / "same.bin", b"a" * 10_000)
+    same = token_file(tmp_path / "same.bin", evaluation_tokens=8 * 32 + 1)
+    run = make_run(steps=20)
+    mixed = replace(run, data=mixture_of([(run.data, 1), (same, 3)]))
+    outcome = train_alone(mixed)
+    record = read_rank(tmp_path / "attempt-0" / "rank-00000.h5")
+    told = next(e["text"].decode() for e in record.events if e["code"] == b"evaluation")
+    losses = [float(part.partition("): ")[2].partition(" ")[0]) for part in told.split("; ")]
+    assert losses[1] < 1 < losses[0]
+    assert outcome.loss == pytest.approx(0.25 * losses[0] + 0.75 * losses[1], abs=1e-4)
+    assert int(record.evals["tokens"][-1]) == (256 + 8) * 32
