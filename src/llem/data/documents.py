@@ -24,6 +24,7 @@ MOST_DOCUMENT_BYTES = 256 << 20
 MOST_GROUP_BYTES = 64 << 20
 _BOM = b"\xef\xbb\xbf"
 _KEYS_SHOWN = 8
+_PROBE_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -39,16 +40,15 @@ class Unit:
     """A part of one source, or several small text files.
 
     `sources` are numbers in the list of sources, `weight` the bytes on disk that it stands for.
-    What a process reads itself is named by `rows` (first, count) and `group`; `content` is what
-    was read for it, from line, document or row `first` on.
+    What a process reads itself is named by `span` (first and number of bytes, or of rows) and
+    `group`; `content` is what was read for it.
     """
 
     sources: tuple[int, ...]
     files: tuple[SourceFile, ...]
     weight: int
     content: bytes | tuple[Any, ...] | None = None
-    first: int = 1
-    rows: tuple[int, int] | None = None
+    span: tuple[int, int] | None = None
     group: int | None = None
 
 
@@ -60,7 +60,28 @@ class Document:
     text: bytes
 
 
-Found = Document | Fault
+@dataclass(frozen=True)
+class Bad:
+    """A document that cannot be read: what is wrong, and its number among those of its unit.
+
+    `mark` stands between the source's path and the number; empty where a file is one document.
+    """
+
+    path: str
+    mark: str
+    number: int
+    message: str
+    hint: str | None = None
+
+    def told(self, before: int) -> Fault:
+        """As a user reads it, where so many stand before the unit."""
+        where = f"{self.path}{self.mark}{before + self.number}" if self.mark else self.path
+        return Fault(where, self.message, self.hint)
+
+
+Found = Document | Bad
+# Path, mark and number of a `Bad`.
+Where = tuple[str, str, int]
 
 
 def units_of(sources: Sequence[SourceFile], rules: Rules) -> Iterator[Unit]:
@@ -81,6 +102,8 @@ def units_of(sources: Sequence[SourceFile], rules: Rules) -> Iterator[Unit]:
             yield from _row_groups(number, source, rules)
         elif source.format == ARROW:
             yield from _row_ranges(number, source, rules)
+        elif source.format == JSONL and not source.compressed:
+            yield from _spans(number, source)
         else:
             ending = b"\n" if source.format == JSONL else rules.separator
             assert ending is not None
@@ -89,29 +112,34 @@ def units_of(sources: Sequence[SourceFile], rules: Rules) -> Iterator[Unit]:
         yield _whole_files(whole)
 
 
-def read_unit(unit: Unit, rules: Rules) -> Iterator[Found]:
-    """The documents of a unit, and in the place of those that cannot be read what is wrong."""
+def read_unit(unit: Unit, rules: Rules) -> Iterator[Found | None]:
+    """The documents of a unit, what is wrong where one cannot be read, None where there is none.
+
+    Of a line, row or part of a text there is one item each, so that they can be numbered.
+    """
     source, number = unit.files[0], unit.sources[0]
     if source.format == JSONL:
-        assert isinstance(unit.content, bytes)
-        yield from _json_lines(number, source, unit.content, unit.first, rules)
+        content = unit.content if unit.span is None else _read_span(source, *unit.span)
+        assert isinstance(content, bytes)
+        # What follows the last line's end is no line.
+        lines = content.removesuffix(b"\n").split(b"\n")
+        for at, text in enumerate(lines, start=1):
+            yield _of_line(number, source.path, at, text, rules.text_key)
     elif source.format in (PARQUET, ARROW):
         if unit.content is not None:
             values: Any = unit.content
         elif source.format == PARQUET:
             values = _group_values(source.path, unit.group or 0, rules.text_key)
         else:
-            assert unit.rows is not None
-            first, count = unit.rows
+            assert unit.span is not None
+            first, count = unit.span
             values = _arrow_column(source.path, rules.text_key).slice(first, count).to_pylist()
-        for row, value in enumerate(values, start=unit.first):
-            where = f"{source.path}:row {row}"
-            yield _document(number, value, where, rules.text_key)
+        for row, value in enumerate(values, start=1):
+            yield _document(number, value, (source.path, ":row ", row), rules.text_key)
     elif unit.content is not None:
         assert isinstance(unit.content, bytes) and rules.separator is not None
-        parts = unit.content.split(rules.separator)
-        for index, text in enumerate(parts, start=unit.first):
-            yield _checked(number, text, f"{source.path}:document {index}")
+        for at, text in enumerate(unit.content.split(rules.separator), start=1):
+            yield _checked(number, text, (source.path, ":document ", at))
     else:
         for number, source in zip(unit.sources, unit.files, strict=True):
             yield _whole_file(number, source)
@@ -135,7 +163,7 @@ def check_columns(sources: Sequence[SourceFile], rules: Rules) -> list[Fault]:
             faults.append(Fault(source.path, f"is no {source.format} file: {said}"))
             continue
         if rules.text_key not in schema.names:
-            faults.append(_no_key(source.path, rules.text_key, schema.names, "column"))
+            faults.append(Fault(source.path, *_no_key(rules.text_key, schema.names, "column")))
             continue
         kind = schema.field(rules.text_key).type
         if arrow.types.is_dictionary(kind):
@@ -155,48 +183,73 @@ def _whole_files(files: Sequence[tuple[int, SourceFile]]) -> Unit:
     )
 
 
+def _spans(number: int, source: SourceFile) -> Iterator[Unit]:
+    """Whole lines of a file that each process can read for itself."""
+    with open(source.path, "rb", buffering=0) as file:
+        begin = 0
+        while begin < source.bytes:
+            end = _line_end(file, begin + UNIT_BYTES, source)
+            if end - begin > MOST_DOCUMENT_BYTES:
+                text = f"from byte {begin} on: {_too_large(end - begin)}"
+                raise InputError(source.path, [text])
+            yield Unit(sources=(number,), files=(source,), weight=end - begin,
+                       span=(begin, end - begin))  # fmt: skip
+            begin = end
+
+
+def _line_end(file: IO[bytes], at: int, source: SourceFile) -> int:
+    """Where the line that byte `at` is in ends, or the file does."""
+    file.seek(at - 1)
+    while block := _read(file, source, _PROBE_BYTES):
+        if (found := block.find(b"\n")) >= 0:
+            return file.tell() - len(block) + found + 1
+    return source.bytes
+
+
+def _read_span(source: SourceFile, first: int, count: int) -> bytes:
+    with open(source.path, "rb", buffering=0) as file:
+        file.seek(first)
+        parts = []
+        while count and (block := file.read(count)):
+            parts.append(block)
+            count -= len(block)
+    content = b"".join(parts)
+    return content.removeprefix(_BOM) if first == 0 else content
+
+
 def _blocks(number: int, source: SourceFile, ending: bytes) -> Iterator[Unit]:
     """Blocks of whole lines, or of whole documents between separators."""
-    first, told, rest = 1, 0, b""
+    told, rest, begin = 0, b"", True
     with open_bytes(source) as file:
-        begin = True
-        while block := _read(file, source):
-            if begin and block.startswith(_BOM):
-                block = block[len(_BOM) :]
+        while block := _read(file, source, UNIT_BYTES):
+            rest += block.removeprefix(_BOM) if begin else block
             begin = False
-            rest += block
-            # A separator found from the left, as when the block is divided, and not from the
-            # right, which may find another in `\n\n\n`.
-            content, found, rest = _cut(rest, ending)
+            content, rest = _cut(rest, ending)
             if len(rest) > MOST_DOCUMENT_BYTES:
-                raise InputError(
-                    source.path, [Fault(f"from {first + found} on", _too_large(len(rest)))]
-                )
-            if not found:
+                raise InputError(source.path, [_too_large(len(rest))])
+            if content is None:
                 continue
             at = _place(file, source, told)
-            yield Unit(sources=(number,), files=(source,), weight=at - told, content=content,
-                       first=first)  # fmt: skip
-            first, told = first + found, at
+            yield Unit(sources=(number,), files=(source,), weight=at - told, content=content)
+            told = at
     if rest or told < source.bytes:
-        yield Unit(sources=(number,), files=(source,), weight=source.bytes - told, content=rest,
-                   first=first)  # fmt: skip
+        yield Unit(sources=(number,), files=(source,), weight=source.bytes - told, content=rest)
 
 
-def _cut(content: bytes, ending: bytes) -> tuple[bytes, int, bytes]:
-    """What is whole, of how many documents it is, and the beginning of the next."""
+def _cut(content: bytes, ending: bytes) -> tuple[bytes | None, bytes]:
+    """What is whole, if anything is, and the beginning of the next document."""
     if len(ending) == 1:
         at = content.rfind(ending)
-        return (b"", 0, content) if at < 0 else (
-            content[:at], content.count(ending, 0, at) + 1, content[at + 1 :]
-        )  # fmt: skip
+        return (None, content) if at < 0 else (content[:at], content[at + 1 :])
+    # From the left, as when the block is divided: from the right `\n\n` is found elsewhere in
+    # `\n\n\n`.
     *whole, rest = content.split(ending)
-    return ending.join(whole), len(whole), rest
+    return (ending.join(whole) if whole else None), rest
 
 
-def _read(file: IO[bytes], source: SourceFile) -> bytes:
+def _read(file: IO[bytes], source: SourceFile, size: int) -> bytes:
     try:
-        return file.read(UNIT_BYTES) or b""
+        return file.read(size) or b""
     except (OSError, EOFError, ValueError) as error:
         raise InputError(source.path, [f"cannot be read: {error}"]) from None
 
@@ -212,22 +265,18 @@ def _place(file: IO[bytes], source: SourceFile, told: int) -> int:
 
 def _row_groups(number: int, source: SourceFile, rules: Rules) -> Iterator[Unit]:
     file = _parquet(source.path)
-    first, groups = 1, file.metadata.num_row_groups
+    groups = file.metadata.num_row_groups
     for group in range(groups):
         found = file.metadata.row_group(group)
         weight = source.bytes * (group + 1) // groups - source.bytes * group // groups
         if found.total_byte_size <= MOST_GROUP_BYTES:
-            yield Unit(sources=(number,), files=(source,), weight=weight, group=group, first=first)
-        else:
-            rows = max(1, found.num_rows * UNIT_BYTES // found.total_byte_size)
-            seen = 0
-            for batch in file.iter_batches(rows, row_groups=[group], columns=[rules.text_key]):
-                values = tuple(batch.column(0).to_pylist())
-                share = len(values) * weight // found.num_rows
-                yield Unit(sources=(number,), files=(source,), weight=share, content=values,
-                           first=first + seen)  # fmt: skip
-                seen += len(values)
-        first += found.num_rows
+            yield Unit(sources=(number,), files=(source,), weight=weight, group=group)
+            continue
+        rows = max(1, found.num_rows * UNIT_BYTES // found.total_byte_size)
+        for batch in file.iter_batches(rows, row_groups=[group], columns=[rules.text_key]):
+            values = tuple(batch.column(0).to_pylist())
+            share = len(values) * weight // found.num_rows
+            yield Unit(sources=(number,), files=(source,), weight=share, content=values)
 
 
 def _row_ranges(number: int, source: SourceFile, rules: Rules) -> Iterator[Unit]:
@@ -237,46 +286,40 @@ def _row_ranges(number: int, source: SourceFile, rules: Rules) -> Iterator[Unit]
     for first in range(0, rows, step):
         count = min(step, rows - first)
         weight = source.bytes * (first + count) // rows - source.bytes * first // rows
-        yield Unit(sources=(number,), files=(source,), weight=weight, rows=(first, count),
-                   first=first + 1)  # fmt: skip
+        yield Unit(sources=(number,), files=(source,), weight=weight, span=(first, count))
 
 
-def _json_lines(
-    number: int, source: SourceFile, content: bytes, first: int, rules: Rules
-) -> Iterator[Found]:
-    for line, text in enumerate(content.split(b"\n"), start=first):
-        if not text or text.isspace():
-            continue
-        where = f"{source.path}:{line}"
-        try:
-            values = json.loads(text)
-        except UnicodeDecodeError as error:
-            yield Fault(where, _not_utf8(error))
-            continue
-        except (ValueError, RecursionError) as error:
-            said = getattr(error, "msg", None) or str(error)
-            column = getattr(error, "colno", None)
-            yield Fault(where, f"is not JSON: {said}" + (f" (column {column})" if column else ""))
-            continue
-        if not isinstance(values, dict):
-            hint = "one object a line is expected" if isinstance(values, list) else None
-            yield Fault(where, f"is {_kind(values)}, not an object", hint)
-        elif rules.text_key not in values:
-            yield _no_key(where, rules.text_key, list(values), "key")
-        else:
-            yield _document(number, values[rules.text_key], where, rules.text_key)
+def _of_line(number: int, path: str, at: int, text: bytes, key: str) -> Found | None:
+    """The document of a line of JSON, or what is wrong with it; None of a blank one."""
+    if not text or text.isspace():
+        return None
+    where = (path, ":", at)
+    try:
+        values = json.loads(text)
+    except UnicodeDecodeError as error:
+        return Bad(*where, _not_utf8(error))
+    except (ValueError, RecursionError) as error:
+        said = getattr(error, "msg", None) or str(error)
+        column = getattr(error, "colno", None)
+        return Bad(*where, f"is not JSON: {said}" + (f" (column {column})" if column else ""))
+    if not isinstance(values, dict):
+        hint = "one object a line is expected" if isinstance(values, list) else None
+        return Bad(*where, f"is {_kind(values)}, not an object", hint)
+    if key not in values:
+        return Bad(*where, *_no_key(key, list(values), "key"))
+    return _document(number, values[key], where, key)
 
 
-def _document(number: int, value: Any, where: str, key: str) -> Found:
+def _document(number: int, value: Any, where: Where, key: str) -> Found:
     if not isinstance(value, str):
-        return Fault(where, f"{key}: is {_kind(value)}, not text")
+        return Bad(*where, f"{key}: is {_kind(value)}, not text")
     try:
         text = value.encode()
     except UnicodeEncodeError as error:
         half = ascii(value[error.start])[1:-1]
-        return Fault(where, f"{key}: holds {half}, half a pair of surrogates and no character")
+        return Bad(*where, f"{key}: holds {half}, half a pair of surrogates and no character")
     if len(text) > MOST_DOCUMENT_BYTES:
-        return Fault(where, f"{key}: {_too_large(len(text))}")
+        return Bad(*where, f"{key}: {_too_large(len(text))}")
     return Document(number, text)
 
 
@@ -288,19 +331,18 @@ def _whole_file(number: int, source: SourceFile) -> Found:
                 parts.append(block)
                 size += len(block)
                 if size > MOST_DOCUMENT_BYTES:
-                    return Fault(source.path, _too_large(max(size, source.bytes)))
+                    return Bad(source.path, "", 0, _too_large(max(size, source.bytes)))
     except (OSError, EOFError, ValueError) as error:
-        return Fault(source.path, f"cannot be read: {error}")
-    text = b"".join(parts)
-    return _checked(number, text[len(_BOM) :] if text.startswith(_BOM) else text, source.path)
+        return Bad(source.path, "", 0, f"cannot be read: {error}")
+    return _checked(number, b"".join(parts).removeprefix(_BOM), (source.path, "", 0))
 
 
-def _checked(number: int, text: bytes, where: str) -> Found:
+def _checked(number: int, text: bytes, where: Where) -> Found:
     if not text.isascii():
         try:
             text.decode()
         except UnicodeDecodeError as error:
-            return Fault(where, _not_utf8(error), "convert it, as by iconv; or skip what is bad")
+            return Bad(*where, _not_utf8(error), "convert it, as by iconv; or skip what is bad")
     return Document(number, text)
 
 
@@ -315,10 +357,11 @@ def _too_large(size: int) -> str:
     )
 
 
-def _no_key(where: str, key: str, keys: Sequence[str], what: str) -> Fault:
+def _no_key(key: str, keys: Sequence[str], what: str) -> tuple[str, str]:
+    """What is said of it, and the hint."""
     shown = ", ".join(keys[:_KEYS_SHOWN]) + (", ..." if len(keys) > _KEYS_SHOWN else "")
     near = did_you_mean(key, list(keys))
-    return Fault(where, f"no {what} {key!r}", near or f"its {what}s: {shown or 'none'}")
+    return f"no {what} {key!r}", near or f"its {what}s: {shown or 'none'}"
 
 
 def _kind(value: Any) -> str:

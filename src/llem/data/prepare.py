@@ -1,8 +1,9 @@
 """Text to a token file: `de.bin`, its documents' index `de.idx`, and the sidecar `de.bin.json`.
 
-Two passes. The first reads the sources, by several processes, and appends documents in their
-order. The second copies those that are trained on, then those that are held out, while it hashes
-what it writes: which they are is known only when all tokens are counted.
+Two passes. In the first several processes read the sources and write ids, each into a file of its
+own; what is told of them here is in the order of the sources. The second copies documents that
+are trained on, then those that are held out, while it hashes what it writes: which they are is
+known only when all tokens are counted.
 """
 
 from __future__ import annotations
@@ -37,8 +38,6 @@ DEFAULT_SHARE = Fraction(1, 20)
 DEFAULT_TOKENS = 10_000_000
 # A login node is shared: more than this only where it is asked for.
 MOST_WORKERS = 8
-_COPY_BYTES = 4 << 20
-_COPY_DOCUMENTS = 1 << 18
 # Sources smaller than this are read before another process has started.
 _WORKER_BYTES = 4 << 20
 
@@ -156,11 +155,16 @@ def prepare_data(
     chosen = checked(lambda: dtype_for(named, dtype)) if named is not None else None
     if faults or files is None or named is None or chosen is None:
         raise InputError("llem data prepare", faults)
-    work = Work(rules, named, chosen)
     count = workers or default_workers(sum(file.bytes for file in files))
-    with workspace(out) as folder:
-        gathered = _gather(files, work, folder, workers=count, skip_bad=skip_bad, progress=progress)
-        return _finish(gathered, wanted, work, files, folder, out)
+    try:
+        with workspace(out) as folder:
+            work = Work(rules, named, chosen, folder)
+            gathered = _gather(files, work, workers=count, skip_bad=skip_bad, progress=progress)
+            return _finish(gathered, wanted, work, files, out)
+    except OSError as error:
+        # A write that failed for want of space does not say where.
+        error.filename = error.filename or str(out)
+        raise
 
 
 def default_workers(size: int) -> int:
@@ -213,9 +217,12 @@ def _faults_of_out(out: Path, files: Sequence[SourceFile], *, replace: bool) -> 
 
 @dataclass(frozen=True, kw_only=True)
 class _Gathered:
-    """All documents in the order of the sources, on disk: ids, tokens of each, hashes."""
+    """All documents in the order of the sources, on disk: ids, tokens of each, hashes.
 
-    ids: Path
+    `extents` are the units in that order: file and place of their ids, number of documents.
+    """
+
+    extents: tuple[tuple[str, int, int], ...]
     lengths: NDArray[np.int64]
     hashes: NDArray[np.uint64]
     tokens: int
@@ -227,7 +234,6 @@ class _Gathered:
 def _gather(
     files: Sequence[SourceFile],
     work: Work,
-    folder: Path,
     *,
     workers: int,
     skip_bad: bool,
@@ -237,29 +243,34 @@ def _gather(
     total = sum(file.bytes for file in files)
     documents = [0] * len(files)
     faults: list[Fault] = []
+    extents: list[tuple[str, int, int]] = []
+    # Lines, rows or parts before the unit, by source.
+    before = [0] * len(files)
     done = tokens = text_bytes = empty = bad = 0
-    paths = {name: folder / name for name in ("ids", "lengths", "hashes")}
+    paths = {name: work.folder / name for name in ("lengths", "hashes")}
     with ExitStack() as stack:
-        ids, lengths, hashes = (stack.enter_context(open(p, "wb")) for p in paths.values())
+        lengths, hashes = (stack.enter_context(open(p, "wb")) for p in paths.values())
         chunks = stack.enter_context(closing(chunks_of(units_of(files, work.rules), work,
                                                        workers=workers)))  # fmt: skip
         for chunk in chunks:
             if chunk.broken is not None:
                 raise InputError("the sources", [*faults, chunk.broken])
-            ids.write(chunk.ids)
+            extents.append((*chunk.ids, len(chunk.lengths)))
             lengths.write(chunk.lengths.tobytes())
             hashes.write(chunk.hashes.tobytes())
-            done += chunk.unit_weight
+            done += chunk.unit.weight
             tokens += int(chunk.lengths.sum())
             text_bytes += chunk.text_bytes
             empty += chunk.empty
             bad += chunk.bad
             for source, count in chunk.documents.items():
                 documents[source] += count
+            source = chunk.unit.sources[0]
             if not skip_bad:
-                faults += chunk.faults
+                faults += [one.told(before[source]) for one in chunk.faults]
                 if len(faults) >= MOST_FAULTS:
                     break
+            before[source] += chunk.items
             if progress is not None:
                 progress(Progress(bytes_done=done, bytes_total=total, documents=sum(documents),
                                   tokens=tokens, elapsed_s=time.monotonic() - began))  # fmt: skip
@@ -271,7 +282,7 @@ def _gather(
     if not tokens:
         raise InputError("the sources", [f"hold no document ({empty} empty, {bad} unreadable)"])
     return _Gathered(
-        ids=paths["ids"],
+        extents=tuple(extents),
         lengths=np.memmap(paths["lengths"], dtype=np.int64, mode="r"),
         hashes=np.memmap(paths["hashes"], dtype=np.uint64, mode="r"),
         tokens=tokens,
@@ -289,7 +300,6 @@ def _finish(
     wanted: HeldOut,
     work: Work,
     files: Sequence[SourceFile],
-    folder: Path,
     out: Path,
 ) -> Prepared:
     last = last_held_out(found.hashes, found.lengths, tokens=min(wanted.of(found.tokens),
@@ -305,8 +315,8 @@ def _finish(
             hint = "`document_separator` divides a text file into several"
         raise InputError("llem data prepare", [Fault("held_out", text, hint)])
     unique = count_unique(found.hashes, found.lengths, last=last)
-    made, index = folder / "tokens", folder / "index"
-    digest, index_digest = _write(found, held, ITEM_BYTES[work.dtype], made, index)
+    made, index = work.folder / "tokens", work.folder / "index"
+    digest, index_digest = _write(found, held, work, made, index)
     prepared = Prepared(
         dtype=work.dtype,
         vocabulary=work.tokenizer.vocabulary,
@@ -330,23 +340,20 @@ def _finish(
         ),
         skipped=found.skipped,
     )
-    sidecar = folder / "sidecar"
+    sidecar = work.folder / "sidecar"
     sidecar.write_text(prepared.to_text(), "utf-8")
     put_in_place({index_of(out): index, sidecar_of(out): sidecar, out: made})
     return prepared
 
 
 def _write(
-    found: _Gathered, held: NDArray[np.bool_], item_bytes: int, made: Path, index: Path
+    found: _Gathered, held: NDArray[np.bool_], work: Work, made: Path, index: Path
 ) -> tuple[str, str]:
     """The token file, held-out documents last, and its index; the sha256 of each."""
-    ids = memoryview(np.memmap(found.ids, dtype=np.uint8, mode="r"))  # type: ignore[arg-type]
+    item_bytes = ITEM_BYTES[work.dtype]
+    ids = {name: _content(work.folder / name) for name, _, _ in found.extents}
     digest, index_digest = hashlib.sha256(), hashlib.sha256()
     with open(made, "wb") as file, open(index, "wb") as places:
-
-        def put(content: memoryview | bytes) -> None:
-            digest.update(content)
-            file.write(content)
 
         def put_places(values: NDArray[np.int64]) -> None:
             content = values.astype("<i8").tobytes()
@@ -356,18 +363,26 @@ def _write(
         put_places(np.zeros(1, dtype=np.int64))
         end = 0
         for side in (False, True):
-            begin = 0
-            for first in range(0, len(held), _COPY_DOCUMENTS):
-                lengths = found.lengths[first : first + _COPY_DOCUMENTS]
-                chosen = held[first : first + _COPY_DOCUMENTS] == side
-                starts = begin + np.concatenate(([0], np.cumsum(lengths)))
-                for a, b in (starts[runs_of(chosen)] * item_bytes).tolist():
-                    for at in range(a, b, _COPY_BYTES):
-                        put(ids[at : min(b, at + _COPY_BYTES)])
+            first = 0
+            for name, place, documents in found.extents:
+                lengths = found.lengths[first : first + documents]
+                chosen = held[first : first + documents] == side
+                first += documents
+                edges = np.concatenate(([0], np.cumsum(lengths)))
+                for a, b in (place + edges[runs_of(chosen)] * item_bytes).tolist():
+                    content = ids[name][a:b]
+                    digest.update(content)
+                    file.write(content)
                 put_places(end + np.cumsum(lengths[chosen]))
                 end += int(lengths[chosen].sum())
-                begin = int(starts[-1])
     return digest.hexdigest(), index_digest.hexdigest()
+
+
+def _content(path: Path) -> memoryview:
+    """A file's bytes, on disk until they are read."""
+    if not path.stat().st_size:
+        return memoryview(b"")
+    return memoryview(np.memmap(path, dtype=np.uint8, mode="r"))  # type: ignore[arg-type]
 
 
 def sha256_of(path: str | Path) -> str:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections import deque
 from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llem._processes import end_with_parent
-from llem.data.documents import Rules, Unit, read_unit
+from llem.data.documents import Bad, Rules, Unit, read_unit
 from llem.data.tokenizer import Encoder, Tokenizer
 from llem.errors import Fault, LlemError
 
@@ -28,48 +31,62 @@ MOST_FAULTS = 20
 
 @dataclass(frozen=True)
 class Work:
-    """What every process needs to know: how to read, how to encode, into which ids."""
+    """What every process needs to know: how to read, how to encode, into which ids and where.
+
+    Each process appends what it encodes to a file of its own in `folder`: ids are most of what
+    there is, and what need not pass through the process that leads is not held up there.
+    """
 
     rules: Rules
     tokenizer: Tokenizer
     dtype: str
+    folder: Path
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """The documents of a unit: their ids one after the other, and of each tokens and hash.
+    """The documents of a unit: where their ids stand one after the other, tokens and hash of each.
 
-    `hashes` are 64 bits of a blake2b of the text. `broken` is a fault that leaves the rest of a
-    source unread, which no one may skip.
+    `ids` is a file's name and the place in it. `hashes` are 64 bits of a blake2b of the text.
+    `items` are the lines, rows or parts of a text that the unit had, `faults` the first of those
+    that cannot be read. `broken` leaves the rest of a source unread, which no one may skip.
     """
 
-    unit_weight: int
-    ids: bytes = b""
+    unit: Unit
+    ids: tuple[str, int] = ("", 0)
+    items: int = 0
     lengths: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     hashes: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
     documents: dict[int, int] = field(default_factory=dict)
     text_bytes: int = 0
     empty: int = 0
     bad: int = 0
-    faults: tuple[Fault, ...] = ()
+    faults: tuple[Bad, ...] = ()
     broken: Fault | None = None
 
 
 class Reader:
-    """Turns a unit into a chunk; one for each process."""
+    """Turns units into chunks; one for each process. Closed, its file is whole."""
 
     def __init__(self, work: Work) -> None:
         self._rules = work.rules
         self._encoder: Encoder = work.tokenizer.encoder(work.dtype)
+        self._name = f"ids-{os.getpid()}"
+        self._file = (work.folder / self._name).open("wb")
 
     def __call__(self, unit: Unit) -> Chunk:
         texts: list[bytes] = []
-        faults: list[Fault] = []
+        faults: list[Bad] = []
         documents: dict[int, int] = {}
-        empty = bad = 0
+        items = empty = bad = 0
+        # Without what was read for it: that need not travel back.
+        named = replace(unit, content=None)
         try:
             for found in read_unit(unit, self._rules):
-                if isinstance(found, Fault):
+                items += 1
+                if found is None:
+                    continue
+                if isinstance(found, Bad):
                     bad += 1
                     if bad <= MOST_FAULTS:
                         faults.append(found)
@@ -80,12 +97,16 @@ class Reader:
                     documents[found.source] = documents.get(found.source, 0) + 1
         except (OSError, ValueError) as error:
             broken = Fault(unit.files[0].path, f"cannot be read: {error}")
-            return Chunk(unit_weight=unit.weight, broken=broken)
+            return Chunk(unit=named, broken=broken)
         encoded = self._encoder.encode(texts)
+        place = self._file.tell()
+        self._file.write(encoded.ids)
+        self._file.flush()
         digests = b"".join([blake2b(text, digest_size=8).digest() for text in texts])
         return Chunk(
-            unit_weight=unit.weight,
-            ids=encoded.ids,
+            unit=named,
+            ids=(self._name, place),
+            items=items,
             lengths=np.array(encoded.lengths, dtype=np.int64),
             hashes=np.frombuffer(digests, dtype="<u8").astype(np.uint64),
             documents=documents,
@@ -95,11 +116,15 @@ class Reader:
             faults=tuple(faults),
         )
 
+    def close(self) -> None:
+        self._file.close()
+
 
 def chunks_of(units: Iterable[Unit], work: Work, *, workers: int) -> Generator[Chunk, None, None]:
     """A chunk for each unit, in order. Closing the iterator ends the processes."""
     if workers == 1:
-        yield from map(Reader(work), units)
+        with closing(Reader(work)) as reader:
+            yield from map(reader, units)
         return
     # A fork of a process with threads (a progress bar, Arrow's) may hang.
     pool = ProcessPoolExecutor(

@@ -330,10 +330,10 @@ class TestWholeOrNotAtAll:
         out = tmp_path / "out" / "a.bin"
         code = (
             "import sys, llem.data.documents as d\n"
-            "def slow(file, source, read=d._read):\n"
+            "def slow(source, first, count):\n"
             "    sys.stderr.write('reading\\n'); sys.stderr.flush()\n"
             "    import time; time.sleep(60)\n"
-            "d._read = slow\n"
+            "d._read_span = slow\n"
             "from llem.cli import main; sys.exit(main(sys.argv[1:]))\n"
         )
         words = ["data", "prepare", str(source), "--out", str(out), "--workers", "1"]
