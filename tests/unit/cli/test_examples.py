@@ -32,6 +32,7 @@ def test_every_campaign_is_named_in_the_readme():
     assert all(p.name in text for p in EXAMPLES.iterdir() if p.name != "README.md")
 
 
+@pytest.mark.slow
 def test_the_mixture_is_prepared_and_planned(tmp_path):
     command = [sys.executable, EXAMPLES / "mixture.py", "mixture"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -321,6 +321,7 @@ class TestWholeOrNotAtAll:
         (tmp_path / "b.jsonl").unlink()
         assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
     def test_whatever_ends_it_nothing_unfinished_is_there_and_it_can_be_called_again(
         self, tmp_path: Path, number: int
@@ -352,6 +353,7 @@ class TestWholeOrNotAtAll:
         llem.prepare_data(source, out=out)
         assert sorted(p.name for p in out.parent.iterdir()) == ["a.bin", "a.bin.json", "a.idx"]
 
+    @pytest.mark.slow
     def test_a_worker_that_is_killed_ends_the_call(self, tmp_path: Path) -> None:
         source = write_jsonl(tmp_path / "a.jsonl", TEXTS)
         code = (
