@@ -8,6 +8,7 @@ known only when all tokens are counted.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import time
@@ -46,13 +47,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far the first pass is: bytes of the sources on disk, what they have become."""
+    """How far the work is: bytes of the sources on disk, and what they have become.
+
+    `elapsed_s` is the first pass's; in the second, `written` tokens are where they will stay.
+    """
 
     bytes_done: int
     bytes_total: int
     documents: int
     tokens: int
     elapsed_s: float
+    written: int = 0
 
     @property
     def tokens_per_s(self) -> float:
@@ -60,10 +65,13 @@ class Progress:
 
     @property
     def left_s(self) -> float:
-        """How long it takes yet if it goes on so; NaN before anything is done."""
+        """How long the first pass takes yet if it goes on so; NaN before anything is done."""
         if not self.bytes_done:
             return float("nan")
         return self.elapsed_s * (self.bytes_total - self.bytes_done) / self.bytes_done
+
+
+OnProgress = Callable[[Progress], None]
 
 
 @dataclass(frozen=True)
@@ -111,7 +119,7 @@ def prepare_data(
     workers: int | None = None,
     skip_bad: bool = False,
     replace: bool = False,
-    progress: Callable[[Progress], None] | None = None,
+    progress: OnProgress | None = None,
 ) -> Prepared:
     """Make the token file `out` of text, JSON Lines, Parquet and Arrow files, and describe it.
 
@@ -160,7 +168,7 @@ def prepare_data(
         with workspace(out) as folder:
             work = Work(rules, named, chosen, folder)
             gathered = _gather(files, work, workers=count, skip_bad=skip_bad, progress=progress)
-            return _finish(gathered, wanted, work, files, out)
+            return _finish(gathered, wanted, work, files, out, progress)
     except OSError as error:
         # A write that failed for want of space does not say where.
         error.filename = error.filename or str(out)
@@ -229,6 +237,7 @@ class _Gathered:
     documents: tuple[int, ...]
     text_bytes: int
     skipped: dict[str, int]
+    far: Progress
 
 
 def _gather(
@@ -237,7 +246,7 @@ def _gather(
     *,
     workers: int,
     skip_bad: bool,
-    progress: Callable[[Progress], None] | None,
+    progress: OnProgress | None,
 ) -> _Gathered:
     began = time.monotonic()
     total = sum(file.bytes for file in files)
@@ -250,8 +259,9 @@ def _gather(
     paths = {name: work.folder / name for name in ("lengths", "hashes")}
     with ExitStack() as stack:
         lengths, hashes = (stack.enter_context(open(p, "wb")) for p in paths.values())
-        chunks = stack.enter_context(closing(chunks_of(units_of(files, work.rules), work,
-                                                       workers=workers)))  # fmt: skip
+        # Once something is wrong there will be no file: the rest is read for faults alone.
+        units = (dataclasses.replace(u, encode=not faults) for u in units_of(files, work.rules))
+        chunks = stack.enter_context(closing(chunks_of(units, work, workers=workers)))
         for chunk in chunks:
             if chunk.broken is not None:
                 raise InputError("the sources", [*faults, chunk.broken])
@@ -271,9 +281,10 @@ def _gather(
                 if len(faults) >= MOST_FAULTS:
                     break
             before[source] += chunk.items
+            far = Progress(bytes_done=done, bytes_total=total, documents=sum(documents),
+                           tokens=tokens, elapsed_s=time.monotonic() - began)  # fmt: skip
             if progress is not None:
-                progress(Progress(bytes_done=done, bytes_total=total, documents=sum(documents),
-                                  tokens=tokens, elapsed_s=time.monotonic() - began))  # fmt: skip
+                progress(far)
     if faults:
         told = faults[:MOST_FAULTS]
         if len(faults) >= MOST_FAULTS:
@@ -283,6 +294,7 @@ def _gather(
         raise InputError("the sources", [f"hold no document ({empty} empty, {bad} unreadable)"])
     return _Gathered(
         extents=tuple(extents),
+        far=far,
         lengths=np.memmap(paths["lengths"], dtype=np.int64, mode="r"),
         hashes=np.memmap(paths["hashes"], dtype=np.uint64, mode="r"),
         tokens=tokens,
@@ -301,6 +313,7 @@ def _finish(
     work: Work,
     files: Sequence[SourceFile],
     out: Path,
+    progress: OnProgress | None,
 ) -> Prepared:
     last = last_held_out(found.hashes, found.lengths, tokens=min(wanted.of(found.tokens),
                                                                  found.tokens))  # fmt: skip
@@ -316,7 +329,7 @@ def _finish(
         raise InputError("llem data prepare", [Fault("held_out", text, hint)])
     unique = count_unique(found.hashes, found.lengths, last=last)
     made, index = work.folder / "tokens", work.folder / "index"
-    digest, index_digest = _write(found, held, work, made, index)
+    digest, index_digest = _write(found, held, work, made, index, progress)
     prepared = Prepared(
         dtype=work.dtype,
         vocabulary=work.tokenizer.vocabulary,
@@ -347,7 +360,12 @@ def _finish(
 
 
 def _write(
-    found: _Gathered, held: NDArray[np.bool_], work: Work, made: Path, index: Path
+    found: _Gathered,
+    held: NDArray[np.bool_],
+    work: Work,
+    made: Path,
+    index: Path,
+    progress: OnProgress | None,
 ) -> tuple[str, str]:
     """The token file, held-out documents last, and its index; the sha256 of each."""
     item_bytes = ITEM_BYTES[work.dtype]
@@ -375,6 +393,8 @@ def _write(
                     file.write(content)
                 put_places(end + np.cumsum(lengths[chosen]))
                 end += int(lengths[chosen].sum())
+                if progress is not None:
+                    progress(dataclasses.replace(found.far, written=end))
     return digest.hexdigest(), index_digest.hexdigest()
 
 

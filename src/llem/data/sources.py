@@ -96,8 +96,12 @@ def _below(folder: str) -> Iterator[str]:
         yield from _saved(folder)
         return
     empty = True
-    for here, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    seen = {os.path.realpath(folder)}
+    for here, folders, names in os.walk(folder, followlinks=True):
+        places = {name: os.path.realpath(os.path.join(here, name)) for name in folders}
+        # A link may lead to where it is.
+        folders[:] = sorted(n for n in folders if not n.startswith(".") and places[n] not in seen)
+        seen.update(places.values())
         saved = [name for name in folders if _is_saved(os.path.join(here, name))]
         folders[:] = [name for name in folders if name not in saved]
         for name in saved:

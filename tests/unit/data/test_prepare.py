@@ -20,6 +20,7 @@ from corpora import all_held, documents, held, write_jsonl, write_parquet, write
 import llem
 from llem.campaign.prepared import index_of, read_index, read_prepared, sidecar_of
 from llem.campaign.tokenfile import fingerprint
+from llem.data.tokenizer import _Bytes
 from llem.errors import InputError, LlemError
 
 TEXTS = documents()
@@ -103,6 +104,26 @@ class TestFormats:
                 text.encode() for text in texts
             )
         assert len(found) == 1
+
+    def test_links_are_followed_and_never_in_a_circle(self, tmp_path: Path) -> None:
+        (tmp_path / "shards").mkdir()
+        write_jsonl(tmp_path / "shards" / "a.jsonl", TEXTS)
+        (tmp_path / "corpus").mkdir()
+        (tmp_path / "corpus" / "de").symlink_to(tmp_path / "shards")
+        (tmp_path / "shards" / "up").symlink_to(tmp_path / "corpus")
+        made = llem.prepare_data(tmp_path / "corpus", out=tmp_path / "a.bin")
+        assert made.documents == len(TEXTS)
+
+    def test_parts_that_were_compressed_one_by_one_are_all_read(
+        self, tmp_path: Path, arrow: Any
+    ) -> None:
+        """As `cat a.zst b.zst` makes them, and what compresses with several threads."""
+        for ending in (".gz", ".zst"):
+            halves = [write_jsonl(tmp_path / f"{i}{ending}", TEXTS[i::2]) for i in range(2)]
+            path = tmp_path / f"both.jsonl{ending}"
+            path.write_bytes(b"".join(half.read_bytes() for half in halves))
+            made = llem.prepare_data(path, out=tmp_path / f"a{ending}.bin")
+            assert made.documents == len(TEXTS)
 
     def test_an_absent_library_is_named_with_what_to_do(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -255,6 +276,20 @@ class TestFaults:
         assert made.skipped == {"bad": 7}
         assert sorted(all_held(tmp_path / "a.bin")) == [b"fine", b"good"]
 
+    def test_nothing_is_encoded_once_something_is_wrong(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What would take hours is no more than read; later faults are told all the same."""
+        encoded: list[int] = []
+        monkeypatch.setattr("llem.data.tokenizer._Bytes.encode",
+                            lambda self, texts, real=_Bytes.encode: (
+                                encoded.append(len(texts)), real(self, texts))[1])  # fmt: skip
+        for i, line in enumerate((b'{"text": "good"}', b"bad", b'{"text": "good"}', b"worse")):
+            (tmp_path / f"{i}.jsonl").write_bytes(line)
+        told = faults_of(llem.prepare_data, tmp_path, out=tmp_path / "o" / "a.bin", workers=1)
+        assert [Path(text.partition(":")[0]).name for text in told] == ["1.jsonl", "3.jsonl"]
+        assert encoded == [1, 0]
+
     def test_reading_ends_when_enough_is_wrong(self, tmp_path: Path) -> None:
         (tmp_path / "a.jsonl").write_text("bad\n" * 1000)
         told = faults_of(llem.prepare_data, tmp_path / "a.jsonl", out=tmp_path / "a.bin")
@@ -308,6 +343,27 @@ class TestFaults:
 
 
 class TestWholeOrNotAtAll:
+    @pytest.mark.skipif(os.geteuid() != 0, reason="a small disk can be mounted by root alone")
+    def test_a_full_disk_ends_it_in_one_line_and_with_nothing_left(self, tmp_path: Path) -> None:
+        source = write_jsonl(tmp_path / "a.jsonl", documents(2000))
+        disk = tmp_path / "disk"
+        disk.mkdir()
+        mounted = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", disk], capture_output=True,
+            check=False,
+        )  # fmt: skip
+        if mounted.returncode:
+            pytest.skip(f"no small disk: {mounted.stderr.decode()}")
+        try:
+            words = ["data", "prepare", source, "--out", disk / "a.bin"]
+            done = subprocess.run([sys.executable, "-m", "llem", *words], capture_output=True,
+                                  text=True, check=False)  # fmt: skip
+            assert done.returncode == 1
+            assert f"llem: {disk / 'a.bin'}: No space left on device" in done.stderr
+            assert list(disk.iterdir()) == []
+        finally:
+            subprocess.run(["umount", disk], check=True)
+
     def test_a_failure_leaves_the_folder_and_an_older_file_as_they_were(
         self, tmp_path: Path
     ) -> None:
@@ -376,9 +432,12 @@ def test_progress_tells_bytes_tokens_and_what_is_left(tmp_path: Path) -> None:
     seen: list[Any] = []
     made = llem.prepare_data(sources, out=tmp_path / "a.bin", progress=seen.append, workers=1)
     total = sum(path.stat().st_size for path in sources)
-    assert [one.bytes_done for one in seen] == [total // 3, total // 3 * 2, total]
-    assert seen[-1].bytes_total == total and seen[-1].tokens == made.tokens
-    assert seen[-1].left_s == 0 and seen[0].left_s > 0 < seen[-1].tokens_per_s
+    first, second = seen[:3], seen[3:]
+    assert [one.bytes_done for one in first] == [total // 3, total // 3 * 2, total]
+    assert first[-1].bytes_total == total and first[-1].tokens == made.tokens
+    assert first[-1].left_s == 0 and first[0].left_s > 0 < first[-1].tokens_per_s
+    assert [one.written for one in second] == sorted(one.written for one in second)
+    assert second[-1].written == made.tokens
 
 
 def test_ids_wider_than_they_need_be_can_be_asked_for(tmp_path: Path) -> None:
