@@ -369,9 +369,11 @@ def _write(
 ) -> tuple[str, str]:
     """The token file, held-out documents last, and its index; the sha256 of each."""
     item_bytes = ITEM_BYTES[work.dtype]
-    ids = {name: _content(work.folder / name) for name, _, _ in found.extents}
     digest, index_digest = hashlib.sha256(), hashlib.sha256()
-    with open(made, "wb") as file, open(index, "wb") as places:
+    with ExitStack() as stack:
+        file, places = (stack.enter_context(open(path, "wb")) for path in (made, index))
+        names = {name for name, _, _ in found.extents}
+        ids = {name: stack.enter_context(open(work.folder / name, "rb")) for name in names}
 
         def put_places(values: NDArray[np.int64]) -> None:
             content = values.astype("<i8").tobytes()
@@ -386,23 +388,20 @@ def _write(
                 lengths = found.lengths[first : first + documents]
                 chosen = held[first : first + documents] == side
                 first += documents
-                edges = np.concatenate(([0], np.cumsum(lengths)))
-                for a, b in (place + edges[runs_of(chosen)] * item_bytes).tolist():
-                    content = ids[name][a:b]
-                    digest.update(content)
-                    file.write(content)
+                if not chosen.any():
+                    continue
+                edges = item_bytes * np.concatenate(([0], np.cumsum(lengths)))
+                # Read and not mapped: what was mapped would count as this process's memory.
+                ids[name].seek(place)
+                content = memoryview(ids[name].read(int(edges[-1])))
+                for a, b in edges[runs_of(chosen)].tolist():
+                    digest.update(content[a:b])
+                    file.write(content[a:b])
                 put_places(end + np.cumsum(lengths[chosen]))
                 end += int(lengths[chosen].sum())
                 if progress is not None:
                     progress(dataclasses.replace(found.far, written=end))
     return digest.hexdigest(), index_digest.hexdigest()
-
-
-def _content(path: Path) -> memoryview:
-    """A file's bytes, on disk until they are read."""
-    if not path.stat().st_size:
-        return memoryview(b"")
-    return memoryview(np.memmap(path, dtype=np.uint8, mode="r"))  # type: ignore[arg-type]
 
 
 def sha256_of(path: str | Path) -> str:

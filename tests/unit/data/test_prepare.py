@@ -519,3 +519,23 @@ def test_two_processors_are_used_where_there_is_work(tmp_path: Path) -> None:
     have = len(os.sched_getaffinity(0))
     assert default_workers(1000) == 1
     assert default_workers(1 << 40) == min(have, 8)
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_sources(tmp_path: Path) -> None:
+    """Peak of processes of their own, which a large heap here does not reach."""
+    code = (
+        "import resource, sys, llem\n"
+        "llem.prepare_data(sys.argv[1], out=sys.argv[2], workers=1)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+    )
+    peaks = []
+    for megabytes in (8, 80):
+        source = tmp_path / f"{megabytes}.jsonl"
+        with open(source, "w") as file:
+            for i in range(megabytes * 50):
+                file.write(json.dumps({"text": f"{i} " + "word " * 4000}) + "\n")
+        words = [sys.executable, "-c", code, str(source), str(tmp_path / f"{megabytes}.bin")]
+        done = subprocess.run(words, capture_output=True, text=True, check=True)
+        peaks.append(int(done.stdout) / 1024)
+    assert peaks[1] < peaks[0] + 15
