@@ -134,8 +134,8 @@ def _tell(path: Path, found: Prepared, *, as_json: bool, checked: bool = False) 
 
     shown = found.sources[:SOURCES_SHOWN]
     table(
-        ["source", "format", "bytes", "documents"],
-        [[s.path, s.format, f"{s.bytes:,}", f"{s.documents:,}"] for s in shown],
+        ["source", "format", "files", "bytes", "documents"],
+        [[s.path, s.format, s.files, f"{s.bytes:,}", f"{s.documents:,}"] for s in shown],
     )
     if len(found.sources) > len(shown):
         print(f"and {len(found.sources) - len(shown)} sources more")

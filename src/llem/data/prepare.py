@@ -37,6 +37,8 @@ AUTO = "auto"
 # Without a word from the user: a twentieth of the tokens, at most ten million.
 DEFAULT_SHARE = Fraction(1, 20)
 DEFAULT_TOKENS = 10_000_000
+# Of more source files than this the sidecar tells the places that they are in.
+MOST_SOURCES = 1000
 # A login node is shared: more than this only where it is asked for.
 MOST_WORKERS = 8
 # Sources smaller than this are read before another process has started.
@@ -255,7 +257,7 @@ def _gather(
     extents: list[tuple[str, int, int]] = []
     # Lines, rows or parts before the unit, by source.
     before = [0] * len(files)
-    done = tokens = text_bytes = empty = bad = 0
+    done = counted = tokens = text_bytes = empty = bad = 0
     paths = {name: work.folder / name for name in ("lengths", "hashes")}
     with ExitStack() as stack:
         lengths, hashes = (stack.enter_context(open(p, "wb")) for p in paths.values())
@@ -281,8 +283,9 @@ def _gather(
                 if len(faults) >= MOST_FAULTS:
                     break
             before[source] += chunk.items
-            far = Progress(bytes_done=done, bytes_total=total, documents=sum(documents),
-                           tokens=tokens, elapsed_s=time.monotonic() - began)  # fmt: skip
+            counted += len(chunk.lengths)
+            far = Progress(bytes_done=done, bytes_total=total, documents=counted, tokens=tokens,
+                           elapsed_s=time.monotonic() - began)  # fmt: skip
             if progress is not None:
                 progress(far)
     if faults:
@@ -347,16 +350,30 @@ def _finish(
         tokenizer=work.tokenizer.name,
         text_key=work.rules.text_key,
         document_separator=work.rules.separator.decode() if work.rules.separator else None,
-        sources=tuple(
-            Source(path=file.path, format=file.format, bytes=file.bytes, documents=count)
-            for file, count in zip(files, found.documents, strict=True)
-        ),
+        sources=_sources(files, found.documents),
         skipped=found.skipped,
     )
     sidecar = work.folder / "sidecar"
     sidecar.write_text(prepared.to_text(), "utf-8")
     put_in_place({index_of(out): index, sidecar_of(out): sidecar, out: made})
     return prepared
+
+
+def _sources(files: Sequence[SourceFile], documents: Sequence[int]) -> tuple[Source, ...]:
+    """What the sidecar tells of the sources: each file, or of very many those of a place as one."""
+    each = len(files) <= MOST_SOURCES
+    found: dict[tuple[str, str], Source] = {}
+    for file, count in zip(files, documents, strict=True):
+        key = (file.path if each else file.place, file.format)
+        before = found.get(key)
+        found[key] = Source(
+            path=key[0],
+            format=file.format,
+            files=1 + (before.files if before else 0),
+            bytes=file.bytes + (before.bytes if before else 0),
+            documents=count + (before.documents if before else 0),
+        )
+    return tuple(found.values())
 
 
 def _write(

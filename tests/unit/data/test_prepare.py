@@ -184,6 +184,19 @@ class TestSidecar:
         trained, _ = held(out)
         assert made.training_unique_tokens == sum(len(text) + 1 for text in set(trained))
 
+    def test_of_very_many_files_it_tells_the_places(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("llem.data.prepare.MOST_SOURCES", 10)
+        (tmp_path / "texts").mkdir()
+        for i, text in enumerate(TEXTS):
+            (tmp_path / "texts" / f"{i}.txt").write_text(text)
+        write_jsonl(tmp_path / "texts" / "a.jsonl", TEXTS)
+        made = llem.prepare_data(tmp_path / "texts", out=tmp_path / "a.bin")
+        told = [(s.path, s.format, s.files, s.documents) for s in made.sources]
+        place = str(tmp_path / "texts")
+        assert sorted(told) == [(place, "jsonl", 1, 60), (place, "text", 60, 60)]
+
     def test_a_file_that_changed_afterwards_is_refused(self, tmp_path: Path) -> None:
         out = tmp_path / "a.bin"
         llem.prepare_data(write_jsonl(tmp_path / "a.jsonl", TEXTS), out=out)
