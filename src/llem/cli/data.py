@@ -134,8 +134,8 @@ def _tell(path: Path, found: Prepared, *, as_json: bool, checked: bool = False) 
 
     shown = found.sources[:SOURCES_SHOWN]
     table(
-        ["source", "format", "bytes", "documents"],
-        [[s.path, s.format, f"{s.bytes:,}", f"{s.documents:,}"] for s in shown],
+        ["source", "format", "files", "bytes", "documents"],
+        [[s.path, s.format, s.files, f"{s.bytes:,}", f"{s.documents:,}"] for s in shown],
     )
     if len(found.sources) > len(shown):
         print(f"and {len(found.sources) - len(shown)} sources more")
@@ -190,13 +190,18 @@ class _Bar:
     def __call__(self, found: Progress) -> None:
         from llem.campaign import format_duration, format_si
 
-        speed = f"{format_si(found.tokens_per_s)} tokens/s"
-        words = f"{format_si(found.tokens)} tokens, {speed}"
+        share, words = found.bytes_done / max(1, found.bytes_total), "writing"
+        left = ""
+        if found.written:
+            share = found.written / found.tokens
+        else:
+            speed = f"{format_si(found.tokens_per_s)} tokens/s"
+            words = f"{format_si(found.tokens)} tokens, {speed}"
+            left = f", {format_duration(found.left_s)} left"
         if not sys.stderr.isatty():
             if time.monotonic() - self._told >= PLAIN_LINE_S:
                 self._told = time.monotonic()
-                share = found.bytes_done / max(1, found.bytes_total)
-                note(f"[{share:4.0%}] {words}, {format_duration(found.left_s)} left")
+                note(f"[{share:4.0%}] {words}{left}")
             return
         if self._bar is None:
             from rich.console import Console
@@ -211,9 +216,9 @@ class _Bar:
             columns = (BarColumn(), TaskProgressColumn(), TextColumn("{task.description}"),
                        TimeRemainingColumn())  # fmt: skip
             self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
-            self._task = self._bar.add_task(words, total=found.bytes_total)
+            self._task = self._bar.add_task(words, total=1.0)
             self._bar.start()
-        self._bar.update(self._task, completed=found.bytes_done, description=words)
+        self._bar.update(self._task, completed=share, description=words)
 
     def __exit__(
         self,

@@ -41,7 +41,7 @@ class Unit:
 
     `sources` are numbers in the list of sources, `weight` the bytes on disk that it stands for.
     What a process reads itself is named by `span` (first and number of bytes, or of rows) and
-    `group`; `content` is what was read for it.
+    `group`; `content` is what was read for it. Without `encode` it is only looked through.
     """
 
     sources: tuple[int, ...]
@@ -50,6 +50,7 @@ class Unit:
     content: bytes | tuple[Any, ...] | None = None
     span: tuple[int, int] | None = None
     group: int | None = None
+    encode: bool = True
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ known only when all tokens are counted.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import time
@@ -36,6 +37,8 @@ AUTO = "auto"
 # Without a word from the user: a twentieth of the tokens, at most ten million.
 DEFAULT_SHARE = Fraction(1, 20)
 DEFAULT_TOKENS = 10_000_000
+# Of more source files than this the sidecar tells the places that they are in.
+MOST_SOURCES = 1000
 # A login node is shared: more than this only where it is asked for.
 MOST_WORKERS = 8
 # Sources smaller than this are read before another process has started.
@@ -46,13 +49,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far the first pass is: bytes of the sources on disk, what they have become."""
+    """How far the work is: bytes of the sources on disk, and what they have become.
+
+    `elapsed_s` is the first pass's; in the second, `written` tokens are where they will stay.
+    """
 
     bytes_done: int
     bytes_total: int
     documents: int
     tokens: int
     elapsed_s: float
+    written: int = 0
 
     @property
     def tokens_per_s(self) -> float:
@@ -60,10 +67,13 @@ class Progress:
 
     @property
     def left_s(self) -> float:
-        """How long it takes yet if it goes on so; NaN before anything is done."""
+        """How long the first pass takes yet if it goes on so; NaN before anything is done."""
         if not self.bytes_done:
             return float("nan")
         return self.elapsed_s * (self.bytes_total - self.bytes_done) / self.bytes_done
+
+
+OnProgress = Callable[[Progress], None]
 
 
 @dataclass(frozen=True)
@@ -111,7 +121,7 @@ def prepare_data(
     workers: int | None = None,
     skip_bad: bool = False,
     replace: bool = False,
-    progress: Callable[[Progress], None] | None = None,
+    progress: OnProgress | None = None,
 ) -> Prepared:
     """Make the token file `out` of text, JSON Lines, Parquet and Arrow files, and describe it.
 
@@ -160,7 +170,7 @@ def prepare_data(
         with workspace(out) as folder:
             work = Work(rules, named, chosen, folder)
             gathered = _gather(files, work, workers=count, skip_bad=skip_bad, progress=progress)
-            return _finish(gathered, wanted, work, files, out)
+            return _finish(gathered, wanted, work, files, out, progress)
     except OSError as error:
         # A write that failed for want of space does not say where.
         error.filename = error.filename or str(out)
@@ -229,6 +239,7 @@ class _Gathered:
     documents: tuple[int, ...]
     text_bytes: int
     skipped: dict[str, int]
+    far: Progress
 
 
 def _gather(
@@ -237,7 +248,7 @@ def _gather(
     *,
     workers: int,
     skip_bad: bool,
-    progress: Callable[[Progress], None] | None,
+    progress: OnProgress | None,
 ) -> _Gathered:
     began = time.monotonic()
     total = sum(file.bytes for file in files)
@@ -246,12 +257,13 @@ def _gather(
     extents: list[tuple[str, int, int]] = []
     # Lines, rows or parts before the unit, by source.
     before = [0] * len(files)
-    done = tokens = text_bytes = empty = bad = 0
+    done = counted = tokens = text_bytes = empty = bad = 0
     paths = {name: work.folder / name for name in ("lengths", "hashes")}
     with ExitStack() as stack:
         lengths, hashes = (stack.enter_context(open(p, "wb")) for p in paths.values())
-        chunks = stack.enter_context(closing(chunks_of(units_of(files, work.rules), work,
-                                                       workers=workers)))  # fmt: skip
+        # Once something is wrong there will be no file: the rest is read for faults alone.
+        units = (dataclasses.replace(u, encode=not faults) for u in units_of(files, work.rules))
+        chunks = stack.enter_context(closing(chunks_of(units, work, workers=workers)))
         for chunk in chunks:
             if chunk.broken is not None:
                 raise InputError("the sources", [*faults, chunk.broken])
@@ -271,9 +283,11 @@ def _gather(
                 if len(faults) >= MOST_FAULTS:
                     break
             before[source] += chunk.items
+            counted += len(chunk.lengths)
+            far = Progress(bytes_done=done, bytes_total=total, documents=counted, tokens=tokens,
+                           elapsed_s=time.monotonic() - began)  # fmt: skip
             if progress is not None:
-                progress(Progress(bytes_done=done, bytes_total=total, documents=sum(documents),
-                                  tokens=tokens, elapsed_s=time.monotonic() - began))  # fmt: skip
+                progress(far)
     if faults:
         told = faults[:MOST_FAULTS]
         if len(faults) >= MOST_FAULTS:
@@ -283,6 +297,7 @@ def _gather(
         raise InputError("the sources", [f"hold no document ({empty} empty, {bad} unreadable)"])
     return _Gathered(
         extents=tuple(extents),
+        far=far,
         lengths=np.memmap(paths["lengths"], dtype=np.int64, mode="r"),
         hashes=np.memmap(paths["hashes"], dtype=np.uint64, mode="r"),
         tokens=tokens,
@@ -301,6 +316,7 @@ def _finish(
     work: Work,
     files: Sequence[SourceFile],
     out: Path,
+    progress: OnProgress | None,
 ) -> Prepared:
     last = last_held_out(found.hashes, found.lengths, tokens=min(wanted.of(found.tokens),
                                                                  found.tokens))  # fmt: skip
@@ -316,7 +332,7 @@ def _finish(
         raise InputError("llem data prepare", [Fault("held_out", text, hint)])
     unique = count_unique(found.hashes, found.lengths, last=last)
     made, index = work.folder / "tokens", work.folder / "index"
-    digest, index_digest = _write(found, held, work, made, index)
+    digest, index_digest = _write(found, held, work, made, index, progress)
     prepared = Prepared(
         dtype=work.dtype,
         vocabulary=work.tokenizer.vocabulary,
@@ -334,10 +350,7 @@ def _finish(
         tokenizer=work.tokenizer.name,
         text_key=work.rules.text_key,
         document_separator=work.rules.separator.decode() if work.rules.separator else None,
-        sources=tuple(
-            Source(path=file.path, format=file.format, bytes=file.bytes, documents=count)
-            for file, count in zip(files, found.documents, strict=True)
-        ),
+        sources=_sources(files, found.documents),
         skipped=found.skipped,
     )
     sidecar = work.folder / "sidecar"
@@ -346,14 +359,38 @@ def _finish(
     return prepared
 
 
+def _sources(files: Sequence[SourceFile], documents: Sequence[int]) -> tuple[Source, ...]:
+    """What the sidecar tells of the sources: each file, or of very many those of a place as one."""
+    each = len(files) <= MOST_SOURCES
+    found: dict[tuple[str, str], Source] = {}
+    for file, count in zip(files, documents, strict=True):
+        key = (file.path if each else file.place, file.format)
+        before = found.get(key)
+        found[key] = Source(
+            path=key[0],
+            format=file.format,
+            files=1 + (before.files if before else 0),
+            bytes=file.bytes + (before.bytes if before else 0),
+            documents=count + (before.documents if before else 0),
+        )
+    return tuple(found.values())
+
+
 def _write(
-    found: _Gathered, held: NDArray[np.bool_], work: Work, made: Path, index: Path
+    found: _Gathered,
+    held: NDArray[np.bool_],
+    work: Work,
+    made: Path,
+    index: Path,
+    progress: OnProgress | None,
 ) -> tuple[str, str]:
     """The token file, held-out documents last, and its index; the sha256 of each."""
     item_bytes = ITEM_BYTES[work.dtype]
-    ids = {name: _content(work.folder / name) for name, _, _ in found.extents}
     digest, index_digest = hashlib.sha256(), hashlib.sha256()
-    with open(made, "wb") as file, open(index, "wb") as places:
+    with ExitStack() as stack:
+        file, places = (stack.enter_context(open(path, "wb")) for path in (made, index))
+        names = {name for name, _, _ in found.extents}
+        ids = {name: stack.enter_context(open(work.folder / name, "rb")) for name in names}
 
         def put_places(values: NDArray[np.int64]) -> None:
             content = values.astype("<i8").tobytes()
@@ -368,21 +405,20 @@ def _write(
                 lengths = found.lengths[first : first + documents]
                 chosen = held[first : first + documents] == side
                 first += documents
-                edges = np.concatenate(([0], np.cumsum(lengths)))
-                for a, b in (place + edges[runs_of(chosen)] * item_bytes).tolist():
-                    content = ids[name][a:b]
-                    digest.update(content)
-                    file.write(content)
+                if not chosen.any():
+                    continue
+                edges = item_bytes * np.concatenate(([0], np.cumsum(lengths)))
+                # Read and not mapped: what was mapped would count as this process's memory.
+                ids[name].seek(place)
+                content = memoryview(ids[name].read(int(edges[-1])))
+                for a, b in edges[runs_of(chosen)].tolist():
+                    digest.update(content[a:b])
+                    file.write(content[a:b])
                 put_places(end + np.cumsum(lengths[chosen]))
                 end += int(lengths[chosen].sum())
+                if progress is not None:
+                    progress(dataclasses.replace(found.far, written=end))
     return digest.hexdigest(), index_digest.hexdigest()
-
-
-def _content(path: Path) -> memoryview:
-    """A file's bytes, on disk until they are read."""
-    if not path.stat().st_size:
-        return memoryview(b"")
-    return memoryview(np.memmap(path, dtype=np.uint8, mode="r"))  # type: ignore[arg-type]
 
 
 def sha256_of(path: str | Path) -> str:

@@ -37,8 +37,9 @@ COMPRESSIONS = (*_OPENERS, _ZSTD)
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file with documents. `path` is as it was found, which is how faults name it."""
+    """A file with documents. `path` is as it was found in `place`, and faults name it so."""
 
+    place: str
     path: str
     format: str
     compressed: bool
@@ -56,7 +57,7 @@ def find_sources(places: Iterable[str | Path]) -> tuple[SourceFile, ...]:
     for place in places:
         try:
             for path in _files_of(str(place)):
-                found.setdefault(os.path.realpath(path), _described(path))
+                found.setdefault(os.path.realpath(path), _described(str(place), path))
         except _NoSource as error:
             faults.append(Fault(str(place), *error.args))
         except OSError as error:
@@ -96,8 +97,12 @@ def _below(folder: str) -> Iterator[str]:
         yield from _saved(folder)
         return
     empty = True
-    for here, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    seen = {os.path.realpath(folder)}
+    for here, folders, names in os.walk(folder, followlinks=True):
+        places = {name: os.path.realpath(os.path.join(here, name)) for name in folders}
+        # A link may lead to where it is.
+        folders[:] = sorted(n for n in folders if not n.startswith(".") and places[n] not in seen)
+        seen.update(places.values())
         saved = [name for name in folders if _is_saved(os.path.join(here, name))]
         folders[:] = [name for name in folders if name not in saved]
         for name in saved:
@@ -146,7 +151,7 @@ def _json(path: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _described(path: str) -> SourceFile:
+def _described(place: str, path: str) -> SourceFile:
     size = os.stat(path).st_size
     if not os.path.isfile(path):
         raise _NoSource("is no regular file")
@@ -159,7 +164,7 @@ def _described(path: str) -> SourceFile:
         raise _NoSource(f"a compressed {kind} file", "decompress it: the format compresses itself")
     with open(path, "rb"):  # Whether it may be read is asked before hours of work, not after.
         pass
-    return SourceFile(path, kind, compressed, size)
+    return SourceFile(place, path, kind, compressed, size)
 
 
 def open_bytes(source: SourceFile) -> IO[bytes]:

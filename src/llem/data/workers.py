@@ -98,6 +98,8 @@ class Reader:
         except (OSError, ValueError) as error:
             broken = Fault(unit.files[0].path, f"cannot be read: {error}")
             return Chunk(unit=named, broken=broken)
+        if not unit.encode:
+            return Chunk(unit=named, items=items, bad=bad, faults=tuple(faults))
         encoded = self._encoder.encode(texts)
         place = self._file.tell()
         self._file.write(encoded.ids)

@@ -128,7 +128,7 @@ def fit_law(
     faults = data.shortage(chosen) + _missing(data, chosen)
     if faults:
         raise ScalingDataError(faults)
-    warnings = _data_warnings(data)
+    warnings = _data_warnings(data, chosen)
     problem = chosen.bind(data, space=judged_by.space)
     solution = solve(problem, data.weight, judged_by)
     natural = problem.natural(solution.theta)
@@ -218,12 +218,23 @@ def _missing(data: Observations, law: Law) -> list[DataFault]:
     return []
 
 
-def _data_warnings(data: Observations) -> list[str]:
+def _data_warnings(data: Observations, law: Law) -> list[str]:
+    found = []
     repeated = data.duplicates()
-    if not repeated:
-        return []
-    rows = "1 row repeats" if repeated == 1 else f"{repeated} rows repeat"
-    return [f"{rows} another in size, tokens and loss, and count as measurements of their own"]
+    if repeated:
+        rows = "1 row repeats" if repeated == 1 else f"{repeated} rows repeat"
+        text = f"{rows} another in size, tokens and loss, and count as measurements of their own"
+        found.append(text)
+    if data.unique_tokens is not None and "U" not in law.variables:
+        epochs = data.tokens / data.unique_tokens
+        again = int(np.count_nonzero(epochs > 1 + 1e-6))
+        if again:
+            rows = "1 row has" if again == 1 else f"{again} of {data.rows} rows have"
+            found.append(
+                f"{rows} read tokens more than once, in up to {np.nanmax(epochs):.3g} epochs, and "
+                f"the law {law.name} takes them as new: see repeated_tokens"
+            )
+    return found
 
 
 def _bootstrap(

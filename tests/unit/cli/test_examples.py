@@ -30,3 +30,14 @@ def test_each_campaign_plans(name, tmp_path):
 def test_every_campaign_is_named_in_the_readme():
     text = (EXAMPLES / "README.md").read_text()
     assert all(p.name in text for p in EXAMPLES.iterdir() if p.name != "README.md")
+
+
+@pytest.mark.slow
+def test_the_mixture_is_prepared_and_planned(tmp_path):
+    command = [sys.executable, EXAMPLES / "mixture.py", "mixture"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    plan = json.loads((tmp_path / "mixture" / "campaign" / "plan.json").read_text())
+    data = plan["runs"][0]["data"]
+    assert [part["weight"] for part in data["mixture"]] == [3, 1]
+    assert data["packing"] == "documents" and len(plan["runs"]) >= 8

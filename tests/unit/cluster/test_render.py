@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llem.campaign import CustomModel, Replicates, Run, load_site, site_names
+from llem.campaign import CustomModel, Replicates, Run, load_site, mixture_of, site_names
 from llem.cluster.files import json_line
 from llem.cluster.plan_text import render_plan, run_texts
 from llem.cluster.render import (
@@ -239,6 +239,15 @@ def test_a_data_folder_that_no_script_can_name_is_refused(make):
     runs = tuple(replace(r, data=replace(r.data, path="/a$(id)/x.bin")) for r in plan.runs)
     with pytest.raises(InputError, match=r"data\.path"):
         render_files(replace(plan, runs=runs))
+
+
+def test_containers_see_the_folder_of_every_file_of_a_mixture(make):
+    plan = make()
+    data = plan.runs[0].data
+    mixed = mixture_of([(replace(data, path=f"/{name}/x.bin"), 1) for name in ("de", "code")])
+    plan = replace(plan, runs=tuple(replace(run, data=mixed) for run in plan.runs))
+    script = render_array(plan, plan.arrays[0])
+    assert "--bind /de" in script and "--bind /code" in script
 
 
 def first_element(plan):

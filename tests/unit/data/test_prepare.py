@@ -20,6 +20,7 @@ from corpora import all_held, documents, held, write_jsonl, write_parquet, write
 import llem
 from llem.campaign.prepared import index_of, read_index, read_prepared, sidecar_of
 from llem.campaign.tokenfile import fingerprint
+from llem.data.tokenizer import _Bytes
 from llem.errors import InputError, LlemError
 
 TEXTS = documents()
@@ -104,6 +105,26 @@ class TestFormats:
             )
         assert len(found) == 1
 
+    def test_links_are_followed_and_never_in_a_circle(self, tmp_path: Path) -> None:
+        (tmp_path / "shards").mkdir()
+        write_jsonl(tmp_path / "shards" / "a.jsonl", TEXTS)
+        (tmp_path / "corpus").mkdir()
+        (tmp_path / "corpus" / "de").symlink_to(tmp_path / "shards")
+        (tmp_path / "shards" / "up").symlink_to(tmp_path / "corpus")
+        made = llem.prepare_data(tmp_path / "corpus", out=tmp_path / "a.bin")
+        assert made.documents == len(TEXTS)
+
+    def test_parts_that_were_compressed_one_by_one_are_all_read(
+        self, tmp_path: Path, arrow: Any
+    ) -> None:
+        """As `cat a.zst b.zst` makes them, and what compresses with several threads."""
+        for ending in (".gz", ".zst"):
+            halves = [write_jsonl(tmp_path / f"{i}{ending}", TEXTS[i::2]) for i in range(2)]
+            path = tmp_path / f"both.jsonl{ending}"
+            path.write_bytes(b"".join(half.read_bytes() for half in halves))
+            made = llem.prepare_data(path, out=tmp_path / f"a{ending}.bin")
+            assert made.documents == len(TEXTS)
+
     def test_an_absent_library_is_named_with_what_to_do(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -162,6 +183,19 @@ class TestSidecar:
         assert made.text_bytes == made.tokens - made.documents
         trained, _ = held(out)
         assert made.training_unique_tokens == sum(len(text) + 1 for text in set(trained))
+
+    def test_of_very_many_files_it_tells_the_places(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("llem.data.prepare.MOST_SOURCES", 10)
+        (tmp_path / "texts").mkdir()
+        for i, text in enumerate(TEXTS):
+            (tmp_path / "texts" / f"{i}.txt").write_text(text)
+        write_jsonl(tmp_path / "texts" / "a.jsonl", TEXTS)
+        made = llem.prepare_data(tmp_path / "texts", out=tmp_path / "a.bin")
+        told = [(s.path, s.format, s.files, s.documents) for s in made.sources]
+        place = str(tmp_path / "texts")
+        assert sorted(told) == [(place, "jsonl", 1, 60), (place, "text", 60, 60)]
 
     def test_a_file_that_changed_afterwards_is_refused(self, tmp_path: Path) -> None:
         out = tmp_path / "a.bin"
@@ -255,6 +289,20 @@ class TestFaults:
         assert made.skipped == {"bad": 7}
         assert sorted(all_held(tmp_path / "a.bin")) == [b"fine", b"good"]
 
+    def test_nothing_is_encoded_once_something_is_wrong(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What would take hours is no more than read; later faults are told all the same."""
+        encoded: list[int] = []
+        monkeypatch.setattr("llem.data.tokenizer._Bytes.encode",
+                            lambda self, texts, real=_Bytes.encode: (
+                                encoded.append(len(texts)), real(self, texts))[1])  # fmt: skip
+        for i, line in enumerate((b'{"text": "good"}', b"bad", b'{"text": "good"}', b"worse")):
+            (tmp_path / f"{i}.jsonl").write_bytes(line)
+        told = faults_of(llem.prepare_data, tmp_path, out=tmp_path / "o" / "a.bin", workers=1)
+        assert [Path(text.partition(":")[0]).name for text in told] == ["1.jsonl", "3.jsonl"]
+        assert encoded == [1, 0]
+
     def test_reading_ends_when_enough_is_wrong(self, tmp_path: Path) -> None:
         (tmp_path / "a.jsonl").write_text("bad\n" * 1000)
         told = faults_of(llem.prepare_data, tmp_path / "a.jsonl", out=tmp_path / "a.bin")
@@ -308,6 +356,27 @@ class TestFaults:
 
 
 class TestWholeOrNotAtAll:
+    @pytest.mark.skipif(os.geteuid() != 0, reason="a small disk can be mounted by root alone")
+    def test_a_full_disk_ends_it_in_one_line_and_with_nothing_left(self, tmp_path: Path) -> None:
+        source = write_jsonl(tmp_path / "a.jsonl", documents(2000))
+        disk = tmp_path / "disk"
+        disk.mkdir()
+        mounted = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", disk], capture_output=True,
+            check=False,
+        )  # fmt: skip
+        if mounted.returncode:
+            pytest.skip(f"no small disk: {mounted.stderr.decode()}")
+        try:
+            words = ["data", "prepare", source, "--out", disk / "a.bin"]
+            done = subprocess.run([sys.executable, "-m", "llem", *words], capture_output=True,
+                                  text=True, check=False)  # fmt: skip
+            assert done.returncode == 1
+            assert f"llem: {disk / 'a.bin'}: No space left on device" in done.stderr
+            assert list(disk.iterdir()) == []
+        finally:
+            subprocess.run(["umount", disk], check=True)
+
     def test_a_failure_leaves_the_folder_and_an_older_file_as_they_were(
         self, tmp_path: Path
     ) -> None:
@@ -321,6 +390,7 @@ class TestWholeOrNotAtAll:
         (tmp_path / "b.jsonl").unlink()
         assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
     def test_whatever_ends_it_nothing_unfinished_is_there_and_it_can_be_called_again(
         self, tmp_path: Path, number: int
@@ -352,6 +422,7 @@ class TestWholeOrNotAtAll:
         llem.prepare_data(source, out=out)
         assert sorted(p.name for p in out.parent.iterdir()) == ["a.bin", "a.bin.json", "a.idx"]
 
+    @pytest.mark.slow
     def test_a_worker_that_is_killed_ends_the_call(self, tmp_path: Path) -> None:
         source = write_jsonl(tmp_path / "a.jsonl", TEXTS)
         code = (
@@ -374,9 +445,12 @@ def test_progress_tells_bytes_tokens_and_what_is_left(tmp_path: Path) -> None:
     seen: list[Any] = []
     made = llem.prepare_data(sources, out=tmp_path / "a.bin", progress=seen.append, workers=1)
     total = sum(path.stat().st_size for path in sources)
-    assert [one.bytes_done for one in seen] == [total // 3, total // 3 * 2, total]
-    assert seen[-1].bytes_total == total and seen[-1].tokens == made.tokens
-    assert seen[-1].left_s == 0 and seen[0].left_s > 0 < seen[-1].tokens_per_s
+    first, second = seen[:3], seen[3:]
+    assert [one.bytes_done for one in first] == [total // 3, total // 3 * 2, total]
+    assert first[-1].bytes_total == total and first[-1].tokens == made.tokens
+    assert first[-1].left_s == 0 and first[0].left_s > 0 < first[-1].tokens_per_s
+    assert [one.written for one in second] == sorted(one.written for one in second)
+    assert second[-1].written == made.tokens
 
 
 def test_ids_wider_than_they_need_be_can_be_asked_for(tmp_path: Path) -> None:
@@ -458,3 +532,23 @@ def test_two_processors_are_used_where_there_is_work(tmp_path: Path) -> None:
     have = len(os.sched_getaffinity(0))
     assert default_workers(1000) == 1
     assert default_workers(1 << 40) == min(have, 8)
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_sources(tmp_path: Path) -> None:
+    """Peak of processes of their own, which a large heap here does not reach."""
+    code = (
+        "import resource, sys, llem\n"
+        "llem.prepare_data(sys.argv[1], out=sys.argv[2], workers=1)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+    )
+    peaks = []
+    for megabytes in (8, 80):
+        source = tmp_path / f"{megabytes}.jsonl"
+        with open(source, "w") as file:
+            for i in range(megabytes * 50):
+                file.write(json.dumps({"text": f"{i} " + "word " * 4000}) + "\n")
+        words = [sys.executable, "-c", code, str(source), str(tmp_path / f"{megabytes}.bin")]
+        done = subprocess.run(words, capture_output=True, text=True, check=True)
+        peaks.append(int(done.stdout) / 1024)
+    assert peaks[1] < peaks[0] + 15

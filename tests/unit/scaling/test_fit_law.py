@@ -279,3 +279,17 @@ def test_importing_the_package_loads_neither_scipy_nor_numpy() -> None:
 def test_no_rows_at_all_are_refused_like_too_few() -> None:
     with pytest.raises(ScalingDataError, match="distinct model sizes"):
         fit_law([], [], [], run_id=[])
+
+
+def test_epochs_that_the_law_does_not_know_are_told() -> None:
+    c = campaign(noise=0.003, seed=1)
+    once = np.where(c.tokens > np.median(c.tokens), c.tokens / 4, c.tokens)
+    once[0] = np.nan
+    fit = fit_law(c.params, c.tokens, c.loss, unique_tokens=once, bootstrap=0)
+    told = [text for text in fit.warnings if "more than once, in up to 4 epochs" in text]
+    assert len(told) == 1 and "see repeated_tokens" in told[0]
+    fresh = fit_law(c.params, c.tokens, c.loss, unique_tokens=c.tokens, bootstrap=0)
+    assert not any("more than once" in text for text in fresh.warnings)
+    knowing = fit_law(c.params, c.tokens, c.loss, unique_tokens=once, law="repeated_tokens",
+                      bootstrap=0)  # fmt: skip
+    assert not any("more than once" in text for text in knowing.warnings)
