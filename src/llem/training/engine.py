@@ -101,7 +101,9 @@ class TorchEngine:
         for optimiser in self._optimisers:
             set_rate(optimiser, lr)
             optimiser.step()
-        self._module.zero_grad(set_to_none=True)
+        # Module.zero_grad looks for its parameters anew each time.
+        for parameter in self._parameters:
+            parameter.grad = None
         return total, norm
 
     @contextmanager
