@@ -148,7 +148,7 @@ def judge(out: Path) -> bool:
 
 
 def peer_runs(out: Path) -> list[Run]:
-    """The cells nearest to the optimum of the smallest and of the last budget but one; their seeds."""
+    """The cells nearest to the optimum of the smallest and of the last budget but one."""
     plan = json.loads((out / "c" / "plan.json").read_text())
     runs = [Run.from_dict(values) for values in plan["runs"]]
     levels = sorted({run.level for run in runs})

@@ -15,7 +15,6 @@ import pytest
 if find_spec("torch") is None or find_spec("accelerate") is None:
     pytest.skip("torch and accelerate are not installed", allow_module_level=True)
 
-import itertools
 
 import torch
 import torch.nn.functional as F
