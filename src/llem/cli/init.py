@@ -42,7 +42,9 @@ def run(args: argparse.Namespace) -> int:
         target="1e13 FLOP" if small else "1e22 FLOP",
         budget="1e12 FLOP" if small else "500 GPUh",
         model="{vocabulary: 256, context: 128}" if small else "{vocabulary: 32000, context: 2048}",
-        data="{builtin: python-sources}" if small else "{path: tokens.bin, dtype: uint16}",
+        data="{builtin: python-sources}"
+        if small
+        else "{path: tokens.bin}        # what `llem data prepare` makes of your text",
         site=f"{{base: {args.site}}}" if left else args.site,
         open_keys=f"                                # give here: {', '.join(left)}\n"
         if left

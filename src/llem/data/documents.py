@@ -120,11 +120,12 @@ def read_unit(unit: Unit, rules: Rules) -> Iterator[Found | None]:
     """
     source, number = unit.files[0], unit.sources[0]
     if source.format == JSONL:
-        content = unit.content if unit.span is None else _read_span(source, *unit.span)
+        content = unit.content
+        if unit.span is not None:
+            # What follows the last line's end is no line.
+            content = _read_span(source, *unit.span).removesuffix(b"\n")
         assert isinstance(content, bytes)
-        # What follows the last line's end is no line.
-        lines = content.removesuffix(b"\n").split(b"\n")
-        for at, text in enumerate(lines, start=1):
+        for at, text in enumerate(content.split(b"\n"), start=1):
             yield _of_line(number, source.path, at, text, rules.text_key)
     elif source.format in (PARQUET, ARROW):
         if unit.content is not None:

@@ -395,7 +395,8 @@ class _Trainer:
         with self._span(Phase.EVALUATION):
             found = evaluate(self.engine, self.task, self.world)
         if found.parts:
-            self.record.event("evaluation", "; ".join(map(str, found.parts)))
+            each = "; ".join(map(str, found.parts))
+            self.record.event("evaluation", f"after step {self.step}: {each}")
         t1_ns = time.monotonic_ns()
         if self.world.main:
             self.record.append(

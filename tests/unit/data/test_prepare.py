@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import math
@@ -308,13 +309,19 @@ class TestFaults:
         told = faults_of(llem.prepare_data, tmp_path / "a.jsonl", out=tmp_path / "a.bin")
         assert len(told) == 21 and "the rest was not read" in told[-1]
 
-    def test_line_numbers_hold_beyond_the_first_unit(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize("size", [17, 18, 19, 100])
+    def test_line_numbers_hold_wherever_units_end(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
     ) -> None:
-        monkeypatch.setattr("llem.data.documents.UNIT_BYTES", 100)
-        (tmp_path / "a.jsonl").write_text('{"text": "good"}\n' * 500 + "bad\n")
-        told = faults_of(llem.prepare_data, tmp_path / "a.jsonl", out=tmp_path / "a.bin")
-        assert "a.jsonl:501: is not JSON" in told[0]
+        monkeypatch.setattr("llem.data.documents.UNIT_BYTES", size)
+        content = b'{"text": "good"}\n\n' * 50 + b"bad\n" + b'{"text": "good"}\n' * 9 + b"worse"
+        (tmp_path / "a.jsonl").write_bytes(content)
+        (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(content))
+        places = [tmp_path / "a.jsonl", tmp_path / "a.jsonl.gz"]
+        told = faults_of(llem.prepare_data, places, out=tmp_path / "a.bin")
+        assert [text.partition(": ")[0] for text in told] == [
+            f"{place}:{line}" for place in places for line in (101, 111)
+        ]
 
     def test_rows_and_columns_are_named_too(self, tmp_path: Path, arrow: Any) -> None:
         write_parquet(tmp_path / "a.parquet", [*TEXTS[:9], None])
