@@ -141,14 +141,14 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(disk)], check=True)
 
 
-@pytest.mark.parametrize("zero_stage", [0, 2])
+@pytest.mark.parametrize(("zero_stage", "sharding"), [(0, "zero"), (2, "zero"), (0, "fsdp2")])
 def test_no_rank_waits_for_one_whose_checkpoint_does_not_fit(
     make_run: MakeRun, run_ranks: Callable[..., Any], tiny_disk: Path, zero_stage: int,
-    tmp_path: Path,
+    sharding: str, tmp_path: Path,
 ) -> None:  # fmt: skip
     if zero_stage:
         pytest.importorskip("deepspeed")
-    run = make_run(ranks=2, zero_stage=zero_stage, checkpoint_steps=10)
+    run = make_run(ranks=2, zero_stage=zero_stage, sharding=sharding, checkpoint_steps=10)
     task = {"name": "full", "run": run.to_dict(), "attempt": str(tmp_path / "attempt"),
             "checkpoints": str(tiny_disk / "checkpoints")}  # fmt: skip
     results = run_ranks([task], ranks=2, folder=tmp_path / "job", zero_stage=zero_stage)
