@@ -296,6 +296,8 @@ class Campaign(Strict):
                 "training.optimiser: muon needs each matrix whole, and the layout shards them; "
                 "set zero_stage: 0 and sharding: zero, or adamw"
             )
+        if training.z_loss and self.data.dataset:
+            raise ValueError("training.z_loss is of tokens; with `dataset` the loss is your own")
         for name, value in (
             ("optimiser", "muon"), ("parametrisation", "mup"),
         ):  # fmt: skip

@@ -133,6 +133,10 @@ def recipe_for(
         clip_norm=choice.clip_norm,
         precision=choice.precision,
         rule="user" if choice.learning_rate and choice.batch_tokens else choice.rule,
+        optimiser=choice.optimiser,
+        z_loss=choice.z_loss,
+        parametrisation=choice.parametrisation,
+        base_width=choice.base_width or 0,
     )
 
 

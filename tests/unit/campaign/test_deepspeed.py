@@ -99,6 +99,11 @@ def test_options_that_do_not_go_together_are_told(training, told):
              "training": {"optimiser": "muon"}},
             "made for the llama family",
         ),
+        (
+            {"model": {"class": "m:N", "size": "w", "values": [1]}, "data": {"dataset": "m:D"},
+             "training": {"z_loss": 1e-4}},
+            "the loss is your own",
+        ),
     ],
 )  # fmt: skip
 def test_layouts_and_models_that_an_option_does_not_suit_are_told(values, told):

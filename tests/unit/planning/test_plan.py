@@ -138,3 +138,11 @@ def test_an_unknown_gpu_needs_its_three_figures():
     with pytest.raises(InputError, match=r"did you mean 'H100'") as caught:
         accelerator_of(site_of(campaign))
     assert "peak_flops, memory, power_w" in str(caught.value)
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_settings_of_deepspeed_go_with_the_runs_that_it_trains(stage):
+    chosen = {"zero_optimization": {"overlap_comm": True}}
+    layout = {"gpus_per_node": 4, "zero_stage": stage}
+    plan = make_plan(big(training={"deepspeed": chosen}, layout=layout), data=DATA)
+    assert all(run.deepspeed == (chosen if stage else {}) for run in plan.runs)

@@ -1,9 +1,11 @@
 """The recipe's rules at points that their sources name, and what rounding does to them."""
 
 import math
+from dataclasses import fields
 
 import pytest
 
+from llem.campaign import Recipe
 from llem.campaign.architecture import Decoder
 from llem.campaign.campaign import Training
 from llem.planning.recipe import RULES, asked_of, recipe_for
@@ -63,3 +65,17 @@ def test_what_the_user_fixes_stays():
     assert (made.beta2, made.learning_rate, made.batch_tokens) == (0.9, 0.03, 4096)
     assert made.warmup_steps == math.ceil(0.1 * (3e9 // 4096))
     assert made.rule == "user"
+
+
+def test_what_the_user_names_reaches_the_run():
+    """Every choice of the same name as a field of a recipe, none left at its default."""
+    named = {
+        "schedule": "cosine", "decay_fraction": 0.4, "weight_decay": 0.2, "clip_norm": 2.0,
+        "precision": "fp32", "z_loss": 1e-4, "beta2": 0.9, "parametrisation": "mup",
+        "base_width": 64, "learning_rate": 0.01, "batch_tokens": 8 * 2048,
+    }  # fmt: skip
+    shared = set(Training.model_fields) & {field.name for field in fields(Recipe)}
+    assert shared - {"rule", "optimiser"} == set(named)
+    made = recipe("small", **named)
+    assert {name: getattr(made, name) for name in named} == named
+    assert recipe("small", optimiser="muon").optimiser == "muon"
