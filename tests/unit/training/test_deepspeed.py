@@ -43,6 +43,7 @@ def sharded(
     stage = request.param
     folder = tmp_path_factory.mktemp(f"zero-{stage}")
     run = make_run(ranks=2, zero_stage=stage)
+    trunk = replace(run, branch_at=(18,))
     tasks = [
         task("whole", run, folder),
         task("accum", make_run(ranks=2, zero_stage=stage, grad_accum=2), folder),
@@ -52,6 +53,9 @@ def sharded(
         task("again", run, folder),
         task("own-settings", replace(run, deepspeed=SETTINGS), folder),
         task("asked", replace(run, evaluate_at=(11,)), folder),
+        task("trunk", trunk, folder, forks={18: str(folder / "branch-checkpoints")}),
+        task("branch", trunk.branch(18), folder),
+        task("short", make_run(ranks=2, zero_stage=stage, steps=18), folder),
         *(
             task(f"heavy-{word}", make_heavy_run(ranks=2, zero_stage=stage, checkpointing=again),
                  folder)
@@ -110,6 +114,18 @@ def test_what_accelerate_is_told_lies_beside_it(sharded: tuple[Results, Path]) -
     _, folder = sharded
     told = json.loads((folder / "accum" / "accelerate.json").read_text())
     assert told == {"mixed_precision": "no", "gradient_accumulation_steps": 2}
+
+
+def test_a_branch_is_to_the_bit_the_run_that_it_stands_for(
+    sharded: tuple[Results, Path],
+) -> None:
+    results, _ = sharded
+    trunk, branch, short, whole = (
+        results[name][0] for name in ("trunk", "branch", "short", "whole")
+    )
+    assert (branch["status"], branch["start_step"]) == ("completed", 13)
+    assert branch["loss"] == short["loss"]
+    assert trunk["loss"] == whole["loss"]
 
 
 def test_an_evaluation_on_the_way_changes_nothing(sharded: tuple[Results, Path]) -> None:

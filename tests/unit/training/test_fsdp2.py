@@ -46,6 +46,7 @@ def sharded(
 ) -> tuple[dict[int, Results], Path]:
     folder = tmp_path_factory.mktemp("fsdp2")
     run = make_run(ranks=2, sharding="fsdp2")
+    trunk = replace(run, branch_at=(18,))
     two = [
         task("whole", run, folder),
         task("accum", make_run(ranks=2, sharding="fsdp2", grad_accum=2), folder),
@@ -55,6 +56,9 @@ def sharded(
         task("left", run, folder, stop={"step": 11, "rank": 0}),
         task("orthogonal", make_run(ranks=2, sharding="fsdp2", optimiser="muon"), folder),
         task("asked", replace(run, evaluate_at=(11,)), folder),
+        task("trunk", trunk, folder, forks={18: str(folder / "branch-checkpoints")}),
+        task("branch", trunk.branch(18), folder),
+        task("short", make_run(ranks=2, sharding="fsdp2", steps=18), folder),
         *(
             task(f"heavy-{again}", sharded_heavy(make_heavy_run(ranks=2, checkpointing=again)),
                  folder)
@@ -97,6 +101,18 @@ def test_the_same_run_twice_is_the_same_to_the_bit(
     results, folder = sharded
     assert np.array_equal(losses(folder, "twice"), losses(folder, "whole"))
     assert results[2]["twice"][0]["loss"] == results[2]["whole"][0]["loss"]
+
+
+def test_a_branch_is_to_the_bit_the_run_that_it_stands_for(
+    sharded: tuple[dict[int, Results], Path],
+) -> None:
+    results, _ = sharded
+    trunk, branch, short, whole = (
+        results[2][name][0] for name in ("trunk", "branch", "short", "whole")
+    )
+    assert (branch["status"], branch["start_step"]) == ("completed", 13)
+    assert branch["loss"] == short["loss"]
+    assert trunk["loss"] == whole["loss"]
 
 
 def test_an_evaluation_on_the_way_changes_nothing(

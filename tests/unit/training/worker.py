@@ -3,9 +3,10 @@
     python worker.py job.json ...
 
 What takes longest, importing torch, is done once: each rank is a fork of what has it imported. A
-single world of one rank needs no fork. A task is {name, run, attempt, checkpoints, stop: {step,
-rank} | null, kill: {step, rank} | null, final}; each rank leaves the outcomes as JSON, with `error`
-in the outcome's place where the run raised. Of a job with `dies` the ranks end badly, as they must.
+single world of one rank needs no fork. A task is {name, run, attempt, checkpoints, final, stop:
+{step, rank} | null, kill: {step, rank} | null, forks: {steps: folder}}; each rank leaves the
+outcomes as JSON, with `error` in the outcome's place where the run raised. Of a job with `dies` the
+ranks end badly, as they must.
 """
 
 from __future__ import annotations
@@ -80,6 +81,7 @@ def be_rank(job: dict[str, Any], rank: int) -> None:
                 meta={"attempt": 0},
                 should_stop=kill_at(task.get("kill"), rank) or stop_at(task.get("stop"), rank),
                 final_checkpoint=task.get("final", False),
+                forks={int(n): Path(path) for n, path in task.get("forks", {}).items()},
             )
             outcomes[task["name"]] = outcome.to_dict()
         except LlemError as error:
