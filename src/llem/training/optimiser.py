@@ -38,6 +38,9 @@ def optimisers(model: nn.Module, recipe: Recipe) -> Optimisers:
     if recipe.optimiser != "muon":
         return [adamw(model, recipe)]
     hidden = _hidden(model, "optimiser", recipe.optimiser)
+    if not hasattr(torch.optim, "Muon"):
+        text = f"torch {torch.__version__} has no Muon"
+        raise InputError("recipe", [Fault("optimiser", text, "torch 2.9 or newer, or adamw")])
     muon = torch.optim.Muon(
         hidden,
         lr=recipe.learning_rate,

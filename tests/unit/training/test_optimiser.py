@@ -38,6 +38,11 @@ def shape(width: int, *, tied: bool = True) -> Decoder:
 
 
 class TestMuon:
+    def test_a_torch_without_it_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delattr(torch.optim, "Muon")
+        with pytest.raises(InputError, match=r"torch 2.9 or newer"):
+            optimisers(build_model(shape(32), seed=0), replace(RECIPE, optimiser="muon"))
+
     def test_matrices_of_the_blocks_are_its_all_else_is_adamws(self) -> None:
         model = build_model(shape(32, tied=False), seed=0)
         muon, adamw = optimisers(model, replace(RECIPE, optimiser="muon"))
