@@ -25,7 +25,15 @@ from llem.pipeline import optimal
 pytestmark = pytest.mark.train
 
 MODULE = Path(__file__).with_name("foreign.py")
-SITE = {"name": "there", "gpu": {"name": "cpu"}, "gpu_request": "none", "startup_s": 1}
+SITE = {
+    "name": "there",
+    "gpu": {"name": "cpu"},
+    "gpu_request": "none",
+    "startup_s": 1,
+    "pack_s": 60,
+    # No step of the scheduler's is there to sample in: ranks start what measures.
+    "overlap": False,
+}
 
 
 class Submitted(Exception):
