@@ -35,9 +35,9 @@ class Attention(nn.Module):  # type: ignore[misc]
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         batch, time, width = x.shape
-        qkv = self.qkv(x).view(batch, time, 3, self.heads, width // self.heads)
-        qk, v = qkv[:, :, :2], qkv[:, :, 2]
-        q, k = _rotate(qk, cos, sin).unbind(2)
+        qkv = self.qkv(x).view(batch, time, 3 * self.heads, width // self.heads)
+        qk, v = qkv.split((2 * self.heads, self.heads), dim=2)
+        q, k = _rotate(qk, cos, sin).chunk(2, dim=2)
         mixed = F.scaled_dot_product_attention(
             q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True,
             scale=self.scale,
@@ -46,16 +46,16 @@ class Attention(nn.Module):  # type: ignore[misc]
 
 
 class SwiGLU(nn.Module):  # type: ignore[misc]
-    """down(silu(gate(x)) * up(x)) (Shazeer 2020, arXiv 2002.05202); gate and up in one product."""
+    """down(silu(gate(x)) * up(x)) (Shazeer 2020, arXiv 2002.05202)."""
 
     def __init__(self, shape: campaign.Decoder) -> None:
         super().__init__()
-        self.gate_up = nn.Linear(shape.width, 2 * shape.mlp_width, bias=False)
+        self.gate = nn.Linear(shape.width, shape.mlp_width, bias=False)
+        self.up = nn.Linear(shape.width, shape.mlp_width, bias=False)
         self.down = nn.Linear(shape.mlp_width, shape.width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up)
+        return self.down(F.silu(self.gate(x)) * self.up(x))
 
 
 class Block(nn.Module):  # type: ignore[misc]
@@ -135,18 +135,18 @@ class Decoder(nn.Module):  # type: ignore[misc]
 
 
 def _rotary(shape: campaign.Decoder) -> tuple[Tensor, Tensor]:
-    """cos and sin of (time, 1, 1, head_size / 2) (Su et al. 2021, arXiv 2104.09864)."""
+    """(cos, cos) and (-sin, sin) of (time, 1, head_size) (Su et al. 2021, arXiv 2104.09864)."""
     half = torch.arange(shape.head_size // 2, dtype=torch.float64)
     frequencies = shape.rope_theta ** (-half / (shape.head_size // 2))
     angles = torch.outer(torch.arange(shape.context, dtype=torch.float64), frequencies)
-    angles = angles[:, None, None, :]
-    return angles.cos().float(), angles.sin().float()
+    cos, sin = angles[:, None, :].cos(), angles[:, None, :].sin()
+    return torch.cat((cos, cos), dim=-1).float(), torch.cat((-sin, sin), dim=-1).float()
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the pairs (i, i + head_size / 2) of x: (batch, time, any, heads, head_size)."""
+    """Rotate the pairs (i, i + head_size / 2) of x: (batch, time, heads, head_size)."""
     a, b = x.chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1).to(x.dtype)
+    return torch.addcmul(x * cos, torch.cat((b, a), dim=-1), sin).to(x.dtype)
 
 
 def build_model(

@@ -6,8 +6,8 @@ vectors (norms) being scale-free.
 `muon`: matrices of the blocks by Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) at
 Moonlight's scale of its update, 0.2 sqrt(max(rows, columns)), at which AdamW's rate and decay hold
 for both (arXiv 2502.16982, eq. 4); embedding, output layer and norms by AdamW. Queries, keys and
-values are one matrix here, gate and up another, and are made orthogonal as such. It needs each
-matrix whole: data parallelism alone, no ZeRO, no FSDP2.
+values are one matrix here, and made orthogonal as such. It needs each matrix whole: data
+parallelism alone, no ZeRO, no FSDP2.
 
 With `mup` (Yang et al. 2022, arXiv 2203.03466, table 8, the form with a multiplier on the output)
 matrices of the blocks have the rate times base_width / width, and their decay times its inverse,

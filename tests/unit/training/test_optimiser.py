@@ -49,7 +49,7 @@ class TestMuon:
         names = {id(p): name for name, p in model.named_parameters()}
         hidden = {names[id(p)] for group in muon.param_groups for p in group["params"]}
         others = {names[id(p)] for group in adamw.param_groups for p in group["params"]}
-        matrices = ("attention.qkv", "attention.out", "mlp.gate_up", "mlp.down")
+        matrices = ("attention.qkv", "attention.out", "mlp.gate", "mlp.up", "mlp.down")
         assert hidden == {f"blocks.{i}.{name}.weight" for i in (0, 1) for name in matrices}
         assert others == set(names.values()) - hidden
         assert {"embedding.weight", "output.weight", "norm.weight"} <= others
