@@ -10,7 +10,6 @@ from __future__ import annotations
 import inspect
 import json
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,6 +39,7 @@ from llem.pipeline.foreign import (
 )
 from llem.pipeline.refining import refine_campaign, wave_is_due
 from llem.pipeline.result import Preview, Result
+from llem.pipeline.saying import Say, notes_of
 from llem.pipeline.sizes import SIZES, Ladder, find_ladder, ladder_of
 
 if TYPE_CHECKING:
@@ -251,7 +251,7 @@ class _Call:
     def answer(self, world: World | None) -> Result | Preview:
         from llem.training.sampleset import generators_kept
 
-        say = _Say(self.progress and (world is None or world.main))
+        say = Say(self.progress and (world is None or world.main))
         with generators_kept():
             looked = self._look(world)
             if world is not None:
@@ -263,7 +263,7 @@ class _Call:
             planned, ladder = world.first(prepare) if world is not None else prepare()
             say.plan(planned, looked, ladder)
             if self.plan_only:
-                return Preview(planned.plan, looked, ladder, notes=_notes(looked, ladder))
+                return Preview(planned.plan, looked, ladder, notes=notes_of(looked, ladder))
             foreign = Foreign(looked.data, looked.own)
             while True:
                 self._run(planned, looked, world, say)
@@ -278,7 +278,7 @@ class _Call:
             raise self._no_law(planned, reason)
         result = Result.of(
             planned.folder.root, fit=fit, looked=looked, ladder=ladder, problems=problems,
-            notes=_notes(looked, ladder), target=self._budget(self.target or self.budget),
+            notes=notes_of(looked, ladder), target=self._budget(self.target or self.budget),
         )  # fmt: skip
         say.result(result)
         return result
@@ -478,7 +478,7 @@ class _Call:
             "add runs, and those that are done are not trained again",
         )
 
-    def _run(self, planned: Planned, looked: Looked, world: World | None, say: _Say) -> None:
+    def _run(self, planned: Planned, looked: Looked, world: World | None, say: Say) -> None:
         if world is None:
             run_campaign(planned.folder, planned.plan, watch=say.watch)
             return
@@ -556,68 +556,3 @@ def _flops_of(budget: Budget, site: Any) -> float:
     else:
         found = site if isinstance(site, Site) else validated(Site, site, SOURCE)
     return target_flops(budget, found, accelerator_of(found))
-
-
-def _notes(looked: Looked, ladder: Ladder) -> tuple[str, ...]:
-    skipped = [f"passed over: {s.reason}" for s in ladder.skipped]
-    return (*looked.notes, *ladder.notes, *skipped)
-
-
-class _Say:
-    """Lines on standard error as found when the call began; none where nothing is to be said."""
-
-    def __init__(self, on: bool) -> None:
-        self._stream = sys.stderr if on else None
-        self._began = time.monotonic()
-        self._done = 0
-        self._next = 0.0
-
-    def __call__(self, text: str) -> None:
-        if self._stream is not None:
-            print(f"llem: {text}", file=self._stream, flush=True)
-
-    def plan(self, planned: Planned, looked: Looked, ladder: Ladder) -> None:
-        plan, unit = planned.plan, looked.data.unit
-        values = ", ".join(str(p.value) for p in ladder.rungs)
-        self(
-            f"{len(plan.runs)} runs of {len(ladder.rungs)} models ({looked.size} = {values}), "
-            f"{plan.totals['flops']:.3g} FLOP, D in {unit}s; {looked.data.samples} samples to "
-            f"train on, {looked.data.evaluation_samples} held out"
-        )
-        for note in (*_notes(looked, ladder), *plan.warnings):
-            self(f"note: {note}")
-
-    def begin(self, planned: Planned) -> None:
-        ids = planned.plan.runs.run_ids
-        self._done = sum(planned.folder.final_end(name) is not None for name in ids)
-        if self._done:
-            self(f"{self._done} of {len(ids)} runs are done already")
-
-    def run(self, planned: Planned, run: Run, status: str) -> None:
-        if self._stream is None:
-            return
-        end = (planned.folder.ends(run.run_id) or [{}])[-1]
-        ended = float(end.get("ended_ns") or 0) / 1e9
-        if ended < time.time() - (time.monotonic() - self._began) - 1:
-            return  # trained by an earlier call, and counted then
-        self._done += status in ("completed", "diverged")
-        loss = end.get("loss")
-        told = f"loss {loss:.4f}" if status == "completed" and loss is not None else (
-            f"{status}: {end.get('reason', '')}"
-        )  # fmt: skip
-        self(
-            f"{self._done}/{len(planned.plan.runs)} N {run.params:.3g}, D {run.tokens:.3g}: {told} "
-            f"({time.monotonic() - self._began:.0f} s)"
-        )
-
-    def watch(self, state: Any) -> None:
-        if self._stream is None or time.monotonic() < self._next:
-            return
-        self._next = time.monotonic() + 10.0
-        done = sum(run.status in ("completed", "diverged") for run in state.runs)
-        if done != self._done:
-            self._done = done
-            self(f"{done}/{len(state.runs)} runs ended")
-
-    def result(self, result: Result) -> None:
-        self(f"the law and its records are in {result.folder}")

@@ -1,0 +1,79 @@
+"""What `find_optimal` says on the way, on standard error."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llem.campaign import Run
+    from llem.pipeline.campaigns import Planned
+    from llem.pipeline.foreign import Looked
+    from llem.pipeline.result import Result
+    from llem.pipeline.sizes import Ladder
+
+
+def notes_of(looked: Looked, ladder: Ladder) -> tuple[str, ...]:
+    skipped = [f"passed over: {s.reason}" for s in ladder.skipped]
+    return (*looked.notes, *ladder.notes, *skipped)
+
+
+class Say:
+    """Lines on standard error as found when the call began; none where nothing is to be said."""
+
+    def __init__(self, on: bool) -> None:
+        self._stream = sys.stderr if on else None
+        self._began = time.monotonic()
+        self._done = 0
+        self._next = 0.0
+
+    def __call__(self, text: str) -> None:
+        if self._stream is not None:
+            print(f"llem: {text}", file=self._stream, flush=True)
+
+    def plan(self, planned: Planned, looked: Looked, ladder: Ladder) -> None:
+        plan, unit = planned.plan, looked.data.unit
+        values = ", ".join(str(p.value) for p in ladder.rungs)
+        self(
+            f"{len(plan.runs)} runs of {len(ladder.rungs)} models ({looked.size} = {values}), "
+            f"{plan.totals['flops']:.3g} FLOP, D in {unit}s; {looked.data.samples} samples to "
+            f"train on, {looked.data.evaluation_samples} held out"
+        )
+        for note in (*notes_of(looked, ladder), *plan.warnings):
+            self(f"note: {note}")
+
+    def begin(self, planned: Planned) -> None:
+        ids = planned.plan.runs.run_ids
+        self._done = sum(planned.folder.final_end(name) is not None for name in ids)
+        if self._done:
+            self(f"{self._done} of {len(ids)} runs are done already")
+
+    def run(self, planned: Planned, run: Run, status: str) -> None:
+        if self._stream is None:
+            return
+        end = (planned.folder.ends(run.run_id) or [{}])[-1]
+        ended = float(end.get("ended_ns") or 0) / 1e9
+        if ended < time.time() - (time.monotonic() - self._began) - 1:
+            return  # trained by an earlier call, and counted then
+        self._done += status in ("completed", "diverged")
+        loss = end.get("loss")
+        told = f"loss {loss:.4f}" if status == "completed" and loss is not None else (
+            f"{status}: {end.get('reason', '')}"
+        )  # fmt: skip
+        self(
+            f"{self._done}/{len(planned.plan.runs)} N {run.params:.3g}, D {run.tokens:.3g}: {told} "
+            f"({time.monotonic() - self._began:.0f} s)"
+        )
+
+    def watch(self, state: Any) -> None:
+        if self._stream is None or time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + 10.0
+        done = sum(run.status in ("completed", "diverged") for run in state.runs)
+        if done != self._done:
+            self._done = done
+            self(f"{done}/{len(state.runs)} runs ended")
+
+    def result(self, result: Result) -> None:
+        self(f"the law and its records are in {result.folder}")
