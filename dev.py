@@ -71,7 +71,7 @@ def test(words: list[str]) -> int:
 
 
 def unit(words: list[str]) -> int:
-    install("train", "plot", "energy", "test")
+    install("train", "plot", "energy", "data", "test")
     # Many wait for a sensor or a grace: three at a time keep two cores busy.
     spread = ["-n", "3", "--dist", "loadfile"]
     return run("python", "-m", "pytest", "tests/unit", "-m", "not slow", *spread, *words)
@@ -79,7 +79,7 @@ def unit(words: list[str]) -> int:
 
 def check(words: list[str]) -> int:
     """All four checks, each run whatever the others say."""
-    install("train", "plot", "energy", "test", "dev")
+    install("train", "plot", "energy", "data", "test", "dev")
     calls = [
         ("ruff", "format", "--check", "."),
         ("ruff", "check", "."),
@@ -92,7 +92,7 @@ def check(words: list[str]) -> int:
 
 def faults(words: list[str]) -> int:
     """Every fault of the test cluster, LLEM_ALL_FAULTS times each (three by default)."""
-    install("train", "plot", "energy", "test")
+    install("train", "plot", "energy", "data", "test")
     os.environ.setdefault("LLEM_ALL_FAULTS", "3")
     names = ("interruptions", "faults", "killed_commands")
     files = [f"tests/cluster/test_{name}.py" for name in names]

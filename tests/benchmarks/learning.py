@@ -6,7 +6,7 @@
     python tests/benchmarks/learning.py --out L --minutes 5   # stop there; the same call goes on
     python tests/benchmarks/learning.py --out L --python ENV/bin/python   # litgpt is there
 
-A campaign of 16 (N, D) cells with two seeds on the shipped text, planned and run by llem as a user
+A campaign of 16 (N, D) cells with three seeds on the shipped text, planned and run by llem as a user
 would (`--quick`: smaller). Then, of the mean loss of each cell's seeds:
 
   largest   the law is fitted without the cells of the largest budget, and predicts them
@@ -54,10 +54,11 @@ model: {{family: llama, vocabulary: 256, context: 128}}
 data: {{builtin: python-sources, evaluation_tokens: 131072}}
 seeds: {seeds}
 grid: {{levels: {levels}, ratio: 2, sizes: {sizes}, span: 0.4}}
-training: {{precision: fp32, rule: small}}
+training: {{precision: fp32, rule: small, batch_tokens: 1024}}
 site: laptop
 """
-FULL = {"budget": "3e13", "seeds": 2, "levels": 4, "sizes": 4}
+# One batch for all: rounded to powers of two, it would jump by two from cell to cell.
+FULL = {"budget": "3e13", "seeds": 3, "levels": 4, "sizes": 4}
 QUICK = {"budget": "4e12", "seeds": 1, "levels": 4, "sizes": 3}
 # Hyperparameters of peers' own. litgpt: its TrainArgs and AdamW defaults, its warm-up of 2000 steps
 # cut to a tenth of the run. nanoGPT: its README's small character-level model on a CPU.
