@@ -100,6 +100,24 @@ class TestMuon:
             train_alone(make_run(optimiser="muon", **sharding))
 
 
+@pytest.mark.parametrize("z_loss", [0.0, 1e-2])
+def test_a_loss_in_parts_is_that_of_the_whole(
+    monkeypatch: pytest.MonkeyPatch, z_loss: float
+) -> None:
+    whole = torch.randn(3, 7, 50, generator=torch.Generator().manual_seed(0))
+    targets = torch.arange(21).view(3, 7)
+    found = []
+    for cache_bytes in (1 << 20, 4 * 50 * 4, 1):
+        monkeypatch.setattr("llem.training.task.CACHE_BYTES", cache_bytes)
+        logits = whole.clone().requires_grad_()
+        loss = token_loss(logits, targets, z_loss=z_loss)
+        loss.backward()
+        found.append((loss.detach(), logits.grad))
+    for loss, gradient in found:
+        assert torch.allclose(loss, found[0][0], rtol=1e-6)
+        assert torch.allclose(gradient, found[0][1], atol=1e-8)
+
+
 class TestZLoss:
     logits = 3 * torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(0))
     targets = torch.arange(10).view(2, 5) % 7
