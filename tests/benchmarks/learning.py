@@ -6,8 +6,8 @@
     python tests/benchmarks/learning.py --out L --minutes 5   # stop there; the same call goes on
     python tests/benchmarks/learning.py --out L --python ENV/bin/python   # litgpt is there
 
-A campaign of 16 (N, D) cells with three seeds on the shipped text, planned and run by llem as a user
-would (`--quick`: smaller). Then, of the mean loss of each cell's seeds:
+A campaign of 16 (N, D) cells with three seeds on the shipped text, planned and run by llem as a
+user would (`--quick`: smaller). Then, of the mean loss of each cell's seeds:
 
   largest   the law is fitted without the cells of the largest budget, and predicts them
   each      each cell is left out in turn, and predicted by the law of all others
