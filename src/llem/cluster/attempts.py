@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,13 @@ LOG_BYTES = 256 * 1024
 
 
 def begin_attempt(
-    folder: CampaignFolder, run: Run, *, layout: Layout, log: str, meta: Mapping[str, Any]
+    folder: CampaignFolder,
+    run: Run,
+    *,
+    layout: Layout,
+    log: str,
+    meta: Mapping[str, Any],
+    now_ns: Callable[[], int] = time.time_ns,
 ) -> Path:
     """Make the folder of the next attempt, with what a later one has to know of it."""
     attempt = folder.new_attempt(run.run_id)
@@ -37,7 +43,7 @@ def begin_attempt(
             "run_id": run.run_id,
             "attempt": number_of(attempt),
             **meta,
-            "started_ns": time.time_ns(),
+            "started_ns": now_ns(),
             "layout": dict(vars(layout)),
             "log": log,
             "log_at": _size(folder.root / log) if log else 0,
