@@ -17,7 +17,6 @@ from llem.cluster import CampaignFolder, finite_or_none, write_json
 from llem.errors import Fault, InputError
 
 if TYPE_CHECKING:
-    from llem.planning import Plan
     from llem.rehearsal import Attempt, Measured, World
 
 REHEARSAL_SCHEMA = "llem-rehearsal-1"
@@ -73,9 +72,7 @@ def rehearse(
     for attempt in attempts:
         measured = Measured(world, attempt, interval_s=chosen_s)
         place = _begin(folder, attempt)
-        write_attempt(
-            place, measured, campaign=plan.campaign.name, digest=plan.digest, mark=mark
-        )
+        write_attempt(place, measured, campaign=plan.campaign.name, digest=plan.digest, mark=mark)
         if attempt.status != "killed":
             _end(place, measured, mark)
         known = truth.setdefault(
@@ -203,8 +200,8 @@ class Repeated:
 
     Of N* and the loss at the target: `bias` and `sd` of the estimates (of log N*; of the loss
     relative to the planted one), `rmse`, the mean half width of the 95 % intervals in standard
-    errors (`told_se`), and the share of intervals that hold the truth (`coverage`). `promised_se` is
-    the plan's. `failed` counts repeats without a law, by reason; `unidentified` those in which a
+    errors (`told_se`), and the share of intervals that hold the truth (`coverage`); `promised_se`
+    is the plan's. `failed` counts repeats without a law, by reason; `unidentified` those in which a
     parameter of the law was not identified.
     """
 
@@ -326,5 +323,3 @@ def _figures(
         "coverage": float(held.mean()),
         "promised_se": math.nan if promised is None else float(promised),
     }
-
-

@@ -1,8 +1,8 @@
 """The course of a campaign: which attempt runs where and when, and how it ends.
 
-Scalars only: what happens within an attempt follows from it (`measure`). Elements are started in the
-plan's order as boards come free, after a wait in the queue; an element whose job ends before its
-runs do is queued again and goes on from the last checkpoint.
+Scalars only: what happens within an attempt follows from it (`measure`). Elements are started in
+the plan's order as boards come free, after a wait in the queue; an element whose job ends before
+its runs do is queued again and goes on from the last checkpoint.
 """
 
 from __future__ import annotations
@@ -207,15 +207,16 @@ def _attempt(
     fate = world.fate(run)
     curve: Curve | None = None
     last = run.steps
+    diverged = ""
     if fate.diverges:
         curve = make_curve(world.planted, run, final=fate.loss, seed=world.seed, diverges=True)
-        last = curve.diverged[0] if curve.diverged else last
+        last, diverged = curve.diverged or (last, "")
     blocks = _blocks(world, run, start=start_step, last=last, t_s=t0_s + build_s, step_s=step_s,
-                     ends=last == run.steps)  # fmt: skip
+                     ends=not diverged)  # fmt: skip
     end_s = blocks[-1].t1_s if blocks else t0_s + build_s
     status, cause, reason = "completed", "", ""
-    if last < run.steps:
-        status, cause, reason = "diverged", "diverged", curve.diverged[1] if curve else ""
+    if diverged:
+        status, cause, reason = "diverged", "diverged", diverged
     failures = world.failures
     cut_s, killed = math.inf, False
     moment = t0_s + build_s + lots[3] * (end_s - t0_s - build_s)

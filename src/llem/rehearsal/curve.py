@@ -1,8 +1,8 @@
 """The loss of one run, step by step: where it comes from, how it gets there, and where it strays.
 
-The end is the law's word times the seed's luck; the way there is the law at the tokens so far, lifted
-by what a high learning rate costs (which the decay gives back), begun at the loss of a model that
-knows nothing, and shaken by the noise of batches and by rare spikes that recover.
+The end is the law's word times the seed's luck; the way there is the law at the tokens so far,
+lifted by what a high learning rate costs (which the decay gives back), begun at the loss of a model
+that knows nothing, and shaken by the noise of batches and by rare spikes that recover.
 """
 
 from __future__ import annotations
@@ -94,7 +94,8 @@ def _expected(planted: Planted, run: Run, step: NDArray[np.int_], final: float) 
     first = max(initial_loss(run), 1.1 * final)
     # Of two losses the lesser, without a corner: what few tokens cannot teach is bounded.
     power = 8.0
-    return (reached**-power + first**-power) ** (-1.0 / power)
+    out: Floats = (reached**-power + first**-power) ** (-1.0 / power)
+    return out
 
 
 def _floor(planted: Planted) -> float:

@@ -31,8 +31,10 @@ INERTIA_S = 45.0
 # Wall clocks under NTP, seconds; and how long nodes have been up.
 CLOCK_SD_S, UPTIME_S = 0.002, 60 * 86400.0
 # MHz under load, where known; idle boards clock down.
-CLOCKS_MHZ = {"V100": 1380, "A100-40GB": 1410, "A100-64GB": 1395, "A100-80GB": 1410, "H100": 1755,
-              "H200": 1755, "GH200": 1755, "B200": 1830, "MI250X": 1650, "MI300X": 2100}  # fmt: skip
+CLOCKS_MHZ = {
+    "V100": 1380, "A100-40GB": 1410, "A100-64GB": 1395, "A100-80GB": 1410, "H100": 1755,
+    "H200": 1755, "GH200": 1755, "B200": 1830, "MI250X": 1650, "MI300X": 2100,
+}  # fmt: skip
 OTHER_MHZ, IDLE_MHZ = 1500, 345
 # The kernel's range of a package's counter, mJ (`llem.energy.rapl`): it starts again there.
 PACKAGE_RANGE_MJ = 262143328.85
@@ -74,7 +76,7 @@ class Board:
 
     @property
     def slowed(self) -> float:
-        return (self.capped_w / self.busy_w) ** (1 / 3)
+        return float((self.capped_w / self.busy_w) ** (1 / 3))
 
     def device(self) -> Device:
         """What a meter would say of it."""
@@ -83,9 +85,7 @@ class Board:
                 uuid=self.uuid, name=self.name, domain="package", source="rapl",
                 counter_range_mj=PACKAGE_RANGE_MJ, node_wide=True,
             )  # fmt: skip
-        return Device(
-            uuid=self.uuid, name=self.name, domain="gpu", source="nvml", power="average"
-        )
+        return Device(uuid=self.uuid, name=self.name, domain="gpu", source="nvml", power="average")
 
 
 @dataclass(frozen=True, kw_only=True)

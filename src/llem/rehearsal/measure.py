@@ -151,7 +151,9 @@ class Measured:
         total = 0.0
         for place, boards in enumerate(self.attempt.boards):
             for board in boards:
-                at = self.power(place, board).until(np.array([self.attempt.t0_s, self.attempt.t1_s]))
+                at = self.power(place, board).until(
+                    np.array([self.attempt.t0_s, self.attempt.t1_s])
+                )
                 total += float(at[1] - at[0])
         return total
 
@@ -254,7 +256,8 @@ class Measured:
         seen = np.floor(np.asarray(t_s) / COUNTER_S) * COUNTER_S
         before_mj = round(0.7e3 * board.busy_w * power.edges[0]) + 5_000_000
         counted = np.floor(power.until(seen) * 1e3) + before_mj
-        return np.mod(counted, PACKAGE_RANGE_MJ) if board.package else counted
+        out: Floats = np.mod(counted, PACKAGE_RANGE_MJ) if board.package else counted
+        return out
 
 
 def _warm(board: Board, edges: Floats, watts: Floats) -> Power:

@@ -1,9 +1,9 @@
-"""The law that a rehearsal plants: what its losses come from, and what the fit should find again."""
+"""The law that a rehearsal plants: where its losses come from, and what a fit should find again."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,11 @@ PUBLISHED: Mapping[str, tuple[str, Mapping[str, float]]] = {
 }
 DEFAULT = "chinchilla"
 OPTION = "--law"
+
+
+# What of a vocabulary's loss the middle of a plan has learnt to, and what no size removes, where
+# the published law would be worse than knowing nothing.
+MIDDLE, FLOOR = 0.55, 0.25
 
 
 @dataclass(frozen=True)
@@ -78,8 +83,7 @@ def planted(text: str) -> Planted:
 
     words = text.strip()
     if words in PUBLISHED:
-        _, params = PUBLISHED[words]
-        return Planted(get_law("chinchilla"), params, words)
+        return Planted(get_law("chinchilla"), PUBLISHED[words][1], words)
     name, colon, values = words.rpartition(":")
     if "=" not in values:
         hint = did_you_mean(words, list(PUBLISHED)) or "or E=1.8,A=480,B=2100,alpha=.35,beta=.37"
@@ -109,3 +113,28 @@ def planted(text: str) -> Planted:
     if faults:
         raise InputError("the call", faults)
     return Planted(law, {n: params[n] for n in law.parameter_names}, name or "given")
+
+
+def planted_for(runs: Sequence[Run]) -> Planted:
+    """The law to plant where none was asked for: Chinchilla's where it makes sense for these runs.
+
+    Below some millions of parameters it gives more than the loss of guessing. Then its exponents
+    are kept, and its amplitudes chosen so that the middle of the runs is the best size for its
+    compute and has a loss that such models reach.
+    """
+    chinchilla = planted(DEFAULT)
+    guessing = math.log(max(2, int(getattr(runs[0].model, "vocabulary", 0) or 2)))
+    if max(chinchilla.loss(run) for run in runs) < guessing:
+        return chinchilla
+    log_n = math.fsum(math.log(run.params) for run in runs) / len(runs)
+    log_d = math.fsum(math.log(run.tokens) for run in runs) / len(runs)
+    alpha, beta = chinchilla.params["alpha"], chinchilla.params["beta"]
+    reducible = (MIDDLE - FLOOR) * guessing
+    # alpha A N^-alpha = beta B D^-beta at the best size.
+    of_size = reducible * beta / (alpha + beta)
+    values = {
+        "E": FLOOR * guessing, "A": of_size * math.exp(alpha * log_n),
+        "B": (reducible - of_size) * math.exp(beta * log_d), "alpha": alpha, "beta": beta,
+    }  # fmt: skip
+    rounded = {name: float(f"{value:.4g}") for name, value in values.items()}
+    return Planted(chinchilla.law, rounded, "small")

@@ -117,7 +117,7 @@ def _write_rank(path: Path, measured: Measured, rank: int, shared: Mapping[str, 
         "node": node.name,
         "energy_reason": "",
     }
-    with_end = rank_writer(path, meta=meta, clock=lambda: _clock(node, opened_s))
+    writer = rank_writer(path, meta=meta, clock=lambda: _clock(node, opened_s))
     counter = "no counter of a GPU" if board.package else f"the energy counter of {board.uuid}"
     events = [(opened_s, "stamps", counter)]
     if attempt.start_step:
@@ -133,18 +133,17 @@ def _write_rank(path: Path, measured: Measured, rank: int, shared: Mapping[str, 
         peak = f"peak {peak_memory(measured):.0f} bytes"
         events += [(attempt.t1_s - 0.05, "memory", peak)]
         events += [(attempt.t1_s - 0.04, attempt.status, attempt.reason)]
-    with_end.extend("steps", measured.steps(rank))
+    writer.extend("steps", measured.steps(rank))
     spans = measured.spans(rank)
-    with_end.extend("spans", spans)
+    writer.extend("spans", spans)
     if rank == 0:
-        with_end.extend("evals", _evals(measured, spans, told))
-    _close(with_end, node, attempt, events, clocks=_compared(measured, place, rank), until_s=until_s,
-           at_s=attempt.t1_s - 0.03)  # fmt: skip
+        writer.extend("evals", _evals(measured, spans, told))
+    compared = _compared(measured, place, rank)
+    at_s = attempt.t1_s - 0.03
+    _close(writer, node, attempt, events, clocks=compared, until_s=until_s, at_s=at_s)
 
 
-def _evals(
-    measured: Measured, spans: NDArray[Any], told: Mapping[int, float]
-) -> NDArray[Any]:
+def _evals(measured: Measured, spans: NDArray[Any], told: Mapping[int, float]) -> NDArray[Any]:
     run = measured.attempt.run
     own = spans[spans["phase"] == int(Phase.EVALUATION)]
     table = np.zeros(len(own), dtype=EVALS)
@@ -195,8 +194,8 @@ def _write_node(path: Path, measured: Measured, place: int, shared: Mapping[str,
     writer = node_writer(path, meta=meta, devices=devices, clock=lambda: _clock(node, opened_s))
     if gpus:
         rows = [
-            (b.uuid.encode(), 1e3 * b.idle_w, round(WATCHED_S / measured.interval_s), 2e1 * b.idle_w,
-             node.mono_ns(opened_s - WATCHED_S), node.mono_ns(opened_s), 0)
+            (b.uuid.encode(), 1e3 * b.idle_w, max(1, round(WATCHED_S / measured.interval_s)),
+             2e1 * b.idle_w, node.mono_ns(opened_s - WATCHED_S), node.mono_ns(opened_s), 0)
             for b in boards
         ]  # fmt: skip
         writer.extend("baseline", np.array(rows, dtype=BASELINE))

@@ -1,4 +1,4 @@
-"""What a rehearsal is played in: the plan, the planted law, the machines, and the luck of each run."""
+"""What a rehearsal is played in: the plan, the planted law, the machines, each run's luck."""
 
 from __future__ import annotations
 
