@@ -273,8 +273,8 @@ def _tell_repeated(found: Repeated, world: World) -> None:
             f"{row['promised_se']:10.4f}{row['coverage']:23.1%}"
         )
     print(
-        "\ntold se: by the fits' own intervals, promised: by the plan, both of noise alone. What is "
-        "planted\nis the law itself: how wrong a law may be is no part of a rehearsal."
+        "\ntold se: by the fits' own intervals, promised: by the plan, both of noise alone. What "
+        "is\nplanted is the law itself: how wrong a law may be is no part of a rehearsal."
     )
     lost = found.repeats - sum(found.failed.values())
     print(f"\na law was found in {lost} of {found.repeats}")

@@ -33,6 +33,7 @@ def begin_attempt(
     log: str,
     meta: Mapping[str, Any],
     now_ns: Callable[[], int] = time.time_ns,
+    wait: bool = True,
 ) -> Path:
     """Make the folder of the next attempt, with what a later one has to know of it."""
     attempt = folder.new_attempt(run.run_id)
@@ -48,17 +49,18 @@ def begin_attempt(
             "log": log,
             "log_at": _size(folder.root / log) if log else 0,
         },
+        wait=wait,
     )
     return attempt
 
 
-def write_end(attempt: Path, run: Run, values: Mapping[str, Any]) -> bool:
+def write_end(attempt: Path, run: Run, values: Mapping[str, Any], *, wait: bool = True) -> bool:
     """The end record: written whole, last, and only once for an attempt; False where it was."""
     path = attempt / "end.json"
     if path.exists():
         return False
     head = {"schema": END_SCHEMA, "run_id": run.run_id, "attempt": number_of(attempt)}
-    return write_json(path, finite_or_none({**head, **values}))
+    return write_json(path, finite_or_none({**head, **values}), wait=wait)
 
 
 def read_endings(folder: CampaignFolder, run: Run) -> list[Ending]:

@@ -116,7 +116,7 @@ def _begin(folder: CampaignFolder, attempt: Attempt) -> Path:
     }  # fmt: skip
     return begin_attempt(
         folder, attempt.run, layout=attempt.run.layout, log="", meta=meta,
-        now_ns=lambda: wall_ns(attempt.t0_s),
+        now_ns=lambda: wall_ns(attempt.t0_s), wait=False,
     )  # fmt: skip
 
 
@@ -186,7 +186,7 @@ def _end(place: Path, measured: Measured, mark: dict[str, Any]) -> None:
         values = {**outcome.to_dict(), "cause": attempt.cause}
         if attempt.status == "interrupted":
             values["given_up"] = ""
-    write_end(place, run, finite_or_none({**values, **head}))
+    write_end(place, run, finite_or_none({**values, **head}), wait=False)
 
 
 def _checkpoint(place: Path, step: int) -> str | None:

@@ -28,7 +28,7 @@ Integers = NDArray[np.int64]
 STEP_SD, HICCUPS, HICCUP = 0.015, 0.002, (1.3, 3.0)
 # Of a training step's power: an evaluation's, and a board's that waits for a slower one.
 EVALUATION_POWER, WAITING_POWER = 0.88, 0.55
-POWER_SD, PIECE_S, MOST_PIECES = 0.02, 1.0, 20_000
+POWER_SD, PIECE_S, MOST_PIECES = 0.02, 1.0, 5_000
 COUNTER_S, AVERAGE_S = 0.02, 1.0
 # The sampler's record begins and ends so much before and after the window.
 OPENED_S, CLOSED_S = 0.03, 0.02
@@ -115,7 +115,10 @@ class Measured:
 
     def power(self, node: int, board: Board) -> Power:
         """The board's power from the record's beginning to its end."""
-        return self._powers.setdefault((node, board.uuid), self._power(node, board))
+        known = self._powers.get((node, board.uuid))
+        if known is None:
+            known = self._powers[node, board.uuid] = self._power(node, board)
+        return known
 
     @cached_property
     def _powers(self) -> dict[tuple[int, str], Power]:
@@ -180,7 +183,7 @@ class Measured:
         table["step"] = number
         table["t0_ns"], table["t1_ns"] = _mono(node, begin), _mono(node, end)
         table["tokens_rank"] = run.recipe.batch_tokens // ranks
-        table["tokens_unique"] = self._unique(number) // ranks
+        table["tokens_unique"] = self._unique[kept] // ranks
         # A rank's own batch is a part of the whole, and its loss scatters the more.
         own_sd = TOKEN_SD * math.sqrt(ALIKE * (ranks - 1) / run.recipe.batch_tokens)
         table["loss"] = curve.loss[number] + own_sd * rng.standard_normal(len(number))
@@ -197,15 +200,16 @@ class Measured:
             return math.nan, math.nan  # a rank stamps its own GPU's counter, and no package's
         return self._counter(place, board, begin), self._counter(place, board, end)
 
-    def _unique(self, number: Integers) -> Integers:
+    @cached_property
+    def _unique(self) -> Integers:
         """Tokens of each step that no step before had read."""
-        run = self.attempt.run
+        run, number = self.attempt.run, self.step_times[0]
         batch = run.recipe.batch_tokens
         if run.data.different_tokens(run.tokens) >= run.tokens:
             return np.full(len(number), batch, dtype=np.int64)
-        seen = [run.data.different_tokens(int(s) * batch) for s in number.tolist()]
-        after = [run.data.different_tokens((int(s) + 1) * batch) for s in number.tolist()]
-        return np.array(after, dtype=np.int64) - np.array(seen, dtype=np.int64)
+        marks = [*number.tolist(), *([int(number[-1]) + 1] if len(number) else [])]
+        seen = [run.data.different_tokens(step * batch) for step in marks]
+        return np.diff(np.array(seen, dtype=np.int64))
 
     def spans(self, rank: int) -> NDArray[Any]:
         """The rank's evaluations and checkpoints."""
