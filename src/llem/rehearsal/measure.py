@@ -209,7 +209,8 @@ class Measured:
             return np.full(len(number), batch, dtype=np.int64)
         marks = [*number.tolist(), *([int(number[-1]) + 1] if len(number) else [])]
         seen = [run.data.different_tokens(step * batch) for step in marks]
-        return np.diff(np.array(seen, dtype=np.int64))
+        seen_at: Integers = np.array(seen, dtype=np.int64)
+        return seen_at[1:] - seen_at[:-1]
 
     def spans(self, rank: int) -> NDArray[Any]:
         """The rank's evaluations and checkpoints."""
