@@ -30,7 +30,6 @@ BEFORE_RUN, BETWEEN_S, LEAVING_S = 0.7, 0.4, 0.08
 NOTICE_S = 60.0
 # Checkpoints: fp32 weights and Adam's moments, at so many bytes a second, after a fixed time.
 CHECKPOINT_BYTES, WRITE_BYTES_S, WRITE_S = 12, 1.5e9, 0.02
-STATES = {Phase.EVALUATION, Phase.CHECKPOINT}
 # More tries than these are a fault of the simulator.
 TRIES = 50
 
@@ -202,8 +201,8 @@ def _attempt(
     lots = rng.random(4).tolist()
     nodes = tuple(world.nodes[n] for n, _ in place)
     boards = tuple(tuple(world.nodes[n].boards[b] for b in chosen) for n, chosen in place)
-    slowest = min(b.speed * b.slowed for own in boards for b in own)
-    step_s = world.step_s(run) / slowest
+    slower = 1.0 / min(b.speed * b.slowed for own in boards for b in own)
+    step_s = world.step_s(run) * slower
     fate = world.fate(run)
     curve: Curve | None = None
     last = run.steps
@@ -211,8 +210,8 @@ def _attempt(
     if fate.diverges:
         curve = make_curve(world.planted, run, final=fate.loss, seed=world.seed, diverges=True)
         last, diverged = curve.diverged or (last, "")
-    blocks = _blocks(world, run, start=start_step, last=last, t_s=t0_s + build_s, step_s=step_s,
-                     ends=not diverged)  # fmt: skip
+    blocks = _blocks(run, start=start_step, last=last, t_s=t0_s + build_s, step_s=step_s,
+                     evaluation_s=world.evaluation_s(run) * slower, ends=not diverged)  # fmt: skip
     end_s = blocks[-1].t1_s if blocks else t0_s + build_s
     status, cause, reason = "completed", "", ""
     if diverged:
@@ -238,7 +237,7 @@ def _attempt(
         status, cause = "interrupted", "time-limit"
         reason = "the job's time limit is near"
     if math.isfinite(cut_s):
-        blocks = _cut(world, run, blocks, cut_s, step_s, killed=killed)
+        blocks = _cut(run, blocks, cut_s, step_s, killed=killed)
         end_s = max(cut_s, blocks[-1].t1_s) if blocks else max(cut_s, t0_s + build_s)
     step = max((b.last for b in blocks), default=start_step)
     saved = [b.last for b in blocks if b.phase == Phase.CHECKPOINT]
@@ -259,7 +258,14 @@ def checkpoint_s(run: Run) -> float:
 
 
 def _blocks(
-    world: World, run: Run, *, start: int, last: int, t_s: float, step_s: float, ends: bool
+    run: Run,
+    *,
+    start: int,
+    last: int,
+    t_s: float,
+    step_s: float,
+    evaluation_s: float,
+    ends: bool,
 ) -> list[Block]:
     """Steps, and the evaluations and checkpoints among them; `ends` with the held-out loss."""
     stops: dict[int, list[Phase]] = defaultdict(list)
@@ -272,7 +278,7 @@ def _blocks(
                 stops[step].append(Phase.CHECKPOINT)
     if ends:
         stops[last].append(Phase.EVALUATION)
-    seconds = {Phase.EVALUATION: world.evaluation_s(run), Phase.CHECKPOINT: checkpoint_s(run)}
+    seconds = {Phase.EVALUATION: evaluation_s, Phase.CHECKPOINT: checkpoint_s(run)}
     found: list[Block] = []
     at, step = t_s, start
     for stop in sorted({*stops, last}):
@@ -287,7 +293,7 @@ def _blocks(
 
 
 def _cut(
-    world: World, run: Run, blocks: Sequence[Block], cut_s: float, step_s: float, *, killed: bool
+    run: Run, blocks: Sequence[Block], cut_s: float, step_s: float, *, killed: bool
 ) -> list[Block]:
     """What had happened by then; who was asked to leave finishes the step and saves."""
     found: list[Block] = []

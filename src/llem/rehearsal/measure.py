@@ -35,6 +35,8 @@ OPENED_S, CLOSED_S = 0.03, 0.02
 READ_NS, READ_MASK_NS = 40_000, ~0x3FF
 # A killed writer loses what it had not flushed: rows of up to this long.
 FLUSH_S = 2.0
+# Whose file it is.
+RANK, NODE = 0, 1
 # NVML: software thermal slowdown.
 THERMAL = 0x20
 APART_S = 1e-4
@@ -164,7 +166,10 @@ class Measured:
         """Up to when a file of this attempt holds rows."""
         if self.attempt.status != "killed":
             return math.inf
-        return self.attempt.t1_s - FLUSH_S * float(self.rng(3, *key).random())
+        lost_s = self.attempt.t1_s - FLUSH_S * float(self.rng(3, *key).random())
+        # A rank tells of its checkpoint in an event, which flushes all that came before.
+        saved = [b.t1_s for b in self.attempt.blocks if b.phase == Phase.CHECKPOINT]
+        return max([lost_s, *saved]) if key[0] == RANK else lost_s
 
     def steps(self, rank: int) -> NDArray[Any]:
         """The rank's table of steps."""
@@ -173,7 +178,7 @@ class Measured:
         rng = self.rng(4, rank)
         apart = np.minimum(APART_S, 0.02 * np.diff(np.concatenate([begin[:1], end])))
         late = apart * rng.random(len(end))
-        kept = end + late <= self._until_s(0, rank)
+        kept = end <= self._until_s(RANK, rank)
         number, late = number[kept], late[kept]
         begin, end = begin[kept], end[kept] + late
         begin = begin + np.concatenate([[0.0], late[:-1]])[: len(begin)]
@@ -215,7 +220,7 @@ class Measured:
     def spans(self, rank: int) -> NDArray[Any]:
         """The rank's evaluations and checkpoints."""
         place, node, board = self.board_of(rank)
-        until = self._until_s(0, rank)
+        until = self._until_s(RANK, rank)
         own = [b for b in self.attempt.blocks if b.phase is not None and b.t1_s <= until]
         table = np.zeros(len(own), dtype=SPANS)
         begin, end = np.array([b.t0_s for b in own]), np.array([b.t1_s for b in own])
@@ -233,7 +238,7 @@ class Measured:
         first, last = attempt.t0_s - OPENED_S, attempt.t1_s + CLOSED_S
         at = np.arange(first, last, self.interval_s)
         at = np.append(at + np.abs(2e-4 * rng.standard_normal(len(at))), last)
-        at = at[at <= self._until_s(1, place)]
+        at = at[at <= self._until_s(NODE, place)]
         table = np.zeros(len(at), dtype=SAMPLES)
         table["t_ns"] = _mono(node, at)
         read = READ_NS * np.exp(0.3 * rng.standard_normal(len(at)))

@@ -102,13 +102,12 @@ class World:
         return (work + device.step_overhead_s * layout.grad_accum) * self.site_factor
 
     def evaluation_s(self, run: Run) -> float:
-        """Seconds of an evaluation: forward passes alone, a third of a training's work."""
+        """The same of an evaluation: forward passes alone, a third of a training's work."""
         device = self.plan.device
         tokens = int(getattr(run.data, "evaluation_tokens", 0) or 0)
         work = tokens * float(run.model.flops_per_token) / 3
-        return self.site_factor * work / (
-            run.layout.ranks * device.peak_flops * device.utilisation
-        ) + 0.05  # fmt: skip
+        peak = run.layout.ranks * device.peak_flops * device.utilisation
+        return self.site_factor * work / peak
 
     def mark(self) -> dict[str, Any]:
         """What every file of the rehearsal says of it."""

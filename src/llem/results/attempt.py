@@ -80,14 +80,14 @@ def read_attempt(
     """
     run_id = str(run["run_id"])
     problems: list[str] = []
-    end = read_end(folder / "end.json", run_id=run_id)
+    rehearsed = bool(run.get("rehearsal"))
+    end = read_end(folder / "end.json", run_id=run_id, rehearsed=rehearsed)
     if isinstance(end, str):
         problems.append(end)
         end = None
     if end is not None and window_ns is not None:
         end = replace(end, t0_ns=window_ns[0], t1_ns=window_ns[1])
     rank_paths, node_paths = _files(folder, problems)
-    rehearsed = bool(run.get("rehearsal"))
     ranks = read_ranks(rank_paths, run_id=run_id, rehearsed=rehearsed)
     problems += ranks.problems
     layout = run.get("layout") or {}
