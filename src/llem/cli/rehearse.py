@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from llem.cli._answer import Progress
 from llem.cli._command import add_json, note, option, print_json
-from llem.errors import Fault, InputError
+from llem.errors import Fault, InputError, did_you_mean
 
 if TYPE_CHECKING:
     from llem.pipeline import Rehearsed, Repeated
@@ -64,6 +64,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     _check(args)
     plan, name = _plan(args)
+    if args.follow is not None and args.follow not in plan.by_id:
+        hint = did_you_mean(args.follow, list(plan.by_id))
+        raise InputError("the call", [Fault("--follow", f"there is no run {args.follow!r}", hint)])
     make = _world_of(args, plan)
     if args.repeat is not None:
         return _repeat(args, make)

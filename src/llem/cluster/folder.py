@@ -194,6 +194,7 @@ class CampaignFolder:
 
     def ask_to_stop(self) -> None:
         """Tell what works on the campaign to stop, without waiting for whoever holds it."""
+        self.refuse_rehearsed()
         try:
             self.jobs.mkdir(parents=True, exist_ok=True)
             self.stop_file.touch()

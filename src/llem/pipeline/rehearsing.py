@@ -326,7 +326,7 @@ def _figures(
 
     def told(kind: str) -> tuple[float, float]:
         pairs = np.array([row[kind][name] for row in rows], dtype=float)
-        known = np.isfinite(pairs).all(axis=1)
+        known = (np.isfinite(pairs) & (pairs > 0)).all(axis=1)
         held = (pairs[:, 0] <= true) & (true <= pairs[:, 1]) & known
         widths = np.log(pairs[known, 1] / pairs[known, 0]) / (2 * 1.96)
         return float(widths.mean()) if known.any() else math.nan, float(held.mean())
