@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import itertools
+import math
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +19,7 @@ from llem.errors import Fault, InputError, did_you_mean
 if TYPE_CHECKING:
     from llem.pipeline import Rehearsed, Repeated
     from llem.planning import Plan
-    from llem.rehearsal import Event, World
+    from llem.rehearsal import Attempt, Event, World
 
 EXAMPLE = """  llem rehearse campaign.yaml                     # played in a minute, then fitted
   llem rehearse runs/first --instant --out /tmp/rehearsal
@@ -46,6 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     pace = parser.add_mutually_exclusive_group()
     pace.add_argument("--instant", action="store_true", help="as fast as files can be written")
     pace.add_argument("--speed", type=float, metavar="X", help="seconds of the campaign a second")
+    parser.add_argument("--plain", action="store_true", help="lines, also on a terminal")
+    parser.add_argument(
+        "--loop", action="store_true",
+        help="play seed after seed on the screen, write nothing, until Ctrl-C",
+    )  # fmt: skip
+    parser.add_argument("--exit-after", metavar="TIME", help="leave the show then: 90s, 10min, 2h")
     parser.add_argument("--follow", metavar="RUN", help="the run to tell all of")
     parser.add_argument(
         "--interval", type=float, metavar="SECONDS", help="between samples of power"
@@ -70,6 +79,8 @@ def run(args: argparse.Namespace) -> int:
     make = _world_of(args, plan)
     if args.repeat is not None:
         return _repeat(args, make)
+    if args.loop:
+        return _loop(args, make)
     return _play(args, make(args.seed), args.out or Path(f"{name}-rehearsal"))
 
 
@@ -90,9 +101,13 @@ def _check(args: argparse.Namespace) -> None:
     if args.seed < 0:
         faults.append(Fault("--seed", f"{args.seed} is below 0"))
     if args.repeat is not None:
-        for name in ("out", "speed", "instant", "replace", "interval", "follow"):
+        for name in ("out", "speed", "instant", "replace", "interval", "follow", "loop"):
             if getattr(args, name):
                 faults.append(Fault(f"--{name}", "goes with no --repeat, which writes nothing"))
+    if args.loop:
+        for name in ("out", "instant", "replace", "interval", "follow", "json"):
+            if getattr(args, name):
+                faults.append(Fault(f"--{name}", "goes with no --loop, which only shows"))
     if faults:
         raise InputError("the call", faults)
 
@@ -131,7 +146,7 @@ def _world_of(args: argparse.Namespace, plan: Plan) -> Callable[[int], World]:
 
 def _play(args: argparse.Namespace, world: World, out: Path) -> int:
     from llem.pipeline import finish, rehearse
-    from llem.rehearsal import followed, tell
+    from llem.rehearsal import followed
 
     note(
         f"rehearsal of {world.plan.campaign.name}, seed {world.seed}: planted {world.planted.text}"
@@ -151,7 +166,9 @@ def _play(args: argparse.Namespace, world: World, out: Path) -> int:
         note(f"samples every {played.interval_s:g} s, to keep the records small (--interval)")
     if not args.json:
         follow = args.follow or followed(played.attempts)
-        _lines(args, played, tell(world, played.attempts, follow=follow))
+        if not _show(args, world, played.attempts, follow, deadline=_deadline(args)):
+            note(f"left the show; all of it was written before: {played.folder.root}")
+            return 0
     done_with = finish(played.folder)
     if args.json:
         print_json(_told(played, done_with.fit, done_with.reason, str(done_with.report)))
@@ -165,17 +182,57 @@ def _play(args: argparse.Namespace, world: World, out: Path) -> int:
     return 0
 
 
-def _lines(args: argparse.Namespace, played: Rehearsed, events: Any) -> None:
-    """Events as lines, at the pace that was asked for."""
-    end_s = max(a.t1_s for a in played.attempts)
-    speed = args.speed or end_s / SHOW_S
-    begun, at_s = time.monotonic(), 0.0
+def _deadline(args: argparse.Namespace) -> float:
+    """When the show is to be left, by the monotonic clock."""
+    from llem.campaign import parse_duration
+
+    if not args.exit_after:
+        return math.inf
+    return time.monotonic() + float(option("--exit-after", parse_duration, args.exit_after))
+
+
+def _loop(args: argparse.Namespace, make: Callable[[int], World]) -> int:
+    from llem.rehearsal import followed, play
+
+    deadline = _deadline(args)
+    for seed in itertools.count(args.seed):
+        world = make(seed)
+        attempts = play(world)
+        note(f"rehearsal of {world.plan.campaign.name}, seed {seed}: planted {world.planted.text}")
+        if not _show(args, world, attempts, followed(attempts), deadline=deadline):
+            break
+    return 0
+
+
+def _show(
+    args: argparse.Namespace,
+    world: World,
+    attempts: Sequence[Attempt],
+    follow: str,
+    *,
+    deadline: float,
+) -> bool:
+    """Play it on the screen, or as lines where there is none; False where it was left early."""
+    from llem.cli._status import console
+    from llem.rehearsal import tell
+
+    events = tell(world, attempts, follow=follow)
+    speed = args.speed or max(a.t1_s for a in attempts) / SHOW_S
+    if sys.stdout.isatty() and not (args.plain or args.instant):
+        from llem.cli._rehearsal import play_on
+
+        return play_on(console(), world, attempts, events, follow=follow, speed=speed,
+                       deadline=deadline)  # fmt: skip
+    begun = time.monotonic()
     for event in events:
         if not args.instant:
-            at_s = event.t_s / speed
-            if (ahead := at_s - (time.monotonic() - begun)) > 0:
-                time.sleep(ahead)
+            ahead = event.t_s / speed - (time.monotonic() - begun)
+            if ahead > 0:
+                time.sleep(min(ahead, max(0.0, deadline - time.monotonic())))
+        if time.monotonic() >= deadline:
+            return False
         print(line_of(event), flush=not args.instant)
+    return True
 
 
 def line_of(event: Event) -> str:
@@ -183,6 +240,8 @@ def line_of(event: Event) -> str:
     from llem.rehearsal.recording import wall_ns
 
     stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(wall_ns(event.t_s) / 1e9))
+    if not event.run_id:
+        return f"[{stamp}] {event.level.upper():7} {event.text}"
     if event.level == "heading":
         return f"[{stamp}] ==== {event.run_id}: {event.text} ===="
     return f"[{stamp}] {event.level.upper():7} {event.run_id}: {event.text}"

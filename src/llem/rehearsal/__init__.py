@@ -2,10 +2,11 @@
 
 Public: `World`, `Failures` (world), `Planted`, `planted`, `planted_for` (planted), `play`,
 `Attempt` (course), `Measured` (measure), `write_attempt`, `evaluations_of` (recording), `Event`,
-`tell`, `followed` (story).
+`tell`, `followed` (story), `Film`, `Frame` (frame).
 """
 
 from llem.rehearsal.course import Attempt, play
+from llem.rehearsal.frame import Film, Frame
 from llem.rehearsal.measure import Measured
 from llem.rehearsal.planted import Planted, planted, planted_for
 from llem.rehearsal.recording import evaluations_of, write_attempt
@@ -16,6 +17,8 @@ __all__ = [
     "Attempt",
     "Event",
     "Failures",
+    "Film",
+    "Frame",
     "Measured",
     "Planted",
     "World",

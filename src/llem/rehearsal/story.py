@@ -28,6 +28,8 @@ Level = Literal["info", "warning", "error", "heading"]
 # Steps of the followed run that get a line, and ranks that get one; spikes above so many sd.
 STEPS_TOLD, RANKS_TOLD, SPIKE_SDS, SPIKES_TOLD = 20, 16, 8.0, 3
 SHARD_BYTES = 5e9
+# The law is fitted from so many runs on, and again after so large a share of all.
+FIT_FROM, FIT_SHARE = 10, 0.15
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,38 @@ def tell(world: World, attempts: Sequence[Attempt], *, follow: str = "") -> Iter
     """All events, in order; the run `follow` in full."""
     ordered = sorted(attempts, key=lambda a: a.t0_s)
     told = [_close(world, a) if a.run.run_id == follow else _brief(a) for a in ordered]
-    yield from merge(*told, key=lambda e: e.t_s)
+    yield from merge(*told, _fits(world, ordered), key=lambda e: e.t_s)
+
+
+def _fits(world: World, attempts: Sequence[Attempt]) -> Iterator[Event]:
+    """The law as it arrives: fitted again whenever so large a share of the runs is done."""
+    done: list[Attempt] = []
+    runs = len(world.plan.runs)
+    due = max(FIT_FROM, FIT_SHARE * runs)
+    for a in sorted(attempts, key=lambda a: a.t1_s):
+        if a.status != "completed":
+            continue
+        done.append(a)
+        if len(done) >= due:
+            due += FIT_SHARE * runs
+            yield Event(a.t1_s, "", f"fit of {len(done)} runs: {_fit(world, done)}", kind="fit")
+
+
+def _fit(world: World, done: Sequence[Attempt]) -> str:
+    from llem.scaling import ScalingError, fit_law
+
+    try:
+        fit = fit_law(
+            [a.run.params for a in done], [a.run.tokens for a in done], [a.loss for a in done],
+            law=world.plan.campaign.law, flops=[a.run.flops for a in done], bootstrap=0,
+        )  # fmt: skip
+    except ScalingError as error:
+        return f"no law yet ({str(error).splitlines()[-1].strip()})"
+    words = [f"{name} {value:.4g}" for name, value in fit.ensemble.law.named(
+        fit.ensemble.natural).items()]  # fmt: skip
+    target = float(world.plan.head()["design"]["target_flops"])
+    best = fit.ensemble.at(target, brief=True)
+    return f"{', '.join(words)}; N* {format_si(best.params)} at {format_si(target, 'FLOP')}"
 
 
 def title(run: Run) -> str:
