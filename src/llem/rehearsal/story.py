@@ -29,7 +29,7 @@ Level = Literal["info", "warning", "error", "heading"]
 STEPS_TOLD, RANKS_TOLD, SPIKE_SDS, SPIKES_TOLD = 20, 16, 8.0, 3
 SHARD_BYTES = 5e9
 # The law is fitted from so many runs on, and again after so large a share of all.
-FIT_FROM, FIT_SHARE = 10, 0.15
+FIT_FROM, FIT_SHARE = 8, 0.15
 
 
 @dataclass(frozen=True)
