@@ -346,7 +346,7 @@ def _tell_repeated(found: Repeated, world: World) -> None:
     for reason, count in found.failed.items():
         print(f"  {count} without: {reason}")
     for name, count in found.unidentified.items():
-        print(f"  {name} was not identified in {count / found.repeats:.0%}")
+        print(f"  {name} was not identified in {count / found.repeats:.1%}")
     planned = world.plan.totals
     print(
         f"runs that completed: {found.completed_runs:.1f} of {planned['runs']}; GPU-hours "

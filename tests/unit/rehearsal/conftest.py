@@ -11,7 +11,7 @@ from llem.pipeline import plan_campaign
 from llem.planning import Plan
 
 GPU = {
-    "name": "gpus", "target": "1e21 FLOP", "budget": "3 GPUh",
+    "name": "gpus", "target": "1e21 FLOP", "budget": "2 GPUh",
     "model": {"family": "llama", "vocabulary": 32000, "context": 1024},
     "data": {"dtype": "uint16", "evaluation_tokens": 1048576},
     "grid": {"levels": 3, "sizes": 4}, "seeds": 1,

@@ -217,3 +217,23 @@ def test_the_same_seed_writes_the_same_records(laptop_plan, tmp_path):
     assert files
     for path in files:
         assert (one.folder.root / path).read_bytes() == (two.folder.root / path).read_bytes()
+
+
+def test_the_energy_of_its_records_is_told_with_their_origin(played):
+    from llem.results import device_energies
+
+    name = next(iter(played.truth))
+    assert any("REHEARSED" in text for text in device_energies(played.folder.run(name)).problems)
+
+
+@pytest.mark.slow
+def test_it_can_be_sealed_and_gives_the_same_rows(played, tmp_path):
+    import shutil
+
+    from llem.pipeline import seal_campaign
+
+    copy = CampaignFolder(tmp_path / "copy")
+    shutil.copytree(played.folder.root, copy.root)
+    before = aggregate_campaign(copy, write=False).observations
+    seal_campaign(copy)
+    assert aggregate_campaign(copy, write=False).observations == before
