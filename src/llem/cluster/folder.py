@@ -169,6 +169,8 @@ class CampaignFolder:
 
         Refuses to put a plan in the place of another one, whose records would lose their plan.
         """
+        if not plan.rehearsal:
+            self.refuse_rehearsed()
         if self.plan_file.is_file() and not replace:
             old = self.plan_values()
             if old.get("digest") != plan.digest:

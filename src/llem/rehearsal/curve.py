@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llem.campaign import Run
+from llem.campaign import Recipe, Run
 from llem.rehearsal.planted import Planted
 from llem.training.divergence import DivergenceWatch
 from llem.training.schedule import learning_rate, phase
@@ -48,6 +49,15 @@ class Curve:
     diverged: tuple[int, str] | None = None
 
 
+@lru_cache(maxsize=64)
+def schedule_of(recipe: Recipe, steps: int) -> tuple[Floats, NDArray[np.uint8]]:
+    """Learning rate and phase of every step; runs that differ in their seed share them."""
+    rate = np.array([learning_rate(recipe, step=i, steps=steps) for i in range(steps)])
+    kind = np.array([phase(recipe, step=i, steps=steps) for i in range(steps)], dtype=np.uint8)
+    rate.flags.writeable = kind.flags.writeable = False
+    return rate, kind
+
+
 def initial_loss(run: Run) -> float:
     """Of a model that knows nothing: all of the vocabulary alike."""
     return math.log(max(2, int(getattr(run.model, "vocabulary", 0) or 2)))
@@ -66,8 +76,7 @@ def make_curve(
     """The run's steps, the same for the same seed; `final` is its loss on held-out tokens."""
     rng = np.random.default_rng([seed, 2, int(run.run_id, 16) % 2**63])
     steps, recipe = run.steps, run.recipe
-    rate = np.array([learning_rate(recipe, step=i, steps=steps) for i in range(steps)])
-    kind = np.array([phase(recipe, step=i, steps=steps) for i in range(steps)], dtype=np.uint8)
+    rate, kind = schedule_of(recipe, steps)
     mean = _expected(planted, run, np.arange(steps), final)
     noise_sd = TOKEN_SD * math.sqrt(ALIKE / recipe.batch_tokens)
     loss = mean + noise_sd * rng.standard_normal(steps)
@@ -89,7 +98,7 @@ def _expected(planted: Planted, run: Run, step: NDArray[np.int_], final: float) 
     luck = final / planted.loss(run)
     law = luck * np.asarray(planted.at(float(run.params), tokens, run=run), dtype=np.float64)
     peak = recipe.learning_rate
-    rate = np.array([learning_rate(recipe, step=int(s), steps=run.steps) for s in step]) / peak
+    rate = schedule_of(recipe, run.steps)[0][step] / peak
     reached = law + RATE_COST * (law - floor) * np.sqrt(np.clip(rate, 0.0, 1.0))
     first = max(initial_loss(run), 1.1 * final)
     # Of two losses the lesser, without a corner: what few tokens cannot teach is bounded.

@@ -173,6 +173,11 @@ def test_no_wave_is_planned_from_it(played):
         refine_campaign(played.folder)
 
 
+def test_a_plan_to_be_run_is_not_written_into_it(played, gpu_plan):
+    with pytest.raises(InputError, match="was rehearsed"):
+        played.folder.write_plan(gpu_plan, {}, replace=True)
+
+
 def test_the_plan_alone_is_refused_as_well(played, tmp_path):
     copy = CampaignFolder(tmp_path)
     copy.plan_file.write_bytes(played.folder.plan_file.read_bytes())
