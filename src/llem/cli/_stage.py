@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 LABEL, LEAST_BAR, MOST_BAR = 10, 10, 40
 # From these degrees and shares of memory on a device is marked as warm and as hot.
 WARM_C, HOT_C, FULL, BRIM = 75.0, 82.0, 0.85, 0.95
-DOT = "\u25cf"
+# Without colours the shape alone tells a device that is too hot or full.
+DOT, ALARM = "\u25cf", "\u25b2"
 CELL = len("0 100% 100C 1000W /G ")
 
 
@@ -125,7 +126,7 @@ def _cell(board: BoardNow, width: int) -> Text:
         style = "red"
     memory = f"{board.memory_bytes / 1e9:.0f}/{board.memory_total / 1e9:.0f}G"
     words = f" {board.utilisation:3.0f}% {board.celsius:3.0f}C {board.watts:4.0f}W {memory}"
-    cell = Text(DOT, style=style)
+    cell = Text(ALARM if style == "red" else DOT, style=style)
     cell.append(words.ljust(width - 1))
     return cell
 

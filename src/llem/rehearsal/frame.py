@@ -96,6 +96,7 @@ class Film:
             for boards in attempt.boards:
                 for board in boards:
                     self._on_board[board.uuid].append(attempt)
+        self._place = {a.name: i for i, a in enumerate(self.attempts)}
         self._starts = {k: [a.t0_s for a in found] for k, found in self._on_board.items()}
         self.measured = lru_cache(maxsize=KEPT)(self._measured)
 
@@ -200,7 +201,7 @@ class Film:
                 celsius=idle_c, watts=board.idle_w, memory_bytes=0.0,
                 memory_total=board.memory_bytes, held_back=False,
             )  # fmt: skip
-        found = self.measured(self.attempts.index(attempt))
+        found = self.measured(self._place[attempt.name])
         where = next(i for i, n in enumerate(attempt.nodes) if n.name == node)
         power = found.power(where, board)
         piece = int(np.clip(np.searchsorted(power.edges, t_s) - 1, 0, len(power.watts) - 1))

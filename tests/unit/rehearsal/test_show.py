@@ -5,7 +5,7 @@ from io import StringIO
 import numpy as np
 import pytest
 
-from llem.cli._stage import scene
+from llem.cli._stage import ALARM, DOT, scene
 from llem.rehearsal import Failures, Film, Measured, World, followed, planted, play, tell
 
 LAW = planted("chinchilla")
@@ -106,7 +106,7 @@ def test_no_line_is_wider_than_the_terminal_and_columns_stand_below_each_other(
     film = Film(world, attempts, follow=followed(attempts))
     lines = text(film.at(film.end_s / 2), width=width)
     assert max(map(len, lines)) <= width
-    dots = [[i for i, c in enumerate(line) if c == "\u25cf"] for line in lines]
+    dots = [[i for i, c in enumerate(line) if c in (DOT, ALARM)] for line in lines]
     columns = {i for row in dots for i in row}
     assert 0 < len(columns) <= width // 20
     assert {row[0] for row in dots if row} == {min(columns)}
@@ -145,3 +145,14 @@ def test_the_show_is_left_when_its_time_is_over(world, attempts, events):
         console, world, attempts, events, follow="", speed=1.0, deadline=10.0,
         now=lambda: float(next(clock)), sleep=lambda _s: None,
     )  # fmt: skip
+
+
+def test_a_hot_board_is_told_without_colours(world, attempts):
+    from dataclasses import replace
+
+    film = Film(world, attempts)
+    frame = film.at(film.end_s / 2)
+    hot = replace(frame.boards[0], run_id="x", celsius=90.0)
+    lines = text(replace(frame, boards=(hot, *frame.boards[1:])), width=120)
+    assert sum(ALARM in line for line in lines) >= 1
+    assert f"{ALARM} " in next(line for line in lines if hot.node in line)
