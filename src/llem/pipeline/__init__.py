@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from llem.pipeline.optimal import find_optimal
     from llem.pipeline.power import draw_energy
     from llem.pipeline.refining import refine_campaign, wave_is_due
+    from llem.pipeline.rehearsing import Rehearsed, Repeated, rehearse, repeat_rehearsal
     from llem.pipeline.result import Answer, Preview, Result
     from llem.pipeline.sealing import SealedFile, check_records, seal_campaign, seal_records
     from llem.pipeline.slices import EdgeMinimaError
@@ -54,6 +55,8 @@ _HOME = {
     "OBSERVATIONS_FILE": "campaigns",
     "Planned": "campaigns",
     "Preview": "result",
+    "Rehearsed": "rehearsing",
+    "Repeated": "rehearsing",
     "Result": "result",
     "SealedFile": "sealing",
     "Table": "table",
@@ -73,6 +76,8 @@ _HOME = {
     "read_table": "table",
     "reduce_calibration": "calibration",
     "refine_campaign": "refining",
+    "rehearse": "rehearsing",
+    "repeat_rehearsal": "rehearsing",
     "report_campaign": "finishing",
     "resolve_data": "datasets",
     "run_calibration": "calibration",
@@ -92,6 +97,8 @@ __all__ = [
     "Measured",
     "Planned",
     "Preview",
+    "Rehearsed",
+    "Repeated",
     "Result",
     "SealedFile",
     "Table",
@@ -111,6 +118,8 @@ __all__ = [
     "read_table",
     "reduce_calibration",
     "refine_campaign",
+    "rehearse",
+    "repeat_rehearsal",
     "report_campaign",
     "resolve_data",
     "run_calibration",

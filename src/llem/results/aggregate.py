@@ -67,7 +67,8 @@ def aggregate(
         peak_flops_per_gpu=peak_flops_per_gpu or _peak_flops(plan),
     )
     problems: list[str] = []
-    planned = [dict(run) for run in plan["runs"]]
+    rehearsal = (plan.get("rehearsal") or {}).get("law", "")
+    planned = [{**run, "rehearsal": rehearsal} for run in plan["runs"]]
     attempts: list[list[Attempt]] = []
     trained: list[Trained] = []
     for run in planned:
