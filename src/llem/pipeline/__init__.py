@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from llem.pipeline.sealing import SealedFile, check_records, seal_campaign, seal_records
     from llem.pipeline.slices import EdgeMinimaError
     from llem.pipeline.table import Table, TableError, read_table
+    from llem.pipeline.viewing import Rows, compare_runs, load_rows, show_run
 
 _HOME = {
     "Answer": "result",
@@ -58,6 +59,7 @@ _HOME = {
     "Rehearsed": "rehearsing",
     "Repeated": "rehearsing",
     "Result": "result",
+    "Rows": "viewing",
     "SealedFile": "sealing",
     "Table": "table",
     "TableError": "table",
@@ -65,11 +67,13 @@ _HOME = {
     "calibrate": "calibration",
     "check_records": "sealing",
     "compare_observations": "fitting",
+    "compare_runs": "viewing",
     "draw_energy": "power",
     "find_optimal": "optimal",
     "finish": "finishing",
     "fit_campaign": "fitting",
     "fit_observations": "fitting",
+    "load_rows": "viewing",
     "measure": "measuring",
     "plan_calibration": "calibration",
     "plan_campaign": "campaigns",
@@ -84,6 +88,7 @@ _HOME = {
     "run_campaign": "campaigns",
     "seal_campaign": "sealing",
     "seal_records": "sealing",
+    "show_run": "viewing",
     "wave_is_due": "refining",
 }
 
@@ -100,6 +105,7 @@ __all__ = [
     "Rehearsed",
     "Repeated",
     "Result",
+    "Rows",
     "SealedFile",
     "Table",
     "TableError",
@@ -107,11 +113,13 @@ __all__ = [
     "calibrate",
     "check_records",
     "compare_observations",
+    "compare_runs",
     "draw_energy",
     "find_optimal",
     "finish",
     "fit_campaign",
     "fit_observations",
+    "load_rows",
     "measure",
     "plan_calibration",
     "plan_campaign",
@@ -126,6 +134,7 @@ __all__ = [
     "run_campaign",
     "seal_campaign",
     "seal_records",
+    "show_run",
     "wave_is_due",
 ]
 

@@ -1,13 +1,14 @@
 """Late aggregation: records -> observations.
 
-Public: `aggregate`, `Aggregation` (aggregate), `LateOptions` (energy), `Observation`, `COLUMNS`,
-`read_observations`, `write_observations`, `write_rows` (observation), `PhaseEnergy`, `DeviceRow`
-(phases), `CarbonSeries`, `read_carbon` (carbon), `Ratio`, `ratio_of_sums`, `CellRatio`,
-`ratios_by_cell` (ratio), `device_energies`, `NodeEnergy`, `DeviceEnergy`, `PhaseTotal`, `RunEnergy`
-(devices), `power_traces`, `PowerTraces`, `Trace` (traces), `steady_runs`, `Steady` (steady).
+Public: `aggregate`, `Aggregation`, `keep_sealed` (aggregate), `LateOptions` (energy),
+`Observation`, `COLUMNS`, `read_observations`, `write_observations`, `write_rows` (observation),
+`PhaseEnergy`, `DeviceRow` (phases), `CarbonSeries`, `read_carbon` (carbon), `Ratio`,
+`ratio_of_sums`, `CellRatio`, `ratios_by_cell` (ratio), `device_energies`, `NodeEnergy`,
+`DeviceEnergy`, `PhaseTotal`, `RunEnergy` (devices), `power_traces`, `PowerTraces`, `Trace`
+(traces), `RankRow` (stragglers), `steady_runs`, `Steady` (steady).
 """
 
-from llem.results.aggregate import Aggregation, aggregate
+from llem.results.aggregate import Aggregation, aggregate, keep_sealed
 from llem.results.carbon import CarbonSeries, read_carbon
 from llem.results.devices import DeviceEnergy, NodeEnergy, PhaseTotal, RunEnergy, device_energies
 from llem.results.energy import LateOptions
@@ -21,6 +22,7 @@ from llem.results.observation import (
 from llem.results.phases import DeviceRow, PhaseEnergy
 from llem.results.ratio import CellRatio, Ratio, ratio_of_sums, ratios_by_cell
 from llem.results.steady import Steady, steady_runs
+from llem.results.stragglers import RankRow
 from llem.results.traces import PowerTraces, Trace, power_traces
 
 __all__ = [
@@ -36,12 +38,14 @@ __all__ = [
     "PhaseEnergy",
     "PhaseTotal",
     "PowerTraces",
+    "RankRow",
     "Ratio",
     "RunEnergy",
     "Steady",
     "Trace",
     "aggregate",
     "device_energies",
+    "keep_sealed",
     "power_traces",
     "ratio_of_sums",
     "ratios_by_cell",

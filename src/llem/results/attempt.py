@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llem.records import NodeRecord, read_node
+from llem.records import NodeRecord, RecordError, read_node
 from llem.results.carbon import CarbonSeries
 from llem.results.claims import Claim, claim_devices
 from llem.results.clock import HostClock, translate
+from llem.results.counter import SAMPLE_COLUMNS
 from llem.results.domains import select
 from llem.results.endrecord import EndRecord, read_end
 from llem.results.ranks import RANK_FILE, SKEW_S, Ranks, read_of_run, read_ranks, skew_ns
 from llem.results.steps import StepSums, sum_steps
+from llem.results.stragglers import RankRow, rank_rows, waited
 from llem.results.timeline import Timeline
 from llem.results.view import step_ends, view_of
 
 ATTEMPT_FOLDER = re.compile(r"attempt-(\d+)")
+# A node's record of more bytes than this is read device by device.
+LARGE_BYTES = 64 << 20
 NODE_FILE = re.compile(r"node-(.+)\.h5")
 
 
@@ -43,6 +48,7 @@ class Attempt:
     problems: tuple[str, ...]
     energy_notes: tuple[str, ...] = ()
     steps: StepSums = field(default_factory=StepSums)
+    rank_rows: tuple[RankRow, ...] = ()
 
     @property
     def began(self) -> bool:
@@ -104,14 +110,18 @@ def read_attempt(
 
     claims: list[Claim] = []
     lines: dict[str, Timeline] = {}
+    waits: dict[int, tuple[float, float]] = {}
     reasons: list[str] = []
     skews = {boot_id: _skew(ranks, clock) for boot_id, clock in ranks.clocks.items()}
     ends = step_ends(ranks, skews)
     nodes_seen = unmeasured_gpus = 0
     owner = f"{run_id}/attempt-{number}"
-    # One node's samples are in memory at a time; the claims that are kept are a few numbers.
+    # One node's samples are in memory at a time, of a large record one device's; of the claims a
+    # few numbers are kept, and eight bytes a step until the attempt's end.
     for path in node_paths:
-        record = read_of_run(read_node, path, run_id, problems, rehearsed=rehearsed)
+        large = _is_large(path)
+        head = partial(_read_node, only=()) if large else _read_node
+        record = read_of_run(head, path, run_id, problems, rehearsed=rehearsed)
         if record is None:
             continue
         nodes_seen += 1
@@ -126,9 +136,11 @@ def read_attempt(
                 f"{path}: its wall clock is {off_ns / 1e9:+.2f} s off rank 0's: aligned {how}"
             )
         view = view_of(boot_id, clock, ranks, skew=skew, ends=ends, carbon=carbon)
+        waits |= waited(view.waits)
         if view.line is not None:
             lines[boot_id] = view.line
-        claims += claim_devices(record, owner=owner, window=window, view=view)
+        for part in _device_by_device(record, problems) if large else (record,):
+            claims += claim_devices(part, owner=owner, window=window, view=view)
         if short := _short_of(record):
             unmeasured_gpus += short
             held = record.meta["gpus_held"]
@@ -150,7 +162,7 @@ def read_attempt(
         reasons.append("no device was measured")
     steps = sum_steps(ranks, counted, lines, end.window_ns if end is not None else None)
     # Whatever grows with a run's steps ends here.
-    counted = [replace(claim, steps_j=None, steps_c=None) for claim in counted]
+    counted = [replace(claim, steps_j=None, celsius=None) for claim in counted]
     return Attempt(
         number=number,
         folder=folder,
@@ -167,6 +179,7 @@ def read_attempt(
         problems=tuple(problems),
         energy_notes=selection.notes,
         steps=steps,
+        rank_rows=rank_rows(run_id, number, ranks, waits, skews),
     )
 
 
@@ -187,6 +200,28 @@ def _unmeasured_attempt(
         expected_devices=0,
         problems=(*problems, f"{folder}: ended before anything was measured ({end.reason})"),
     )
+
+
+def _read_node(path: Path, *, only: Collection[str] | None = None) -> NodeRecord:
+    return read_node(path, columns=SAMPLE_COLUMNS, only=only)
+
+
+def _is_large(path: Path) -> bool:
+    try:
+        return path.stat().st_size > LARGE_BYTES
+    except OSError:
+        return False
+
+
+def _device_by_device(head: NodeRecord, problems: list[str]) -> Iterator[NodeRecord]:
+    for uuid in head.uuids:
+        try:
+            part = _read_node(head.path, only=(uuid,))
+        except RecordError as error:
+            problems.append(error.message)
+            continue
+        problems += [text for text in part.problems if text not in head.problems]
+        yield part
 
 
 def _files(folder: Path, problems: list[str]) -> tuple[list[Path], list[Path]]:

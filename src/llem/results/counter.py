@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llem.records import DeviceSeries, SampleFlag
+from llem.records import Columns, DeviceSeries, SampleFlag
 
 # A window may reach beyond the samples by so much before its energy is unknown: three samples,
 # or this share of the window. The rest is extrapolated at the power of the second beside it.
@@ -44,8 +43,16 @@ STILL_S = 0.5
 STILL_MOVES = 5
 CAUGHT_UP = 0.5
 
+# Of more values than this a median is taken from a part.
+TYPICAL_OF = 4096
+
 # A device that draws less may keep its counter where it is.
 AWAKE_W = 1.0
+
+# What of the samples is read.
+SAMPLE_COLUMNS = (
+    "t_ns", "read_ns", "energy_mj", "power_mw", "temperature_c", "utilization", "flags",
+)  # fmt: skip
 
 Floats = NDArray[np.float64]
 
@@ -85,6 +92,11 @@ class EnergySeries:
         found: Floats = np.interp(moments, self.at_s, self.joules)
         return found
 
+    @property
+    def least_doubt_j(self) -> float:
+        """The least that `doubt_j` can be."""
+        return self.peak_w * (COUNTER_PERIOD_S + self.read_s)
+
     def doubt_j(self, t_ns: NDArray[np.int64]) -> Floats:
         """How far a direct reading of the counter may be from `at`, joules.
 
@@ -121,17 +133,17 @@ def energy_series(device: DeviceSeries) -> EnergySeries | str:
     if quality == "none":
         return str(device.attrs.get("reason") or "the meter reads no energy")
     counter = bool(device.attrs.get("counter", False))
-    samples = device.samples
+    samples = Columns.of(device.samples)
     column = "energy_mj" if counter else "power_mw"
     good = np.isfinite(samples[column])
-    kept = samples[good]
+    kept = samples if good.all() else samples.take(good)
     if len(kept) < 2:
         return f"{len(kept)} readable samples of {len(samples)}"
-    order = np.argsort(kept["t_ns"], kind="stable")
-    kept = kept[order]
+    if (np.diff(kept["t_ns"]) < 0).any():
+        kept = kept.take(np.argsort(kept["t_ns"], kind="stable"))
     start_ns = int(kept["t_ns"][0])
     at_s: Floats = (kept["t_ns"] - start_ns) / 1e9
-    interval_s = float(np.median(np.diff(at_s)))
+    interval_s = typical(np.diff(at_s))
     power_w: Floats = kept["power_mw"] / 1e3
     notes: list[str] = []
     if quality == "integral" and device.attrs.get("reason"):
@@ -162,18 +174,25 @@ def energy_series(device: DeviceSeries) -> EnergySeries | str:
     return EnergySeries(
         start_ns, at_s, joules, interval_s, quality, tuple(notes),
         base_j=float(kept["energy_mj"][0]) / 1e3 if comparable else math.nan,
-        peak_w=_peak_w(at_s, joules, power_w),
-        read_s=float(np.median(kept["read_ns"])) / 1e9,
+        peak_w=_peak_w(at_s, joules, power_w, interval_s),
+        read_s=typical(kept["read_ns"]) / 1e9,
     )  # fmt: skip
 
 
-def _peak_w(at_s: Floats, joules: Floats, power_w: Floats) -> float:
-    """The most of the sampled power and of the counter's mean over a second."""
-    known = power_w[np.isfinite(power_w)]
-    later = np.interp(at_s + 1.0, at_s, joules) - joules
-    whole = later[at_s + 1.0 <= at_s[-1]]
+def typical(values: NDArray[Any]) -> float:
+    """The median of at most TYPICAL_OF values, which lie evenly among them."""
+    return float(np.median(values[:: max(1, len(values) // TYPICAL_OF)]))
+
+
+def _peak_w(at_s: Floats, joules: Floats, power_w: Floats, interval_s: float) -> float:
+    """The most of the sampled power and of the counter's mean over as many samples as a second
+    usually has."""
+    with np.errstate(invalid="ignore"):
+        drawn = float(np.fmax.reduce(power_w, initial=0.0))
+    apart = max(1, round(1.0 / interval_s)) if interval_s > 0 else 1
+    means = (joules[apart:] - joules[:-apart]) / (at_s[apart:] - at_s[:-apart])
     mean_w = float(joules[-1] / at_s[-1])
-    return max(mean_w, float(known.max(initial=0.0)), float(whole.max(initial=0.0)))
+    return max(mean_w, drawn, float(means.max(initial=0.0)))
 
 
 def _trapezoids(at_s: Floats, power_w: Floats) -> Floats:
@@ -181,7 +200,7 @@ def _trapezoids(at_s: Floats, power_w: Floats) -> Floats:
 
 
 def _counter_steps(
-    samples: NDArray[Any], at_s: Floats, power_w: Floats, attrs: Any
+    samples: Columns, at_s: Floats, power_w: Floats, attrs: Any
 ) -> tuple[Floats, int]:
     """Joules between neighbouring samples; a counter's wrap is undone, a reset is bridged."""
     steps_j: Floats = np.diff(samples["energy_mj"]) / 1e3
@@ -205,13 +224,14 @@ def _counter_steps(
 def _still(at_s: Floats, steps_j: Floats) -> list[tuple[int, int]]:
     """Where the counter stood: from sample i to sample j."""
     moved = np.flatnonzero(steps_j != 0)
-    times = at_s[moved + 1]
-    habit_s = float(np.median(np.diff(times))) if len(times) > 2 else 0.0
-    least_s = max(STILL_S, STILL_MOVES * habit_s)
-    ends = np.concatenate([[-1], moved, [len(steps_j)]])
     # between two moves, samples before + 1 to after show one value
-    stretches = [(int(a) + 1, int(b)) for a, b in pairwise(ends)]
-    return [(i, j) for i, j in stretches if at_s[j] - at_s[i] >= least_s]
+    first, last = np.append(0, moved + 1), np.append(moved, len(steps_j))
+    stood_s = at_s[last] - at_s[first]
+    if not (stood_s >= STILL_S).any():
+        return []
+    habit_s = typical(np.diff(at_s[moved + 1])) if len(moved) > 2 else 0.0
+    long = stood_s >= max(STILL_S, STILL_MOVES * habit_s)
+    return list(zip(first[long].tolist(), last[long].tolist(), strict=True))
 
 
 def _bridge(still: list[tuple[int, int]], at_s: Floats, steps_j: Floats, power_w: Floats) -> float:

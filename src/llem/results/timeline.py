@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llem.records import Phase
+from llem.records import Columns, Phase
 
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -44,38 +45,72 @@ class Timeline:
         return replace(self, **moved)
 
 
-def timeline(steps: NDArray[Any], spans: NDArray[Any]) -> Timeline:
+def timeline(steps: Columns, spans: NDArray[Any]) -> Timeline:
     """From a rank's `steps` (each step once) and `spans`."""
-    step_of = np.concatenate([steps["step"], spans["step"]]).astype(np.int64)
-    t0 = np.concatenate([steps["t0_ns"], spans["t0_ns"]]).astype(np.int64)
-    t1 = np.concatenate([steps["t1_ns"], spans["t1_ns"]]).astype(np.int64)
-    phase = np.concatenate([steps["phase"], spans["phase"]]).astype(np.int64)
-    is_step = np.arange(len(t1)) < len(steps)
-    e0, e1 = (np.concatenate([steps[n], spans[n]]) for n in ("e0_mj", "e1_mj"))
-    order = np.argsort(t1, kind="stable")
-    step_of, t0, t1, phase = (x[order] for x in (step_of, t0, t1, phase))
-    is_step, e0, e1 = is_step[order], e0[order], e1[order]
-    before = np.concatenate([t0[:1], t1[:-1]])
-    start = np.where(is_step, before, np.maximum(t0, before))
-    start = np.minimum(start, t1)
-    # a new stretch begins where the phase changes or time was left out
-    new = np.ones(len(t1), dtype=bool)
-    new[1:] = (phase[1:] != phase[:-1]) | (start[1:] != t1[:-1])
+    if (np.diff(steps["t1_ns"]) < 0).any():
+        steps = steps.take(np.argsort(steps["t1_ns"], kind="stable"))
+    spans = spans[np.argsort(spans["t1_ns"], kind="stable")]
+    ends, n = steps["t1_ns"], len(steps)
+    # each span comes before the step of this place
+    place = np.searchsorted(ends, spans["t1_ns"], side="right")
+    starts = _after(steps["t0_ns"][:1], ends, place, spans["t1_ns"])
+    np.minimum(starts, ends, out=starts)
+    step_j = (
+        steps["e1_mj"] - _after(steps["e0_mj"][:1], steps["e1_mj"], place, spans["e1_mj"])
+    ) / 1e3
+    # a new stretch begins where the phase changes and after a span
+    new = np.zeros(n, dtype=bool)
+    new[:1] = True
+    new[1:] = steps["phase"][1:] != steps["phase"][:-1]
+    new[place[place < n]] = True
     begins = np.flatnonzero(new)
-    ends = np.append(begins[1:], len(t1)) - 1 if len(t1) else begins
-    goes_on = np.zeros(len(t1), dtype=bool)
-    goes_on[1:] = start[1:] == t1[:-1]
-    item_j = (e1 - np.where(goes_on, np.concatenate([e0[:1], e1[:-1]]), e0)) / 1e3
-    item_j[item_j < 0] = np.nan  # the counter began anew
+    first, span_j = _spans(steps, spans, place)
+    step_j[step_j < 0] = np.nan  # the counter began anew
+    span_j[span_j < 0] = np.nan
+    phase = np.concatenate([steps["phase"][begins], spans["phase"]])
+    last = np.concatenate([ends[np.append(begins[1:], n)[: len(begins)] - 1], spans["t1_ns"]])
+    order = np.lexsort((np.arange(len(last)) >= len(begins), last))
+    stamped = np.add.reduceat(step_j, begins) if n else step_j
     return Timeline(
-        step=step_of[is_step],
-        t0_ns=start[is_step],
-        t1_ns=t1[is_step],
-        kind=tuple(_name(int(phase[i])) for i in begins),
-        first=start[begins],
-        last=t1[ends],
-        stamped_j=np.add.reduceat(item_j, begins) if len(begins) else item_j,
+        step=steps["step"],
+        t0_ns=starts,
+        t1_ns=ends,
+        kind=tuple(map(_name, phase[order].tolist())),
+        first=np.concatenate([starts[begins], first])[order],
+        last=last[order],
+        stamped_j=np.concatenate([stamped, span_j])[order],
     )
+
+
+def _after(
+    own: NDArray[Any], ends: NDArray[Any], place: NDArray[np.intp], span_ends: NDArray[Any]
+) -> NDArray[Any]:
+    """For each step the end of what came before it: a step, or a span; its `own` for the first."""
+    found = np.concatenate([own, ends[:-1]])
+    inside = place < len(found)
+    found[place[inside]] = span_ends[inside]  # of several before one step the last counts
+    return found
+
+
+def _spans(steps: Columns, spans: NDArray[Any], place: NDArray[np.intp]) -> tuple[Integers, Floats]:
+    """Where each span begins, and its stamped energy."""
+    first = np.empty(len(spans), dtype=np.int64)
+    joules = np.empty(len(spans))
+    own = (spans[name].tolist() for name in ("t0_ns", "t1_ns", "e0_mj", "e1_mj"))
+    ended: list[int] = []
+    read_then: list[float] = []
+    if len(steps):
+        ended, read_then = (steps[name][place - 1].tolist() for name in ("t1_ns", "e1_mj"))
+    before: int | None = None
+    read = math.nan
+    for k, (t0, t1, e0, e1) in enumerate(zip(*own, strict=True)):
+        if place[k] and (before is None or ended[k] >= before):
+            before, read = ended[k], read_then[k]
+        start = t0 if before is None else max(t0, before)
+        first[k] = min(start, t1)
+        joules[k] = (e1 - (read if first[k] == before else e0)) / 1e3
+        before, read = t1, e1
+    return first, joules
 
 
 @dataclass(frozen=True)
@@ -108,6 +143,17 @@ def stretches(line: Timeline | None, window: tuple[int, int]) -> list[Stretch]:
     return found
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Cuts:
+    """A window cut by phase and carbon intensity: ends, the phase as its place in PHASES, and g
+    CO2 per kWh (NaN unknown)."""
+
+    t0_ns: Integers
+    t1_ns: Integers
+    phase: NDArray[np.uint8]
+    carbon_g_per_kwh: Floats
+
+
 def cut(parts: Sequence[Stretch], at_ns: Sequence[int]) -> list[Stretch]:
     """The same stretches, cut at these moments as well."""
     found = []
@@ -118,8 +164,8 @@ def cut(parts: Sequence[Stretch], at_ns: Sequence[int]) -> list[Stretch]:
     return found
 
 
+_NAMES = {int(phase): phase.name.lower() for phase in Phase}
+
+
 def _name(phase: int) -> str:
-    try:
-        return Phase(phase).name.lower()
-    except ValueError:
-        return REST
+    return _NAMES.get(phase, REST)
