@@ -3,9 +3,10 @@
 Public: `rank_writer`, `node_writer`, `RecordWriter`, `RecordWriteError` (writer), `read_rank`,
 `read_node`, `RankRecord`, `NodeRecord`, `DeviceSeries`, `RecordError` (reader), `host_meta`
 (host), `Phase`, `SampleFlag`, `worst_quality` and the table layouts (schema), `seal`,
-`check_seal`, `read_seal`, `digest`, `Sealed`, `RecordInUseError` (sealing).
+`check_seal`, `read_seal`, `digest`, `Sealed`, `RecordInUseError` (sealing), `Columns` (columns).
 """
 
+from llem.records.columns import Columns
 from llem.records.host import host_meta
 from llem.records.reader import (
     DeviceSeries,
@@ -47,6 +48,7 @@ __all__ = [
     "SAMPLES",
     "SCHEMA",
     "STEPS",
+    "Columns",
     "DeviceSeries",
     "NodeRecord",
     "Phase",

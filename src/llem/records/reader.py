@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llem.errors import LlemError
+from llem.records.columns import Columns, read_columns
 from llem.records.salvage import READ_ERRORS, salvage, without_holes
 from llem.records.schema import BASELINE, CLOCK, EVALS, EVENTS, SAMPLES, SCHEMA, SPANS, STEPS
 from llem.records.unclosed import Unclosed, is_cut, is_unclosed
@@ -36,7 +38,8 @@ class RecordError(LlemError):
 
 @dataclass(frozen=True)
 class RankRecord:
-    """What one rank wrote in one attempt; tables as structured arrays (see `schema`).
+    """What one rank wrote in one attempt; tables as structured arrays (see `schema`), `steps` as
+    columns where these were asked for.
 
     `problems` name the parts that cannot be read, and how many rows they had.
     """
@@ -44,7 +47,7 @@ class RankRecord:
     path: Path
     meta: Mapping[str, Any]
     closed: bool
-    steps: Table
+    steps: Table | Columns
     evals: Table
     spans: Table
     clock: Table
@@ -54,21 +57,25 @@ class RankRecord:
 
 @dataclass(frozen=True)
 class DeviceSeries:
-    """The samples of one device, and what they are samples of."""
+    """The samples of one device, and what they are samples of; as columns where asked for."""
 
     uuid: str
     attrs: Mapping[str, Any]
-    samples: Table
+    samples: Table | Columns
 
 
 @dataclass(frozen=True)
 class NodeRecord:
-    """What the sampler of one node wrote in one attempt; `problems` as of a RankRecord."""
+    """What the sampler of one node wrote in one attempt; `problems` as of a RankRecord.
+
+    `uuids` are all its devices, of which `devices` may be some.
+    """
 
     path: Path
     meta: Mapping[str, Any]
     closed: bool
     devices: tuple[DeviceSeries, ...]
+    uuids: tuple[str, ...]
     clock: Table
     events: Table
     baseline: Table
@@ -78,14 +85,25 @@ class NodeRecord:
 Record = TypeVar("Record", RankRecord, NodeRecord)
 
 
-def read_rank(path: str | Path) -> RankRecord:
-    """Read `rank-*.h5`. Raises RecordError naming the file and the cause."""
-    return _patiently(_rank, Path(path))
+def read_rank(path: str | Path, *, columns: Sequence[str] | None = None) -> RankRecord:
+    """Read `rank-*.h5`, its steps whole or these columns of them.
+
+    Raises RecordError naming the file and the cause.
+    """
+    return _patiently(partial(_rank, columns=columns), Path(path))
 
 
-def read_node(path: str | Path) -> NodeRecord:
-    """Read `node-*.h5`. Raises RecordError naming the file and the cause."""
-    return _patiently(_node, Path(path))
+def read_node(
+    path: str | Path,
+    *,
+    columns: Sequence[str] | None = None,
+    only: Collection[str] | None = None,
+) -> NodeRecord:
+    """Read `node-*.h5`: the samples whole or these columns of them, of all devices or of these.
+
+    Raises RecordError naming the file and the cause.
+    """
+    return _patiently(partial(_node, columns=columns, only=only), Path(path))
 
 
 @contextmanager
@@ -116,13 +134,13 @@ def _written_now(path: Path) -> bool:
         return False
 
 
-def _rank(path: Path) -> RankRecord:
+def _rank(path: Path, *, columns: Sequence[str] | None) -> RankRecord:
     with _Opened(path, "rank") as record:
         return RankRecord(
             path=path,
             meta=record.meta,
             closed=record.closed,
-            steps=record.table("steps", STEPS),
+            steps=record.rows("steps", STEPS, columns),
             evals=record.table("evals", EVALS),
             spans=record.later_table("spans", SPANS),
             clock=record.table("clock", CLOCK),
@@ -131,8 +149,9 @@ def _rank(path: Path) -> RankRecord:
         )
 
 
-def _node(path: Path) -> NodeRecord:
+def _node(path: Path, *, columns: Sequence[str] | None, only: Collection[str] | None) -> NodeRecord:
     with _Opened(path, "node") as record:
+        uuids = tuple(record.children("devices"))
         return NodeRecord(
             path=path,
             meta=record.meta,
@@ -141,10 +160,12 @@ def _node(path: Path) -> NodeRecord:
                 DeviceSeries(
                     uuid,
                     record.attrs(f"devices/{uuid}"),
-                    record.table(f"devices/{uuid}/samples", SAMPLES),
+                    record.rows(f"devices/{uuid}/samples", SAMPLES, columns),
                 )
-                for uuid in record.children("devices")
+                for uuid in uuids
+                if only is None or uuid in only
             ),
+            uuids=uuids,
             clock=record.table("clock", CLOCK),
             events=record.table("events", EVENTS),
             baseline=record.later_table("baseline", BASELINE),
@@ -203,6 +224,21 @@ class _Opened:
         except READ_ERRORS as error:
             self._problem(name, f"not readable: {_first_line(error)}")
             return []
+
+    def rows(
+        self, name: str, dtype: np.dtype[Any], columns: Sequence[str] | None
+    ) -> Table | Columns:
+        """A table, or these columns of it."""
+        if columns is None:
+            return self.table(name, dtype)
+        if self._bytes is None:
+            try:
+                found = read_columns(self.file[name], dtype, columns)
+            except (*READ_ERRORS, EOFError):
+                found = None  # slower, and in the words of what is lost
+            if found is not None:
+                return found
+        return Columns.of(self.table(name, dtype))
 
     def table(self, name: str, dtype: np.dtype[Any]) -> Table:
         """A table, or what can be read of it; what cannot is a problem."""

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llem.errors import LlemError
 from llem.records.host import host_meta
@@ -120,6 +121,14 @@ class RecordWriter:
             if time.monotonic() - self._last_flush >= self._flush_s:
                 self._flush()
 
+    def extend(self, table: str, rows: NDArray[Any]) -> None:
+        """Add many rows at once, a structured array of the table's layout; they are flushed."""
+        with self._lock:
+            self._check()
+            self._flush()
+            with self._guarded():
+                self._tables[table].append(rows)
+
     def event(self, code: str, text: str = "", *, t_ns: int | None = None) -> None:
         """Record that something happened now, or at `t_ns`; flushed at once: a crash may follow."""
         row = (
@@ -219,9 +228,9 @@ class _Table:
         self._space_of = h5s.create_simple
         self._rows = 0
 
-    def append(self, rows: Sequence[Row]) -> None:
+    def append(self, rows: Sequence[Row] | NDArray[Any]) -> None:
         """Append and flush."""
-        values = np.array(rows, dtype=self._dtype)
+        values = np.asarray(rows, dtype=self._dtype)
         end = self._rows + len(values)
         self._id.set_extent((end,))
         place = self._space_of((end,))

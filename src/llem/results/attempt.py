@@ -13,6 +13,7 @@ from llem.records import NodeRecord, read_node
 from llem.results.carbon import CarbonSeries
 from llem.results.claims import Claim, claim_devices
 from llem.results.clock import HostClock, translate
+from llem.results.counter import SAMPLE_COLUMNS
 from llem.results.domains import select
 from llem.results.endrecord import EndRecord, read_end
 from llem.results.ranks import RANK_FILE, SKEW_S, Ranks, read_of_run, read_ranks, skew_ns
@@ -110,7 +111,7 @@ def read_attempt(
     owner = f"{run_id}/attempt-{number}"
     # One node's samples are in memory at a time; the claims that are kept are a few numbers.
     for path in node_paths:
-        record = read_of_run(read_node, path, run_id, problems)
+        record = read_of_run(_read_node, path, run_id, problems)
         if record is None:
             continue
         nodes_seen += 1
@@ -149,7 +150,7 @@ def read_attempt(
         reasons.append("no device was measured")
     steps = sum_steps(ranks, counted, lines, end.window_ns if end is not None else None)
     # Whatever grows with a run's steps ends here.
-    counted = [replace(claim, steps_j=None, steps_c=None) for claim in counted]
+    counted = [replace(claim, steps_j=None, celsius=None) for claim in counted]
     return Attempt(
         number=number,
         folder=folder,
@@ -186,6 +187,10 @@ def _unmeasured_attempt(
         expected_devices=0,
         problems=(*problems, f"{folder}: ended before anything was measured ({end.reason})"),
     )
+
+
+def _read_node(path: Path) -> NodeRecord:
+    return read_node(path, columns=SAMPLE_COLUMNS)
 
 
 def _files(folder: Path, problems: list[str]) -> tuple[list[Path], list[Path]]:

@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llem.records import DeviceSeries, NodeRecord, RecordError, read_node
-from llem.results.counter import EnergySeries, energy_series
+from llem.records import Columns, DeviceSeries, NodeRecord, RecordError, read_node
+from llem.results.counter import SAMPLE_COLUMNS, EnergySeries, energy_series
 from llem.results.idle import idle_power
+from llem.results.timeline import PHASES, Cuts, Timeline
 from llem.results.view import HostView
 
 # Where a device says nothing about it: these count for all who run on the node.
@@ -31,15 +32,18 @@ DeviceKey = tuple[str, str]
 Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Piece:
-    """A part of a claim's window: its phase, g CO2 per kWh (NaN unknown), and joules seen."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Pieces:
+    """A claim's window cut by phase and carbon intensity: the `cuts`, which the claims of a node
+    have in common, and the joules seen in each."""
 
-    t0_ns: int
-    t1_ns: int
-    phase: str
-    carbon_g_per_kwh: float
-    energy_j: float
+    cuts: Cuts
+    energy_j: Floats
+
+    def by_phase(self) -> dict[str, float]:
+        """Joules seen in each phase."""
+        sums = np.bincount(self.cuts.phase, weights=self.energy_j, minlength=len(PHASES))
+        return {PHASES[i]: float(sums[i]) for i in np.unique(self.cuts.phase).tolist()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +56,9 @@ class Claim:
     where it is from, or why there is none.
 
     `pieces` are the window cut by phase and carbon intensity, with the energy that was seen in
-    each. `wait_j` is what it used while a rank of it waited for others, `undivided_j` the
-    energy before it was divided among those who shared the device, `steps_j` (undivided) and
-    `steps_c` the energy and temperature of each step of the host's timeline.
+    each; None where none was. `wait_j` is what it used while a rank of it waited for others,
+    `undivided_j` the energy before it was divided among those who shared the device, `steps_j`
+    (undivided) that of each step of the host's timeline, `celsius` the device's temperature.
 
     A device that is `node_wide` counts for all who run on the node; `exclusive` (yes, no, unknown)
     says whether this job held that, `held` how this is known, `cpu_share` is the job's part of the
@@ -82,11 +86,11 @@ class Claim:
     idle_w: float
     idle_source: str = ""
     reason: str = ""
-    pieces: tuple[Piece, ...] = ()
+    pieces: Pieces | None = None
     undivided_j: float = math.nan
     wait_j: float = 0.0
     steps_j: Floats | None = field(default=None, compare=False, repr=False)
-    steps_c: Floats | None = field(default=None, compare=False, repr=False)
+    celsius: Celsius | None = field(default=None, compare=False, repr=False)
     node_wide: bool = False
     exclusive: str = "yes"
     held: str = ""
@@ -117,10 +121,22 @@ def claim_devices(
 ) -> list[Claim]:
     """The claims of a node's record; without a window, each device's samples are its window."""
     view = view or HostView()
-    return [
-        _claim(record, device, energy_series(device), owner, window, view)
-        for device in record.devices
-    ]
+    found = []
+    cuts: dict[tuple[int, int], Cuts] = {}
+    for device in record.devices:
+        series = energy_series(device)
+        own = _window(device, series) if window is None else window
+        if own not in cuts:
+            cuts[own] = view.cuts(own)
+        found.append(_claim(record, device, series, owner, cuts[own], own, view))
+    return found
+
+
+def _window(device: DeviceSeries, series: EnergySeries | str) -> tuple[int, int]:
+    if isinstance(series, EnergySeries):
+        return series.start_ns, series.end_ns
+    times = device.samples["t_ns"]
+    return (int(times[0]), int(times[-1])) if len(times) else (0, 0)
 
 
 def _claim(
@@ -128,18 +144,13 @@ def _claim(
     device: DeviceSeries,
     series: EnergySeries | str,
     owner: str,
-    window: tuple[int, int] | None,
+    cuts: Cuts,
+    window: tuple[int, int],
     view: HostView,
 ) -> Claim:
     nan = math.nan
     attrs = device.attrs
-    if window is not None:
-        t0_ns, t1_ns = window
-    elif isinstance(series, EnergySeries):
-        t0_ns, t1_ns = series.start_ns, series.end_ns
-    else:
-        times = device.samples["t_ns"]
-        t0_ns, t1_ns = (int(times[0]), int(times[-1])) if len(times) else (0, 0)
+    t0_ns, t1_ns = window
     if isinstance(series, EnergySeries):
         seen_j = series.between(t0_ns, t1_ns)
         covered_s = series.covered_s(t0_ns, t1_ns)
@@ -154,19 +165,18 @@ def _claim(
             reasons.append(f"{missing_s:.2f} s at the window's edges extrapolated")
     else:
         seen_j, covered_s, energy_j, reasons = 0.0, 0.0, nan, [series]
-    pieces: tuple[Piece, ...] = ()
-    steps_j = steps_c = None
+    pieces: Pieces | None = None
+    steps_j = celsius = None
     wait_j = nan if view.waits else 0.0
     if isinstance(series, EnergySeries):
-        pieces = tuple(
-            Piece(p.t0_ns, p.t1_ns, p.phase, view.carbon_at(p), series.between(p.t0_ns, p.t1_ns))
-            for p in view.parts((t0_ns, t1_ns))
-        )
-        wait_j = _wait_j(device.uuid, series, view)
+        found = series.at(cuts.t1_ns) - series.at(cuts.t0_ns)
+        pieces = Pieces(cuts=cuts, energy_j=found)
+        looked_up = _LookedUp(series)
+        wait_j = _wait_j(device.uuid, looked_up, view)
         if view.line is not None:
-            steps_j = series.at(view.line.t1_ns) - series.at(view.line.t0_ns)
-            steps_c = _temperatures(device, view.line.t1_ns)
-        if device.uuid in view.stamps and (odd := _stamps(series, *view.stamps[device.uuid])):
+            steps_j = _steps_j(looked_up, view.line)
+            celsius = Celsius.of(device)
+        if odd := _stamps(looked_up, view.stamps.get(device.uuid, ())):
             reasons.append(odd)
     idle_w, idle_source = idle_power(record, device, before_ns=view.first_step_ns)
     share = float(attrs.get("share", 1.0))
@@ -201,7 +211,7 @@ def _claim(
         undivided_j=energy_j,
         wait_j=wait_j,
         steps_j=steps_j,
-        steps_c=steps_c,
+        celsius=celsius,
         node_wide=bool(attrs.get("node_wide", attrs.get("domain") in NODE_WIDE)),
         exclusive=str(record.meta.get("node_exclusive", "yes")),
         held=str(record.meta.get("node_exclusive_reason", "")),
@@ -217,40 +227,90 @@ def _job(meta: Mapping[str, Any]) -> str:
     return str(meta.get("job_id") or "")
 
 
-def _wait_j(uuid: str, series: EnergySeries, view: HostView) -> float:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Celsius:
+    """A device's temperature by its samples."""
+
+    at_ns: NDArray[np.int64]
+    celsius: Floats
+
+    @classmethod
+    def of(cls, device: DeviceSeries) -> Celsius | None:
+        samples = Columns.of(device.samples)
+        known = np.isfinite(samples["temperature_c"])
+        if not known.any():
+            return None
+        if known.all():
+            return cls(at_ns=samples["t_ns"], celsius=samples["temperature_c"])
+        return cls(at_ns=samples["t_ns"][known], celsius=samples["temperature_c"][known])
+
+    def at(self, t_ns: NDArray[np.int64]) -> Floats:
+        """At moments in order."""
+        if not len(t_ns):
+            return np.array([])
+        first, last = np.searchsorted(self.at_ns, [t_ns[0], t_ns[-1]])
+        around = slice(max(0, int(first) - 1), int(last) + 1)
+        at_ns = self.at_ns[around]
+        found: Floats = np.interp(
+            (t_ns - at_ns[0]) / 1e9, (at_ns - at_ns[0]) / 1e9, self.celsius[around]
+        )
+        return found
+
+
+class _LookedUp:
+    """A series at many moments; an array that was looked up before is not again."""
+
+    def __init__(self, series: EnergySeries) -> None:
+        self.series = series
+        self._found: dict[int, tuple[NDArray[np.int64], Floats]] = {}
+
+    def at(self, t_ns: NDArray[np.int64]) -> Floats:
+        known = self._found.get(id(t_ns))
+        if known is None:
+            # the array is kept as well: its id stays its own
+            known = self._found[id(t_ns)] = (t_ns, self.series.at(t_ns))
+        return known[1]
+
+
+def _steps_j(looked_up: _LookedUp, line: Timeline) -> Floats:
+    """The energy of each step of a line: most begin where the one before has ended."""
+    ends = looked_up.at(line.t1_ns)
+    begins = np.empty_like(ends)
+    begins[1:] = ends[:-1]
+    apart = np.ones(len(ends), dtype=bool)
+    apart[1:] = line.t0_ns[1:] != line.t1_ns[:-1]
+    begins[apart] = looked_up.series.at(line.t0_ns[apart])
+    return ends - begins
+
+
+def _wait_j(uuid: str, looked_up: _LookedUp, view: HostView) -> float:
     """What a device used while ranks of it had ended a step and others had not."""
     return sum(
-        wait.weight * float((series.at(wait.to_ns) - series.at(wait.from_ns)).sum())
+        wait.weight * float((looked_up.at(wait.to_ns) - looked_up.at(wait.from_ns)).sum())
         for wait in view.waits
         if wait.device in ("", uuid)
     )
 
 
-def _temperatures(device: DeviceSeries, at_ns: NDArray[np.int64]) -> Floats:
-    samples = device.samples[np.isfinite(device.samples["temperature_c"])]
-    if not len(samples) or not len(at_ns):
-        return np.full(len(at_ns), np.nan)
-    start = int(samples["t_ns"][0])
-    found: Floats = np.interp(
-        (at_ns - start) / 1e9, (samples["t_ns"] - start) / 1e9, samples["temperature_c"]
-    )
-    return found
-
-
-def _stamps(series: EnergySeries, at_ns: NDArray[np.int64], read_mj: Floats) -> str:
+def _stamps(looked_up: _LookedUp, stamps: Sequence[tuple[NDArray[np.int64], Floats]]) -> str:
     """What is wrong with a rank's stamps against the samples; '' where they agree."""
+    series = looked_up.series
     if math.isnan(series.base_j):
         return ""
-    inside = (at_ns >= series.start_ns) & (at_ns <= series.end_ns)
-    at_ns, read_mj = at_ns[inside], read_mj[inside]
-    off = np.abs(read_mj / 1e3 - series.base_j - series.at(at_ns))
-    wrong = off > series.doubt_j(at_ns)
-    if not wrong.any():
+    compared = disagree = 0
+    worst = 0.0
+    for at_ns, read_mj in stamps:
+        # NaN, where no stamp was taken, compares as false
+        off = np.abs(read_mj / 1e3 - series.base_j - looked_up.at(at_ns))
+        inside = (at_ns >= series.start_ns) & (at_ns <= series.end_ns) & np.isfinite(off)
+        compared += int(np.count_nonzero(inside))
+        doubtful = np.flatnonzero(inside & (off > series.least_doubt_j))
+        wrong = off[doubtful] > series.doubt_j(at_ns[doubtful])
+        disagree += int(np.count_nonzero(wrong))
+        worst = max(worst, float(off[inside].max(initial=0.0)))
+    if not disagree:
         return ""
-    worst = float(off.max())
-    return (
-        f"{int(wrong.sum())} of {len(off)} step stamps disagree with the samples by {worst:.0f} J"
-    )
+    return f"{disagree} of {compared} step stamps disagree with the samples by {worst:.0f} J"
 
 
 def partly(claim: Claim, part: float, why: str) -> Claim:
@@ -264,7 +324,7 @@ def partly(claim: Claim, part: float, why: str) -> Claim:
         seen_j=claim.seen_j * part,
         wait_j=claim.wait_j * part,
         attributed_s=claim.attributed_s * part,
-        pieces=tuple(replace(piece, energy_j=piece.energy_j * part) for piece in claim.pieces),
+        pieces=claim.pieces and replace(claim.pieces, energy_j=claim.pieces.energy_j * part),
         steps_j=None if claim.steps_j is None else claim.steps_j * part,
         reason="; ".join(r for r in (claim.reason, f"{claim.uuid}: {why}") if r),
     )
@@ -311,10 +371,11 @@ def _divided(
     if isinstance(series, str):
         return claim
     seen_j, attributed_s, shared_s = _own_part(series, claim, claim.t0_ns, claim.t1_ns, others)
-    pieces = tuple(
-        replace(p, energy_j=_own_part(series, claim, p.t0_ns, p.t1_ns, others)[0])
-        for p in claim.pieces
-    )
+    pieces = claim.pieces
+    if pieces is not None:
+        spans = zip(pieces.cuts.t0_ns.tolist(), pieces.cuts.t1_ns.tolist(), strict=True)
+        own = [_own_part(series, claim, t0, t1, others)[0] for t0, t1 in spans]
+        pieces = replace(pieces, energy_j=np.array(own))
     owners = len({o.owner for o in others})
     note = f"{claim.uuid}: shared with {owners} other run(s) for {shared_s:.1f} s, divided evenly"
     # keeps NaN, and in proportion what was extrapolated at the edges
@@ -352,7 +413,7 @@ def _own_part(
 def read_series(claim: Claim) -> EnergySeries | str:
     """The samples behind a claim, from its file once more; or why they cannot be had."""
     try:
-        record = read_node(claim.path)
+        record = read_node(claim.path, columns=SAMPLE_COLUMNS, only=(claim.uuid,))
     except RecordError as error:
         return error.message
     for device in record.devices:

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llem.records import DeviceSeries, SampleFlag
+from llem.records import Columns, DeviceSeries, SampleFlag
 
 # A window may reach beyond the samples by so much before its energy is unknown: three samples,
 # or this share of the window. The rest is extrapolated at the power of the second beside it.
@@ -46,6 +45,11 @@ CAUGHT_UP = 0.5
 
 # A device that draws less may keep its counter where it is.
 AWAKE_W = 1.0
+
+# What of the samples is read.
+SAMPLE_COLUMNS = (
+    "t_ns", "read_ns", "energy_mj", "power_mw", "temperature_c", "utilization", "flags",
+)  # fmt: skip
 
 Floats = NDArray[np.float64]
 
@@ -85,6 +89,11 @@ class EnergySeries:
         found: Floats = np.interp(moments, self.at_s, self.joules)
         return found
 
+    @property
+    def least_doubt_j(self) -> float:
+        """The least that `doubt_j` can be."""
+        return self.peak_w * (COUNTER_PERIOD_S + self.read_s)
+
     def doubt_j(self, t_ns: NDArray[np.int64]) -> Floats:
         """How far a direct reading of the counter may be from `at`, joules.
 
@@ -121,14 +130,14 @@ def energy_series(device: DeviceSeries) -> EnergySeries | str:
     if quality == "none":
         return str(device.attrs.get("reason") or "the meter reads no energy")
     counter = bool(device.attrs.get("counter", False))
-    samples = device.samples
+    samples = Columns.of(device.samples)
     column = "energy_mj" if counter else "power_mw"
     good = np.isfinite(samples[column])
-    kept = samples[good]
+    kept = samples if good.all() else samples.take(good)
     if len(kept) < 2:
         return f"{len(kept)} readable samples of {len(samples)}"
-    order = np.argsort(kept["t_ns"], kind="stable")
-    kept = kept[order]
+    if (np.diff(kept["t_ns"]) < 0).any():
+        kept = kept.take(np.argsort(kept["t_ns"], kind="stable"))
     start_ns = int(kept["t_ns"][0])
     at_s: Floats = (kept["t_ns"] - start_ns) / 1e9
     interval_s = float(np.median(np.diff(at_s)))
@@ -181,7 +190,7 @@ def _trapezoids(at_s: Floats, power_w: Floats) -> Floats:
 
 
 def _counter_steps(
-    samples: NDArray[Any], at_s: Floats, power_w: Floats, attrs: Any
+    samples: Columns, at_s: Floats, power_w: Floats, attrs: Any
 ) -> tuple[Floats, int]:
     """Joules between neighbouring samples; a counter's wrap is undone, a reset is bridged."""
     steps_j: Floats = np.diff(samples["energy_mj"]) / 1e3
@@ -208,10 +217,10 @@ def _still(at_s: Floats, steps_j: Floats) -> list[tuple[int, int]]:
     times = at_s[moved + 1]
     habit_s = float(np.median(np.diff(times))) if len(times) > 2 else 0.0
     least_s = max(STILL_S, STILL_MOVES * habit_s)
-    ends = np.concatenate([[-1], moved, [len(steps_j)]])
     # between two moves, samples before + 1 to after show one value
-    stretches = [(int(a) + 1, int(b)) for a, b in pairwise(ends)]
-    return [(i, j) for i, j in stretches if at_s[j] - at_s[i] >= least_s]
+    first, last = np.append(0, moved + 1), np.append(moved, len(steps_j))
+    long = at_s[last] - at_s[first] >= least_s
+    return list(zip(first[long].tolist(), last[long].tolist(), strict=True))
 
 
 def _bridge(still: list[tuple[int, int]], at_s: Floats, steps_j: Floats, power_w: Floats) -> float:

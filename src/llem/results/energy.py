@@ -175,11 +175,13 @@ def _carbon(energy_j: float, claims: Sequence[Claim], options: LateOptions) -> t
     for claim in claims:
         # what was extrapolated at a window's edges, in proportion
         scale = claim.energy_j / claim.seen_j if claim.seen_j else 1.0
-        for piece in claim.pieces:
-            if math.isnan(piece.carbon_g_per_kwh):
-                blind_j += piece.energy_j * scale
-            else:
-                total += piece.energy_j * scale * piece.carbon_g_per_kwh / JOULES_PER_KWH
+        if claim.pieces is None:
+            continue
+        known = np.isfinite(claim.pieces.cuts.carbon_g_per_kwh)
+        joules = claim.pieces.energy_j * scale
+        blind_j += float(joules[~known].sum())
+        grams = joules[known] * claim.pieces.cuts.carbon_g_per_kwh[known]
+        total += float(grams.sum()) / JOULES_PER_KWH
     if blind_j > 0 or not all(claim.pieces for claim in claims):
         share = blind_j / energy_j if energy_j > 0 else 1.0
         return NAN, f"{given.source} says nothing of the time of {share:.1%} of the energy"

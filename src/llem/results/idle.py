@@ -11,9 +11,8 @@ import math
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from llem.records import DeviceSeries, NodeRecord
+from llem.records import Columns, DeviceSeries, NodeRecord
 
 GIVEN = "given"
 # Power is a mean over the last second on many boards: so much of an idle time is left out.
@@ -37,7 +36,7 @@ def idle_power(
     told = _refused(record, device.uuid) or "no baseline"
     if before_ns is None:
         return math.nan, told
-    found, source = _before(device.samples, before_ns)
+    found, source = _before(Columns.of(device.samples), before_ns)
     if math.isfinite(found):
         return found, source
     return found, f"{told}; {source}"
@@ -59,9 +58,9 @@ def _told(row: Any) -> str:
     return f"{told}, {context}" if context else told
 
 
-def _before(samples: NDArray[Any], before_ns: int) -> tuple[float, str]:
+def _before(samples: Columns, before_ns: int) -> tuple[float, str]:
     """From the longest time before the first step in which the device did nothing."""
-    early = samples[samples["t_ns"] < before_ns]
+    early = samples.take(samples["t_ns"] < before_ns)
     idle = (early["utilization"] == 0) & np.isfinite(early["power_mw"])
     best = (0, 0)
     begin = None
@@ -71,9 +70,10 @@ def _before(samples: NDArray[Any], before_ns: int) -> tuple[float, str]:
         elif not quiet and begin is not None:
             best = max(best, (begin, i), key=lambda span: span[1] - span[0])
             begin = None
-    stretch = early[best[0] : best[1]]
+    stretch = early.take(slice(*best))
     if len(stretch):
-        stretch = stretch[stretch["t_ns"] >= stretch["t_ns"][0] + round(SETTLE_S * 1e9)]
+        settled = stretch["t_ns"] >= stretch["t_ns"][0] + round(SETTLE_S * 1e9)
+        stretch = stretch.take(settled)
     if len(stretch) < LEAST_SAMPLES or np.ptp(stretch["t_ns"]) < LEAST_S * 1e9:
         return math.nan, "not seen idle before the first step"
     power_w = stretch["power_mw"] / 1e3

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llem.records import NodeRecord, RankRecord
+from llem.records import Columns, NodeRecord, RankRecord
 from llem.results.ranks import last_of_each_step
 from llem.results.timeline import REST, stretches, timeline
 
@@ -69,7 +69,7 @@ def step_spans(record: RankRecord, window: tuple[int, int]) -> list[Span]:
     """The phases of a training by its steps, evaluations and checkpoints, over all of `window`."""
     if not len(record.steps):
         return []
-    line = timeline(last_of_each_step(record.steps), record.spans)
+    line = timeline(last_of_each_step(Columns.of(record.steps)), record.spans)
     found = [Span(part.phase, part.t0_ns, part.t1_ns) for part in stretches(line, window)]
     return _without_slivers(found)
 

@@ -68,12 +68,13 @@ def phase_energy(run_id: str, attempt: Attempt, claims: Sequence[Claim]) -> list
     stamped: dict[str, float] = defaultdict(float)
     known = bool(claims) and not attempt.energy_reasons
     for claim in claims:
-        for piece in claim.pieces:
-            joules[piece.phase] += piece.energy_j
+        seen = claim.pieces.by_phase() if claim.pieces is not None else {}
+        for phase, energy_j in seen.items():
+            joules[phase] += energy_j
             if claim.key in attempt.steps.stamped:
-                stamped[piece.phase] += piece.energy_j
+                stamped[phase] += energy_j
         # NaN where unknown; else what was extrapolated at the window's edges
-        joules[REST] += claim.energy_j - sum(piece.energy_j for piece in claim.pieces)
+        joules[REST] += claim.energy_j - sum(seen.values())
         known = known and math.isfinite(claim.energy_j)
     quality = worst_quality(c.quality for c in claims) if known else "none"
     rows = []

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from llem.records import NodeRecord, RankRecord, RecordError, read_rank
+from llem.records import Columns, NodeRecord, RankRecord, RecordError, read_rank
 from llem.results.clock import HostClock, translate
 from llem.results.timeline import Timeline, timeline
 
@@ -22,6 +22,11 @@ RANK_FILE = re.compile(r"rank-(\d+)\.h5")
 # clocks do, once these differ by more than a step's ends may.
 SKEW_S = 0.5
 SKEW_MIN_STEPS = 3
+
+# What of the steps is read.
+STEP_COLUMNS = (
+    "step", "t0_ns", "t1_ns", "tokens_rank", "tokens_unique", "e0_mj", "e1_mj", "phase",
+)  # fmt: skip
 
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -33,8 +38,9 @@ class RankTimes:
     """When one rank ended which step, on its host's monotonic clock, and what it read then.
 
     `device` is the UUID of the device that it works on and whose counter it read ("" unknown);
-    `stamps_mj` are the counter's values at `stamps_ns`; of several ranks on one device the first
-    has them, and its `stamped_j` by phase, alone.
+    `stamps` are the times of its steps' and spans' ends with the counter's values then, mJ, NaN
+    where it was not read; of several ranks on one device the first has them, and its `stamped_j`
+    by phase, alone.
     """
 
     rank: int
@@ -43,8 +49,7 @@ class RankTimes:
     steps: Integers
     t1_ns: Integers
     tokens: int
-    stamps_ns: Integers
-    stamps_mj: Floats
+    stamps: tuple[tuple[Integers, Floats], ...]
     stamped_j: dict[str, float]
 
 
@@ -89,8 +94,7 @@ def read_ranks(paths: Sequence[Path], *, run_id: str) -> Ranks:
     seen: list[int] = []
     worlds: set[int] = set()
     hosts: dict[str, None] = {}
-    tokens: dict[int, int] = {}
-    unique: dict[int, int] = {}
+    sums = _StepTokens()
     spans: list[tuple[HostClock, int, int]] = []
     clocks: dict[str, HostClock] = {}
     lines: dict[str, Timeline] = {}
@@ -102,7 +106,7 @@ def read_ranks(paths: Sequence[Path], *, run_id: str) -> Ranks:
     loss_step: int | None = None
     problems: list[str] = []
     for path in sorted(paths):
-        record = read_of_run(read_rank, path, run_id, problems)
+        record = read_of_run(_read_rank, path, run_id, problems)
         if record is None:
             continue
         rank = int(record.meta.get("rank", _number_in(path)))
@@ -114,21 +118,31 @@ def read_ranks(paths: Sequence[Path], *, run_id: str) -> Ranks:
         device_uuids.add(str(record.meta.get("device_uuid") or ""))
         if isinstance(record.meta.get("world"), int):
             worlds.add(record.meta["world"])
-        steps = last_of_each_step(record.steps)
-        for step, count, new in zip(
-            *(steps[name].tolist() for name in ("step", "tokens_rank", "tokens_unique")),
-            strict=True,
-        ):
-            tokens[step] = tokens.get(step, 0) + count
-            unique[step] = unique.get(step, 0) + new
+        steps = last_of_each_step(Columns.of(record.steps))
+        numbers = sums.add(steps)
         if len(record.clock):
             boot_id = str(record.meta.get("boot_id") or record.meta.get("host") or path.stem)
             clock = clocks.setdefault(boot_id, HostClock.of(boot_id, record.clock))
-            line = timeline(steps, record.spans)
-            lines.setdefault(boot_id, line)
             device = (boot_id, str(record.meta.get("device_uuid") or ""))
-            times.append(_times(rank, boot_id, steps, record, line, device not in devices))
+            stamps = _stamps(steps, record.spans) if device not in devices else ()
             devices.add(device)
+            stamped: dict[str, float] = {}
+            if stamps or boot_id not in lines:
+                line = timeline(steps, record.spans)
+                lines.setdefault(boot_id, line)
+                stamped = _by_phase(line) if stamps else {}
+            times.append(
+                RankTimes(
+                    rank=rank,
+                    boot_id=boot_id,
+                    device=device[1],
+                    steps=numbers,
+                    t1_ns=steps["t1_ns"],
+                    tokens=int(steps["tokens_rank"].sum()),
+                    stamps=stamps,
+                    stamped_j=stamped,
+                )
+            )
             if reference is None or rank == 0:
                 reference = clock
             if len(steps):
@@ -139,14 +153,13 @@ def read_ranks(paths: Sequence[Path], *, run_id: str) -> Ranks:
             loss_step = int(last["step"])
     if len(worlds) > 1:
         problems.append(f"{paths[0].parent}: ranks disagree on their number: {sorted(worlds)}")
-    order = sorted(tokens)
     return Ranks(
         seen=tuple(sorted(seen)),
         world=max(worlds, default=None),
         hosts=tuple(host for host in hosts if host),
-        steps=np.array(order, dtype=np.int64),
-        tokens=np.array([tokens[step] for step in order], dtype=np.int64),
-        unique=np.array([unique[step] for step in order], dtype=np.int64),
+        steps=sums.steps,
+        tokens=sums.tokens,
+        unique=sums.unique,
         span_s=_span_s(spans, reference),
         loss=loss,
         loss_se=loss_se,
@@ -162,27 +175,50 @@ def read_ranks(paths: Sequence[Path], *, run_id: str) -> Ranks:
     )
 
 
-def _times(
-    rank: int, boot_id: str, steps: NDArray[Any], record: RankRecord, line: Timeline, first: bool
-) -> RankTimes:
-    at = np.concatenate([steps["t1_ns"], record.spans["t1_ns"]])
-    read = np.concatenate([steps["e1_mj"], record.spans["e1_mj"]])
-    kept = np.isfinite(read) & first
+class _StepTokens:
+    """The tokens of each step number, summed over ranks; steps sorted."""
+
+    def __init__(self) -> None:
+        none: Integers = np.array([], dtype=np.int64)
+        self.steps = self.tokens = self.unique = none
+
+    def add(self, rank: Columns) -> Integers:
+        """Add one rank's; its step numbers, as the array that ranks alike have in common."""
+        steps: Integers = rank["step"]
+        if not len(self.steps):
+            self.steps = steps
+            self.tokens, self.unique = rank["tokens_rank"].copy(), rank["tokens_unique"].copy()
+            return steps
+        if np.array_equal(steps, self.steps):
+            self.tokens += rank["tokens_rank"]
+            self.unique += rank["tokens_unique"]
+            return self.steps
+        every = np.union1d(self.steps, steps)
+        old, new = np.searchsorted(every, self.steps), np.searchsorted(every, steps)
+        for name, column in (("tokens", "tokens_rank"), ("unique", "tokens_unique")):
+            summed = np.zeros(len(every), dtype=np.int64)
+            summed[old] = getattr(self, name)
+            summed[new] += rank[column]
+            setattr(self, name, summed)
+        self.steps = every
+        return steps
+
+
+def _read_rank(path: Path) -> RankRecord:
+    return read_rank(path, columns=STEP_COLUMNS)
+
+
+def _stamps(steps: Columns, spans: NDArray[Any]) -> tuple[tuple[Integers, Floats], ...]:
+    """The readings at the ends of steps and spans; () where there is none at all."""
+    found = ((steps["t1_ns"], steps["e1_mj"]), (spans["t1_ns"], spans["e1_mj"]))
+    return found if any(np.isfinite(read).any() for _, read in found) else ()
+
+
+def _by_phase(line: Timeline) -> dict[str, float]:
     stamped: dict[str, float] = {}
-    if kept.any():
-        for kind, joules in zip(line.kind, line.stamped_j.tolist(), strict=True):
-            stamped[kind] = stamped.get(kind, 0.0) + joules
-    return RankTimes(
-        rank=rank,
-        boot_id=boot_id,
-        device=str(record.meta.get("device_uuid") or ""),
-        steps=steps["step"].copy(),
-        t1_ns=steps["t1_ns"].copy(),
-        tokens=int(steps["tokens_rank"].sum()),
-        stamps_ns=at[kept],
-        stamps_mj=read[kept],
-        stamped_j=stamped,
-    )
+    for kind, joules in zip(line.kind, line.stamped_j.tolist(), strict=True):
+        stamped[kind] = stamped.get(kind, 0.0) + joules
+    return stamped
 
 
 def skew_ns(reference: HostClock, there: HostClock, lines: dict[str, Timeline]) -> int | None:
@@ -216,12 +252,13 @@ def read_of_run(
     return record
 
 
-def last_of_each_step(table: NDArray[Any]) -> NDArray[Any]:
-    """One row for each step number: the last that was written."""
-    reverse = table[::-1]
-    _, index = np.unique(reverse["step"], return_index=True)
-    rows: NDArray[Any] = reverse[index]
-    return rows
+def last_of_each_step(steps: Columns) -> Columns:
+    """One row for each step number, sorted: the last that was written."""
+    number = steps["step"]
+    if (np.diff(number) > 0).all():
+        return steps
+    _, index = np.unique(number[::-1], return_index=True)
+    return steps.take(len(steps) - 1 - index)
 
 
 def _span_s(spans: list[tuple[HostClock, int, int]], reference: HostClock | None) -> float:

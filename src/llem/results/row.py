@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from llem.results.attempt import Attempt
 from llem.results.claims import Claim
 from llem.results.energy import JOULES_PER_KWH, LateOptions, energy_columns, ratio_columns
@@ -31,13 +33,9 @@ class Trained:
 
 def sum_tokens(attempts: Sequence[Attempt]) -> Trained:
     """Sum tokens over ranks and step numbers; a step counts in the last attempt with it."""
-    by_step: dict[int, tuple[int, int]] = {}
     reasons = []
     for attempt in attempts:
-        # a later attempt that trains a step again takes the place of what was lost
         ranks = attempt.ranks
-        counts = zip(ranks.tokens.tolist(), ranks.unique.tolist(), strict=True)
-        by_step.update(zip(ranks.steps.tolist(), counts, strict=True))
         missing = attempt.expected_ranks - len(ranks.seen)
         if missing > 0:
             which = sorted(set(range(attempt.expected_ranks)) - set(ranks.seen))
@@ -46,10 +44,19 @@ def sum_tokens(attempts: Sequence[Attempt]) -> Trained:
                 f"attempt {attempt.number}: {missing} of {attempt.expected_ranks} rank records "
                 f"missing or unreadable (rank {names})"
             )
+    # a later attempt that trains a step again takes the place of what was lost
+    newest = [attempt.ranks for attempt in reversed(attempts)]
+    steps, tokens, unique = (
+        np.concatenate([getattr(ranks, name) for ranks in newest]) if newest else np.zeros(0, int)
+        for name in ("steps", "tokens", "unique")
+    )
+    if len(newest) > 1:
+        _, index = np.unique(steps, return_index=True)
+        steps, tokens, unique = steps[index], tokens[index], unique[index]
     return Trained(
-        tokens=sum(tokens for tokens, _ in by_step.values()),
-        unique=sum(unique for _, unique in by_step.values()),
-        steps=len(by_step),
+        tokens=int(tokens.sum()),
+        unique=int(unique.sum()),
+        steps=len(steps),
         reasons=tuple(reasons),
     )
 

@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,7 +70,6 @@ def sum_steps(
     tokens = _tokens_of(line.step, ranks)
     seconds: Floats = (line.t1_ns - line.t0_ns) / 1e9
     by_host: dict[str, Floats] = {}
-    hottest: Floats = np.full(len(line.step), np.nan)
     for claim in claims:
         on = lines.get(claim.boot_id)
         if claim.steps_j is None or on is None:
@@ -77,15 +77,13 @@ def sum_steps(
         else:
             joules = _on_steps(line.step, on.step, claim.steps_j)
         by_host[claim.boot_id] = by_host.get(claim.boot_id, 0.0) + joules
-        if claim.steps_c is not None and on is not None:
-            hottest = np.fmax(hottest, _on_steps(line.step, on.step, claim.steps_c))
     every: Floats = sum(by_host.values(), np.zeros(len(line.step)))
     if not by_host:
         every = np.full(len(line.step), np.nan)
     ends_s: Floats = (line.t1_ns - line.t1_ns[0]) / 1e9
     steady = steady_by_energy(
         step=line.step, joules=every, tokens=tokens, seconds=seconds, ends_s=ends_s,
-        temperature_c=hottest,
+        temperature_c=partial(_hottest, line, claims, lines),
     )  # fmt: skip
     after = line.step >= steady.step if steady.step is not None else np.zeros(len(every), bool)
     known = bool(after.any())
@@ -112,7 +110,24 @@ def _tokens_of(steps: Integers, ranks: Ranks) -> Floats:
     return ranks.tokens[index].astype(float)
 
 
+def _hottest(
+    line: Timeline, claims: Sequence[Claim], lines: Mapping[str, Timeline], steps: Integers
+) -> Floats:
+    """The temperature of the hottest device at the ends of these steps of `line`."""
+    hottest: Floats = np.full(len(steps), np.nan)
+    for claim in claims:
+        on = lines.get(claim.boot_id)
+        if claim.celsius is None or on is None:
+            continue
+        first, last = np.searchsorted(on.step, [steps[0], steps[-1] + 1])
+        celsius = claim.celsius.at(on.t1_ns[first:last])
+        hottest = np.fmax(hottest, _on_steps(steps, on.step[first:last], celsius))
+    return hottest
+
+
 def _on_steps(wanted: Integers, have: Integers, values: Floats) -> Floats:
+    if np.array_equal(wanted, have):
+        return values
     found = np.full(len(wanted), np.nan)
     _, left, right = np.intersect1d(wanted, have, return_indices=True)
     found[left] = values[right]
@@ -153,10 +168,12 @@ def _phases(
     steps: dict[str, int] = defaultdict(int)
     trained: dict[str, int] = defaultdict(int)
     place = np.searchsorted(line.first, line.t1_ns, side="left") - 1
-    for i in np.unique(place).tolist():
+    count = np.bincount(place, minlength=len(line.kind))
+    summed = np.bincount(place, weights=tokens, minlength=len(line.kind))
+    for i in np.flatnonzero(count).tolist():
         kind = line.kind[i]
-        steps[kind] += int((place == i).sum())
-        trained[kind] += int(tokens[place == i].sum())
+        steps[kind] += int(count[i])
+        trained[kind] += round(float(summed[i]))
     stamped: dict[str, float] = {}
     for rank in ranks.ranks:
         for kind, joules in rank.stamped_j.items():

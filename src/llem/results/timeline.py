@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llem.records import Phase
+from llem.records import Columns, Phase
 
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -44,17 +44,17 @@ class Timeline:
         return replace(self, **moved)
 
 
-def timeline(steps: NDArray[Any], spans: NDArray[Any]) -> Timeline:
+def timeline(steps: Columns, spans: NDArray[Any]) -> Timeline:
     """From a rank's `steps` (each step once) and `spans`."""
-    step_of = np.concatenate([steps["step"], spans["step"]]).astype(np.int64)
-    t0 = np.concatenate([steps["t0_ns"], spans["t0_ns"]]).astype(np.int64)
-    t1 = np.concatenate([steps["t1_ns"], spans["t1_ns"]]).astype(np.int64)
-    phase = np.concatenate([steps["phase"], spans["phase"]]).astype(np.int64)
+    names = ("step", "t0_ns", "t1_ns", "phase", "e0_mj", "e1_mj")
+    step_of, t0, t1, phase, e0, e1 = (
+        np.concatenate([steps[n], spans[n]]) if len(spans) else steps[n] for n in names
+    )
     is_step = np.arange(len(t1)) < len(steps)
-    e0, e1 = (np.concatenate([steps[n], spans[n]]) for n in ("e0_mj", "e1_mj"))
-    order = np.argsort(t1, kind="stable")
-    step_of, t0, t1, phase = (x[order] for x in (step_of, t0, t1, phase))
-    is_step, e0, e1 = is_step[order], e0[order], e1[order]
+    if (np.diff(t1) < 0).any():
+        order = np.argsort(t1, kind="stable")
+        step_of, t0, t1, phase = (x[order] for x in (step_of, t0, t1, phase))
+        is_step, e0, e1 = is_step[order], e0[order], e1[order]
     before = np.concatenate([t0[:1], t1[:-1]])
     start = np.where(is_step, before, np.maximum(t0, before))
     start = np.minimum(start, t1)
@@ -106,6 +106,17 @@ def stretches(line: Timeline | None, window: tuple[int, int]) -> list[Stretch]:
     if at < t1_ns:
         found.append(Stretch(at, t1_ns, name if found else REST))
     return found
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Cuts:
+    """A window cut by phase and carbon intensity: ends, the phase as its place in PHASES, and g
+    CO2 per kWh (NaN unknown)."""
+
+    t0_ns: Integers
+    t1_ns: Integers
+    phase: NDArray[np.uint8]
+    carbon_g_per_kwh: Floats
 
 
 def cut(parts: Sequence[Stretch], at_ns: Sequence[int]) -> list[Stretch]:

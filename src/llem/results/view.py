@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from llem.results.carbon import CarbonSeries
 from llem.results.clock import HostClock, shift_ns
 from llem.results.ranks import Ranks, RankTimes
-from llem.results.timeline import Stretch, Timeline, cut, stretches
+from llem.results.timeline import PHASES, Cuts, Stretch, Timeline, cut, stretches
 
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -45,7 +45,7 @@ class HostView:
     """One host's timeline, its ranks' stamps by device, their waits, and its wall clock."""
 
     line: Timeline | None = None
-    stamps: Mapping[str, tuple[Integers, Floats]] = field(default_factory=dict)
+    stamps: Mapping[str, Sequence[tuple[Integers, Floats]]] = field(default_factory=dict)
     waits: tuple[Wait, ...] = ()
     clock: HostClock | None = None
     carbon: CarbonSeries | None = None
@@ -61,6 +61,16 @@ class HostView:
             return found
         wall = (self.clock.wall_of(t) for t in window)
         return cut(found, [self.clock.mono_of(t) for t in self.carbon.edges_ns(*wall)])
+
+    def cuts(self, window: tuple[int, int]) -> Cuts:
+        """`parts`, as arrays."""
+        parts = self.parts(window)
+        return Cuts(
+            t0_ns=np.array([part.t0_ns for part in parts], dtype=np.int64),
+            t1_ns=np.array([part.t1_ns for part in parts], dtype=np.int64),
+            phase=np.array([PHASES.index(part.phase) for part in parts], dtype=np.uint8),
+            carbon_g_per_kwh=np.array([self.carbon_at(part) for part in parts]),
+        )
 
     def carbon_at(self, part: Stretch) -> float:
         """g CO2 per kWh in a part that `parts` gave; NaN where it is not known."""
@@ -92,7 +102,7 @@ def view_of(
     own = [r for r in ranks.ranks if r.boot_id == boot_id]
     return HostView(
         line=line,
-        stamps={r.device: (r.stamps_ns, r.stamps_mj) for r in own if len(r.stamps_ns)},
+        stamps={r.device: r.stamps for r in own if r.stamps},
         waits=_waits(own, clock, reference, skew, ends),
         clock=clock,
         carbon=carbon,
@@ -108,12 +118,12 @@ def step_ends(ranks: Ranks, skews: Mapping[str, int]) -> StepEnds:
     none: Integers = np.array([], dtype=np.int64)
     if len(stepped) < 2 or ranks.reference is None:
         return StepEnds(none, none)
-    every = np.unique(np.concatenate([rank.steps for rank in stepped]))
+    every = ranks.steps
     last: Integers = np.full(len(every), np.iinfo(np.int64).min)
     for rank in stepped:
         here = ranks.clocks[rank.boot_id]
         shift = shift_ns(int(rank.t1_ns[0]), here, ranks.reference) - skews.get(rank.boot_id, 0)
-        at = np.searchsorted(every, rank.steps)
+        at = slice(None) if rank.steps is every else np.searchsorted(every, rank.steps)
         last[at] = np.maximum(last[at], rank.t1_ns + shift)
     return StepEnds(every, last)
 
@@ -130,16 +140,24 @@ def _waits(
     known = all(rank.device for rank in own)
     on_device = Counter(rank.device for rank in own)
     found = []
+    shared: Integers | None = None
     for rank in own:
         if not len(rank.steps):
             continue
-        to = ends.t1_ns[np.searchsorted(ends.steps, rank.steps)]
-        to = to + shift_ns(int(to[0]), reference, clock) + skew
+        if rank.steps is ends.steps and shared is not None:
+            to = shared
+        else:
+            alike = rank.steps is ends.steps
+            to = ends.t1_ns if alike else ends.t1_ns[np.searchsorted(ends.steps, rank.steps)]
+            to = to + shift_ns(int(to[0]), reference, clock) + skew
+            shared = to if alike else shared
+        late = rank.t1_ns > to
         found.append(
             Wait(
                 device=rank.device if known else "",
                 from_ns=rank.t1_ns,
-                to_ns=np.maximum(to, rank.t1_ns),
+                # the same array for many ranks, whose energies are then looked up once
+                to_ns=np.maximum(to, rank.t1_ns) if late.any() else to,
                 weight=1 / (on_device[rank.device] if known else len(own)),
             )
         )

@@ -9,6 +9,7 @@ Nothing is deleted: the step is an annotation, and every joule stays in every su
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,14 +64,15 @@ def steady_by_energy(
     tokens: Floats,
     seconds: Floats,
     ends_s: Floats,
-    temperature_c: Floats,
+    temperature_c: Callable[[Integers], Floats],
 ) -> SteadyFrom:
-    """From arrays of one value per step; temperature (of the hottest device) NaN where unknown."""
+    """From arrays of one value per step. `temperature_c` gives that of the hottest device at the
+    ends of neighbouring steps; NaN where unknown."""
     good = np.isfinite(joules) & (tokens > 0)
     if not good.any():
         return SteadyFrom(reason="energy per step is not known")
     step, joules, tokens = step[good], joules[good], tokens[good]
-    seconds, ends_s, temperature_c = seconds[good], ends_s[good], temperature_c[good]
+    seconds, ends_s = seconds[good], ends_s[good]
     size = max(1, math.ceil(LEAST_UNIT_S / max(float(np.median(seconds)), 1e-9)))
     count = len(step) // size
     if count < WINDOW:
@@ -86,16 +88,22 @@ def steady_by_energy(
         return SteadyFrom(reason="energy per token does not settle")
     for k in np.flatnonzero(ok):
         begins = first[k - WINDOW + 1]
-        if not _moves(ends_s, temperature_c, begins, last[k]):
+        if not _moves(step, ends_s, temperature_c, begins, last[k]):
             return SteadyFrom(step=int(step[last[k]]), begins=int(step[begins]))
     return SteadyFrom(reason="energy per token settles, the temperature does not")
 
 
-def _moves(ends_s: Floats, temperature_c: Floats, first: int, last: int) -> bool:
+def _moves(
+    step: Integers,
+    ends_s: Floats,
+    temperature_c: Callable[[Integers], Floats],
+    first: int,
+    last: int,
+) -> bool:
     """Whether the temperature moves by more than a degree a minute up to step `last`."""
     # at least a minute, from before the window where that is shorter
     since = min(first, int(np.searchsorted(ends_s, ends_s[last] - LEAST_HEATING_S)))
-    at, c = ends_s[since : last + 1], temperature_c[since : last + 1]
+    at, c = ends_s[since : last + 1], temperature_c(step[since : last + 1])
     known = np.isfinite(c)
     if known.sum() < 3 or at[-1] - at[0] < LEAST_HEATING_S / 2:
         # a sensor that tells nothing, or too short a time for a whole degree to mean anything
