@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 
+from llem.cli._answer import Progress
 from llem.cli._command import add_folder, add_json, add_late_options, late_options, note, print_json
+from llem.errors import Fault, InputError
 
 EXAMPLE = """  llem aggregate runs/first
   llem aggregate runs/first --pue 1.2 --price-per-kwh 0.25 --json
-  llem aggregate runs/first --carbon grid-2026.csv"""
+  llem aggregate runs/first --carbon grid-2026.csv
+  llem aggregate runs/first --workers 8"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,6 +20,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--slurm-energy", action="store_true",
         help="ask sacct what SLURM measured of the jobs, and tell where it disagrees",
+    )  # fmt: skip
+    parser.add_argument(
+        "--workers", type=int, metavar="N",
+        help="processes that read records (default: by the processors and the work there are)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--no-cache", action="store_true",
+        help="read every record again, also of runs whose files have not changed",
     )  # fmt: skip
     add_json(parser)
 
@@ -29,8 +40,19 @@ def run(args: argparse.Namespace) -> int:
     from llem.pipeline import OBSERVATIONS_FILE, aggregate_campaign
     from llem.results import ratios_by_cell
 
+    late = late_options(args)
+    if args.workers is not None and args.workers < 1:
+        raise InputError("the call", [Fault("--workers", f"{args.workers} is below 1")])
     folder = CampaignFolder(args.dir)
-    aggregation = aggregate_campaign(folder, slurm_energy=args.slurm_energy, **late_options(args))
+    with Progress("reducing runs") as progress:
+        aggregation = aggregate_campaign(
+            folder,
+            slurm_energy=args.slurm_energy,
+            workers=args.workers,
+            cached=not args.no_cache,
+            progress=progress,
+            **late,
+        )
     for problem in aggregation.problems:
         note(f"problem: {problem}")
     rows = [asdict(row) for row in aggregation.observations]

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from llem.results import Aggregation
 
 OBSERVATIONS_FILE = "observations.csv"
+REDUCTIONS_FILE = "reductions.cache"
 
 
 @dataclass(frozen=True)
@@ -245,10 +246,17 @@ def aggregate_campaign(
     price_per_gpu_hour: float | None = None,
     idle_power_w: float | None = None,
     slurm_energy: bool = False,
+    workers: int | None = None,
+    cached: bool = True,
     write: bool = True,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Aggregation:
     """Raw records → observations, written to `results/observations.csv` unless `write` is False,
     with `phases.csv`, `devices.csv` and `cells.csv` beside it.
+
+    `workers` processes read records, by default as many as there are processors and work for. Runs
+    whose files have not changed since the last call are not read again, unless `cached` is False;
+    `progress` is told how many of all runs are done. The result is the same to the byte.
 
     What is left None is taken from the site (or, idle power, from the records); nothing runs again
     when it changes. `carbon` is g per kWh, or a CSV of a series in time. `slurm_energy`: SLURM is
@@ -290,6 +298,9 @@ def aggregate_campaign(
         price_per_kwh=late(price_per_kwh, prices.get("per_kwh")),
         price_per_gpu_hour=late(price_per_gpu_hour, prices.get("per_gpu_hour")),
         peak_flops_per_gpu=site["device"]["peak_flops"],
+        workers=workers,
+        cache=folder.results / REDUCTIONS_FILE if cached and write else None,
+        progress=progress,
     )
     if slurm_energy:
         from llem.pipeline.slurm_energy import check_against_slurm

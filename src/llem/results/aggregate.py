@@ -14,20 +14,25 @@ changed without running anything again.
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llem.errors import Fault, InputError
-from llem.results.attempt import Attempt, attempt_folders, read_attempt
 from llem.results.carbon import CarbonSeries
 from llem.results.claims import Claim, divide_shared, read_series
+from llem.results.encoding import decode
 from llem.results.energy import LateOptions
 from llem.results.observation import Observation
 from llem.results.phases import DeviceRow, PhaseEnergy, device_rows, phase_energy
-from llem.results.row import Trained, observe, sum_tokens
+from llem.results.reduction import Inputs, Reduction, inputs_of
+from llem.results.row import observe
+from llem.results.stored import Store
+from llem.results.workers import reduce_runs, workers_for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +56,16 @@ def aggregate(
     price_per_gpu_hour: float | None = None,
     carbon_g_per_kwh: float | CarbonSeries | None = None,
     peak_flops_per_gpu: float | None = None,
+    workers: int | None = None,
+    cache: str | Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Aggregation:
-    """Reduce a campaign folder; reads files only, one record in memory at a time.
+    """Reduce a campaign folder; reads files only, one record of a process in memory at a time.
+
+    `workers` processes reduce runs at once, by default as many as this one may use processors
+    where there is enough to do. `cache` is a file that keeps reductions: runs whose files have not
+    changed are not read again. Neither changes a byte of the result. `progress` is told how many
+    runs are done, of all.
 
     Raises InputError where `plan.json` cannot be read; nothing else in the folder is fatal.
     """
@@ -68,29 +81,22 @@ def aggregate(
     )
     problems: list[str] = []
     planned = [dict(run) for run in plan["runs"]]
-    attempts: list[list[Attempt]] = []
-    trained: list[Trained] = []
-    for run in planned:
-        read = [
-            read_attempt(number, path, run=run, carbon=options.carbon_series)
-            for number, path in attempt_folders(folder / "runs" / str(run["run_id"]))
-        ]
-        for attempt in read:
-            problems += attempt.problems
-            if not attempt.began:
-                problems.append(f"{attempt.folder}: neither records nor an end record")
-        began = [attempt for attempt in read if attempt.began]
-        trained.append(sum_tokens(began))
-        # Whatever grows with a run's steps is reduced here: many runs stay small in memory.
-        attempts.append([replace(a, ranks=a.ranks.without_steps()) for a in began])
+    reductions = _reductions(
+        folder, planned, options.carbon_series, workers=workers, cache=cache, progress=progress,
+        problems=problems,
+    )  # fmt: skip
+    for reduction in reductions:
+        problems += reduction.problems
+    attempts = [reduction.attempts for reduction in reductions]
     problems += _unplanned(folder / "runs", {str(run["run_id"]) for run in planned})
     divided = iter(_divide([a.claims for of_run in attempts for a in of_run]))
     observations = []
     phases: list[PhaseEnergy] = []
     devices: list[DeviceRow] = []
-    for run, of_run, sums in zip(planned, attempts, trained, strict=True):
+    for run, reduction in zip(planned, reductions, strict=True):
+        of_run = reduction.attempts
         claims = [next(divided) for _ in of_run]
-        observations.append(observe(run, of_run, sums, claims, options))
+        observations.append(observe(run, of_run, reduction.trained, claims, options))
         for attempt, own in zip(of_run, claims, strict=True):
             phases += phase_energy(str(run["run_id"]), attempt, own)
             devices += device_rows(str(run["run_id"]), attempt, own, options)
@@ -102,6 +108,52 @@ def aggregate(
         problems=tuple(problems),
         options=options,
     )
+
+
+def _reductions(
+    folder: Path,
+    planned: Sequence[Mapping[str, Any]],
+    carbon: CarbonSeries | None,
+    *,
+    workers: int | None,
+    cache: str | Path | None,
+    progress: Callable[[int, int], None] | None,
+    problems: list[str],
+) -> list[Reduction]:
+    """Each planned run's, in the plan's order; what was wrong with the cache is a problem."""
+    found: list[Reduction | None] = [None] * len(planned)
+    looked_ns = time.time_ns()
+    inputs = [inputs_of(folder, run, carbon=carbon) for run in planned]
+    done = 0
+    with Store(Path(cache), folder) if cache is not None else nullcontext() as store:
+        if store is not None:
+            found = [
+                store.find(str(run["run_id"]), its)
+                for run, its in zip(planned, inputs, strict=True)
+            ]
+        left = [index for index, known in enumerate(found) if known is None]
+        done = len(planned) - len(left)
+        if workers is None:
+            workers = workers_for(sum(inputs[index].bytes for index in left))
+        runs = [planned[index] for index in left]
+        for place, text in reduce_runs(folder, runs, carbon=carbon, workers=workers):
+            index = left[place]
+            run_id = str(planned[index]["run_id"])
+            found[index] = decode(text, place=folder / "runs" / run_id)
+            if store is not None and _unchanged(folder, planned[index], carbon, inputs[index]):
+                store.keep(run_id, text, inputs[index], looked_ns=looked_ns)
+            done += 1
+            if progress is not None:
+                progress(done, len(planned))
+    if store is not None:
+        problems += store.problems
+    return [reduction for reduction in found if reduction is not None]
+
+
+def _unchanged(
+    folder: Path, run: Mapping[str, Any], carbon: CarbonSeries | None, before: Inputs
+) -> bool:
+    return inputs_of(folder, run, carbon=carbon).key == before.key
 
 
 def read_plan(path: Path) -> Mapping[str, Any]:

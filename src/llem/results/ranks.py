@@ -86,7 +86,16 @@ class Ranks:
     def without_steps(self) -> Ranks:
         """Without what grows with the number of steps, for a campaign of many runs."""
         none = np.array([], dtype=np.int64)
-        return replace(self, steps=none, tokens=none, unique=none, clocks={}, lines={}, ranks=())
+        return replace(
+            self,
+            steps=none,
+            tokens=none,
+            unique=none,
+            clocks={},
+            lines={},
+            ranks=(),
+            reference=None,
+        )
 
 
 def read_ranks(paths: Sequence[Path], *, run_id: str) -> Ranks:
