@@ -43,6 +43,9 @@ STILL_S = 0.5
 STILL_MOVES = 5
 CAUGHT_UP = 0.5
 
+# Of more values than this a median is taken from a part.
+TYPICAL_OF = 4096
+
 # A device that draws less may keep its counter where it is.
 AWAKE_W = 1.0
 
@@ -140,7 +143,7 @@ def energy_series(device: DeviceSeries) -> EnergySeries | str:
         kept = kept.take(np.argsort(kept["t_ns"], kind="stable"))
     start_ns = int(kept["t_ns"][0])
     at_s: Floats = (kept["t_ns"] - start_ns) / 1e9
-    interval_s = float(np.median(np.diff(at_s)))
+    interval_s = typical(np.diff(at_s))
     power_w: Floats = kept["power_mw"] / 1e3
     notes: list[str] = []
     if quality == "integral" and device.attrs.get("reason"):
@@ -171,18 +174,25 @@ def energy_series(device: DeviceSeries) -> EnergySeries | str:
     return EnergySeries(
         start_ns, at_s, joules, interval_s, quality, tuple(notes),
         base_j=float(kept["energy_mj"][0]) / 1e3 if comparable else math.nan,
-        peak_w=_peak_w(at_s, joules, power_w),
-        read_s=float(np.median(kept["read_ns"])) / 1e9,
+        peak_w=_peak_w(at_s, joules, power_w, interval_s),
+        read_s=typical(kept["read_ns"]) / 1e9,
     )  # fmt: skip
 
 
-def _peak_w(at_s: Floats, joules: Floats, power_w: Floats) -> float:
-    """The most of the sampled power and of the counter's mean over a second."""
-    known = power_w[np.isfinite(power_w)]
-    later = np.interp(at_s + 1.0, at_s, joules) - joules
-    whole = later[at_s + 1.0 <= at_s[-1]]
+def typical(values: NDArray[Any]) -> float:
+    """The median of at most TYPICAL_OF values, which lie evenly among them."""
+    return float(np.median(values[:: max(1, len(values) // TYPICAL_OF)]))
+
+
+def _peak_w(at_s: Floats, joules: Floats, power_w: Floats, interval_s: float) -> float:
+    """The most of the sampled power and of the counter's mean over as many samples as a second
+    usually has."""
+    with np.errstate(invalid="ignore"):
+        drawn = float(np.fmax.reduce(power_w, initial=0.0))
+    apart = max(1, round(1.0 / interval_s)) if interval_s > 0 else 1
+    means = (joules[apart:] - joules[:-apart]) / (at_s[apart:] - at_s[:-apart])
     mean_w = float(joules[-1] / at_s[-1])
-    return max(mean_w, float(known.max(initial=0.0)), float(whole.max(initial=0.0)))
+    return max(mean_w, drawn, float(means.max(initial=0.0)))
 
 
 def _trapezoids(at_s: Floats, power_w: Floats) -> Floats:
@@ -214,12 +224,13 @@ def _counter_steps(
 def _still(at_s: Floats, steps_j: Floats) -> list[tuple[int, int]]:
     """Where the counter stood: from sample i to sample j."""
     moved = np.flatnonzero(steps_j != 0)
-    times = at_s[moved + 1]
-    habit_s = float(np.median(np.diff(times))) if len(times) > 2 else 0.0
-    least_s = max(STILL_S, STILL_MOVES * habit_s)
     # between two moves, samples before + 1 to after show one value
     first, last = np.append(0, moved + 1), np.append(moved, len(steps_j))
-    long = at_s[last] - at_s[first] >= least_s
+    stood_s = at_s[last] - at_s[first]
+    if not (stood_s >= STILL_S).any():
+        return []
+    habit_s = typical(np.diff(at_s[moved + 1])) if len(moved) > 2 else 0.0
+    long = stood_s >= max(STILL_S, STILL_MOVES * habit_s)
     return list(zip(first[long].tolist(), last[long].tolist(), strict=True))
 
 

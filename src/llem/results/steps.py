@@ -6,7 +6,6 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +19,8 @@ from llem.results.warmup import SteadyFrom, steady_by_energy
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
+
+BLOCK_STEPS = 4096
 
 NO_STEPS = SteadyFrom(reason="no steps were recorded")
 
@@ -83,7 +84,7 @@ def sum_steps(
     ends_s: Floats = (line.t1_ns - line.t1_ns[0]) / 1e9
     steady = steady_by_energy(
         step=line.step, joules=every, tokens=tokens, seconds=seconds, ends_s=ends_s,
-        temperature_c=partial(_hottest, line, claims, lines),
+        temperature_c=_Hottest(line, claims, lines).at,
     )  # fmt: skip
     after = line.step >= steady.step if steady.step is not None else np.zeros(len(every), bool)
     known = bool(after.any())
@@ -110,19 +111,34 @@ def _tokens_of(steps: Integers, ranks: Ranks) -> Floats:
     return ranks.tokens[index].astype(float)
 
 
-def _hottest(
-    line: Timeline, claims: Sequence[Claim], lines: Mapping[str, Timeline], steps: Integers
-) -> Floats:
-    """The temperature of the hottest device at the ends of these steps of `line`."""
-    hottest: Floats = np.full(len(steps), np.nan)
-    for claim in claims:
-        on = lines.get(claim.boot_id)
-        if claim.celsius is None or on is None:
-            continue
-        first, last = np.searchsorted(on.step, [steps[0], steps[-1] + 1])
-        celsius = claim.celsius.at(on.t1_ns[first:last])
-        hottest = np.fmax(hottest, _on_steps(steps, on.step[first:last], celsius))
-    return hottest
+class _Hottest:
+    """The temperature of the hottest device at the ends of a line's steps, NaN where unknown.
+
+    It is asked for windows that overlap, until one is steady: so it is found block by block.
+    """
+
+    def __init__(
+        self, line: Timeline, claims: Sequence[Claim], lines: Mapping[str, Timeline]
+    ) -> None:
+        self._line = line
+        self._on = [(c.celsius, lines[c.boot_id]) for c in claims
+                    if c.celsius is not None and c.boot_id in lines]  # fmt: skip
+        self._celsius: Floats = np.full(len(line.step), np.nan)
+        self._known = 0
+
+    def at(self, places: slice) -> Floats:
+        """At these places of the line."""
+        while self._known < places.stop:
+            block = slice(self._known, self._known + BLOCK_STEPS)
+            steps = self._line.step[block]
+            for celsius, on in self._on:
+                if on is self._line:
+                    found = celsius.at(on.t1_ns[block])
+                else:
+                    found = _on_steps(steps, on.step, celsius.at(on.t1_ns))
+                self._celsius[block] = np.fmax(self._celsius[block], found)
+            self._known = block.stop
+        return self._celsius[places]
 
 
 def _on_steps(wanted: Integers, have: Integers, values: Floats) -> Floats:

@@ -46,36 +46,64 @@ class Timeline:
 
 def timeline(steps: Columns, spans: NDArray[Any]) -> Timeline:
     """From a rank's `steps` (each step once) and `spans`."""
-    names = ("step", "t0_ns", "t1_ns", "phase", "e0_mj", "e1_mj")
-    step_of, t0, t1, phase, e0, e1 = (
-        np.concatenate([steps[n], spans[n]]) if len(spans) else steps[n] for n in names
-    )
-    is_step = np.arange(len(t1)) < len(steps)
-    if (np.diff(t1) < 0).any():
-        order = np.argsort(t1, kind="stable")
-        step_of, t0, t1, phase = (x[order] for x in (step_of, t0, t1, phase))
-        is_step, e0, e1 = is_step[order], e0[order], e1[order]
-    before = np.concatenate([t0[:1], t1[:-1]])
-    start = np.where(is_step, before, np.maximum(t0, before))
-    start = np.minimum(start, t1)
-    # a new stretch begins where the phase changes or time was left out
-    new = np.ones(len(t1), dtype=bool)
-    new[1:] = (phase[1:] != phase[:-1]) | (start[1:] != t1[:-1])
+    if (np.diff(steps["t1_ns"]) < 0).any():
+        steps = steps.take(np.argsort(steps["t1_ns"], kind="stable"))
+    spans = spans[np.argsort(spans["t1_ns"], kind="stable")]
+    ends, n = steps["t1_ns"], len(steps)
+    # each span comes before the step of this place
+    place = np.searchsorted(ends, spans["t1_ns"], side="right")
+    starts = _after(steps["t0_ns"][:1], ends, place, spans["t1_ns"])
+    np.minimum(starts, ends, out=starts)
+    step_j = (
+        steps["e1_mj"] - _after(steps["e0_mj"][:1], steps["e1_mj"], place, spans["e1_mj"])
+    ) / 1e3
+    # a new stretch begins where the phase changes and after a span
+    new = np.zeros(n, dtype=bool)
+    new[:1] = True
+    new[1:] = steps["phase"][1:] != steps["phase"][:-1]
+    new[place[place < n]] = True
     begins = np.flatnonzero(new)
-    ends = np.append(begins[1:], len(t1)) - 1 if len(t1) else begins
-    goes_on = np.zeros(len(t1), dtype=bool)
-    goes_on[1:] = start[1:] == t1[:-1]
-    item_j = (e1 - np.where(goes_on, np.concatenate([e0[:1], e1[:-1]]), e0)) / 1e3
-    item_j[item_j < 0] = np.nan  # the counter began anew
+    first, span_j = _spans(steps, spans, place)
+    step_j[step_j < 0] = np.nan  # the counter began anew
+    span_j[span_j < 0] = np.nan
+    phase = np.concatenate([steps["phase"][begins], spans["phase"]])
+    last = np.concatenate([ends[np.append(begins[1:], n)[: len(begins)] - 1], spans["t1_ns"]])
+    order = np.lexsort((np.arange(len(last)) >= len(begins), last))
+    stamped = np.add.reduceat(step_j, begins) if n else step_j
     return Timeline(
-        step=step_of[is_step],
-        t0_ns=start[is_step],
-        t1_ns=t1[is_step],
-        kind=tuple(_name(int(phase[i])) for i in begins),
-        first=start[begins],
-        last=t1[ends],
-        stamped_j=np.add.reduceat(item_j, begins) if len(begins) else item_j,
+        step=steps["step"],
+        t0_ns=starts,
+        t1_ns=ends,
+        kind=tuple(map(_name, phase[order].tolist())),
+        first=np.concatenate([starts[begins], first])[order],
+        last=last[order],
+        stamped_j=np.concatenate([stamped, span_j])[order],
     )
+
+
+def _after(
+    own: NDArray[Any], ends: NDArray[Any], place: NDArray[np.intp], span_ends: NDArray[Any]
+) -> NDArray[Any]:
+    """For each step the end of what came before it: a step, or a span; its `own` for the first."""
+    found = np.concatenate([own, ends[:-1]])
+    inside = place < len(found)
+    found[place[inside]] = span_ends[inside]  # of several before one step the last counts
+    return found
+
+
+def _spans(steps: Columns, spans: NDArray[Any], place: NDArray[np.intp]) -> tuple[Integers, Floats]:
+    """Where each span begins, and its stamped energy."""
+    first = np.empty(len(spans), dtype=np.int64)
+    joules = np.empty(len(spans))
+    before, read = None, np.nan
+    for k, (span, i) in enumerate(zip(spans, place.tolist(), strict=True)):
+        if i and (before is None or steps["t1_ns"][i - 1] >= before):
+            before, read = int(steps["t1_ns"][i - 1]), float(steps["e1_mj"][i - 1])
+        start = int(span["t0_ns"]) if before is None else max(int(span["t0_ns"]), before)
+        first[k] = min(start, int(span["t1_ns"]))
+        joules[k] = (span["e1_mj"] - (read if first[k] == before else span["e0_mj"])) / 1e3
+        before, read = int(span["t1_ns"]), float(span["e1_mj"])
+    return first, joules
 
 
 @dataclass(frozen=True)
@@ -129,8 +157,8 @@ def cut(parts: Sequence[Stretch], at_ns: Sequence[int]) -> list[Stretch]:
     return found
 
 
+_NAMES = {int(phase): phase.name.lower() for phase in Phase}
+
+
 def _name(phase: int) -> str:
-    try:
-        return Phase(phase).name.lower()
-    except ValueError:
-        return REST
+    return _NAMES.get(phase, REST)

@@ -64,13 +64,14 @@ def steady_by_energy(
     tokens: Floats,
     seconds: Floats,
     ends_s: Floats,
-    temperature_c: Callable[[Integers], Floats],
+    temperature_c: Callable[[slice], Floats],
 ) -> SteadyFrom:
     """From arrays of one value per step. `temperature_c` gives that of the hottest device at the
-    ends of neighbouring steps; NaN where unknown."""
+    ends of some of them; NaN where unknown."""
     good = np.isfinite(joules) & (tokens > 0)
     if not good.any():
         return SteadyFrom(reason="energy per step is not known")
+    place = np.flatnonzero(good)
     step, joules, tokens = step[good], joules[good], tokens[good]
     seconds, ends_s = seconds[good], ends_s[good]
     size = max(1, math.ceil(LEAST_UNIT_S / max(float(np.median(seconds)), 1e-9)))
@@ -88,22 +89,23 @@ def steady_by_energy(
         return SteadyFrom(reason="energy per token does not settle")
     for k in np.flatnonzero(ok):
         begins = first[k - WINDOW + 1]
-        if not _moves(step, ends_s, temperature_c, begins, last[k]):
+        if not _moves(place, ends_s, temperature_c, begins, last[k]):
             return SteadyFrom(step=int(step[last[k]]), begins=int(step[begins]))
     return SteadyFrom(reason="energy per token settles, the temperature does not")
 
 
 def _moves(
-    step: Integers,
+    place: Integers,
     ends_s: Floats,
-    temperature_c: Callable[[Integers], Floats],
+    temperature_c: Callable[[slice], Floats],
     first: int,
     last: int,
 ) -> bool:
     """Whether the temperature moves by more than a degree a minute up to step `last`."""
     # at least a minute, from before the window where that is shorter
     since = min(first, int(np.searchsorted(ends_s, ends_s[last] - LEAST_HEATING_S)))
-    at, c = ends_s[since : last + 1], temperature_c(step[since : last + 1])
+    at, among = ends_s[since : last + 1], place[since : last + 1]
+    c = temperature_c(slice(int(among[0]), int(among[-1]) + 1))[among - among[0]]
     known = np.isfinite(c)
     if known.sum() < 3 or at[-1] - at[0] < LEAST_HEATING_S / 2:
         # a sensor that tells nothing, or too short a time for a whole degree to mean anything

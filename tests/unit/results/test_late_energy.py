@@ -300,7 +300,7 @@ def heated(n, *, step_s=3.0, drop=None, temperature=lambda s: 60.0):
     ends = (k + 1) * step_s
     return {"step": k + 1, "joules": joules, "tokens": np.full(n, 1000.0),
             "seconds": np.full(n, step_s), "ends_s": ends,
-            "temperature_c": lambda steps: np.array([temperature(s) for s in ends[steps - 1]])}  # fmt: skip
+            "temperature_c": lambda of: np.array([temperature(s) for s in ends[of]])}  # fmt: skip
 
 
 def test_the_warm_up_ends_where_energy_per_token_converges():
