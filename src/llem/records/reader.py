@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llem.errors import LlemError
-from llem.records.columns import Columns, read_columns
+from llem.records.columns import Columns, read_columns, read_table
 from llem.records.salvage import READ_ERRORS, salvage, without_holes
 from llem.records.schema import BASELINE, CLOCK, EVALS, EVENTS, SAMPLES, SCHEMA, SPANS, STEPS
 from llem.records.unclosed import Unclosed, is_cut, is_unclosed
@@ -194,7 +194,7 @@ class _Opened:
         except READ_ERRORS as error:
             raise RecordError(f"{self.path}: not readable as HDF5: {_first_line(error)}") from None
         try:
-            self.meta = {key: plain(value) for key, value in self.file["meta"].attrs.items()}
+            self.meta = _attributes(self.file["meta"])
         except READ_ERRORS:
             self.file.close()
             raise RecordError(f"{self.path}: an HDF5 file, but no record of llem") from None
@@ -213,7 +213,7 @@ class _Opened:
 
     def attrs(self, name: str) -> dict[str, Any]:
         try:
-            return {key: plain(value) for key, value in self.file[name].attrs.items()}
+            return _attributes(self.file[name])
         except READ_ERRORS as error:
             self._problem(name, f"attributes not readable: {_first_line(error)}")
             return {}
@@ -233,7 +233,7 @@ class _Opened:
             return self.table(name, dtype)
         if self._bytes is None:
             try:
-                found = read_columns(self.file[name], dtype, columns)
+                found = read_columns(self.file, name, dtype, columns)
             except (*READ_ERRORS, EOFError):
                 found = None  # slower, and in the words of what is lost
             if found is not None:
@@ -242,6 +242,13 @@ class _Opened:
 
     def table(self, name: str, dtype: np.dtype[Any]) -> Table:
         """A table, or what can be read of it; what cannot is a problem."""
+        if self._bytes is None:
+            try:
+                whole = read_table(self.file, name, dtype)
+            except READ_ERRORS:
+                whole = None  # slower, and in the words of what is lost
+            if whole is not None:
+                return whole
         try:
             found = self.file[name]
             total = len(found)
@@ -276,6 +283,25 @@ class _Opened:
         for column in dtype.names or ():
             whole[column] = found[column] if column in (found.dtype.names or ()) else -1
         return whole
+
+
+def _attributes(holder: Any) -> dict[str, Any]:
+    """All attributes of a group; scalars by HDF5's own calls, since h5py's take twice as long."""
+    from h5py import h5a, h5t
+
+    found: dict[str, Any] = {}
+    for index in range(h5a.get_num_attrs(holder.id)):
+        attribute = h5a.open(holder.id, index=index)
+        name = attribute.name.decode("utf-8", "surrogateescape")
+        kind = attribute.get_type()
+        text = kind.get_class() == h5t.STRING
+        if attribute.shape != () or (text and kind.is_variable_str()):
+            found[name] = plain(holder.attrs[name])
+            continue
+        value = np.empty((), attribute.dtype)
+        attribute.read(value)
+        found[name] = plain(value[()])
+    return found
 
 
 def plain(value: Any) -> Any:

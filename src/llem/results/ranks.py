@@ -220,7 +220,8 @@ def _read_rank(path: Path) -> RankRecord:
 def _stamps(steps: Columns, spans: NDArray[Any]) -> tuple[tuple[Integers, Floats], ...]:
     """The readings at the ends of steps and spans; () where there is none at all."""
     found = ((steps["t1_ns"], steps["e1_mj"]), (spans["t1_ns"], spans["e1_mj"]))
-    return found if any(np.isfinite(read).any() for _, read in found) else ()
+    known = (len(read) and (np.isfinite(read[-1]) or np.isfinite(read).any()) for _, read in found)
+    return found if any(known) else ()
 
 
 def _by_phase(line: Timeline) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -95,14 +96,20 @@ def _spans(steps: Columns, spans: NDArray[Any], place: NDArray[np.intp]) -> tupl
     """Where each span begins, and its stamped energy."""
     first = np.empty(len(spans), dtype=np.int64)
     joules = np.empty(len(spans))
-    before, read = None, np.nan
-    for k, (span, i) in enumerate(zip(spans, place.tolist(), strict=True)):
-        if i and (before is None or steps["t1_ns"][i - 1] >= before):
-            before, read = int(steps["t1_ns"][i - 1]), float(steps["e1_mj"][i - 1])
-        start = int(span["t0_ns"]) if before is None else max(int(span["t0_ns"]), before)
-        first[k] = min(start, int(span["t1_ns"]))
-        joules[k] = (span["e1_mj"] - (read if first[k] == before else span["e0_mj"])) / 1e3
-        before, read = int(span["t1_ns"]), float(span["e1_mj"])
+    own = (spans[name].tolist() for name in ("t0_ns", "t1_ns", "e0_mj", "e1_mj"))
+    ended: list[int] = []
+    read_then: list[float] = []
+    if len(steps):
+        ended, read_then = (steps[name][place - 1].tolist() for name in ("t1_ns", "e1_mj"))
+    before: int | None = None
+    read = math.nan
+    for k, (t0, t1, e0, e1) in enumerate(zip(*own, strict=True)):
+        if place[k] and (before is None or ended[k] >= before):
+            before, read = ended[k], read_then[k]
+        start = t0 if before is None else max(t0, before)
+        first[k] = min(start, t1)
+        joules[k] = (e1 - (read if first[k] == before else e0)) / 1e3
+        before, read = t1, e1
     return first, joules
 
 
