@@ -186,7 +186,11 @@ class _Opened:
         import h5py
 
         try:
-            if is_unclosed(self.path) or is_cut(self.path):
+            unclosed = is_unclosed(self.path)
+            if unclosed or is_cut(self.path):
+                if not unclosed:
+                    size = self.path.stat().st_size
+                    self.problems.append(f"{self.path}: cut off after {size} bytes")
                 self._bytes = Unclosed(self.path)
                 self.file = h5py.File(self._bytes, "r")
             else:
