@@ -43,6 +43,7 @@ CLASSES: Mapping[str, type[Any]] = {
 _FIELDS = {name: tuple(f.name for f in fields(kind)) for name, kind in CLASSES.items()}
 # No text of a record or of a path holds it: one line of text each, and paths have no NUL.
 MARK = "\0"
+NESTED = frozenset({str, list, dict})
 
 
 class Unreadable(ValueError):
@@ -91,11 +92,12 @@ def decode(text: str | bytes, *, place: Path) -> Any:
     shared: list[Any] = []
 
     def plain(value: Any) -> Any:
-        if isinstance(value, str):
+        of = type(value)
+        if of is str:
             return value.replace(MARK, prefix) if MARK in value else value
-        if isinstance(value, list):
-            return tuple([plain(item) for item in value])
-        if isinstance(value, dict):
+        if of is list:
+            return tuple([plain(item) if type(item) in NESTED else item for item in value])
+        if of is dict:
             [(kind, content)] = value.items()
             return kinds[kind](content)
         return value
@@ -103,7 +105,9 @@ def decode(text: str | bytes, *, place: Path) -> Any:
     def made(content: Any) -> Any:
         name, values = content
         kind = CLASSES[name]
-        found = kind(**dict(zip(_FIELDS[name], map(plain, values), strict=True)))
+        # most values are numbers, which are what they are
+        read = [plain(item) if type(item) in NESTED else item for item in values]
+        found = kind(**dict(zip(_FIELDS[name], read, strict=True)))
         if kind is Cuts:
             shared.append(found)
         return found
