@@ -24,6 +24,7 @@ COMMANDS = {
     "logs": "show the log of a run",
     "run": "plan, run, aggregate, fit and report in one call",
     "aggregate": "raw records -> observations.csv",
+    "results": "what came out: list, show, compare and export runs",
     "fit": "observations -> the law, its intervals and the optimum",
     "report": "one page with the answer and its plots",
     "finish": "aggregate, fit and report in one call",

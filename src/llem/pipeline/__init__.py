@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from llem.pipeline.sealing import SealedFile, check_records, seal_campaign, seal_records
     from llem.pipeline.slices import EdgeMinimaError
     from llem.pipeline.table import Table, TableError, read_table
+    from llem.pipeline.viewing import Rows, compare_runs, load_rows, show_run
 
 _HOME = {
     "Answer": "result",
@@ -55,6 +56,7 @@ _HOME = {
     "Planned": "campaigns",
     "Preview": "result",
     "Result": "result",
+    "Rows": "viewing",
     "SealedFile": "sealing",
     "Table": "table",
     "TableError": "table",
@@ -62,11 +64,13 @@ _HOME = {
     "calibrate": "calibration",
     "check_records": "sealing",
     "compare_observations": "fitting",
+    "compare_runs": "viewing",
     "draw_energy": "power",
     "find_optimal": "optimal",
     "finish": "finishing",
     "fit_campaign": "fitting",
     "fit_observations": "fitting",
+    "load_rows": "viewing",
     "measure": "measuring",
     "plan_calibration": "calibration",
     "plan_campaign": "campaigns",
@@ -79,6 +83,7 @@ _HOME = {
     "run_campaign": "campaigns",
     "seal_campaign": "sealing",
     "seal_records": "sealing",
+    "show_run": "viewing",
     "wave_is_due": "refining",
 }
 
@@ -93,6 +98,7 @@ __all__ = [
     "Planned",
     "Preview",
     "Result",
+    "Rows",
     "SealedFile",
     "Table",
     "TableError",
@@ -100,11 +106,13 @@ __all__ = [
     "calibrate",
     "check_records",
     "compare_observations",
+    "compare_runs",
     "draw_energy",
     "find_optimal",
     "finish",
     "fit_campaign",
     "fit_observations",
+    "load_rows",
     "measure",
     "plan_calibration",
     "plan_campaign",
@@ -117,6 +125,7 @@ __all__ = [
     "run_campaign",
     "seal_campaign",
     "seal_records",
+    "show_run",
     "wave_is_due",
 ]
 

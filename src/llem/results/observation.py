@@ -9,11 +9,13 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from llem.errors import Fault, InputError
 
 NAN = math.nan
+
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,14 +155,20 @@ def read_observations(path: str | Path) -> tuple[Observation, ...]:
 
     Raises InputError naming every line and column that cannot be read.
     """
-    readers = {f.name: _READERS[str(f.type)] for f in fields(Observation)}
+    return tuple(read_rows(Observation, path))
+
+
+def read_rows(kind: type[Row], path: str | Path) -> list[Row]:
+    """Inverse of `write_rows`. Raises InputError as `read_observations` does."""
+    readers = {f.name: _READERS[str(f.type)] for f in fields(kind)}  # type: ignore[arg-type]
+    first = next(iter(readers))
     faults: list[Fault] = []
-    rows: list[Observation] = []
+    rows: list[Row] = []
     try:
         with Path(path).open(encoding="utf-8", newline="") as file:
             table = csv.DictReader(file)
-            if "run_id" not in (table.fieldnames or ()):
-                raise InputError(str(path), [Fault("", "no column run_id")])
+            if first not in (table.fieldnames or ()):
+                raise InputError(str(path), [Fault("", f"no column {first}")])
             for line in table:
                 values: dict[str, Any] = {}
                 for name, read in readers.items():
@@ -171,12 +179,19 @@ def read_observations(path: str | Path) -> tuple[Observation, ...]:
                     except ValueError:
                         where = f"line {table.line_num}, {name}"
                         faults.append(Fault(where, f"{line[name]!r} is no number"))
-                rows.append(Observation(**values))
+                rows.append(kind(**values))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(str(path), [str(error)]) from None
+    except TypeError:
+        raise InputError(str(path), ["columns are missing: aggregate again"]) from None
     if faults:
         raise InputError(str(path), faults)
-    return tuple(rows)
+    return rows
+
+
+def kinds_of(kind: type[Any]) -> dict[str, str]:
+    """The columns of a table as int, float or str, in their order."""
+    return {f.name: str(f.type).removesuffix(" | None") for f in fields(kind)}
 
 
 def _text(value: Any) -> str:

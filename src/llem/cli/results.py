@@ -1,0 +1,247 @@
+"""`llem results`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llem.cli._command import add_folder, add_json, note, print_json
+
+if TYPE_CHECKING:
+    from llem.pipeline.viewing import Rows
+
+EXAMPLE = """  llem results list runs/first
+  llem results list runs/first --where "params>1e6 and status=completed" --sort loss
+  llem results list runs/first --sort energy_j:desc
+  llem results list runs/first --group-by params --json
+  llem results list runs/first --columns run_id,loss,energy_j,energy_reason
+  llem results show runs/first 3f2a                       # a run by the start of its id
+  llem results compare runs/first 3f2a 9bc0
+  llem results export runs/first --format parquet --out first.parquet
+  llem results export runs/first --table phases --where "phase=train" --out -"""
+
+WHERE = """what --where understands:
+  a field, one of = != < <= > >= ~ (holds the text), and a value: 1e6, 10M, completed,
+  "some text" or unknown; joined by and, or, not and brackets. What is not known fulfils
+  nothing but `= unknown`."""
+
+# What a list shows unless columns are chosen; the second word heads it.
+SHOWN = (
+    ("run_id", "run"), ("status", "status"), ("params", "params"), ("tokens", "tokens"),
+    ("seed", "seed"), ("loss", "loss"), ("energy_j", "energy"), ("joules_per_token", "J/token"),
+    ("duration_s", "time"), ("mfu", "MFU"), ("coverage", "complete"),
+)  # fmt: skip
+FORMATS = ("csv", "parquet", "hdf5", "json")
+SUFFIXES = {"csv": "csv", "parquet": "parquet", "hdf5": "h5", "json": "json"}
+LONGEST = 60
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(
+        dest="action", required=True, metavar="list|show|compare|export"
+    )
+
+    def action(name: str, words: str) -> argparse.ArgumentParser:
+        made = actions.add_parser(
+            name, help=words, description=words[0].upper() + words[1:] + ".",
+            epilog=f"example:\n{EXAMPLE}\n\n{WHERE}",
+            formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+        )  # fmt: skip
+        add_folder(made)
+        return made
+
+    lists = action("list", "one line for each run, or for each group of them")
+    show = action("show", "all that is known of one run")
+    compare = action("compare", "the fields in which runs differ")
+    export = action("export", "a table for other programs")
+    for made in (lists, export):
+        made.add_argument("--where", metavar="EXPRESSION", help="the rows that this is true of")
+        made.add_argument("--columns", type=_names, metavar="A,B", help="these fields alone")
+        made.add_argument(
+            "--sort", type=_names, default=[], metavar="A,B:desc", help="B from the largest on"
+        )
+        made.add_argument(
+            "--group-by", type=_names, metavar="A,B", help="runs with the same A and B together"
+        )
+    for made, many in ((show, None), (compare, "+")):
+        made.add_argument(
+            "run", metavar="RUN", nargs=many, help="a run id of `llem results list`, or its start"
+        )
+    export.add_argument("--format", choices=FORMATS, help="default: by the name of --out, else csv")
+    export.add_argument(
+        "--table", default="observations", metavar="NAME",
+        help="observations (default), phases, devices or cells",
+    )  # fmt: skip
+    export.add_argument(
+        "--out", metavar="FILE", help="default: DIR/results/export/<table>; - is standard output"
+    )
+    for made in (lists, show, compare):
+        add_json(made)
+
+
+def run(args: argparse.Namespace) -> int:
+    return {"list": _list, "show": _show, "compare": _compare, "export": _export}[args.action](args)
+
+
+def _names(text: str) -> list[str]:
+    return [word for word in (part.strip() for part in text.split(",")) if word]
+
+
+def _chosen(args: argparse.Namespace, table: str = "observations") -> Rows:
+    from llem.cluster import CampaignFolder
+    from llem.errors import Fault, InputError
+    from llem.pipeline.viewing import load_rows, newer_records
+
+    folder = CampaignFolder(args.dir)
+    if args.group_by and table != "observations":
+        raise InputError("the call", [Fault("--group-by", "is for the observations")])
+    found = load_rows(folder, table).where(args.where)
+    if newer := newer_records(folder):
+        note(f"{newer} run(s) have newer records: `llem aggregate {args.dir}` takes them in")
+    if args.group_by:
+        found = found.grouped(args.group_by)
+    return found.sorted(args.sort).columns(args.columns)
+
+
+def _list(args: argparse.Namespace) -> int:
+    found = _chosen(args)
+    if args.json:
+        print_json([dict(row) for row in found.rows])
+        return 0
+    from llem.cli._show import table
+
+    heads = {name: name for name in found.kinds}
+    if not args.columns and not args.group_by:
+        heads = dict(SHOWN)
+    if not found.rows:
+        note("no run")
+        return 0
+    table([*heads.values()], [[_cell(name, row[name]) for name in heads] for row in found.rows])
+    return 0
+
+
+def _show(args: argparse.Namespace) -> int:
+    from llem.cli._show import table
+    from llem.cluster import CampaignFolder
+    from llem.pipeline.viewing import show_run
+
+    found = show_run(CampaignFolder(args.dir), args.run)
+    if args.json:
+        print_json(found)
+        return 0
+    width = max(map(len, found["run"]))
+    for name, value in found["run"].items():
+        told = _cell(name, value, whole=True)
+        print(f"{name.ljust(width)}  {told}")
+    for attempt in found["attempts"]:
+        files = ", ".join(f"{f['name']} ({_bytes(f['bytes'])})" for f in attempt["files"])
+        print(f"\n{attempt['folder']}: {attempt['status']}")
+        for line in (attempt["reason"], files or "no record"):
+            if line:
+                print(f"  {line}")
+    for name, title, fields in (
+        ("phases", "phases", ("attempt", "phase", "duration_s", "steps", "tokens", "energy_j")),
+        ("devices", "devices", ("attempt", "host", "uuid", "domain", "quality", "energy_j",
+                                "coverage", "reason")),
+    ):  # fmt: skip
+        if rows := found[name]:
+            print()
+            cells = [[_cell(field, row[field]) for field in fields] for row in rows]
+            table([*fields], cells, title=title)
+    return 0
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from llem.cluster import CampaignFolder
+    from llem.errors import Fault, InputError
+    from llem.pipeline.viewing import compare_runs, load_rows
+
+    if len(args.run) < 2:
+        raise InputError("the call", [Fault("RUN", "two runs or more are compared")])
+    found = compare_runs(load_rows(CampaignFolder(args.dir)), args.run)
+    if args.json:
+        print_json(found)
+        return 0
+    from llem.cli._show import table
+
+    names = next(f["values"] for f in found if f["field"] == "run_id") if found else args.run
+    rows = [
+        [line["field"], *(_cell(line["field"], value) for value in line["values"]),
+         *(_ratio(r) for r in line["ratios"] or [None] * (len(names) - 1))]
+        for line in found if line["field"] != "run_id"
+    ]  # fmt: skip
+    heads = ["", *names, *(["ratio"] * (len(names) - 1))]
+    table(heads, rows)
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    from llem.errors import Fault, InputError
+    from llem.results.export import csv_text, export_rows, json_text
+
+    known = {f".{suffix}": name for name, suffix in SUFFIXES.items()} | {".hdf5": "hdf5"}
+    format = args.format or known.get(Path(args.out or "").suffix, "csv")
+    found = _chosen(args, args.table)
+    if args.out == "-":
+        if format not in ("csv", "json"):
+            raise InputError("the call", [Fault("--out", f"{format} is no text: name a file")])
+        text = (csv_text if format == "csv" else json_text)(found.rows, found.kinds)
+        sys.stdout.write(text)
+        return 0
+    results = args.dir / "results"
+    out = Path(args.out or results / "export" / f"{args.table}.{SUFFIXES[format]}")
+    own = ("observations.csv", "phases.csv", "devices.csv", "cells.csv")
+    if out.parent.resolve() == results.resolve() and out.name in own:
+        hint = "another name, or leave --out away"
+        raise InputError("the call", [Fault("--out", f"{out} is llem's own table", hint)])
+    export_rows(found.rows, found.kinds, out, format=format)
+    print(f"{len(found.rows)} rows: {out}")
+    return 0
+
+
+def _cell(name: str, value: Any, *, whole: bool = False) -> str:
+    """A value as a person reads it, by what the field's name ends in."""
+    from llem.report.tables import (
+        UNKNOWN,
+        format_count,
+        format_duration,
+        format_energy,
+        format_flops,
+        percent,
+        significant,
+    )
+    from llem.results.where import is_known
+
+    if not is_known(value):
+        return UNKNOWN
+    if isinstance(value, str):
+        return value if whole or len(value) <= LONGEST else value[: LONGEST - 1] + "…"
+    if name.startswith(("params", "tokens", "unique_tokens")) and not name.endswith("_per_s"):
+        told = format_count(value)
+    elif name.startswith("flops"):
+        told = format_flops(value)
+    elif name.endswith("_j"):
+        told = format_energy(value)
+    elif name in ("duration_s", "gpu_seconds"):
+        told = format_duration(value)
+    elif name in ("mfu", "coverage", "device_coverage"):
+        told = percent(value)
+    elif name == "peak_memory_bytes":
+        told = _bytes(value)
+    else:
+        return str(value) if isinstance(value, int) else significant(value, 4)
+    return f"{told}  ({value!r})" if whole else told
+
+
+def _ratio(value: float | None) -> str:
+    from llem.report.tables import UNKNOWN, significant
+
+    return "" if value is None else UNKNOWN if value != value else f"{significant(value)}x"
+
+
+def _bytes(value: float) -> str:
+    from llem.report.tables import format_si
+
+    return format_si(value, "B")

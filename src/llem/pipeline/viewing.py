@@ -1,0 +1,196 @@
+"""What a campaign has given, looked at: rows chosen, grouped, compared, and one run whole."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llem.errors import Fault, InputError, did_you_mean
+from llem.pipeline.campaigns import OBSERVATIONS_FILE, aggregate_campaign
+
+if TYPE_CHECKING:
+    from llem.cluster import CampaignFolder
+
+TABLES = ("observations", "phases", "devices", "cells")
+CANDIDATES = 8
+DESCENDING = ":desc"
+STATUSES = ("completed", "diverged", "interrupted", "failed", "unfinished", "missing")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Rows of a table; `kinds` are its columns: int, float or str."""
+
+    kinds: Mapping[str, str]
+    rows: tuple[Mapping[str, Any], ...]
+
+    def where(self, text: str | None) -> Rows:
+        """Those that an expression such as `params>1e6 and status=completed` is true of."""
+        if text is None:
+            return self
+        from llem.records import QUALITIES
+        from llem.results.where import parse_where
+
+        words = {"status": STATUSES, "energy_quality": QUALITIES}
+        test = parse_where(text, self.kinds, words=words)
+        return Rows(kinds=self.kinds, rows=tuple(row for row in self.rows if test(row)))
+
+    def columns(self, names: Sequence[str] | None) -> Rows:
+        """With these columns alone, in this order. Raises InputError naming unknown ones."""
+        if names is None:
+            return self
+        _check(names, self.kinds, "--columns")
+        kinds = {name: self.kinds[name] for name in names}
+        return Rows(kinds=kinds, rows=tuple({n: row[n] for n in names} for row in self.rows))
+
+    def sorted(self, by: Sequence[str]) -> Rows:
+        """By these columns, `loss:desc` from the largest on; what is not known comes last."""
+        from llem.results.where import is_known
+
+        _check([name.removesuffix(DESCENDING) for name in by], self.kinds, "--sort")
+        rows = list(self.rows)
+        for name in reversed(by):
+            field = name.removesuffix(DESCENDING)
+            known = [row for row in rows if is_known(row[field])]
+            known.sort(key=lambda row: row[field], reverse=name.endswith(DESCENDING))
+            rows = known + [row for row in rows if not is_known(row[field])]
+        return Rows(kinds=self.kinds, rows=tuple(rows))
+
+    def grouped(self, by: Sequence[str]) -> Rows:
+        """One row for each set of values of these fields; see `llem.results.grouping`."""
+        from llem.results.grouping import group_rows
+
+        _check(by, self.kinds, "--group-by")
+        rows = tuple(group_rows(self.rows, by))
+        whole = {"runs": "int", "completed": "int", "without_loss": "int", "without_energy": "int"}
+        names = rows[0] if rows else [*by]
+        kinds = {name: whole.get(name) or self.kinds.get(name, "float") for name in names}
+        return Rows(kinds=kinds, rows=rows)
+
+    def find(self, word: str) -> Mapping[str, Any]:
+        """The row of the run that `word` names, whole or by how its id begins.
+
+        Raises InputError where there is none, or more than one: then with the candidates.
+        """
+        by_id = {str(row["run_id"]): row for row in self.rows}
+        if word in by_id:
+            return by_id[word]
+        found = [name for name in by_id if word and name.startswith(word)]
+        if len(found) == 1:
+            return by_id[found[0]]
+        if not found:
+            hint = did_you_mean(word, list(by_id)) or "see `llem results list`"
+            raise InputError("the call", [Fault("RUN", f"no run {word!r} in this campaign", hint)])
+        shown = ", ".join(sorted(found)[:CANDIDATES])
+        more = f" and {len(found) - CANDIDATES} more" if len(found) > CANDIDATES else ""
+        text = f"{word!r} begins the names of {len(found)} runs"
+        raise InputError("the call", [Fault("RUN", text, f"{shown}{more}")])
+
+
+def load_rows(folder: CampaignFolder, table: str = "observations") -> Rows:
+    """A table of the last aggregation; where there is none yet, it is made first.
+
+    Raises InputError for a folder that is no campaign, another table, or one that is damaged.
+    """
+    from llem.results import CellRatio, DeviceRow, Observation, PhaseEnergy
+    from llem.results.observation import kinds_of, read_rows
+
+    of = {"observations": Observation, "phases": PhaseEnergy, "devices": DeviceRow,
+          "cells": CellRatio}  # fmt: skip
+    if table not in of:
+        hint = did_you_mean(table, TABLES)
+        raise InputError("the call", [Fault("table", f"there is no {table!r}", hint)])
+    folder.plan_values()  # refuses what is no campaign
+    path = folder.results / f"{table}.csv"
+    if not path.is_file():
+        aggregate_campaign(folder)
+    kind: type[Any] = of[table]
+    rows = tuple(asdict(row) for row in read_rows(kind, path))
+    return Rows(kinds=kinds_of(kind), rows=rows)
+
+
+def newer_records(folder: CampaignFolder) -> int:
+    """How many runs have records or end records newer than the last aggregation."""
+    try:
+        made_ns = (folder.results / OBSERVATIONS_FILE).stat().st_mtime_ns
+    except OSError:
+        return 0
+    return sum(
+        any(_written_ns(path) > made_ns for attempt in folder.attempts(run.name)
+            for path in (*attempt.glob("*.h5"), attempt / "end.json"))
+        for run in (folder.runs.iterdir() if folder.runs.is_dir() else ())
+    )  # fmt: skip
+
+
+def show_run(folder: CampaignFolder, word: str) -> dict[str, Any]:
+    """All that is known of one run: its row, how each attempt ended, its phases, devices, files."""
+    row = load_rows(folder).find(word)
+    run_id = str(row["run_id"])
+    attempts = []
+    for path in folder.attempts(run_id):
+        files = [{"name": f.name, "bytes": f.stat().st_size} for f in sorted(path.glob("*.h5"))]
+        attempts.append({"folder": str(path), **_end(path, run_id), "files": files})
+    parts = {
+        table: [r for r in load_rows(folder, table).rows if r["run_id"] == run_id]
+        for table in ("phases", "devices")
+    }
+    return {"run": dict(row), "attempts": attempts, **parts}
+
+
+def compare_runs(rows: Rows, words: Sequence[str]) -> list[dict[str, Any]]:
+    """The fields in which runs differ: `field`, the `values` in the order of `words`, and for
+    numbers the `ratios` to the first."""
+    runs = [rows.find(word) for word in words]
+    found = []
+    for field, kind in rows.kinds.items():
+        values = [run[field] for run in runs]
+        if all(_alike(value, values[0]) for value in values):
+            continue
+        numbers = kind in ("int", "float")
+        found.append(
+            {"field": field, "values": values, "ratios": _ratios(values) if numbers else None}
+        )
+    return found
+
+
+def _ratios(values: Sequence[Any]) -> list[float]:
+    first = values[0]
+    return [
+        value / first if first and value is not None and math.isfinite(first) else math.nan
+        for value in values[1:]
+    ]
+
+
+def _alike(a: Any, b: Any) -> bool:
+    return bool(a == b or (a != a and b != b))
+
+
+def _end(attempt: Path, run_id: str) -> dict[str, Any]:
+    from llem.results.endrecord import read_end
+
+    end = read_end(attempt / "end.json", run_id=run_id)
+    if end is None:
+        return {"status": "unfinished", "reason": "no end record: it was killed or still runs"}
+    if isinstance(end, str):
+        return {"status": "unfinished", "reason": end}
+    return {"status": end.status, "reason": end.reason, "steps": end.steps, "tokens": end.tokens}
+
+
+def _check(names: Iterable[str], kinds: Mapping[str, str], option: str) -> None:
+    faults = [
+        Fault(option, f"there is no field {name!r}", did_you_mean(name, list(kinds)))
+        for name in names
+        if name not in kinds
+    ]
+    if faults:
+        raise InputError("the call", faults)
+
+
+def _written_ns(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
