@@ -122,12 +122,13 @@ class RecordWriter:
                 self._flush()
 
     def extend(self, table: str, rows: NDArray[Any]) -> None:
-        """Add many rows at once, a structured array of the table's layout; they are flushed."""
+        """Write many rows at once, as an array of the table's own dtype, and flush."""
         with self._lock:
             self._check()
-            self._flush()
             with self._guarded():
-                self._tables[table].append(rows)
+                self._write()
+                if len(rows):
+                    self._tables[table].append(rows)
 
     def event(self, code: str, text: str = "", *, t_ns: int | None = None) -> None:
         """Record that something happened now, or at `t_ns`; flushed at once: a crash may follow."""
@@ -230,7 +231,7 @@ class _Table:
 
     def append(self, rows: Sequence[Row] | NDArray[Any]) -> None:
         """Append and flush."""
-        values = np.asarray(rows, dtype=self._dtype)
+        values = np.ascontiguousarray(np.asarray(rows, dtype=self._dtype))
         end = self._rows + len(values)
         self._id.set_extent((end,))
         place = self._space_of((end,))
