@@ -302,8 +302,8 @@ def _attributes(holder: Any) -> dict[str, Any]:
         if attribute.shape != () or (text and kind.is_variable_str()):
             found[name] = plain(holder.attrs[name])
             continue
-        value = np.empty((), attribute.dtype)
-        attribute.read(value)
+        value = np.empty((), f"S{kind.get_size()}" if text else kind.dtype)
+        attribute.read(value, mtype=kind)
         found[name] = plain(value[()])
     return found
 

@@ -32,7 +32,7 @@ from llem.results.phases import DeviceRow, PhaseEnergy, device_rows, phase_energ
 from llem.results.reduction import Inputs, Reduction, inputs_of
 from llem.results.row import observe
 from llem.results.stored import Store
-from llem.results.workers import reduce_runs, workers_for
+from llem.results.workers import reduce_runs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,10 +133,10 @@ def _reductions(
             ]
         left = [index for index, known in enumerate(found) if known is None]
         done = len(planned) - len(left)
-        if workers is None:
-            workers = workers_for(sum(inputs[index].bytes for index in left))
         runs = [planned[index] for index in left]
-        for place, text in reduce_runs(folder, runs, carbon=carbon, workers=workers):
+        size = sum(inputs[index].bytes for index in left)
+        reduced = reduce_runs(folder, runs, carbon=carbon, workers=workers, total_bytes=size)
+        for place, text in reduced:
             index = left[place]
             run_id = str(planned[index]["run_id"])
             found[index] = decode(text, place=folder / "runs" / run_id)

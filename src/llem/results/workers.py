@@ -47,17 +47,25 @@ def workers_for(total_bytes: int) -> int:
 
 
 def reduce_runs(
-    folder: Path, runs: Sequence[Run], *, carbon: CarbonSeries | None, workers: int
+    folder: Path,
+    runs: Sequence[Run],
+    *,
+    carbon: CarbonSeries | None,
+    workers: int | None,
+    total_bytes: int,
 ) -> Iterator[tuple[int, str]]:
-    """Reduce runs; (place in `runs`, encoded reduction) as they are done, in any order.
+    """Reduce runs of `total_bytes` of files; (place in `runs`, encoded reduction) as they are
+    done, in any order. What is little is reduced here, unless several workers were asked for.
 
     Raises LlemError where a worker was killed.
     """
-    workers = min(workers, len(runs))
-    if workers <= 1:
+    wanted = workers_for(total_bytes) if workers is None else workers
+    workers = min(wanted, len(runs))
+    if workers <= 1 and total_bytes < WORTH_BYTES:
         for index, run in enumerate(runs):
             yield index, reduce_to_text(folder, run, carbon)
         return
+    workers = max(workers, 1)
     answers: SimpleQueue[tuple[int, str | LlemError]] = SimpleQueue()
     tasks = iter(enumerate(runs))
     lock = threading.Lock()
