@@ -75,7 +75,22 @@ def seal_campaign(folder: CampaignFolder, *, progress: Progress | None = None) -
             completed += [a for a in folder.attempts(run.name) if _records_below(a)]
     if not completed:
         return []
-    return seal_records(completed, seconds=FINISH_S, progress=progress)
+    found: list[SealedFile] = []
+
+    # What was aggregated stays so: compressed records take twenty times as long to read.
+    from llem.pipeline.campaigns import REDUCTIONS_FILE
+    from llem.results import keep_sealed
+
+    def seal() -> list[Path]:
+        found.extend(seal_records(completed, seconds=FINISH_S, progress=progress))
+        return [one.path for one in found if one.state == "sealed"]
+
+    cache = folder.results / REDUCTIONS_FILE
+    if cache.is_file():
+        keep_sealed(folder.root, cache, seal)
+    else:
+        seal()
+    return found
 
 
 def records_in(places: Iterable[Path]) -> list[Path]:

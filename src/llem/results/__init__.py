@@ -1,13 +1,14 @@
 """Late aggregation: records -> observations.
 
-Public: `aggregate`, `Aggregation` (aggregate), `LateOptions` (energy), `Observation`, `COLUMNS`,
-`read_observations`, `write_observations`, `write_rows` (observation), `PhaseEnergy`, `DeviceRow`
-(phases), `CarbonSeries`, `read_carbon` (carbon), `Ratio`, `ratio_of_sums`, `CellRatio`,
-`ratios_by_cell` (ratio), `device_energies`, `NodeEnergy`, `DeviceEnergy`, `PhaseTotal`, `RunEnergy`
-(devices), `power_traces`, `PowerTraces`, `Trace` (traces), `steady_runs`, `Steady` (steady).
+Public: `aggregate`, `Aggregation`, `keep_sealed` (aggregate), `LateOptions` (energy),
+`Observation`, `COLUMNS`, `read_observations`, `write_observations`, `write_rows` (observation),
+`PhaseEnergy`, `DeviceRow` (phases), `CarbonSeries`, `read_carbon` (carbon), `Ratio`,
+`ratio_of_sums`, `CellRatio`, `ratios_by_cell` (ratio), `device_energies`, `NodeEnergy`,
+`DeviceEnergy`, `PhaseTotal`, `RunEnergy` (devices), `power_traces`, `PowerTraces`, `Trace`
+(traces), `steady_runs`, `Steady` (steady).
 """
 
-from llem.results.aggregate import Aggregation, aggregate
+from llem.results.aggregate import Aggregation, aggregate, keep_sealed
 from llem.results.carbon import CarbonSeries, read_carbon
 from llem.results.devices import DeviceEnergy, NodeEnergy, PhaseTotal, RunEnergy, device_energies
 from llem.results.energy import LateOptions
@@ -42,6 +43,7 @@ __all__ = [
     "Trace",
     "aggregate",
     "device_energies",
+    "keep_sealed",
     "power_traces",
     "ratio_of_sums",
     "ratios_by_cell",

@@ -13,10 +13,11 @@ changed without running anything again.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +26,11 @@ from typing import Any
 from llem.errors import Fault, InputError
 from llem.results.carbon import CarbonSeries
 from llem.results.claims import Claim, divide_shared, read_series
-from llem.results.encoding import decode
+from llem.results.encoding import decode, encode
 from llem.results.energy import LateOptions
 from llem.results.observation import Observation
 from llem.results.phases import DeviceRow, PhaseEnergy, device_rows, phase_energy
-from llem.results.reduction import Inputs, Reduction, inputs_of
+from llem.results.reduction import Inputs, Reduction, inputs_of, sealed_since
 from llem.results.row import observe
 from llem.results.stored import Store
 from llem.results.workers import reduce_runs
@@ -81,26 +82,34 @@ def aggregate(
     )
     problems: list[str] = []
     planned = [dict(run) for run in plan["runs"]]
-    reductions = _reductions(
-        folder, planned, options.carbon_series, workers=workers, cache=cache, progress=progress,
-        problems=problems,
-    )  # fmt: skip
+    looked_ns = time.time_ns()
+    inputs = [inputs_of(folder, run, carbon=options.carbon_series) for run in planned]
+    with Store(Path(cache), folder) if cache is not None else nullcontext() as store:
+        reductions = _reductions(
+            folder, planned, inputs, options.carbon_series, store, looked_ns=looked_ns,
+            workers=workers, progress=progress,
+        )  # fmt: skip
+        attempts = [attempt for reduction in reductions for attempt in reduction.attempts]
+        flat = [claim for attempt in attempts for claim in attempt.claims]
+        remember = None if store is None else _Divided(store, planned, inputs, looked_ns)
+        divided = divide_shared(flat, read_series, remember=remember)
     for reduction in reductions:
         problems += reduction.problems
-    attempts = [reduction.attempts for reduction in reductions]
     problems += _unplanned(folder / "runs", {str(run["run_id"]) for run in planned})
-    divided = iter(_divide([a.claims for of_run in attempts for a in of_run]))
+    left = iter(divided)
     observations = []
     phases: list[PhaseEnergy] = []
     devices: list[DeviceRow] = []
     for run, reduction in zip(planned, reductions, strict=True):
         of_run = reduction.attempts
-        claims = [next(divided) for _ in of_run]
+        claims = [[next(left) for _ in attempt.claims] for attempt in of_run]
         observations.append(observe(run, of_run, reduction.trained, claims, options))
         for attempt, own in zip(of_run, claims, strict=True):
             phases += phase_energy(str(run["run_id"]), attempt, own)
             devices += device_rows(str(run["run_id"]), attempt, own, options)
     problems += _unlike(observations)
+    if store is not None:
+        problems += store.problems
     return Aggregation(
         observations=tuple(observations),
         phases=tuple(phases),
@@ -113,41 +122,104 @@ def aggregate(
 def _reductions(
     folder: Path,
     planned: Sequence[Mapping[str, Any]],
+    inputs: Sequence[Inputs],
     carbon: CarbonSeries | None,
+    store: Store | None,
     *,
+    looked_ns: int,
     workers: int | None,
-    cache: str | Path | None,
     progress: Callable[[int, int], None] | None,
-    problems: list[str],
 ) -> list[Reduction]:
-    """Each planned run's, in the plan's order; what was wrong with the cache is a problem."""
+    """Each planned run's, in the plan's order."""
+    ids = [str(run["run_id"]) for run in planned]
     found: list[Reduction | None] = [None] * len(planned)
-    looked_ns = time.time_ns()
-    inputs = [inputs_of(folder, run, carbon=carbon) for run in planned]
-    done = 0
-    with Store(Path(cache), folder) if cache is not None else nullcontext() as store:
-        if store is not None:
-            found = [
-                store.find(str(run["run_id"]), its)
-                for run, its in zip(planned, inputs, strict=True)
-            ]
-        left = [index for index, known in enumerate(found) if known is None]
-        done = len(planned) - len(left)
-        runs = [planned[index] for index in left]
-        size = sum(inputs[index].bytes for index in left)
-        reduced = reduce_runs(folder, runs, carbon=carbon, workers=workers, total_bytes=size)
-        for place, text in reduced:
-            index = left[place]
-            run_id = str(planned[index]["run_id"])
-            found[index] = decode(text, place=folder / "runs" / run_id)
-            if store is not None and _unchanged(folder, planned[index], carbon, inputs[index]):
-                store.keep(run_id, text, inputs[index], looked_ns=looked_ns)
-            done += 1
-            if progress is not None:
-                progress(done, len(planned))
     if store is not None:
-        problems += store.problems
+        found = [
+            store.find(Reduction, name, its.key) for name, its in zip(ids, inputs, strict=True)
+        ]
+    left = [index for index, known in enumerate(found) if known is None]
+    done = len(planned) - len(left)
+    runs = [planned[index] for index in left]
+    size = sum(inputs[index].bytes for index in left)
+    reduced = reduce_runs(folder, runs, carbon=carbon, workers=workers, total_bytes=size)
+    for place, text in reduced:
+        index = left[place]
+        its = inputs[index]
+        found[index] = decode(text, place=folder / "runs" / ids[index])
+        if store is not None and _unchanged(folder, planned[index], carbon, its):
+            store.keep(ids[index], its.key, text, newest_ns=its.newest_ns, looked_ns=looked_ns)
+        done += 1
+        if progress is not None:
+            progress(done, len(planned))
     return [reduction for reduction in found if reduction is not None]
+
+
+class _Divided:
+    """Claims on shared devices after dividing, which takes their samples once more, in the cache.
+
+    A claim's part depends on its own run's files and on when others held the device.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        planned: Sequence[Mapping[str, Any]],
+        inputs: Sequence[Inputs],
+        looked_ns: int,
+    ) -> None:
+        self._store = store
+        self._looked_ns = looked_ns
+        runs = (str(run["run_id"]) for run in planned)
+        self._inputs = dict(zip(runs, inputs, strict=True))
+
+    def __call__(self, claim: Claim, others: Sequence[Claim], divide: Callable[[], Claim]) -> Claim:
+        run_id = claim.owner.partition("/")[0]
+        its = self._inputs[run_id]
+        name = "divided-" + _digest([claim.owner, claim.path.name, *claim.key])
+        key = _digest([its.key, *((o.owner, o.t0_ns, o.t1_ns, o.part) for o in others)])
+        found = self._store.find(Claim, run_id, key, name=name)
+        if found is not None:
+            return found
+        found = divide()
+        if found is not claim:
+            place = self._store.folder / "runs" / run_id
+            self._store.keep(
+                name, key, encode(found, place=place),
+                newest_ns=its.newest_ns, looked_ns=self._looked_ns,
+            )  # fmt: skip
+        return found
+
+
+def _digest(content: object) -> str:
+    return hashlib.blake2b(json.dumps(content).encode(), digest_size=16).hexdigest()
+
+
+def keep_sealed(
+    campaign_dir: str | Path, cache: str | Path, seal: Callable[[], Collection[Path]]
+) -> None:
+    """Call `seal`, which gives the records that it has sealed, and let the cache go on to hold for
+    runs of which nothing else has changed meanwhile: a sealed record says the same as before."""
+    folder = Path(campaign_dir)
+    planned = read_plan(folder / "plan.json")["runs"]
+    before = {str(run["run_id"]): inputs_of(folder, run, carbon=None) for run in planned}
+    sealed: dict[str, list[str]] = {}
+    for path in seal():
+        run_id, _, rest = path.relative_to(folder / "runs").as_posix().partition("/")
+        sealed.setdefault(run_id, []).append(rest)
+    new: dict[tuple[str, str], str] = {}
+    for run in planned:
+        run_id = str(run["run_id"])
+        after = inputs_of(folder, run, carbon=None)
+        if run_id in sealed and sealed_since(before[run_id], after, sealed[run_id]):
+            new[run_id, before[run_id].files_key] = after.files_key
+
+    def key_of(name: str, key: str) -> str:
+        files, _, rest = key.partition(".")
+        return f"{new.get((name, files), files)}.{rest}" if rest else key
+
+    if new and Path(cache).is_file():
+        with Store(Path(cache), folder) as store:
+            store.rename(key_of)
 
 
 def _unchanged(
@@ -190,11 +262,3 @@ def _unlike(observations: Sequence[Observation]) -> list[str]:
 def _unplanned(runs: Path, planned: set[str]) -> list[str]:
     found = sorted(runs.iterdir()) if runs.is_dir() else []
     return [f"{path}: not in the plan, left out" for path in found if path.name not in planned]
-
-
-def _divide(groups: Sequence[Sequence[Claim]]) -> Iterator[list[Claim]]:
-    """Divide what runs shared, over the whole campaign; grouped as they came."""
-    flat = [claim for group in groups for claim in group]
-    divided = iter(divide_shared(flat, read_series))
-    for group in groups:
-        yield [next(divided) for _ in group]

@@ -12,6 +12,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -331,11 +332,15 @@ def partly(claim: Claim, part: float, why: str) -> Claim:
 
 
 def divide_shared(
-    claims: Sequence[Claim], read_series: Callable[[Claim], EnergySeries | str]
+    claims: Sequence[Claim],
+    read_series: Callable[[Claim], EnergySeries | str],
+    *,
+    remember: Callable[[Claim, Sequence[Claim], Callable[[], Claim]], Claim] | None = None,
 ) -> list[Claim]:
     """The claims, in their order, with the energy of shared moments divided evenly.
 
     `read_series` reads a claim's samples once more; it is called for shared devices only.
+    `remember` may answer in place of its last argument, which divides a claim among these others.
     """
     by_device: dict[DeviceKey, list[int]] = defaultdict(list)
     for index, claim in enumerate(claims):
@@ -344,8 +349,17 @@ def divide_shared(
     for indices in by_device.values():
         for group in _overlapping(claims, indices):
             for index in group:
-                result[index] = _divided(claims[index], [claims[i] for i in group], read_series)
+                claim = claims[index]
+                others = [o for i in group if (o := claims[i]) is not claim and _meet(o, claim)]
+                if not others:
+                    continue
+                divide = partial(_divided, claim, others, read_series)
+                result[index] = remember(claim, others, divide) if remember else divide()
     return result
+
+
+def _meet(one: Claim, other: Claim) -> bool:
+    return one.t0_ns < other.t1_ns and other.t0_ns < one.t1_ns
 
 
 def _overlapping(claims: Sequence[Claim], indices: Sequence[int]) -> list[list[int]]:
@@ -362,12 +376,9 @@ def _overlapping(claims: Sequence[Claim], indices: Sequence[int]) -> list[list[i
 
 
 def _divided(
-    claim: Claim, group: Sequence[Claim], read_series: Callable[[Claim], EnergySeries | str]
+    claim: Claim, others: Sequence[Claim], read_series: Callable[[Claim], EnergySeries | str]
 ) -> Claim:
-    others = [
-        o for o in group if o is not claim and o.t0_ns < claim.t1_ns and claim.t0_ns < o.t1_ns
-    ]
-    series = read_series(claim) if others else "not shared"
+    series = read_series(claim)
     if isinstance(series, str):
         return claim
     seen_j, attributed_s, shared_s = _own_part(series, claim, claim.t0_ns, claim.t1_ns, others)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -55,12 +55,27 @@ def reduce_run(
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What a reduction is of: `key` changes where any of it does. `bytes` are those of the run's
-    files, `newest_ns` the latest time that one of them was written to."""
+    """What a reduction is of: `key` changes where any of it does. `files` are (path in the run's
+    folder, bytes, nanoseconds of the last write)."""
 
-    key: str
-    bytes: int
-    newest_ns: int
+    files: tuple[tuple[str, int, int], ...]
+    rest: str
+
+    @property
+    def key(self) -> str:
+        return f"{self.files_key}.{self.rest}"
+
+    @property
+    def files_key(self) -> str:
+        return _digest(json.dumps(self.files))
+
+    @property
+    def bytes(self) -> int:
+        return sum(size for _, size, _ in self.files)
+
+    @property
+    def newest_ns(self) -> int:
+        return max((changed for _, _, changed in self.files), default=0)
 
 
 def inputs_of(folder: Path, run: Mapping[str, Any], *, carbon: CarbonSeries | None) -> Inputs:
@@ -74,11 +89,24 @@ def inputs_of(folder: Path, run: Mapping[str, Any], *, carbon: CarbonSeries | No
                     found = _stat(entry)
                     files.append((f"{path.name}/{entry.name}", *found))
         files.append((path.name, 0, 0))
-    told = json.dumps([run, sorted(files), _series_digest(carbon), reducer_version()], default=str)
-    return Inputs(
-        key=hashlib.blake2b(told.encode(), digest_size=16).hexdigest(),
-        bytes=sum(size for _, size, _ in files),
-        newest_ns=max((changed for _, _, changed in files), default=0),
+    told = json.dumps([run, _series_digest(carbon), reducer_version()], default=str)
+    return Inputs(files=tuple(sorted(files)), rest=_digest(told))
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def sealed_since(before: Inputs, after: Inputs, sealed: Collection[str]) -> bool:
+    """Whether files differ by nothing but having been sealed, which keeps their content and time.
+
+    `sealed` are paths in the run's folder.
+    """
+    was = {name: found for name, *found in before.files}
+    now = {name: found for name, *found in after.files}
+    changed = {name for name in was.keys() | now.keys() if was.get(name) != now.get(name)}
+    return changed <= set(sealed) and all(
+        name in was and name in now and was[name][1] == now[name][1] for name in changed
     )
 
 

@@ -1,8 +1,9 @@
 """The cache of reductions, so that runs whose files have not changed are not read again.
 
-One file of lines: a head, then `<checksum> <run> <key> <reduction>` for each run. It is replaced as
-a whole, and only where something has changed. What is damaged in it is left out and told; nothing
-in it is more than a shortcut, and it can be deleted at any time.
+One file of lines: a head, then `<checksum> <run> <key> <reduction>` for each run, and the same for
+each claim on a device that runs shared, after dividing. It is replaced as a whole, and only where
+something has changed. What is damaged in it is left out and told; nothing in it is more than a
+shortcut, and it can be deleted at any time.
 """
 
 from __future__ import annotations
@@ -10,18 +11,20 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 from llem.results.encoding import Unreadable, decode
-from llem.results.reduction import Inputs, Reduction
 
 HEAD = b"llem-reductions-1\n"
 # A file that was written to so shortly before it was looked at may change again without its time's
 # changing: what it gives is not kept.
 SETTLED_S = 2.0
+
+Kept = TypeVar("Kept")
 
 
 @dataclass
@@ -64,10 +67,11 @@ class Store:
             )
         return self
 
-    def find(self, run_id: str, inputs: Inputs) -> Reduction | None:
-        """The reduction of a run whose inputs are as they were."""
-        key, at, size = self._places.get(run_id, ("", 0, 0))
-        if key != inputs.key or self._old is None:
+    def find(self, kind: type[Kept], run_id: str, key: str, *, name: str = "") -> Kept | None:
+        """What is kept of a run under this key: its reduction, or something named."""
+        name = name or run_id
+        known, at, size = self._places.get(name, ("", 0, 0))
+        if known != key or self._old is None:
             return None
         self._old.seek(at)
         text = self._old.read(size).split(b" ", 3)[3]
@@ -76,22 +80,34 @@ class Store:
         except Unreadable as error:
             self.problems.append(f"{self.path}: run {run_id} left out: {error}")
             return None
-        if not isinstance(found, Reduction):
+        if not isinstance(found, kind):
             return None
-        self._kept.append(run_id)
+        self._kept.append(name)
         return found
 
-    def keep(self, run_id: str, text: str, inputs: Inputs, *, looked_ns: int) -> None:
-        """Put a reduction in, as its text; `looked_ns`: when its inputs were looked at."""
-        if self._unwritable or looked_ns - inputs.newest_ns < SETTLED_S * 1e9:
+    def keep(self, name: str, key: str, text: str, *, newest_ns: int, looked_ns: int) -> None:
+        """Put something in, as its text. `newest_ns`: when what it is of was last written to,
+        `looked_ns`: when that was looked at."""
+        if self._unwritable or looked_ns - newest_ns < SETTLED_S * 1e9:
             return
-        content = f"{run_id} {inputs.key} {text}\n".encode()
+        content = f"{name} {key} {text}\n".encode()
         with self._telling():
             if self._new is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._new = self._temporary.open("wb")
                 self._new.write(HEAD)
             self._new.write(_checksum(content) + b" " + content)
+
+    def rename(self, key_of: Callable[[str, str], str]) -> None:
+        """Give what is kept other keys: `key_of(name, key)`, whose files say the same as before."""
+        for name, (key, at, size) in list(self._places.items()):
+            new = key_of(name, key)
+            if new == key or self._old is None:
+                self._kept.append(name)
+                continue
+            self._old.seek(at)
+            text = self._old.read(size).decode().split(" ", 3)[3].removesuffix("\n")
+            self.keep(name, new, text, newest_ns=0, looked_ns=time.time_ns())
 
     def __exit__(self, *_: object) -> None:
         """Replace the file where something was added, also after an interruption."""

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from llem.results import aggregate, read_carbon, write_observations
+from llem.records import seal
+from llem.results import aggregate, keep_sealed, read_carbon, write_observations
 
 BEFORE_S = 60.0
 
@@ -58,6 +59,48 @@ def test_runs_whose_files_have_not_changed_are_not_read_again(campaign, tmp_path
     assert "node records missing" in repr(first.observations[2])
     blind = aggregate(campaign.folder)
     assert all("not readable as HDF5" in problem for problem in blind.problems) and blind.problems
+
+
+def test_devices_that_runs_shared_are_not_read_again_until_one_of_them_changes(planted, tmp_path):
+    for run_id, begins in (("aaaa", 1.0), ("bbbb", 6.0)):
+        planted.run(run_id)
+        planted.rank(run_id, start_s=begins)
+        planted.node(run_id, to_s=20.0)
+        planted.end(run_id, window_s=(begins, begins + 10))
+    _settle(planted.folder)
+    cache = tmp_path / "cache"
+    first = aggregate(planted.folder, cache=cache)
+    assert [row.energy_j for row in first.observations] == pytest.approx([750.0, 750.0])
+    seen = {path: path.read_bytes() for path in planted.folder.rglob("*.h5")}
+    _blind(planted.folder)
+    assert _all(aggregate(planted.folder, cache=cache)) == _all(first)
+    for path, content in seen.items():
+        path.write_bytes(content)
+    _settle(planted.folder)
+    planted.end("bbbb", window_s=(9.0, 16.0))
+    found = aggregate(planted.folder, cache=cache)
+    assert _all(found) == _all(aggregate(planted.folder))
+    assert found.observations[0].energy_j == pytest.approx(900.0)
+
+
+def test_sealing_leaves_reductions_as_they_were_and_only_those(campaign, tmp_path):
+    cache = tmp_path / "cache"
+    first = aggregate(campaign.folder, cache=cache)
+
+    def sealing() -> list[Path]:
+        records = sorted(campaign.folder.rglob("*.h5"))
+        for path in records:
+            seal(path)
+        campaign.end("aaaa", status="failed")  # changes meanwhile, by another's hand
+        return records
+
+    keep_sealed(campaign.folder, cache, sealing)
+    _blind(campaign.folder)
+    found = aggregate(campaign.folder, cache=cache)
+    assert repr(found.observations[1:]) == repr(first.observations[1:])
+    # nobody knows what else may have changed in that run: it is read again
+    assert any("aaaa" in problem and "not readable" in problem for problem in found.problems)
+    assert not any("bbbb" in problem for problem in found.problems)
 
 
 def test_late_options_are_applied_to_what_was_kept(campaign, tmp_path):
