@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llem.records import NodeRecord, read_node
+from llem.records import NodeRecord, RecordError, read_node
 from llem.results.carbon import CarbonSeries
 from llem.results.claims import Claim, claim_devices
 from llem.results.clock import HostClock, translate
@@ -22,6 +23,8 @@ from llem.results.timeline import Timeline
 from llem.results.view import step_ends, view_of
 
 ATTEMPT_FOLDER = re.compile(r"attempt-(\d+)")
+# A node's record of more bytes than this is read device by device.
+LARGE_BYTES = 64 << 20
 NODE_FILE = re.compile(r"node-(.+)\.h5")
 
 
@@ -109,9 +112,12 @@ def read_attempt(
     ends = step_ends(ranks, skews)
     nodes_seen = unmeasured_gpus = 0
     owner = f"{run_id}/attempt-{number}"
-    # One node's samples are in memory at a time; the claims that are kept are a few numbers.
+    # One node's samples are in memory at a time, of a large record one device's; of the claims a
+    # few numbers are kept, and eight bytes a step until the attempt's end.
     for path in node_paths:
-        record = read_of_run(_read_node, path, run_id, problems)
+        large = _is_large(path)
+        head = partial(_read_node, only=()) if large else _read_node
+        record = read_of_run(head, path, run_id, problems)
         if record is None:
             continue
         nodes_seen += 1
@@ -128,7 +134,8 @@ def read_attempt(
         view = view_of(boot_id, clock, ranks, skew=skew, ends=ends, carbon=carbon)
         if view.line is not None:
             lines[boot_id] = view.line
-        claims += claim_devices(record, owner=owner, window=window, view=view)
+        for part in _device_by_device(record, problems) if large else (record,):
+            claims += claim_devices(part, owner=owner, window=window, view=view)
         if short := _short_of(record):
             unmeasured_gpus += short
             held = record.meta["gpus_held"]
@@ -189,8 +196,26 @@ def _unmeasured_attempt(
     )
 
 
-def _read_node(path: Path) -> NodeRecord:
-    return read_node(path, columns=SAMPLE_COLUMNS)
+def _read_node(path: Path, *, only: Collection[str] | None = None) -> NodeRecord:
+    return read_node(path, columns=SAMPLE_COLUMNS, only=only)
+
+
+def _is_large(path: Path) -> bool:
+    try:
+        return path.stat().st_size > LARGE_BYTES
+    except OSError:
+        return False
+
+
+def _device_by_device(head: NodeRecord, problems: list[str]) -> Iterator[NodeRecord]:
+    for uuid in head.uuids:
+        try:
+            part = _read_node(head.path, only=(uuid,))
+        except RecordError as error:
+            problems.append(error.message)
+            continue
+        problems += [text for text in part.problems if text not in head.problems]
+        yield part
 
 
 def _files(folder: Path, problems: list[str]) -> tuple[list[Path], list[Path]]:

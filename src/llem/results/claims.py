@@ -241,9 +241,13 @@ class Celsius:
         known = np.isfinite(samples["temperature_c"])
         if not known.any():
             return None
-        if known.all():
-            return cls(at_ns=samples["t_ns"], celsius=samples["temperature_c"])
-        return cls(at_ns=samples["t_ns"][known], celsius=samples["temperature_c"][known])
+        at_ns, celsius = samples["t_ns"], samples["temperature_c"]
+        if not known.all():
+            at_ns, celsius = at_ns[known], celsius[known]
+        # sensors tell whole degrees: the ends of a time without a change say all of it
+        kept = np.ones(len(celsius), dtype=bool)
+        kept[1:-1] = (celsius[1:-1] != celsius[:-2]) | (celsius[1:-1] != celsius[2:])
+        return cls(at_ns=at_ns[kept], celsius=celsius[kept])
 
     def at(self, t_ns: NDArray[np.int64]) -> Floats:
         """At moments in order."""

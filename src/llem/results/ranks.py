@@ -28,9 +28,15 @@ STEP_COLUMNS = (
     "step", "t0_ns", "t1_ns", "tokens_rank", "tokens_unique", "e0_mj", "e1_mj", "phase",
 )  # fmt: skip
 
+# Times and stamps of ranks are kept up to so much; those of further ranks are read once more where
+# they are needed, one node's at a time.
+KEPT_BYTES = 64 << 20
+
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
 R = TypeVar("R", RankRecord, NodeRecord)
+
+NONE: Integers = np.array([], dtype=np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +46,11 @@ class RankTimes:
     `device` is the UUID of the device that it works on and whose counter it read ("" unknown);
     `stamps` are the times of its steps' and spans' ends with the counter's values then, mJ, NaN
     where it was not read; of several ranks on one device the first has them, and its `stamped_j`
-    by phase, alone.
+    by phase, alone. Where not `kept`, times and stamps are had by `timed`.
     """
 
+    path: Path
+    kept: bool = True
     rank: int
     boot_id: str
     device: str
@@ -85,12 +93,11 @@ class Ranks:
 
     def without_steps(self) -> Ranks:
         """Without what grows with the number of steps, for a campaign of many runs."""
-        none = np.array([], dtype=np.int64)
         return replace(
             self,
-            steps=none,
-            tokens=none,
-            unique=none,
+            steps=NONE,
+            tokens=NONE,
+            unique=NONE,
             clocks={},
             lines={},
             ranks=(),
@@ -111,6 +118,7 @@ def read_ranks(paths: Sequence[Path], *, run_id: str) -> Ranks:
     devices: set[tuple[str, str]] = set()
     reference: HostClock | None = None
     device_uuids: set[str] = set()
+    kept_bytes = 0
     loss = loss_se = math.nan
     loss_step: int | None = None
     problems: list[str] = []
@@ -140,15 +148,19 @@ def read_ranks(paths: Sequence[Path], *, run_id: str) -> Ranks:
                 line = timeline(steps, record.spans)
                 lines.setdefault(boot_id, line)
                 stamped = _by_phase(line) if stamps else {}
+            kept_bytes += steps["t1_ns"].nbytes + sum(read.nbytes for _, read in stamps)
+            kept = kept_bytes <= KEPT_BYTES
             times.append(
                 RankTimes(
+                    path=path,
+                    kept=kept,
                     rank=rank,
                     boot_id=boot_id,
                     device=device[1],
                     steps=numbers,
-                    t1_ns=steps["t1_ns"],
+                    t1_ns=steps["t1_ns"] if kept else NONE,
                     tokens=int(steps["tokens_rank"].sum()),
-                    stamps=stamps,
+                    stamps=stamps if kept else (),
                     stamped_j=stamped,
                 )
             )
@@ -184,12 +196,26 @@ def read_ranks(paths: Sequence[Path], *, run_id: str) -> Ranks:
     )
 
 
+def timed(rank: RankTimes) -> RankTimes:
+    """The rank with its times and stamps; without steps where its record has changed meanwhile."""
+    if rank.kept:
+        return rank
+    try:
+        record = _read_rank(rank.path)
+    except RecordError:
+        return replace(rank, steps=NONE)
+    steps = last_of_each_step(Columns.of(record.steps))
+    if not np.array_equal(steps["step"], rank.steps):
+        return replace(rank, steps=NONE)
+    stamps = _stamps(steps, record.spans) if rank.stamped_j else ()
+    return replace(rank, t1_ns=steps["t1_ns"], stamps=stamps)
+
+
 class _StepTokens:
     """The tokens of each step number, summed over ranks; steps sorted."""
 
     def __init__(self) -> None:
-        none: Integers = np.array([], dtype=np.int64)
-        self.steps = self.tokens = self.unique = none
+        self.steps = self.tokens = self.unique = NONE
 
     def add(self, rank: Columns) -> Integers:
         """Add one rank's; its step numbers, as the array that ranks alike have in common."""

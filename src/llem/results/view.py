@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from llem.results.carbon import CarbonSeries
 from llem.results.clock import HostClock, shift_ns
-from llem.results.ranks import Ranks, RankTimes
+from llem.results.ranks import Ranks, RankTimes, timed
 from llem.results.timeline import PHASES, Cuts, Stretch, Timeline, cut, stretches
 
 Integers = NDArray[np.int64]
@@ -99,7 +99,7 @@ def view_of(
         there = ranks.lines.get(reference.boot_id) or next(iter(ranks.lines.values()))
         if len(there.t1_ns):
             line = there.shifted(shift_ns(int(there.t1_ns[0]), reference, clock) + skew)
-    own = [r for r in ranks.ranks if r.boot_id == boot_id]
+    own = [timed(r) for r in ranks.ranks if r.boot_id == boot_id]
     return HostView(
         line=line,
         stamps={r.device: r.stamps for r in own if r.stamps},
@@ -120,7 +120,9 @@ def step_ends(ranks: Ranks, skews: Mapping[str, int]) -> StepEnds:
         return StepEnds(none, none)
     every = ranks.steps
     last: Integers = np.full(len(every), np.iinfo(np.int64).min)
-    for rank in stepped:
+    for rank in map(timed, stepped):
+        if not len(rank.steps):
+            continue
         here = ranks.clocks[rank.boot_id]
         shift = shift_ns(int(rank.t1_ns[0]), here, ranks.reference) - skews.get(rank.boot_id, 0)
         at = slice(None) if rank.steps is every else np.searchsorted(every, rank.steps)

@@ -178,6 +178,25 @@ def test_a_campaign_that_was_moved_is_not_read_again_and_problems_name_its_place
     assert _all(found) == wanted and str(moved / "runs/cccc") in found.problems[0]
 
 
+def test_what_is_too_large_to_be_kept_is_read_again_with_the_same_result(
+    planted, host, monkeypatch
+):
+    hosts = [host(f"n{i}", f"boot-{i}", mono_ns=10**15 * (i + 1)) for i in range(2)]
+    planted.run(nodes=2, per_node=2, steps=40)
+    for rank in range(4):
+        planted.rank(rank=rank, world=4, host=hosts[rank // 2], steps=range(1, 41),
+                     step_s=0.25 + 0.001 * rank, device_uuid=f"GPU-{rank}")  # fmt: skip
+    for i, each in enumerate(hosts):
+        planted.node(host=each, devices=[f"GPU-{2 * i}", f"GPU-{2 * i + 1}"],
+                     power_w=lambda uuid, s: 100.0 + 10 * int(uuid[-1]) + s)  # fmt: skip
+    planted.end(host=hosts[0], ranks=4, step=40, hosts=["n0", "n1"])
+    wanted = aggregate(planted.folder)
+    assert wanted.observations[0].devices == 4 and not wanted.problems
+    monkeypatch.setattr("llem.results.ranks.KEPT_BYTES", 0)
+    monkeypatch.setattr("llem.results.attempt.LARGE_BYTES", 0)
+    assert _all(aggregate(planted.folder)) == _all(wanted)
+
+
 def test_two_processes_give_the_same_bytes_as_none(campaign, tmp_path):
     for number in range(4):
         campaign.complete(f"d{number}")
