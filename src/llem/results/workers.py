@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from queue import SimpleQueue
@@ -29,6 +30,9 @@ MOST_WORKERS = 8
 # Less than this for each further process is done before it has started.
 WORTH_BYTES = 200_000_000
 
+# A worker has the next run at hand when it has done one: on a busy machine, waiting for the process
+# that started it takes longer than a short run does.
+AHEAD = 2
 # One thread each; and glibc keeps the memory that is freed, since giving it back and asking for it
 # again takes a quarter of the time.
 ENVIRONMENT = {
@@ -74,24 +78,28 @@ def reduce_runs(
 
     def feed(process: subprocess.Popen[str]) -> None:
         assert process.stdin is not None and process.stdout is not None
-        index, run = -1, None
+        told: deque[tuple[int, Run]] = deque()
         try:
             process.stdin.write(head + "\n")
             while True:
-                with lock:
-                    index, run = next(tasks, (-1, None))
-                if run is None:
+                while len(told) < AHEAD:
+                    with lock:
+                        found = next(tasks, None)
+                    if found is None:
+                        break
+                    told.append(found)
+                    process.stdin.write(json.dumps(found[1]) + "\n")
+                if not told:
                     return
-                process.stdin.write(json.dumps(run) + "\n")
                 process.stdin.flush()
                 line = process.stdout.readline()
                 if not line.endswith("\n"):
                     raise OSError
-                answers.put((index, line[:-1]))
+                answers.put((told.popleft()[0], line[:-1]))
         except OSError:
             code = process.wait()
             how = f"signal {-code}" if code < 0 else f"status {code}"
-            of = f" while it reduced run {run['run_id']}" if run else ""
+            of = f" while it reduced run {told[0][1]['run_id']}" if told else ""
             answers.put((-1, LlemError(
                 f"a worker process ended{of} ({how})",
                 remedy="aggregate with fewer workers: --workers 1",

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from llem.errors import LlemError
 from llem.records import seal
-from llem.results import aggregate, keep_sealed, read_carbon, write_observations
+from llem.results import aggregate, keep_sealed, read_carbon, workers, write_observations
 
 BEFORE_S = 60.0
 
@@ -205,3 +206,10 @@ def test_two_processes_give_the_same_bytes_as_none(campaign, tmp_path):
     write_observations(one.observations, tmp_path / "one.csv")
     write_observations(two.observations, tmp_path / "two.csv")
     assert (tmp_path / "one.csv").read_bytes() == (tmp_path / "two.csv").read_bytes()
+
+
+def test_a_worker_that_ends_is_told_with_the_run_it_had(campaign, monkeypatch):
+    monkeypatch.setitem(workers.ENVIRONMENT, "PYTHONHOME", "/nowhere")
+    with pytest.raises(LlemError, match="a worker process ended") as caught:
+        aggregate(campaign.folder, workers=2)
+    assert "--workers 1" in caught.value.remedy
