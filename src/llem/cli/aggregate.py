@@ -62,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
                 "observations": rows,
                 "phases": [asdict(row) for row in aggregation.phases],
                 "devices": [asdict(row) for row in aggregation.devices],
+                "ranks": [asdict(row) for row in aggregation.ranks],
                 "cells": [asdict(row) for row in ratios_by_cell(aggregation.observations)],
                 "problems": list(aggregation.problems),
             }

@@ -72,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     export.add_argument("--format", choices=FORMATS, help="default: by the name of --out, else csv")
     export.add_argument(
         "--table", default="observations", metavar="NAME",
-        help="observations (default), phases, devices or cells",
+        help="observations (default), phases, devices, ranks or cells",
     )  # fmt: skip
     export.add_argument(
         "--out", metavar="FILE", help="default: DIR/results/export/<table>; - is standard output"
@@ -145,6 +145,8 @@ def _show(args: argparse.Namespace) -> int:
         ("phases", "phases", ("attempt", "phase", "duration_s", "steps", "tokens", "energy_j")),
         ("devices", "devices", ("attempt", "host", "uuid", "domain", "quality", "energy_j",
                                 "coverage", "reason")),
+        ("ranks", "ranks", ("attempt", "rank", "host", "steps", "tokens", "wait_s", "last_share",
+                            "clock_off_s", "clock")),
     ):  # fmt: skip
         if rows := found[name]:
             print()
@@ -179,6 +181,7 @@ def _compare(args: argparse.Namespace) -> int:
 
 def _export(args: argparse.Namespace) -> int:
     from llem.errors import Fault, InputError
+    from llem.pipeline.viewing import TABLES
     from llem.results.export import csv_text, export_rows, json_text
 
     known = {f".{suffix}": name for name, suffix in SUFFIXES.items()} | {".hdf5": "hdf5"}
@@ -192,7 +195,7 @@ def _export(args: argparse.Namespace) -> int:
         return 0
     results = args.dir / "results"
     out = Path(args.out or results / "export" / f"{args.table}.{SUFFIXES[format]}")
-    own = ("observations.csv", "phases.csv", "devices.csv", "cells.csv")
+    own = tuple(f"{name}.csv" for name in TABLES)
     if out.parent.resolve() == results.resolve() and out.name in own:
         hint = "another name, or leave --out away"
         raise InputError("the call", [Fault("--out", f"{out} is llem's own table", hint)])

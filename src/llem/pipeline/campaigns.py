@@ -252,7 +252,7 @@ def aggregate_campaign(
     progress: Callable[[int, int], None] | None = None,
 ) -> Aggregation:
     """Raw records → observations, written to `results/observations.csv` unless `write` is False,
-    with `phases.csv`, `devices.csv` and `cells.csv` beside it.
+    with `phases.csv`, `devices.csv`, `ranks.csv` and `cells.csv` beside it.
 
     `workers` processes read records, by default as many as there are processors and work for. Runs
     whose files have not changed since the last call are not read again, unless `cached` is False;
@@ -267,6 +267,7 @@ def aggregate_campaign(
         CellRatio,
         DeviceRow,
         PhaseEnergy,
+        RankRow,
         aggregate,
         ratios_by_cell,
         read_carbon,
@@ -312,6 +313,7 @@ def aggregate_campaign(
         write_observations(aggregation.observations, folder.results / OBSERVATIONS_FILE)
         write_rows(PhaseEnergy, aggregation.phases, folder.results / "phases.csv")
         write_rows(DeviceRow, aggregation.devices, folder.results / "devices.csv")
+        write_rows(RankRow, aggregation.ranks, folder.results / "ranks.csv")
         cells = ratios_by_cell(aggregation.observations)
         write_rows(CellRatio, cells, folder.results / "cells.csv")
     return aggregation

@@ -14,7 +14,7 @@ from llem.pipeline.campaigns import OBSERVATIONS_FILE, aggregate_campaign
 if TYPE_CHECKING:
     from llem.cluster import CampaignFolder
 
-TABLES = ("observations", "phases", "devices", "cells")
+TABLES = ("observations", "phases", "devices", "ranks", "cells")
 CANDIDATES = 8
 DESCENDING = ":desc"
 STATUSES = ("completed", "diverged", "interrupted", "failed", "unfinished", "missing")
@@ -95,11 +95,11 @@ def load_rows(folder: CampaignFolder, table: str = "observations") -> Rows:
 
     Raises InputError for a folder that is no campaign, another table, or one that is damaged.
     """
-    from llem.results import CellRatio, DeviceRow, Observation, PhaseEnergy
+    from llem.results import CellRatio, DeviceRow, Observation, PhaseEnergy, RankRow
     from llem.results.observation import kinds_of, read_rows
 
     of = {"observations": Observation, "phases": PhaseEnergy, "devices": DeviceRow,
-          "cells": CellRatio}  # fmt: skip
+          "ranks": RankRow, "cells": CellRatio}  # fmt: skip
     if table not in of:
         hint = did_you_mean(table, TABLES)
         raise InputError("the call", [Fault("table", f"there is no {table!r}", hint)])
@@ -135,7 +135,7 @@ def show_run(folder: CampaignFolder, word: str) -> dict[str, Any]:
         attempts.append({"folder": str(path), **_end(path, run_id), "files": files})
     parts = {
         table: [r for r in load_rows(folder, table).rows if r["run_id"] == run_id]
-        for table in ("phases", "devices")
+        for table in ("phases", "devices", "ranks")
     }
     return {"run": dict(row), "attempts": attempts, **parts}
 

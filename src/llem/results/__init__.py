@@ -5,7 +5,7 @@ Public: `aggregate`, `Aggregation`, `keep_sealed` (aggregate), `LateOptions` (en
 `PhaseEnergy`, `DeviceRow` (phases), `CarbonSeries`, `read_carbon` (carbon), `Ratio`,
 `ratio_of_sums`, `CellRatio`, `ratios_by_cell` (ratio), `device_energies`, `NodeEnergy`,
 `DeviceEnergy`, `PhaseTotal`, `RunEnergy` (devices), `power_traces`, `PowerTraces`, `Trace`
-(traces), `steady_runs`, `Steady` (steady).
+(traces), `RankRow` (stragglers), `steady_runs`, `Steady` (steady).
 """
 
 from llem.results.aggregate import Aggregation, aggregate, keep_sealed
@@ -22,6 +22,7 @@ from llem.results.observation import (
 from llem.results.phases import DeviceRow, PhaseEnergy
 from llem.results.ratio import CellRatio, Ratio, ratio_of_sums, ratios_by_cell
 from llem.results.steady import Steady, steady_runs
+from llem.results.stragglers import RankRow
 from llem.results.traces import PowerTraces, Trace, power_traces
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "PhaseEnergy",
     "PhaseTotal",
     "PowerTraces",
+    "RankRow",
     "Ratio",
     "RunEnergy",
     "Steady",

@@ -33,17 +33,19 @@ from llem.results.phases import DeviceRow, PhaseEnergy, device_rows, phase_energ
 from llem.results.reduction import Inputs, Reduction, inputs_of, sealed_since
 from llem.results.row import observe
 from llem.results.stored import Store
+from llem.results.stragglers import RankRow
 from llem.results.workers import reduce_runs
 
 
 @dataclass(frozen=True, kw_only=True)
 class Aggregation:
-    """One row for each planned run, in the plan's order, one for each phase and each device of
+    """One row for each planned run, in the plan's order, one for each phase, device and rank of
     its attempts, and every file that was not right."""
 
     observations: tuple[Observation, ...]
     phases: tuple[PhaseEnergy, ...]
     devices: tuple[DeviceRow, ...]
+    ranks: tuple[RankRow, ...]
     problems: tuple[str, ...]
     options: LateOptions
 
@@ -114,6 +116,7 @@ def aggregate(
         observations=tuple(observations),
         phases=tuple(phases),
         devices=tuple(devices),
+        ranks=tuple(row for a in attempts for row in a.rank_rows),
         problems=tuple(problems),
         options=options,
     )

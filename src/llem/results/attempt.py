@@ -19,6 +19,7 @@ from llem.results.domains import select
 from llem.results.endrecord import EndRecord, read_end
 from llem.results.ranks import RANK_FILE, SKEW_S, Ranks, read_of_run, read_ranks, skew_ns
 from llem.results.steps import StepSums, sum_steps
+from llem.results.stragglers import RankRow, rank_rows, waited
 from llem.results.timeline import Timeline
 from llem.results.view import step_ends, view_of
 
@@ -47,6 +48,7 @@ class Attempt:
     problems: tuple[str, ...]
     energy_notes: tuple[str, ...] = ()
     steps: StepSums = field(default_factory=StepSums)
+    rank_rows: tuple[RankRow, ...] = ()
 
     @property
     def began(self) -> bool:
@@ -107,6 +109,7 @@ def read_attempt(
 
     claims: list[Claim] = []
     lines: dict[str, Timeline] = {}
+    waits: dict[int, tuple[float, float]] = {}
     reasons: list[str] = []
     skews = {boot_id: _skew(ranks, clock) for boot_id, clock in ranks.clocks.items()}
     ends = step_ends(ranks, skews)
@@ -132,6 +135,7 @@ def read_attempt(
                 f"{path}: its wall clock is {off_ns / 1e9:+.2f} s off rank 0's: aligned {how}"
             )
         view = view_of(boot_id, clock, ranks, skew=skew, ends=ends, carbon=carbon)
+        waits |= waited(view.waits)
         if view.line is not None:
             lines[boot_id] = view.line
         for part in _device_by_device(record, problems) if large else (record,):
@@ -174,6 +178,7 @@ def read_attempt(
         problems=tuple(problems),
         energy_notes=selection.notes,
         steps=steps,
+        rank_rows=rank_rows(run_id, number, ranks, waits, skews),
     )
 
 

@@ -30,6 +30,7 @@ from llem.results.ratio import Clusters
 from llem.results.reduction import Reduction
 from llem.results.row import Trained
 from llem.results.steps import PhaseTime, StepSums
+from llem.results.stragglers import RankRow
 from llem.results.timeline import Cuts
 from llem.results.warmup import SteadyFrom
 
@@ -37,7 +38,7 @@ CLASSES: Mapping[str, type[Any]] = {
     kind.__name__: kind
     for kind in (
         Reduction, Attempt, EndRecord, Ranks, Trained, StepSums, PhaseTime, SteadyFrom, Clusters,
-        Claim, Pieces, Cuts,
+        Claim, Pieces, Cuts, RankRow,
     )
 }  # fmt: skip
 _FIELDS = {name: tuple(f.name for f in fields(kind)) for name, kind in CLASSES.items()}

@@ -52,6 +52,7 @@ class RankTimes:
     path: Path
     kept: bool = True
     rank: int
+    host: str
     boot_id: str
     device: str
     steps: Integers
@@ -155,6 +156,7 @@ def read_ranks(paths: Sequence[Path], *, run_id: str) -> Ranks:
                     path=path,
                     kept=kept,
                     rank=rank,
+                    host=str(record.meta.get("node") or record.meta.get("host") or ""),
                     boot_id=boot_id,
                     device=device[1],
                     steps=numbers,

@@ -34,6 +34,7 @@ class StepEnds:
 class Wait:
     """When one rank had ended its steps and others had not; `device` "" is all of the host's."""
 
+    rank: int
     device: str
     from_ns: Integers
     to_ns: Integers
@@ -156,6 +157,7 @@ def _waits(
         late = rank.t1_ns > to
         found.append(
             Wait(
+                rank=rank.rank,
                 device=rank.device if known else "",
                 from_ns=rank.t1_ns,
                 # the same array for many ranks, whose energies are then looked up once

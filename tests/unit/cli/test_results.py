@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llem.cli import main
-from llem.results import Observation, write_observations
+from llem.results import Observation, RankRow, write_observations
 from llem.results.observation import write_rows
 from llem.results.phases import DeviceRow, PhaseEnergy
 
@@ -38,6 +38,7 @@ def campaign(tmp_path: Path) -> Path:
                         stamped_sampled_j=NAN, energy_quality="counter")  # fmt: skip
     write_rows(PhaseEnergy, [phase], tmp_path / "results/phases.csv")
     write_rows(DeviceRow, [], tmp_path / "results/devices.csv")
+    write_rows(RankRow, [], tmp_path / "results/ranks.csv")
     attempt = tmp_path / "runs/3f2a00/attempt-0"
     attempt.mkdir(parents=True)
     (attempt / "end.json").write_text(json.dumps({"run_id": "3f2a00", "status": "completed"}))
