@@ -112,7 +112,9 @@ def _list(args: argparse.Namespace) -> int:
         return 0
     from llem.cli._show import table
 
-    heads = {name: name for name in found.kinds}
+    _tell_rehearsal(found.rehearsal)
+    # the line above says it once for all rows
+    heads = {name: name for name in found.kinds if name != "rehearsal"}
     if not args.columns and not args.group_by:
         heads = dict(SHOWN)
     if not found.rows:
@@ -131,6 +133,7 @@ def _show(args: argparse.Namespace) -> int:
     if args.json:
         print_json(found)
         return 0
+    _tell_rehearsal(str(found["run"].get("rehearsal") or ""))
     width = max(map(len, found["run"]))
     for name, value in found["run"].items():
         told = _cell(name, value, whole=True)
@@ -162,10 +165,13 @@ def _compare(args: argparse.Namespace) -> int:
 
     if len(args.run) < 2:
         raise InputError("the call", [Fault("RUN", "two runs or more are compared")])
-    found = compare_runs(load_rows(CampaignFolder(args.dir)), args.run)
+    every = load_rows(CampaignFolder(args.dir))
+    found = compare_runs(every, args.run)
     if args.json:
-        print_json(found)
+        told = {"rehearsal": every.rehearsal} if every.rehearsal else {}
+        print_json([{**line, **told} for line in found])
         return 0
+    _tell_rehearsal(every.rehearsal)
     from llem.cli._show import table
 
     names = next(f["values"] for f in found if f["field"] == "run_id") if found else args.run
@@ -202,6 +208,11 @@ def _export(args: argparse.Namespace) -> int:
     export_rows(found.rows, found.kinds, out, format=format)
     print(f"{len(found.rows)} rows: {out}")
     return 0
+
+
+def _tell_rehearsal(law: str) -> None:
+    if law:
+        print(f"REHEARSED: nothing was trained or measured; the planted law is {law}\n")
 
 
 def _cell(name: str, value: Any, *, whole: bool = False) -> str:

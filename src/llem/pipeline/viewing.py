@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,15 +17,21 @@ if TYPE_CHECKING:
 TABLES = ("observations", "phases", "devices", "ranks", "cells")
 CANDIDATES = 8
 DESCENDING = ":desc"
+REHEARSAL = "rehearsal"
 STATUSES = ("completed", "diverged", "interrupted", "failed", "unfinished", "missing")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """Rows of a table; `kinds` are its columns: int, float or str."""
+    """Rows of a table; `kinds` are its columns: int, float or str.
+
+    `rehearsal` is the planted law where the campaign was only rehearsed. Then every row says so in
+    a column `rehearsal`, whatever columns are chosen.
+    """
 
     kinds: Mapping[str, str]
     rows: tuple[Mapping[str, Any], ...]
+    rehearsal: str = ""
 
     def where(self, text: str | None) -> Rows:
         """Those that an expression such as `params>1e6 and status=completed` is true of."""
@@ -36,7 +42,7 @@ class Rows:
 
         words = {"status": STATUSES, "energy_quality": QUALITIES}
         test = parse_where(text, self.kinds, words=words)
-        return Rows(kinds=self.kinds, rows=tuple(row for row in self.rows if test(row)))
+        return replace(self, rows=tuple(row for row in self.rows if test(row)))
 
     def columns(self, names: Sequence[str] | None) -> Rows:
         """With these columns alone, in this order. Raises InputError naming unknown ones."""
@@ -44,7 +50,9 @@ class Rows:
             return self
         _check(names, self.kinds, "--columns")
         kinds = {name: self.kinds[name] for name in names}
-        return Rows(kinds=kinds, rows=tuple({n: row[n] for n in names} for row in self.rows))
+        return Rows(
+            kinds=kinds, rows=tuple({n: row[n] for n in names} for row in self.rows)
+        )._marked(self.rehearsal)
 
     def sorted(self, by: Sequence[str]) -> Rows:
         """By these columns, `loss:desc` from the largest on; what is not known comes last."""
@@ -57,7 +65,7 @@ class Rows:
             known = [row for row in rows if is_known(row[field])]
             known.sort(key=lambda row: row[field], reverse=name.endswith(DESCENDING))
             rows = known + [row for row in rows if not is_known(row[field])]
-        return Rows(kinds=self.kinds, rows=tuple(rows))
+        return replace(self, rows=tuple(rows))
 
     def grouped(self, by: Sequence[str]) -> Rows:
         """One row for each set of values of these fields; see `llem.results.grouping`."""
@@ -68,7 +76,16 @@ class Rows:
         whole = {"runs": "int", "completed": "int", "without_loss": "int", "without_energy": "int"}
         names = rows[0] if rows else [*by]
         kinds = {name: whole.get(name) or self.kinds.get(name, "float") for name in names}
-        return Rows(kinds=kinds, rows=rows)
+        return Rows(kinds=kinds, rows=rows)._marked(self.rehearsal)
+
+    def _marked(self, law: str) -> Rows:
+        if not law:
+            return self
+        return Rows(
+            kinds={**self.kinds, REHEARSAL: "str"},
+            rows=tuple({**row, REHEARSAL: law} for row in self.rows),
+            rehearsal=law,
+        )
 
     def find(self, word: str) -> Mapping[str, Any]:
         """The row of the run that `word` names, whole or by how its id begins.
@@ -103,13 +120,13 @@ def load_rows(folder: CampaignFolder, table: str = "observations") -> Rows:
     if table not in of:
         hint = did_you_mean(table, TABLES)
         raise InputError("the call", [Fault("table", f"there is no {table!r}", hint)])
-    folder.plan_values()  # refuses what is no campaign
+    law = (folder.plan_values().get("rehearsal") or {}).get("law", "")
     path = folder.results / f"{table}.csv"
     if not path.is_file():
         aggregate_campaign(folder)
     kind: type[Any] = of[table]
     rows = tuple(asdict(row) for row in read_rows(kind, path))
-    return Rows(kinds=kinds_of(kind), rows=rows)
+    return Rows(kinds=kinds_of(kind), rows=rows)._marked(str(law))
 
 
 def newer_records(folder: CampaignFolder) -> int:

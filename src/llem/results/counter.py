@@ -265,10 +265,13 @@ def _disagreement(at_s: Floats, power_w: Floats, counted_j: float, quality: str)
     good = np.isfinite(power_w)
     if quality == "model" or good.sum() < 2 or at_s[-1] < DISAGREEMENT_MIN_S:
         return []
-    integral_j = float(_trapezoids(at_s[good], power_w[good]).sum())
-    spread_w = float(power_w[good].std(ddof=1))
-    error_j = DISAGREEMENT_ERRORS * spread_w / math.sqrt(good.sum()) * float(at_s[-1])
+    known_w, known_s = (power_w, at_s) if good.all() else (power_w[good], at_s[good])
+    integral_j = float(_trapezoids(known_s, known_w).sum())
     off_j = counted_j - integral_j
+    if abs(off_j) <= DISAGREEMENT * abs(integral_j):
+        return []
+    spread_w = float(known_w.std(ddof=1))
+    error_j = DISAGREEMENT_ERRORS * spread_w / math.sqrt(len(known_w)) * float(at_s[-1])
     if abs(off_j) <= DISAGREEMENT * abs(integral_j) + error_j:
         return []
     share = f" by {off_j / integral_j:+.0%}" if integral_j > 0 else ""

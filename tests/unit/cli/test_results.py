@@ -129,6 +129,18 @@ def test_llem_s_own_tables_are_not_overwritten(campaign, capsys):
     assert (campaign / "results/observations.csv").read_bytes() == before
 
 
+def test_a_rehearsal_says_so_in_every_output(campaign, capsys):
+    plan = json.loads((campaign / "plan.json").read_text())
+    (campaign / "plan.json").write_text(json.dumps({**plan, "rehearsal": {"law": "1.7 + 400/N"}}))
+    for words in (("list",), ("list", "--columns", "run_id"), ("list", "--group-by", "seed"),
+                  ("show", "9bc"), ("compare", "9bc", "3f2a"),
+                  ("export", "--out", "-", "--columns", "run_id"),
+                  ("export", "--out", "-", "--table", "phases")):  # fmt: skip
+        for more in ((), ("--json",)) if words[0] != "export" else ((),):
+            status, out, _ = call(capsys, words[0], campaign, *words[1:], *more)
+            assert status == 0 and "1.7 + 400/N" in out, (words, more)
+
+
 def test_newer_records_are_told(campaign, capsys):
     import os
     import time
