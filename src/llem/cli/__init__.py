@@ -16,6 +16,7 @@ COMMANDS = {
     "data": "turn text into a token file, or say what one holds",
     "calibrate": "measure step time, memory and power of a few shapes, for the planner",
     "plan": "turn a budget into runs and array jobs",
+    "rehearse": "play the whole campaign before paying for it: records, fit, and what it is worth",
     "submit": "submit a planned campaign (SLURM), or run it here (local)",
     "resubmit": "submit again what is missing, and nothing else",
     "status": "where every run of a campaign stands",

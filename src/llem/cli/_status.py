@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -16,9 +17,10 @@ if TYPE_CHECKING:
     from llem.cluster import CampaignFolder, CampaignState, RunState, Summary
     from llem.cluster.summary import CellRow, Tally
     from llem.planning import Plan
+    from llem.rehearsal.frame import RunNow
 
 # Of more rows nobody reads all; `--runs` prints every run.
-ARRAYS_SHOWN, CELLS_SHOWN, NODES_SHOWN = 12, 24, 6
+ARRAYS_SHOWN, CELLS_SHOWN, NODES_SHOWN, RUNS_SHOWN = 12, 24, 6, 2
 BAR_WIDTH = 24
 STYLES = {"done": "green", "running": "cyan", "failed": "bold red", "diverged": "yellow"}
 COUNTED = ("done", "running", "queued", "waiting", "diverged", "failed")
@@ -50,12 +52,17 @@ def show(summary: Summary) -> None:
     print("\n".join(line.rstrip() for line in caught.get().splitlines()))
 
 
-def glance(summary: Summary, *, width: int, live: bool = False) -> Group:
+def glance(
+    summary: Summary, *, width: int, live: bool = False, at_work: Sequence[RunNow] = ()
+) -> Group:
     """The whole of `llem status` but the runs, in `width` columns.
 
     What failed stands last, nearest to the prompt; `live` first, where a low window cuts the end.
+    The runs `at_work` are drawn as a rehearsal draws the one that it follows.
     """
     from rich.console import Group
+
+    from llem.cli._stage import run_lines as lines_of
 
     cells = _chosen(summary.cells)
     tables: list[RenderableType] = []
@@ -67,8 +74,39 @@ def glance(summary: Summary, *, width: int, live: bool = False) -> Group:
     causes: list[RenderableType] = ["", _causes(summary)] if summary.causes else []
     following: list[RenderableType] = ["", f"next: {summary.next}"]
     if live:
-        return Group(_head(summary), *causes, *tables, *following)
+        runs: list[RenderableType] = []
+        for run in at_work:
+            runs += ["", *lines_of(run, width=width)]
+        return Group(_head(summary), *causes, *runs, *tables, *following)
     return Group(_head(summary), *tables, *causes, *following)
+
+
+def at_work_now(plan: Plan, runs: Sequence[RunState]) -> list[RunNow]:
+    """Some of the runs that train now; NaN for what no file of theirs tells."""
+    from llem.rehearsal.frame import RunNow
+    from llem.rehearsal.story import title
+    from llem.training.schedule import learning_rate
+
+    found: list[RunNow] = []
+    for item in runs:
+        if item.status != "running" or len(found) == RUNS_SHOWN:
+            continue
+        run = plan.by_id[item.run_id]
+        step, rate = round(item.progress * run.steps), item.tokens_per_s or math.nan
+        peak = plan.device.peak_flops * run.layout.ranks
+        found.append(
+            RunNow(
+                run_id=run.run_id, title=title(run), doing="training" if step else "starting",
+                attempt=max(0, item.attempts - 1), step=step, steps=run.steps,
+                loss=math.nan if item.loss is None else item.loss,
+                learning_rate=learning_rate(run.recipe, step=max(0, step - 1), steps=run.steps),
+                grad_norm=math.nan, tokens_per_s=rate,
+                mfu=rate * float(run.model.flops_per_token) / peak,
+                elapsed_s=item.device_s / run.layout.ranks,
+                remaining_s=(run.steps - step) * run.recipe.batch_tokens / rate,
+            )
+        )  # fmt: skip
+    return found
 
 
 def told_counts(tally: Tally) -> str:
@@ -272,8 +310,10 @@ def watch_live(
         while True:
             state = look()
             live.update(
-                glance(summarise(folder, plan, state), width=screen.width, live=True), refresh=True
-            )
+                glance(summarise(folder, plan, state), width=screen.width, live=True,
+                       at_work=at_work_now(plan, state.runs)),
+                refresh=True,
+            )  # fmt: skip
             if not state.active:
                 return state
             sleep(seconds)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,14 @@ LOG_BYTES = 256 * 1024
 
 
 def begin_attempt(
-    folder: CampaignFolder, run: Run, *, layout: Layout, log: str, meta: Mapping[str, Any]
+    folder: CampaignFolder,
+    run: Run,
+    *,
+    layout: Layout,
+    log: str,
+    meta: Mapping[str, Any],
+    now_ns: Callable[[], int] = time.time_ns,
+    wait: bool = True,
 ) -> Path:
     """Make the folder of the next attempt, with what a later one has to know of it."""
     attempt = folder.new_attempt(run.run_id)
@@ -37,22 +44,23 @@ def begin_attempt(
             "run_id": run.run_id,
             "attempt": number_of(attempt),
             **meta,
-            "started_ns": time.time_ns(),
+            "started_ns": now_ns(),
             "layout": dict(vars(layout)),
             "log": log,
             "log_at": _size(folder.root / log) if log else 0,
         },
+        wait=wait,
     )
     return attempt
 
 
-def write_end(attempt: Path, run: Run, values: Mapping[str, Any]) -> bool:
+def write_end(attempt: Path, run: Run, values: Mapping[str, Any], *, wait: bool = True) -> bool:
     """The end record: written whole, last, and only once for an attempt; False where it was."""
     path = attempt / "end.json"
     if path.exists():
         return False
     head = {"schema": END_SCHEMA, "run_id": run.run_id, "attempt": number_of(attempt)}
-    return write_json(path, finite_or_none({**head, **values}))
+    return write_json(path, finite_or_none({**head, **values}), wait=wait)
 
 
 def read_endings(folder: CampaignFolder, run: Run) -> list[Ending]:

@@ -40,9 +40,9 @@ def force_to_disk(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def write_json(path: Path, value: Any) -> bool:
+def write_json(path: Path, value: Any, *, wait: bool = True) -> bool:
     """`write_text` of JSON; NaN has no place in it and is refused."""
-    return write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+    return write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n", wait=wait)
 
 
 def read_json(path: str | Path) -> dict[str, Any]:

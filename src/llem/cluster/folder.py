@@ -86,6 +86,11 @@ class CampaignFolder:
         """When `llem resubmit` last asked for another try at runs that were given up."""
         return self.jobs / "anew.json"
 
+    @property
+    def rehearsal_file(self) -> Path:
+        """Marks a folder that was rehearsed: nothing in it was trained or measured."""
+        return self.root / "rehearsal.json"
+
     def notified(self, event: str) -> Path:
         """Marks that somebody was told of an event; without it the next one is told again."""
         return self.jobs / f"notified-{event}"
@@ -164,6 +169,8 @@ class CampaignFolder:
 
         Refuses to put a plan in the place of another one, whose records would lose their plan.
         """
+        if not plan.rehearsal:
+            self.refuse_rehearsed()
         if self.plan_file.is_file() and not replace:
             old = self.plan_values()
             if old.get("digest") != plan.digest:
@@ -180,8 +187,16 @@ class CampaignFolder:
         self.logs.mkdir(parents=True, exist_ok=True)
         return write_text(self.plan_file, render_plan(plan)) or changed
 
+    def refuse_rehearsed(self, plan: Plan | None = None) -> None:
+        """Raise InputError where this campaign was rehearsed: it must not be run, nor go on."""
+        if self.rehearsal_file.is_file() or (plan is not None and plan.rehearsal):
+            fault = Fault("", "was rehearsed: no run of it was ever trained",
+                          "`llem plan` the campaign into another folder")  # fmt: skip
+            raise InputError(str(self.root), [fault])
+
     def ask_to_stop(self) -> None:
         """Tell what works on the campaign to stop, without waiting for whoever holds it."""
+        self.refuse_rehearsed()
         try:
             self.jobs.mkdir(parents=True, exist_ok=True)
             self.stop_file.touch()
@@ -199,8 +214,10 @@ class CampaignFolder:
         """Hold the campaign for `what`; the kernel lets go of it when the process dies.
 
         Yields the descriptor that holds it: a program that inherits it holds the campaign as well.
-        Another holder is waited for as long as `patience_s`. Raises LlemError.
+        Another holder is waited for as long as `patience_s`. Raises LlemError, and InputError where
+        the campaign was only rehearsed.
         """
+        self.refuse_rehearsed()
         self.jobs.mkdir(parents=True, exist_ok=True)
         try:
             lock = open(self.jobs / ".lock", "a+")  # noqa: SIM115 - closed by the `with` below

@@ -97,6 +97,7 @@ def run_locally(
     `interrupted`; the next call goes on from there. Raises LlemError where another process holds
     the campaign.
     """
+    folder.refuse_rehearsed(plan)
     waiting = [
         (array, index, 1)
         for array in plan.arrays

@@ -261,7 +261,8 @@ def _busy(state: CampaignState) -> int:
 
 
 def _check_place(folder: CampaignFolder, plan: Plan) -> None:
-    """Apptainer reads `:` and `,` in the path of a bind, and the folder is bound into the image."""
+    """Not a rehearsal's; and Apptainer reads `:` and `,` in a bind's path, as the folder is one."""
+    folder.refuse_rehearsed(plan)
     place = str(folder.root.resolve())
     if plan.site.container is not None:
         try:

@@ -174,8 +174,8 @@ def summarise(folder: CampaignFolder, plan: Plan, state: CampaignState) -> Summa
         gpu_hours_budget=gpu_hours_budget(plan),
         budget=str(plan.budget),
         estimate=_estimate(plan, state),
-        notes=tuple(_notes(state)),
-        next=_next(folder, state, causes),
+        notes=(*_rehearsed(plan), *_notes(state)),
+        next=_next(folder, plan, state, causes),
     )
 
 
@@ -326,9 +326,19 @@ def _notes(state: CampaignState) -> Iterable[str]:
         yield f"{count} element{'s wait' if count > 1 else ' waits'} and may not start: {todo}"
 
 
-def _next(folder: CampaignFolder, state: CampaignState, causes: Sequence[CauseRow]) -> str:
+def _rehearsed(plan: Plan) -> Iterable[str]:
+    if plan.rehearsal:
+        yield (
+            f"REHEARSED, seed {plan.rehearsal['seed']}: nothing was trained or measured; the "
+            f"planted law is {plan.rehearsal['law']}"
+        )
+
+
+def _next(
+    folder: CampaignFolder, plan: Plan, state: CampaignState, causes: Sequence[CauseRow]
+) -> str:
     place = folder.root
-    if state.settled:
+    if state.settled or plan.rehearsal:
         if (folder.results / "report.html").is_file():
             return f"llem report {place}"
         return f"llem finish {place}"

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from llem.pipeline.optimal import find_optimal
     from llem.pipeline.power import draw_energy
     from llem.pipeline.refining import refine_campaign, wave_is_due
+    from llem.pipeline.rehearsing import Rehearsed, Repeated, rehearse, repeat_rehearsal
     from llem.pipeline.result import Answer, Preview, Result
     from llem.pipeline.sealing import SealedFile, check_records, seal_campaign, seal_records
     from llem.pipeline.slices import EdgeMinimaError
@@ -55,6 +56,8 @@ _HOME = {
     "OBSERVATIONS_FILE": "campaigns",
     "Planned": "campaigns",
     "Preview": "result",
+    "Rehearsed": "rehearsing",
+    "Repeated": "rehearsing",
     "Result": "result",
     "Rows": "viewing",
     "SealedFile": "sealing",
@@ -77,6 +80,8 @@ _HOME = {
     "read_table": "table",
     "reduce_calibration": "calibration",
     "refine_campaign": "refining",
+    "rehearse": "rehearsing",
+    "repeat_rehearsal": "rehearsing",
     "report_campaign": "finishing",
     "resolve_data": "datasets",
     "run_calibration": "calibration",
@@ -97,6 +102,8 @@ __all__ = [
     "Measured",
     "Planned",
     "Preview",
+    "Rehearsed",
+    "Repeated",
     "Result",
     "Rows",
     "SealedFile",
@@ -119,6 +126,8 @@ __all__ = [
     "read_table",
     "reduce_calibration",
     "refine_campaign",
+    "rehearse",
+    "repeat_rehearsal",
     "report_campaign",
     "resolve_data",
     "run_calibration",

@@ -47,7 +47,7 @@ def report_campaign(folder: CampaignFolder, *, fit_reason: str = "") -> Path:
         observations=[asdict(row) for row in read_observations(observations)],
         fit=fit,
         plan=plan,
-        title=plan["campaign"]["name"],
+        title=plan["campaign"]["name"] + (" (REHEARSED)" if plan.get("rehearsal") else ""),
         fit_reason=fit_reason,
     )
 

@@ -135,8 +135,25 @@ def fit_observations(
         f"{edge.reason}; {edge.remedy}"
         for edge in selected.edges
     ]
+    if law_planted := _rehearsal(table):
+        out["provenance"] = {**(out.get("provenance") or {}), "rehearsal": {"law": law_planted}}
+        out["warnings"].insert(
+            0,
+            f"REHEARSED: nothing was trained or measured; every loss is of the law {law_planted}, "
+            "with noise",
+        )
     out["checklist"] = checklist(out, declared=declared)
     return out
+
+
+def _rehearsal(table: Table) -> str:
+    """The planted law where the rows were rehearsed, else ''. InputError where only some were."""
+    laws = sorted(set(table.text("rehearsal").tolist()))
+    if len(laws) > 1:
+        told = ", ".join(repr(law) if law else "none (measured)" for law in laws)
+        text = f"rows of several worlds cannot be fitted together: {told}"
+        raise InputError(table.source, [Fault("rehearsal", text)])
+    return str(laws[0]) if laws else ""
 
 
 def compare_observations(

@@ -74,6 +74,8 @@ class Plan:
     limits: ClusterLimits | None = None
     promise: Mapping[str, Any] = field(default_factory=dict)
     waves: tuple[WavePlan, ...] = ()
+    # Of a plan that was rehearsed, and is not to be run: the planted law and the seed.
+    rehearsal: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         # Whoever has a list of runs may give that.
@@ -155,6 +157,7 @@ class Plan:
             "limits": asdict(self.limits) if self.limits else None,
             "dropped": [asdict(d) for d in self.dropped],
             "warnings": list(self.warnings),
+            **({"rehearsal": dict(self.rehearsal)} if self.rehearsal else {}),
         }
 
     @classmethod
@@ -185,6 +188,7 @@ class Plan:
                 limits=ClusterLimits(**limits) if limits else None,
                 promise={k: values["design"][k] for k in PROMISED},
                 waves=tuple(WavePlan(**w) for w in values["waves"]),
+                rehearsal=values.get("rehearsal"),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise InputError("plan.json", [f"not a plan: {error!r}"]) from None

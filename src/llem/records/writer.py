@@ -12,7 +12,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -43,10 +43,19 @@ os.environ.setdefault("HDF5_USE_FILE_LOCKING", "FALSE")
 LIBRARY_VERSIONS = ("v110", "v110")
 
 Row = tuple[Any, ...]
+# The monotonic and the wall clock of one moment, ns.
+Clock = Callable[[], tuple[int, int]]
 
 # What h5py raises where a write fails: OSError for a write, RuntimeError where HDF5 finds its own
 # state spoilt by one before, ValueError for a file that it has given up.
 HDF5_ERRORS = (OSError, RuntimeError, ValueError)
+
+
+def machine_clock() -> tuple[int, int]:
+    """This host's monotonic and wall clock, of one moment; ns."""
+    before = time.monotonic_ns()
+    wall = time.time_ns()
+    return (before + time.monotonic_ns()) // 2, wall
 
 
 class RecordWriteError(LlemError):
@@ -62,6 +71,7 @@ class RecordWriter:
 
     Rows stay in memory until `flush_s` have passed since the last flush or `flush` is called;
     after `flush` returns they survive SIGKILL. Safe to call from several threads of one process.
+    `clock` is what the record is tied to: this host's, but for one that was never measured.
     Raises FileExistsError where the file is there, RecordWriteError where it cannot be made or
     written.
     """
@@ -74,11 +84,13 @@ class RecordWriter:
         tables: Mapping[str, np.dtype[Any]],
         table_attrs: Mapping[str, Mapping[str, Any]] | None = None,
         flush_s: float = 2.0,
+        clock: Clock = machine_clock,
     ) -> None:
         import h5py
 
         self.path = Path(path)
         self._flush_s = flush_s
+        self._clock = clock
         self._lock = threading.Lock()
         self._last_flush = time.monotonic()
         self._failed = ""
@@ -133,7 +145,7 @@ class RecordWriter:
     def event(self, code: str, text: str = "", *, t_ns: int | None = None) -> None:
         """Record that something happened now, or at `t_ns`; flushed at once: a crash may follow."""
         row = (
-            time.monotonic_ns() if t_ns is None else t_ns,
+            self._clock()[0] if t_ns is None else t_ns,
             code.encode()[:32],
             text.encode("utf-8", "replace")[:256],
         )
@@ -144,9 +156,7 @@ class RecordWriter:
 
     def stamp_clock(self, *, peer_offset_ns: float = np.nan, rtt_ns: float = np.nan) -> None:
         """Tie this host's monotonic clock to its wall clock (and to a peer's, where measured)."""
-        before = time.monotonic_ns()
-        wall = time.time_ns()
-        mono = (before + time.monotonic_ns()) // 2
+        mono, wall = self._clock()
         self.append("clock", (mono, wall, peer_offset_ns, rtt_ns))
 
     def flush(self) -> None:
@@ -177,6 +187,13 @@ class RecordWriter:
                 # all that can fail, before the point from which HDF5 cannot go back
                 self._file.flush()
                 self._file.close()
+
+    def leave(self) -> None:
+        """Let go of the file as a killed process does: what was flushed is there, never closed."""
+        with self._lock:
+            if not self._failed and self._file:
+                self._failed = f"{self.path}: was left unclosed"
+                self._abandon()
 
     def _check(self) -> None:
         if self._failed:
@@ -241,11 +258,17 @@ class _Table:
         self._rows = end
 
 
-def rank_writer(path: str | Path, *, meta: Mapping[str, Any], flush_s: float = 2.0) -> RecordWriter:
+def rank_writer(
+    path: str | Path,
+    *,
+    meta: Mapping[str, Any],
+    flush_s: float = 2.0,
+    clock: Clock = machine_clock,
+) -> RecordWriter:
     """The record of one rank in one attempt: tables `steps`, `evals` and `spans`."""
     return RecordWriter(
         path, meta={**meta, "kind": "rank"},
-        tables={"steps": STEPS, "evals": EVALS, "spans": SPANS}, flush_s=flush_s,
+        tables={"steps": STEPS, "evals": EVALS, "spans": SPANS}, flush_s=flush_s, clock=clock,
     )  # fmt: skip
 
 
@@ -255,6 +278,7 @@ def node_writer(
     meta: Mapping[str, Any],
     devices: Mapping[str, Mapping[str, Any]],
     flush_s: float = 2.0,
+    clock: Clock = machine_clock,
 ) -> RecordWriter:
     """The record of one node in one attempt: table `devices/<uuid>/samples` for each device.
 
@@ -268,6 +292,7 @@ def node_writer(
         tables={**{samples_table(u): SAMPLES for u in devices}, "baseline": BASELINE},
         table_attrs={samples_table(u): attrs for u, attrs in devices.items()},
         flush_s=flush_s,
+        clock=clock,
     )
 
 

@@ -35,9 +35,14 @@ NAMES_SHOWN = 8
 SAME_SIZE = 0.01
 
 
+def _rehearsed(fit: Mapping[str, Any]) -> list[str]:
+    law = ((fit.get("provenance") or {}).get("rehearsal") or {}).get("law")
+    return [f"REHEARSED: of the planted law {law}; nothing was trained or measured"] if law else []
+
+
 def summary_lines(fit: Mapping[str, Any]) -> list[str]:
     """A fit for the terminal: the answer, its quality, warnings, the law, what else was found."""
-    lines = _wrapped(answer(fit))
+    lines = _rehearsed(fit) + _wrapped(answer(fit))
     quality = quality_line(fit)
     if quality:
         lines += _wrapped(quality)

@@ -83,7 +83,8 @@ def aggregate(
         peak_flops_per_gpu=peak_flops_per_gpu or _peak_flops(plan),
     )
     problems: list[str] = []
-    planned = [dict(run) for run in plan["runs"]]
+    rehearsal = (plan.get("rehearsal") or {}).get("law", "")
+    planned = [{**run, "rehearsal": rehearsal} for run in plan["runs"]]
     looked_ns = time.time_ns()
     inputs = [inputs_of(folder, run, carbon=options.carbon_series) for run in planned]
     with Store(Path(cache), folder) if cache is not None else nullcontext() as store:

@@ -86,14 +86,15 @@ def read_attempt(
     """
     run_id = str(run["run_id"])
     problems: list[str] = []
-    end = read_end(folder / "end.json", run_id=run_id)
+    rehearsed = bool(run.get("rehearsal"))
+    end = read_end(folder / "end.json", run_id=run_id, rehearsed=rehearsed)
     if isinstance(end, str):
         problems.append(end)
         end = None
     if end is not None and window_ns is not None:
         end = replace(end, t0_ns=window_ns[0], t1_ns=window_ns[1])
     rank_paths, node_paths = _files(folder, problems)
-    ranks = read_ranks(rank_paths, run_id=run_id)
+    ranks = read_ranks(rank_paths, run_id=run_id, rehearsed=rehearsed)
     problems += ranks.problems
     layout = run.get("layout") or {}
     per_node = int(layout.get("gpus_per_node", 1))
@@ -120,7 +121,7 @@ def read_attempt(
     for path in node_paths:
         large = _is_large(path)
         head = partial(_read_node, only=()) if large else _read_node
-        record = read_of_run(head, path, run_id, problems)
+        record = read_of_run(head, path, run_id, problems, rehearsed=rehearsed)
         if record is None:
             continue
         nodes_seen += 1

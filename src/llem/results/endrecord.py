@@ -44,8 +44,11 @@ class EndRecord:
         return self.t0_ns, self.t1_ns
 
 
-def read_end(path: Path, *, run_id: str) -> EndRecord | str | None:
-    """The end record; None where there is no file; a sentence where it cannot be trusted."""
+def read_end(path: Path, *, run_id: str, rehearsed: bool = False) -> EndRecord | str | None:
+    """The end record; None where there is no file; a sentence where it cannot be trusted.
+
+    One that was rehearsed tells nothing of a real campaign, nor the other way about.
+    """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -56,6 +59,9 @@ def read_end(path: Path, *, run_id: str) -> EndRecord | str | None:
         return f"{path}: holds no JSON object"
     if values.get("run_id", run_id) != run_id:
         return f"{path}: of another run, {values['run_id']!r}"
+    if bool(values.get("rehearsal")) != rehearsed:
+        what = "measured, in a rehearsed" if rehearsed else "rehearsed, in a real"
+        return f"{path}: was {what} campaign: left out"
     status = values.get("status")
     if status not in STATUSES:
         return f"{path}: status {status!r} is none of {', '.join(STATUSES)}"

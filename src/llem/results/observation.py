@@ -45,6 +45,7 @@ class Observation:
                       included; mfu is flops / (that time x ranks x peak)
     peak_memory_bytes the largest of the attempts' own words: tensors of the fullest rank
     device_coverage   the least covered device's part of its window that was sampled
+    rehearsal         the planted law where nothing was trained or measured, empty for a real run
     coverage          least of: ranks, steps and device-seconds seen / expected
     """
 
@@ -102,6 +103,7 @@ class Observation:
     tokens_trunk: float = 0.0
     flops_planned: float = NAN
     workload: str = "training"
+    rehearsal: str = ""
 
 
 COLUMNS: tuple[str, ...] = tuple(f.name for f in fields(Observation))

@@ -106,7 +106,7 @@ class Ranks:
         )
 
 
-def read_ranks(paths: Sequence[Path], *, run_id: str) -> Ranks:
+def read_ranks(paths: Sequence[Path], *, run_id: str, rehearsed: bool = False) -> Ranks:
     """Reduce an attempt's rank files, one in memory at a time. What cannot be read is a problem."""
     seen: list[int] = []
     worlds: set[int] = set()
@@ -124,7 +124,7 @@ def read_ranks(paths: Sequence[Path], *, run_id: str) -> Ranks:
     loss_step: int | None = None
     problems: list[str] = []
     for path in sorted(paths):
-        record = read_of_run(_read_rank, path, run_id, problems)
+        record = read_of_run(_read_rank, path, run_id, problems, rehearsed=rehearsed)
         if record is None:
             continue
         rank = int(record.meta.get("rank", _number_in(path)))
@@ -275,9 +275,17 @@ def skew_ns(reference: HostClock, there: HostClock, lines: dict[str, Timeline]) 
 
 
 def read_of_run(
-    read: Callable[[Path], R], path: Path, run_id: str, problems: list[str]
+    read: Callable[[Path], R],
+    path: Path,
+    run_id: str,
+    problems: list[str],
+    *,
+    rehearsed: bool = False,
 ) -> R | None:
-    """A record of this run, or None with what is wrong with the file added to `problems`."""
+    """A record of this run, or None with what is wrong with the file added to `problems`.
+
+    What was rehearsed is no record of a real campaign, nor the other way about.
+    """
     try:
         record = read(path)
     except RecordError as error:
@@ -285,6 +293,10 @@ def read_of_run(
         return None
     if record.meta.get("run_id", run_id) != run_id:
         problems.append(f"{path}: of another run, {record.meta['run_id']!r}")
+        return None
+    if bool(record.meta.get("rehearsal")) != rehearsed:
+        what = "measured, in a rehearsed" if rehearsed else "rehearsed, in a real"
+        problems.append(f"{path}: was {what} campaign: left out")
         return None
     problems += record.problems
     return record

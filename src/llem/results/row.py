@@ -151,6 +151,7 @@ def _planned(run: Mapping[str, Any]) -> dict[str, Any]:
         "flops_planned": float(run.get("flops", NAN)),
         "expected_steps": int(run.get("steps", 0)),
         "workload": str(run.get("workload", "training")),
+        "rehearsal": str(run.get("rehearsal") or ""),
         "expected_nodes": nodes,
         "expected_ranks": nodes * int(layout.get("gpus_per_node", 1)),
     }

@@ -106,6 +106,33 @@ def test_watch_on_a_terminal_is_live(campaign, monkeypatch):
     assert "runs done" in screen.file.getvalue()
 
 
+def test_a_run_at_work_is_drawn_as_a_rehearsal_draws_it(campaign):
+    import io
+    from dataclasses import replace
+
+    from rich.console import Console
+
+    from llem.cli import _stage, _status
+    from llem.cluster import campaign_state, summarise
+
+    folder, plan = campaign
+    state = campaign_state(folder, plan)
+    first = replace(state.runs[-1], status="running", progress=0.5, loss=3.2, tokens_per_s=1e4)
+    (now,) = _status.at_work_now(plan, [*state.runs[:-1], first])
+    run = plan.by_id[first.run_id]
+    assert now.step == round(run.steps / 2) and now.remaining_s == pytest.approx(
+        (run.steps - now.step) * run.recipe.batch_tokens / 1e4
+    )
+    screen = Console(width=100, record=True, file=io.StringIO())
+    screen.print(
+        _status.glance(summarise(folder, plan, state), width=100, live=True, at_work=[now])
+    )
+    told = screen.export_text()
+    for line in _stage.run_lines(now, width=100):
+        assert line.plain.rstrip() in told
+    assert "loss 3.2000" in told and "ppl 24.53" in told
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

@@ -1,0 +1,290 @@
+"""What happens in a rehearsal, told as events in the order of their times.
+
+Every number in a line is the one that stands in the records of the same attempt: what is shown is
+what was played. One run is followed closely; of the others the beginning, the troubles and the end
+are told.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from heapq import merge
+from typing import Literal
+
+import numpy as np
+
+from llem.campaign import Run, format_duration, format_si
+from llem.records import Phase
+from llem.rehearsal.course import CHECKPOINT_BYTES, Attempt, checkpoint_s
+from llem.rehearsal.fleet import LIMIT_C
+from llem.rehearsal.measure import Measured
+from llem.rehearsal.recording import evaluation_loss_se, evaluations_of, peak_memory
+from llem.rehearsal.world import World
+
+Level = Literal["info", "warning", "error", "heading"]
+
+# Steps of the followed run that get a line, and ranks that get one; spikes above so many sd.
+STEPS_TOLD, RANKS_TOLD, SPIKE_SDS, SPIKES_TOLD = 20, 16, 8.0, 3
+SHARD_BYTES = 5e9
+# The law is fitted from so many runs on, and again after so large a share of all.
+FIT_FROM, FIT_SHARE = 8, 0.15
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened at `t_s` of the campaign; `run_id` is '' for the campaign's own."""
+
+    t_s: float
+    run_id: str
+    text: str
+    level: Level = "info"
+    kind: str = ""
+
+
+def followed(attempts: Sequence[Attempt]) -> str:
+    """The run that is worth following: of those that complete the longest, else any."""
+    done = [a for a in attempts if a.status == "completed"] or list(attempts)
+    return max(done, key=lambda a: (a.window_s, a.run.run_id)).run.run_id
+
+
+def tell(world: World, attempts: Sequence[Attempt], *, follow: str = "") -> Iterator[Event]:
+    """All events, in order; the run `follow` in full."""
+    ordered = sorted(attempts, key=lambda a: a.t0_s)
+    told = [_close(world, a) if a.run.run_id == follow else _brief(a) for a in ordered]
+    yield from merge(*told, _fits(world, ordered), key=lambda e: e.t_s)
+
+
+def _fits(world: World, attempts: Sequence[Attempt]) -> Iterator[Event]:
+    """The law as it arrives: fitted again whenever so large a share of the runs is done."""
+    done: list[Attempt] = []
+    runs = len(world.plan.runs)
+    due = max(FIT_FROM, FIT_SHARE * runs)
+    for a in sorted(attempts, key=lambda a: a.t1_s):
+        if a.status != "completed":
+            continue
+        done.append(a)
+        if len(done) >= due:
+            due += FIT_SHARE * runs
+            yield Event(a.t1_s, "", f"fit of {len(done)} runs: {_fit(world, done)}", kind="fit")
+
+
+def _fit(world: World, done: Sequence[Attempt]) -> str:
+    from llem.scaling import ScalingError, fit_law
+
+    try:
+        fit = fit_law(
+            [a.run.params for a in done], [a.run.tokens for a in done], [a.loss for a in done],
+            law=world.plan.campaign.law, flops=[a.run.flops for a in done], bootstrap=0,
+        )  # fmt: skip
+    except ScalingError as error:
+        return f"no law yet ({str(error).splitlines()[-1].strip()})"
+    words = [f"{name} {value:.4g}" for name, value in fit.ensemble.law.named(
+        fit.ensemble.natural).items()]  # fmt: skip
+    target = float(world.plan.head()["design"]["target_flops"])
+    best = fit.ensemble.at(target, brief=True)
+    return f"{', '.join(words)}; N* {format_si(best.params)} at {format_si(target, 'FLOP')}"
+
+
+def title(run: Run) -> str:
+    """A run in a few words."""
+    return f"{format_si(run.params)} parameters, {format_si(run.tokens)} tokens, seed {run.seed}"
+
+
+def _brief(a: Attempt) -> Iterator[Event]:
+    name, run = a.run.run_id, a.run
+    again = f", attempt {a.number}, from step {a.start_step}" if a.number else ""
+    ranks = f"{run.layout.ranks} rank{'s' if run.layout.ranks > 1 else ''}"
+    where = _names([n.name for n in a.nodes])
+    yield Event(a.t0_s, name, f"begins: {title(run)}, on {ranks} of {where}{again}", kind="begin")
+    yield _ending(a)
+
+
+def _ending(a: Attempt) -> Event:
+    name, run = a.run.run_id, a.run
+    took = format_duration(a.window_s)
+    if a.status == "completed":
+        text = (
+            f"completed: loss {a.loss:.4f} +- {evaluation_loss_se(run):.4f} after {took}, "
+            f"{format_si(a.tokens_per_s)} tokens/s"
+        )
+        return Event(a.t1_s, name, text, kind="completed")
+    words = {
+        "killed": "lost", "interrupted": "interrupted", "failed": "failed", "diverged": "diverged",
+    }  # fmt: skip
+    after = f"at step {a.step} of {run.steps}: {a.reason}"
+    then = ""
+    if a.status in ("killed", "interrupted", "failed"):
+        lost = a.step - a.saved_step
+        back = f"step {a.saved_step}" if a.saved_step else "the beginning"
+        then = f"; goes on from {back}" + (f" ({lost} steps are done again)" if lost else "")
+    level: Level = "error" if a.status in ("killed", "failed") else "warning"
+    return Event(a.t1_s, name, f"{words[a.status]} {after}{then}", level, a.status)
+
+
+def _close(world: World, a: Attempt) -> Iterator[Event]:
+    """One attempt with all that its log would say."""
+    events = sorted(_all(world, a), key=lambda e: e.t_s)
+    yield from events
+
+
+def _all(world: World, a: Attempt) -> Iterator[Event]:
+    run, name = a.run, a.run.run_id
+    measured = Measured(world, a, interval_s=1.0)
+    yield from _start(world, a)
+    yield from _training(world, a, measured)
+    yield from _boards(a, measured)
+    yield _ending(a)
+    if a.status == "completed":
+        yield from _export(a, run, name, measured)
+
+
+def _start(world: World, a: Attempt) -> Iterator[Event]:
+    """Model, tokenizer, data, ranks: from the job's start to the first step."""
+    run, name, layout, model = a.run, a.run.run_id, a.run.layout, a.run.model
+    first = a.blocks[0].t0_s if a.blocks else a.t1_s
+    marks = iter(np.linspace(a.t0_s, max(a.t0_s, first), 9 + RANKS_TOLD).tolist())
+
+    def event(text: str, level: Level = "info") -> Event:
+        return Event(next(marks), name, text, level, "start")
+
+    yield Event(a.t0_s, name, f"Attempt {a.number}: {title(run)}", "heading", "begin")
+    shape = [f"{getattr(model, 'layers', '?')} layers", f"hidden {getattr(model, 'width', '?')}",
+             f"{getattr(model, 'heads', '?')} heads"]  # fmt: skip
+    family = getattr(model, "family", "model")
+    yield event(f"model: {family}, {format_si(run.params)} parameters ({', '.join(shape)})")
+    recipe = run.recipe
+    yield event(
+        f"precision {recipe.precision}; {recipe.optimiser}, peak rate {recipe.learning_rate:.3g}, "
+        f"{recipe.schedule} with {recipe.warmup_steps} steps of warm-up"
+    )
+    yield event(f"tokenizer: vocabulary of {getattr(model, 'vocabulary', '?')}")
+    yield event(
+        f"data: {getattr(run.data, 'path', '?')}, {format_si(run.tokens)} tokens in {run.steps} "
+        f"steps of {format_si(recipe.batch_tokens)} (micro-batch {layout.micro_batch}, "
+        f"{layout.grad_accum} accumulated)"
+    )
+    hosts = f"{layout.nodes} node{'s' if layout.nodes > 1 else ''}"
+    yield event(f"distributed: {layout.ranks} ranks on {hosts}, ZeRO stage {layout.zero_stage}")
+    per_node = layout.ranks // layout.nodes
+    for rank in range(min(layout.ranks, RANKS_TOLD)):
+        node, boards = a.nodes[rank // per_node], a.boards[rank // per_node]
+        board = boards[min(rank % per_node, len(boards) - 1)]
+        kind = "package" if board.package else f"{board.memory_bytes / 1e9:.0f} GB"
+        yield event(f"[rank {rank}/{layout.ranks}] {board.name} ({kind}) on {node.name}")
+    if layout.ranks > RANKS_TOLD:
+        yield event(f"... and {layout.ranks - RANKS_TOLD} more ranks")
+    if layout.ranks > 1:
+        ms = 0.4 + 0.9 * math.log2(layout.ranks) + (3.0 if layout.nodes > 1 else 0.0)
+        yield event(f"all-reduce test passed ({ms:.2f} ms)")
+    if a.start_step:
+        yield event(f"resumed after step {a.start_step} from checkpoint step-{a.start_step:09d}")
+
+
+def _training(world: World, a: Attempt, measured: Measured) -> Iterator[Event]:
+    """Steps, spikes, evaluations and checkpoints, with the numbers of the records."""
+    run, name, curve = a.run, a.run.run_id, measured.curve
+    number, _, end = measured.step_times
+    if len(number):
+        yield Event(a.blocks[0].t0_s, name, "training starts", "heading", "train")
+        told = np.unique(np.linspace(0, len(number) - 1, STEPS_TOLD).astype(int))
+        for i in told.tolist():
+            step = int(number[i])
+            loss, rate = float(curve.loss[step]), a.tokens_per_s
+            left = (run.steps - step - 1) * run.recipe.batch_tokens / rate
+            mfu = rate * float(run.model.flops_per_token) / (
+                world.plan.device.peak_flops * run.layout.ranks
+            )  # fmt: skip
+            yield Event(
+                float(end[i]), name,
+                f"step {step + 1:{len(str(run.steps))}d}/{run.steps}  loss {loss:.4f}  ppl "
+                f"{math.exp(min(loss, 700)):.4g}  lr {curve.learning_rate[step]:.2e}  grad "
+                f"{curve.grad_norm[step]:.3f}  {format_si(rate)} tokens/s  MFU {mfu:.1%}  left "
+                f"{format_duration(left)}", kind="step",
+            )  # fmt: skip
+        yield from _spikes(a, measured)
+    told_at = iter(evaluations_of(world, a))
+    for block in a.blocks:
+        if block.phase == Phase.EVALUATION:
+            step, loss = next(told_at)
+            train = float(curve.loss[max(0, step - 50) : step].mean()) if step else math.nan
+            yield Event(
+                block.t1_s, name,
+                f"evaluation after step {step}: loss {loss:.4f} +- {evaluation_loss_se(run):.4f}, "
+                f"ppl {math.exp(min(loss, 700)):.4g} (training {train:.4f}, {loss - train:+.4f}), "
+                f"{block.t1_s - block.t0_s:.1f} s", kind="evaluation",
+            )  # fmt: skip
+        elif block.phase == Phase.CHECKPOINT:
+            size = format_si(CHECKPOINT_BYTES * run.params, "B")
+            yield Event(
+                block.t1_s, name,
+                f"checkpoint step-{block.last:09d}: {size} in {block.t1_s - block.t0_s:.2f} s",
+                kind="checkpoint",
+            )  # fmt: skip
+
+
+def _spikes(a: Attempt, measured: Measured) -> Iterator[Event]:
+    number, _, end = measured.step_times
+    loss = measured.curve.loss[number]
+    if len(loss) < 100:
+        return
+    width = 25
+    mean = np.convolve(loss, np.ones(width) / width, mode="full")[: len(loss)]
+    before = np.concatenate([np.full(width, np.inf), mean[width - 1 : len(loss) - 1]])[: len(loss)]
+    sd = float(np.std(np.diff(loss))) / math.sqrt(2) or 1.0
+    high = np.flatnonzero(loss - before > SPIKE_SDS * sd)
+    last = -1000
+    count = 0
+    for i in high.tolist():
+        if i - last < 100 or count == SPIKES_TOLD:
+            continue
+        last, count = i, count + 1
+        norm = float(measured.curve.grad_norm[number[i]])
+        text = (
+            f"loss spike at step {number[i] + 1}: {loss[i]:.4f}, mean before {before[i]:.4f}; "
+            f"gradient norm {norm:.2f}, clipped to {a.run.recipe.clip_norm:g}"
+        )
+        yield Event(float(end[i]), a.run.run_id, text, "warning", "spike")
+
+
+def _boards(a: Attempt, measured: Measured) -> Iterator[Event]:
+    """Boards that are slow, or hot."""
+    for place, (node, boards) in enumerate(zip(a.nodes, a.boards, strict=True)):
+        for index, board in enumerate(boards):
+            where = f"{node.name}, device {index}"
+            if board.straggles:
+                at = a.blocks[0].t0_s + 0.05 * (a.t1_s - a.blocks[0].t0_s) if a.blocks else a.t1_s
+                text = f"straggler: {where} runs at {board.speed:.0%} of the others' speed"
+                yield Event(at, a.run.run_id, text, "warning", "straggler")
+            if board.throttles and not board.package:
+                power = measured.power(place, board)
+                hot = np.flatnonzero(power.held_back)
+                if len(hot):
+                    text = f"{where} is at {LIMIT_C:.0f} C and slows itself to {board.slowed:.0%}"
+                    at = float(power.edges[hot[0]])
+                    yield Event(at, a.run.run_id, text, "warning", "throttle")
+
+
+def _export(a: Attempt, run: Run, name: str, measured: Measured) -> Iterator[Event]:
+    """The weights, as they would be written, and the run in a line."""
+    size = 4.0 * run.params
+    shards = max(1, math.ceil(size / SHARD_BYTES))
+    at = a.t1_s
+    for i in range(min(shards, 8)):
+        file = f"model-{i + 1:05d}-of-{shards:05d}.safetensors"
+        yield Event(at, name, f"would save {file} ({format_si(size / shards, 'B')})", kind="export")
+    yield Event(at, name, "would save config.json, model.safetensors.index.json", kind="export")
+    peak = format_si(peak_memory(measured), "B")
+    joules = measured.truth_j()
+    tokens = (a.step - a.start_step) * run.recipe.batch_tokens
+    yield Event(
+        at, name,
+        f"summary: {format_duration(a.window_s)}, {run.steps} steps, loss {a.loss:.4f}, peak "
+        f"memory {peak} a rank, {format_si(joules, 'J')}, {joules / max(1, tokens):.3g} J a token; "
+        f"checkpoints take {checkpoint_s(run):.2f} s", "heading", "summary",
+    )  # fmt: skip
+
+
+def _names(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"

@@ -1,0 +1,115 @@
+"""What a rehearsal is played in: the plan, the planted law, the machines, each run's luck."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from llem.campaign import Run
+from llem.planning import Plan
+from llem.planning.layout import computed_flops
+from llem.rehearsal.fleet import Node, make_fleet
+from llem.rehearsal.planted import Planted
+
+# Of a site's whole machine, so many nodes are played at most, unless one run takes more.
+NODES = 64
+# How far the site as a whole is off the planner's step times, sd of the log. The planner's own
+# error before a calibration is larger; its time limits would then be what is rehearsed.
+SITE_SD = 0.05
+# Noise of log loss from seed to seed: what the planner's promise assumes as well.
+NOISE = 0.005
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failures:
+    """What goes wrong, as chances of an attempt (of a run, for divergence). On a laptop nobody
+    preempts and nodes do not fail."""
+
+    preemption: float = 0.03
+    node_failure: float = 0.02
+    exception: float = 0.01
+    divergence: float = 0.01
+    stragglers: bool = True
+
+    @classmethod
+    def none(cls) -> Failures:
+        return cls(preemption=0.0, node_failure=0.0, exception=0.0, divergence=0.0,
+                   stragglers=False)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Fate:
+    """How a run's training goes, whatever machine it is on: its final loss without interruption,
+    and whether it diverges."""
+
+    loss: float
+    diverges: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """A plan and all that is drawn from `seed` to play it."""
+
+    plan: Plan
+    planted: Planted
+    seed: int = 0
+    noise: float = NOISE
+    failures: Failures = field(default_factory=Failures)
+
+    @cached_property
+    def nodes(self) -> tuple[Node, ...]:
+        plan, site = self.plan, self.plan.site
+        if plan.device.cpu:
+            count = site.concurrency if site.executor == "local" else site.nodes
+        else:
+            count = site.nodes
+        most = max(array.nodes for array in plan.arrays)
+        wanted = sum(array.nodes * len(array.elements) for array in plan.arrays)
+        count = max(most, min(count, NODES, wanted))
+        fleet = make_fleet(site, plan.device, nodes=count, seed=self.seed)
+        if self.failures.stragglers:
+            return fleet
+        return tuple(
+            replace(n, boards=tuple(replace(b, speed=1.0, straggles=False) for b in n.boards))
+            for n in fleet
+        )
+
+    @cached_property
+    def site_factor(self) -> float:
+        """How much longer steps take here than the planner thinks."""
+        rng = np.random.default_rng([self.seed, 3])
+        return math.exp(SITE_SD * rng.normal() - SITE_SD**2 / 2)
+
+    def rng(self, run: Run, *more: int) -> np.random.Generator:
+        """Random numbers that only this run (and `more`) get, in whatever order runs are played."""
+        return np.random.default_rng([self.seed, 4, int(run.run_id, 16), *more])
+
+    def fate(self, run: Run) -> Fate:
+        rng = self.rng(run)
+        luck, lot = float(rng.normal()), float(rng.random())
+        loss = self.planted.loss(run) * math.exp(self.noise * luck)
+        return Fate(loss=loss, diverges=lot < self.failures.divergence)
+
+    def step_s(self, run: Run) -> float:
+        """Mean seconds of a step on boards of the site's mean speed."""
+        device, layout = self.plan.device, run.layout
+        flops = computed_flops(run.model, layout) * run.recipe.batch_tokens
+        work = flops / (layout.ranks * device.peak_flops * device.utilisation)
+        return (work + device.step_overhead_s * layout.grad_accum) * self.site_factor
+
+    def evaluation_s(self, run: Run) -> float:
+        """The same of an evaluation: forward passes alone, a third of a training's work."""
+        device = self.plan.device
+        tokens = int(getattr(run.data, "evaluation_tokens", 0) or 0)
+        work = tokens * float(run.model.flops_per_token) / 3
+        peak = run.layout.ranks * device.peak_flops * device.utilisation
+        return self.site_factor * work / peak
+
+    def mark(self) -> dict[str, Any]:
+        """What every file of the rehearsal says of it."""
+        return {"law": self.planted.text, "name": self.planted.name, "seed": self.seed,
+                "noise": self.noise}  # fmt: skip

@@ -1,0 +1,158 @@
+"""What is told and shown is what was played."""
+
+from io import StringIO
+
+import numpy as np
+import pytest
+
+from llem.cli._stage import ALARM, DOT, scene
+from llem.rehearsal import Failures, Film, Measured, World, followed, planted, play, tell
+
+LAW = planted("chinchilla")
+TROUBLE = Failures(preemption=0.2, node_failure=0.2, exception=0.1, divergence=0.1)
+
+
+@pytest.fixture(scope="module")
+def world(gpu_plan):
+    worlds = (World(plan=gpu_plan, planted=LAW, seed=s, failures=TROUBLE) for s in range(100))
+    wanted = {"completed", "killed", "interrupted", "diverged", "failed"}
+    return next(w for w in worlds if wanted <= {a.status for a in play(w)})
+
+
+@pytest.fixture(scope="module")
+def attempts(world):
+    return play(world)
+
+
+@pytest.fixture(scope="module")
+def events(world, attempts):
+    return list(tell(world, attempts, follow=followed(attempts)))
+
+
+def text(frame, *, width, height=40):
+    from rich.console import Console
+
+    out = StringIO()
+    Console(file=out, width=width, no_color=True).print(scene(frame, width=width, height=height))
+    return out.getvalue().splitlines()
+
+
+def test_events_come_in_order_and_every_attempt_ends_once(attempts, events):
+    times = [e.t_s for e in events]
+    assert times == sorted(times)
+    ends = {"completed", "killed", "interrupted", "failed", "diverged"}
+    assert sum(e.kind in ends for e in events) == len(attempts)
+
+
+def test_the_followed_run_is_told_from_its_model_to_its_weights(events):
+    kinds = [e.kind for e in events]
+    for kind in ("begin", "start", "train", "step", "evaluation", "checkpoint", "export",
+                 "summary"):  # fmt: skip
+        assert kind in kinds
+    told = " ".join(e.text for e in events if e.kind == "start")
+    for words in ("model: llama", "tokenizer: vocabulary of 32000", "data:", "4 ranks on 2 nodes",
+                  "[rank 0/4]", "all-reduce test passed"):  # fmt: skip
+        assert words in told
+
+
+def test_losses_that_are_told_are_those_of_the_records(world, attempts, events):
+    a = next(a for a in attempts if a.run.run_id == followed(attempts) and a.status == "completed")
+    found = Measured(world, a, interval_s=1.0)
+    for event in events:
+        if event.kind == "step" and event.run_id == a.run.run_id and event.t_s > a.t0_s:
+            step = int(event.text.split("/")[0].removeprefix("step "))
+            assert f"loss {found.curve.loss[step - 1]:.4f}" in event.text
+
+
+def test_the_fit_arrives_as_runs_finish(events):
+    assert all("alpha" in e.text or "no law" in e.text for e in events if e.kind == "fit")
+    assert any(e.kind == "fit" for e in events)
+
+
+def test_counts_of_a_frame_are_those_of_the_attempts(world, attempts):
+    film = Film(world, attempts, follow=followed(attempts))
+    for share in np.linspace(0, 1, 9).tolist():
+        frame = film.at(share * film.end_s)
+        at_work = [a for a in attempts if a.t0_s <= frame.t_s < a.t1_s]
+        assert frame.running == len(at_work)
+        assert frame.done + frame.diverged + frame.running + frame.waiting == frame.runs
+    assert frame.done + frame.diverged == frame.runs
+    assert frame.tokens_done <= frame.tokens
+
+
+def test_progress_never_goes_back_but_for_what_was_lost(world, attempts):
+    calm = World(plan=world.plan, planted=LAW, failures=Failures.none())
+    film = Film(calm, play(calm))
+    done = [film.at(t).tokens_done for t in np.linspace(0, film.end_s, 60)]
+    assert done == sorted(done) and done[-1] == film.at(0).tokens
+
+
+def test_a_board_shows_its_own_run_power_and_temperature(world, attempts):
+    film = Film(world, attempts)
+    a = max((a for a in attempts if a.status == "completed"), key=lambda a: a.window_s)
+    t_s = (a.t0_s + a.t1_s) / 2
+    frame = film.at(t_s)
+    own = [b for b in frame.boards if b.run_id == a.run.run_id]
+    assert len(own) == a.run.layout.ranks
+    for board in own:
+        assert 0 < board.memory_bytes < board.memory_total
+        assert 25 < board.celsius < 90 and board.watts > 50
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_no_line_is_wider_than_the_terminal_and_columns_stand_below_each_other(
+    world, attempts, width
+):
+    film = Film(world, attempts, follow=followed(attempts))
+    lines = text(film.at(film.end_s / 2), width=width)
+    assert max(map(len, lines)) <= width
+    dots = [[i for i, c in enumerate(line) if c in (DOT, ALARM)] for line in lines]
+    columns = {i for row in dots for i in row}
+    assert 0 < len(columns) <= width // 20
+    assert {row[0] for row in dots if row} == {min(columns)}
+
+
+def test_a_picture_is_never_higher_than_the_terminal(world, attempts):
+    film = Film(world, attempts)
+    assert len(text(film.at(film.end_s / 2), width=100, height=9)) <= 9
+
+
+def test_the_show_ends_with_the_campaign_and_leaves_only_lines(world, attempts, events):
+    from rich.console import Console
+
+    from llem.cli._rehearsal import play_on
+
+    clock = iter(np.linspace(0, 10, 5000).tolist())
+    out = StringIO()
+    console = Console(file=out, width=100, height=30, force_terminal=True, no_color=True)
+    ended = play_on(
+        console, world, attempts, events, follow=followed(attempts),
+        speed=max(a.t1_s for a in attempts), deadline=1e9, now=lambda: next(clock),
+        sleep=lambda _s: [next(clock) for _ in range(50)],
+    )  # fmt: skip
+    assert ended
+    assert "REHEARSED" in out.getvalue()
+
+
+def test_the_show_is_left_when_its_time_is_over(world, attempts, events):
+    from rich.console import Console
+
+    from llem.cli._rehearsal import play_on
+
+    console = Console(file=StringIO(), width=100, height=30, force_terminal=True)
+    clock = iter(range(100))
+    assert not play_on(
+        console, world, attempts, events, follow="", speed=1.0, deadline=10.0,
+        now=lambda: float(next(clock)), sleep=lambda _s: None,
+    )  # fmt: skip
+
+
+def test_a_hot_board_is_told_without_colours(world, attempts):
+    from dataclasses import replace
+
+    film = Film(world, attempts)
+    frame = film.at(film.end_s / 2)
+    hot = replace(frame.boards[0], run_id="x", celsius=90.0)
+    lines = text(replace(frame, boards=(hot, *frame.boards[1:])), width=120)
+    assert sum(ALARM in line for line in lines) >= 1
+    assert f"{ALARM} " in next(line for line in lines if hot.node in line)
