@@ -113,7 +113,8 @@ def _list(args: argparse.Namespace) -> int:
     from llem.cli._show import table
 
     _tell_rehearsal(found.rehearsal)
-    heads = {name: name for name in found.kinds}
+    # the line above says it once for all rows
+    heads = {name: name for name in found.kinds if name != "rehearsal"}
     if not args.columns and not args.group_by:
         heads = dict(SHOWN)
     if not found.rows:
