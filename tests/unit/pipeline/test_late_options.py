@@ -42,6 +42,7 @@ def test_every_table_is_written(folder):
         "observations.csv": ["run_id", "attempt"],
         "phases.csv": ["run_id", "attempt"],
         "devices.csv": ["run_id", "attempt"],
+        "ranks.csv": ["run_id", "attempt"],
         "cells.csv": ["params", "tokens_planned"],
     }
 
