@@ -82,6 +82,14 @@ def submit_and_die(folder):
     assert killed.returncode == -signal.SIGKILL
 
 
+def let_go(folder):
+    """Wait for an sbatch that outlives its caller and holds the campaign until it ends."""
+    deadline = time.monotonic() + 30
+    while folder_is_held(folder):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def test_killed_while_sbatch_is_still_at_work_nobody_else_submits(planned, sbatch):
     """A busy controller answers after a minute; by then the job is there."""
     folder, plan = planned
@@ -90,10 +98,7 @@ def test_killed_while_sbatch_is_still_at_work_nobody_else_submits(planned, sbatc
     with pytest.raises(LlemError, match="in use"):
         submit(folder, plan)
     sbatch.set("go")
-    deadline = time.monotonic() + 30
-    while folder_is_held(folder):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    let_go(folder)
     done = submit(folder, plan)
     assert len(sbatch()) == sum(a.segments for a in plan.arrays) + 1
     assert "1" in [job.job_id for job in done.before]
@@ -104,6 +109,7 @@ def test_killed_between_sbatch_and_its_line_on_disk_it_submits_once(planned, sba
     folder, plan = planned
     sbatch.set("die")
     submit_and_die(folder)
+    let_go(folder)
     assert len(sbatch()) == 1
     assert not Ledger.read(folder).jobs
     if forgotten:
