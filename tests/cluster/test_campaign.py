@@ -94,9 +94,10 @@ def test_it_ends_in_a_law_with_intervals_and_an_optimum(login, campaign):
     assert low <= optimum["params"] <= high
     assert optimum["energy_j"] > 0
     assert (campaign["folder"] / "results" / "report.html").stat().st_size > 10_000
-    # the login node, without torch, comes to the same from the same records
+    # the login node, without torch, comes to the same from the same records; what a fit drives to
+    # zero (eight tiny runs may have no floor to see) is so but for rounding, in the image and here
     again = json.loads(login.llem("fit", "farm", "--json").stdout)
-    assert again["params"] == pytest.approx(fit["params"], rel=1e-9)
+    assert again["params"] == pytest.approx(fit["params"], rel=1e-9, abs=1e-9)
 
 
 def test_deepspeed_ran_with_zero_1_in_the_image_whose_digest_is_recorded(campaign, image):
