@@ -144,12 +144,19 @@ def newer_records(folder: CampaignFolder) -> int:
 
 def show_run(folder: CampaignFolder, word: str) -> dict[str, Any]:
     """All that is known of one run: its row, how each attempt ended, its phases, devices, files."""
-    row = load_rows(folder).find(word)
+    rows = load_rows(folder)
+    row = rows.find(word)
     run_id = str(row["run_id"])
     attempts = []
     for path in folder.attempts(run_id):
         files = [{"name": f.name, "bytes": f.stat().st_size} for f in sorted(path.glob("*.h5"))]
-        attempts.append({"folder": str(path), **_end(path, run_id), "files": files})
+        attempts.append(
+            {
+                "folder": str(path),
+                **_end(path, run_id, rehearsed=bool(rows.rehearsal)),
+                "files": files,
+            }
+        )
     parts = {
         table: [r for r in load_rows(folder, table).rows if r["run_id"] == run_id]
         for table in ("phases", "devices", "ranks")
@@ -185,10 +192,10 @@ def _alike(a: Any, b: Any) -> bool:
     return bool(a == b or (a != a and b != b))
 
 
-def _end(attempt: Path, run_id: str) -> dict[str, Any]:
+def _end(attempt: Path, run_id: str, *, rehearsed: bool) -> dict[str, Any]:
     from llem.results.endrecord import read_end
 
-    end = read_end(attempt / "end.json", run_id=run_id)
+    end = read_end(attempt / "end.json", run_id=run_id, rehearsed=rehearsed)
     if end is None:
         return {"status": "unfinished", "reason": "no end record: it was killed or still runs"}
     if isinstance(end, str):

@@ -24,6 +24,7 @@ from llem.pipeline import (
     fit_observations,
     refine_campaign,
     rehearse,
+    show_run,
 )
 from llem.records import read_node, read_rank
 from llem.rehearsal import Failures, World, planted, play
@@ -50,6 +51,14 @@ def finished(played):
 def rows(played, finished):
     with open(played.folder.results / "observations.csv", newline="") as file:
         return {row["run_id"]: row for row in csv.DictReader(file)}
+
+
+def test_a_run_that_is_shown_has_its_attempts_as_they_ended(played, finished):
+    for run_id in {a.run.run_id for a in played.attempts}:
+        ended = [a.status for a in played.attempts if a.run.run_id == run_id]
+        shown = [each["status"] for each in show_run(played.folder, run_id)["attempts"]]
+        # a killed attempt leaves no end record
+        assert shown == ["unfinished" if s == "killed" else s for s in ended]
 
 
 def test_every_run_is_aggregated_without_a_problem(played, finished, rows):
