@@ -9,8 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from llem.campaign import Run
 from llem.campaign.deepspeed import merged
 from llem.errors import LlemError
 from llem.training.data import Batch
-from llem.training.engine import compile_units, free_memory
+from llem.training.engine import compile_units, evaluating, free_memory
 from llem.training.optimiser import adamw, set_rate
 from llem.training.task import Task
 from llem.training.world import World
@@ -117,14 +116,8 @@ class DeepSpeedEngine:
         norm = self._model.get_global_grad_norm()
         return total, torch.as_tensor(norm, dtype=torch.float32, device=device)
 
-    @contextmanager
-    def evaluating(self) -> Iterator[nn.Module]:
-        self._model.eval()
-        try:
-            with torch.no_grad():
-                yield self._model
-        finally:
-            self._model.train()
+    def evaluating(self) -> AbstractContextManager[nn.Module]:
+        return evaluating(self._model)
 
     def save(self, folder: Path) -> None:
         # DeepSpeed's ranks meet while they save: one whose disk is full must come to that meeting,

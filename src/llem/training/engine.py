@@ -106,15 +106,9 @@ class TorchEngine:
             parameter.grad = None
         return total, norm
 
-    @contextmanager
-    def evaluating(self) -> Iterator[nn.Module]:
+    def evaluating(self) -> AbstractContextManager[nn.Module]:
         # Without the DDP wrapper: its collectives would have to match, and nothing is learned.
-        self._model.eval()
-        try:
-            with torch.no_grad():
-                yield self._model
-        finally:
-            self._model.train()
+        return evaluating(self._model)
 
     def save(self, folder: Path) -> None:
         if self._world.main:
@@ -134,14 +128,30 @@ class TorchEngine:
                 optimiser.load_state_dict(values)
         except (OSError, RuntimeError, KeyError, ValueError, pickle.UnpicklingError) as error:
             said = (str(error).splitlines() or [type(error).__name__])[0]
-            raise LlemError(
-                f"{folder}: this checkpoint cannot be read: {said}",
-                remedy="delete the folder to start the run again",
-            ) from error
+            raise unreadable(folder, said) from error
 
     def close(self) -> None:
         del self._module, self._model, self._optimisers, self._parameters
         free_memory(self._world)
+
+
+def unreadable(folder: Path, said: str) -> LlemError:
+    """The error of a checkpoint that its engine cannot read."""
+    return LlemError(
+        f"{folder}: this checkpoint cannot be read: {said}",
+        remedy="delete the folder to start the run again",
+    )
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """The model without gradients, dropout and the like switched off; then in training again."""
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield model
+    finally:
+        model.train()
 
 
 def units(model: nn.Module) -> list[nn.Module]:

@@ -9,8 +9,7 @@ autocast is that of the other engines, so that they all compute the same.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,8 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 
 from llem.campaign import Run
-from llem.errors import LlemError
 from llem.training.data import Batch
-from llem.training.engine import compile_units, free_memory, units
+from llem.training.engine import compile_units, evaluating, free_memory, units, unreadable
 from llem.training.optimiser import adamw, set_rate
 from llem.training.task import Task
 from llem.training.world import World
@@ -72,14 +70,8 @@ class ShardedEngine:
         self._optimiser.zero_grad(set_to_none=True)
         return total, norm
 
-    @contextmanager
-    def evaluating(self) -> Iterator[nn.Module]:
-        self._model.eval()
-        try:
-            with torch.no_grad():
-                yield self._model
-        finally:
-            self._model.train()
+    def evaluating(self) -> AbstractContextManager[nn.Module]:
+        return evaluating(self._model)
 
     def save(self, folder: Path) -> None:
         import torch.distributed.checkpoint as dcp
@@ -100,10 +92,7 @@ class ShardedEngine:
         try:
             dcp.load(state, checkpoint_id=str(folder))
         except (CheckpointException, OSError, RuntimeError, ValueError) as error:
-            raise LlemError(
-                f"{folder}: this checkpoint cannot be read: {_told(error)}",
-                remedy="delete the folder to start the run again",
-            ) from error
+            raise unreadable(folder, _told(error)) from error
         set_state_dict(
             self._model,
             self._optimiser,

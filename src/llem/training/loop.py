@@ -432,16 +432,7 @@ class _Trainer:
             "trunk": {"run_id": self.run.run_id, "steps": self.step},
         }
         try:
-            with self._span(Phase.CHECKPOINT):
-                save_checkpoint(
-                    folder,
-                    engine=self.engine,
-                    world=self.world,
-                    run_id=branch.run_id,
-                    attempt=self.attempt,
-                    step=self.step,
-                    loop=loop,
-                )
+            self._write(folder, branch.run_id, loop)
         except CheckpointError as error:
             self.record.event("fork-failed", f"after step {self.step}: {error.message}")
             return
@@ -457,20 +448,24 @@ class _Trainer:
             "trunk": self.trunk,
         }
 
+    def _write(self, folder: Path, run_id: str, loop: Mapping[str, Any]) -> Path:
+        """A checkpoint of this step, for this run or one that goes on from here."""
+        with self._span(Phase.CHECKPOINT):
+            return save_checkpoint(
+                folder,
+                engine=self.engine,
+                world=self.world,
+                run_id=run_id,
+                attempt=self.attempt,
+                step=self.step,
+                loop=loop,
+            )
+
     def _save(self) -> None:
         """Write a checkpoint; one that cannot be written costs what is lost without it, no more."""
         t0_ns = time.monotonic_ns()
         try:
-            with self._span(Phase.CHECKPOINT):
-                self.saved = save_checkpoint(
-                    self.checkpoints,
-                    engine=self.engine,
-                    world=self.world,
-                    run_id=self.run.run_id,
-                    attempt=self.attempt,
-                    step=self.step,
-                    loop=self._loop(),
-                )
+            self.saved = self._write(self.checkpoints, self.run.run_id, self._loop())
         except CheckpointError as error:
             self.unsaved = error.message
             self.record.event("checkpoint-failed", f"after step {self.step}: {error.message}")
