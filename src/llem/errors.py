@@ -70,6 +70,24 @@ class ClusterError(LlemError):
     """The scheduler, a node or a container refused; the message quotes its own words."""
 
 
+def run_named(word: str, names: Sequence[str], *, place: str, see: str, most: int) -> str:
+    """The one of `names` that `word` names, whole or by how it begins.
+
+    Raises InputError where there is none in that `place`, with the nearest or where to `see` them;
+    and where there are several, with at `most` so many of them.
+    """
+    found = [word] if word in names else [n for n in names if word and n.startswith(word)]
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        hint = did_you_mean(word, names) or see
+        raise InputError("the call", [Fault("RUN", f"no run {word!r} in this {place}", hint)])
+    shown = ", ".join(sorted(found)[:most])
+    more = f" and {len(found) - most} more" if len(found) > most else ""
+    text = f"{word!r} begins the names of {len(found)} runs"
+    raise InputError("the call", [Fault("RUN", text, f"{shown}{more}")])
+
+
 def did_you_mean(word: str, choices: Sequence[str]) -> str | None:
     """`did you mean 'x'?` for the nearest of `choices`, or None where none is near."""
     from difflib import get_close_matches

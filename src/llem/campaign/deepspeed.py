@@ -88,16 +88,6 @@ def changing_results(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in _leaves(settings) if key in CHANGING}
 
 
-def merged(generated: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The generated configuration with the user's settings over it."""
-    result = dict(generated)
-    for key, value in settings.items():
-        below = result.get(key)
-        both = isinstance(below, Mapping) and isinstance(value, Mapping)
-        result[key] = merged(below, value) if both else value  # type: ignore[arg-type]
-    return result
-
-
 def _leaves(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for key, value in settings.items():
         if key == _ZERO_SECTION and isinstance(value, Mapping):

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from llem.campaign.campaign import Campaign
 from llem.campaign.deepspeed import faults_of as deepspeed_faults
+from llem.campaign.merging import merged
 from llem.campaign.quantities import Budget
 from llem.campaign.site import Site
 from llem.errors import Fault, InputError, did_you_mean
@@ -85,7 +86,7 @@ def _named_site(name: str, seen: tuple[str, ...]) -> tuple[dict[str, Any], list[
     # The shipped ones stand on shipped ones alone.
     values = dict(builtin_yaml("sites", name))
     below = builtin_yaml("sites", values.pop("base")) if "base" in values else {}
-    return _merged(below, values), []
+    return merged(below, values), []
 
 
 def _whole_site(
@@ -106,16 +107,7 @@ def _whole_site(
         below, faults = _named_site(base, seen)
     except _NoSuchSite as error:
         return own, [Fault("base", *error.args)]
-    return _merged(below, own), faults
-
-
-def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    result = dict(below)
-    for key, value in above.items():
-        old = below.get(key)
-        both = isinstance(old, Mapping) and isinstance(value, Mapping)
-        result[key] = _merged(old, value) if both else value  # type: ignore[arg-type]
-    return result
+    return merged(below, own), faults
 
 
 def user_sites() -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 from llem.cluster.folder import CampaignFolder
 from llem.cluster.ledger import Submitted
 from llem.cluster.render import job_name
-from llem.errors import Fault, InputError, did_you_mean
+from llem.errors import run_named
 from llem.planning import Plan
 
 # A rank says so when it begins a run; all until another run begins is this attempt's.
@@ -45,18 +45,10 @@ def find_run(plan: Plan, word: str) -> tuple[str, str, int]:
     Raises InputError where there is none, or more than one: then with the candidates.
     """
     places = {n: (a.name, i) for a in plan.arrays for i, e in enumerate(a.elements) for n in e}
-    found = (
-        [word] if word in places else [name for name in places if word and name.startswith(word)]
+    name = run_named(
+        word, list(places), place="plan", see="see `llem status --runs`", most=CANDIDATES
     )
-    if len(found) == 1:
-        return (found[0], *places[found[0]])
-    if not found:
-        hint = did_you_mean(word, list(places)) or "see `llem status --runs`"
-        raise InputError("the call", [Fault("RUN", f"no run {word!r} in this plan", hint)])
-    shown = ", ".join(sorted(found)[:CANDIDATES])
-    more = f" and {len(found) - CANDIDATES} more" if len(found) > CANDIDATES else ""
-    text = f"{word!r} begins the names of {len(found)} runs"
-    raise InputError("the call", [Fault("RUN", text, f"{shown}{more}")])
+    return (name, *places[name])
 
 
 def element_logs(

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llem.errors import Fault, InputError, did_you_mean
+from llem.errors import Fault, InputError, did_you_mean, run_named
 from llem.pipeline.campaigns import OBSERVATIONS_FILE, aggregate_campaign
 
 if TYPE_CHECKING:
@@ -93,18 +93,8 @@ class Rows:
         Raises InputError where there is none, or more than one: then with the candidates.
         """
         by_id = {str(row["run_id"]): row for row in self.rows}
-        if word in by_id:
-            return by_id[word]
-        found = [name for name in by_id if word and name.startswith(word)]
-        if len(found) == 1:
-            return by_id[found[0]]
-        if not found:
-            hint = did_you_mean(word, list(by_id)) or "see `llem results list`"
-            raise InputError("the call", [Fault("RUN", f"no run {word!r} in this campaign", hint)])
-        shown = ", ".join(sorted(found)[:CANDIDATES])
-        more = f" and {len(found) - CANDIDATES} more" if len(found) > CANDIDATES else ""
-        text = f"{word!r} begins the names of {len(found)} runs"
-        raise InputError("the call", [Fault("RUN", text, f"{shown}{more}")])
+        see = "see `llem results list`"
+        return by_id[run_named(word, list(by_id), place="campaign", see=see, most=CANDIDATES)]
 
 
 def load_rows(folder: CampaignFolder, table: str = "observations") -> Rows:

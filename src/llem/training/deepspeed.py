@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from llem.campaign import Run
-from llem.campaign.deepspeed import merged
+from llem.campaign.merging import merged
 from llem.errors import LlemError
 from llem.training.data import Batch
 from llem.training.engine import compile_units, evaluating, free_memory

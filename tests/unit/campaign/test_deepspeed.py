@@ -3,7 +3,8 @@
 import pytest
 
 from llem.campaign import campaign_from
-from llem.campaign.deepspeed import changing_results, merged
+from llem.campaign.deepspeed import changing_results
+from llem.campaign.merging import merged
 from llem.errors import InputError
 
 
