@@ -19,7 +19,7 @@ from llem.errors import Fault, InputError, did_you_mean
 if TYPE_CHECKING:
     from llem.pipeline import Rehearsed, Repeated
     from llem.planning import Plan
-    from llem.rehearsal import Attempt, Event, World
+    from llem.rehearsal import Attempt, Event, Planted, World
 
 EXAMPLE = """  llem rehearse campaign.yaml                     # played in a minute, then fitted
   llem rehearse runs/first --instant --out /tmp/rehearsal
@@ -71,12 +71,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    _check(args)
+    law = _check(args)
     plan, name = _plan(args)
     if args.follow is not None and args.follow not in plan.by_id:
         hint = did_you_mean(args.follow, list(plan.by_id))
         raise InputError("the call", [Fault("--follow", f"there is no run {args.follow!r}", hint)])
-    make = _world_of(args, plan)
+    make = _world_of(args, plan, law)
     if args.repeat is not None:
         return _repeat(args, make)
     if args.loop:
@@ -84,8 +84,17 @@ def run(args: argparse.Namespace) -> int:
     return _play(args, make(args.seed), args.out or Path(f"{name}-rehearsal"))
 
 
-def _check(args: argparse.Namespace) -> None:
-    faults = []
+def _check(args: argparse.Namespace) -> Planted | None:
+    """The law that was asked for. Raises InputError with all that is wrong with the call."""
+    from llem.rehearsal import planted
+
+    law: Planted | None = None
+    faults: list[Fault | str] = []
+    if args.law:
+        try:
+            law = planted(args.law)
+        except InputError as error:
+            faults += error.faults
     for name, least in (("runs", 1), ("repeat", 2)):
         value = getattr(args, name)
         if value is not None and value < least:
@@ -110,6 +119,7 @@ def _check(args: argparse.Namespace) -> None:
                 faults.append(Fault(f"--{name}", "goes with no --loop, which only shows"))
     if faults:
         raise InputError("the call", faults)
+    return law
 
 
 def _plan(args: argparse.Namespace) -> tuple[Plan, str]:
@@ -134,11 +144,11 @@ def _plan(args: argparse.Namespace) -> tuple[Plan, str]:
     return planned.plan, campaign.name
 
 
-def _world_of(args: argparse.Namespace, plan: Plan) -> Callable[[int], World]:
+def _world_of(args: argparse.Namespace, plan: Plan, law: Planted | None) -> Callable[[int], World]:
     """World k: same plan and law, another seed."""
-    from llem.rehearsal import Failures, World, planted, planted_for
+    from llem.rehearsal import Failures, World, planted_for
 
-    law = planted(args.law) if args.law else planted_for([r.run for r in plan.runs.replicates])
+    law = law or planted_for([r.run for r in plan.runs.replicates])
     failures = Failures() if args.failures == "on" else Failures.none()
     options: dict[str, Any] = {} if args.noise is None else {"noise": args.noise}
     return lambda seed: World(plan=plan, planted=law, seed=seed, failures=failures, **options)

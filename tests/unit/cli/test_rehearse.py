@@ -99,6 +99,12 @@ def test_repeats_tell_how_good_the_answer_would_be_and_write_nothing(campaign, c
     assert sorted(campaign.rglob("*")) == before
 
 
+def test_all_that_is_wrong_with_a_call_is_told_at_once(campaign, capsys):
+    assert main(["rehearse", "campaign.yaml", "--law", "no", "--speed", "-1", "--seed", "-2"]) == 2
+    told = capsys.readouterr().err
+    assert "3 faults" in told and "--law" in told and "--speed" in told and "--seed" in told
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
