@@ -7,6 +7,8 @@ position can be asked for at once, in O(1) memory, so that a resumed run reads o
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -15,6 +17,31 @@ from numpy.typing import ArrayLike, NDArray
 ROUNDS = 6
 
 Indices = NDArray[np.uint64]
+
+
+Places = NDArray[np.int64]
+
+
+class Ahead:
+    """What `look_up` says of places, asked for at least `least` places at once and kept.
+
+    An order costs some 0.2 ms a call, whether for 32 places or for 2,000.
+    """
+
+    def __init__(self, look_up: Callable[[Places], tuple[Places, ...]], *, least: int) -> None:
+        self._look_up = look_up
+        self._least = least
+        self._first = 0
+        self._known: tuple[Places, ...] = ()
+
+    def __call__(self, first: int, count: int) -> tuple[Places, ...]:
+        """Of places first .. first+count-1."""
+        have = len(self._known[0]) if self._known else 0
+        if not self._first <= first <= first + count <= self._first + have:
+            self._first = first
+            self._known = self._look_up(np.arange(first, first + max(count, self._least)))
+        part = slice(first - self._first, first - self._first + count)
+        return tuple(known[part] for known in self._known)
 
 
 class WindowOrder:

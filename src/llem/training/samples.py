@@ -21,7 +21,7 @@ from llem.training.data import Batch, Share
 from llem.training.losses import Loss, loss_of
 from llem.training.model import count_params
 from llem.training.naming import load_object
-from llem.training.order import WindowOrder
+from llem.training.order import Ahead, Places, WindowOrder
 from llem.training.sampleset import Samples, generators_kept, open_samples
 from llem.training.task import HeldOut
 from llem.training.world import World
@@ -31,7 +31,7 @@ SPLIT_SEED = 0x5EED
 # An evaluation's standard error is taken over about so many groups of samples.
 CLUSTERS = 64
 MOST_IN_CLUSTER = 256
-# Places looked up at once: the order takes half a millisecond a call, however many are asked for.
+# Places looked up at once.
 AHEAD = 4096
 
 
@@ -158,7 +158,7 @@ class SampleTask:
             raise InputError(data.dataset, [Fault("data", text)])
         self._order = WindowOrder(data.samples, seed=self.run.seed)
         self._split = WindowOrder(expected, seed=SPLIT_SEED)
-        self._ahead: tuple[int, Any] = (0, np.empty(0, dtype=np.int64))
+        self._ahead = Ahead(self._look_up, least=AHEAD)
 
     def build(self) -> nn.Module:
         torch.manual_seed(self.run.seed)
@@ -171,7 +171,7 @@ class SampleTask:
 
     def batch(self, step: int, share: Share) -> Batch:
         first = step * share.batch_windows
-        order = self._indices(first, share.batch_windows)
+        (order,) = self._ahead(first, share.batch_windows)
         micros, samples, unique = [], 0, 0
         for part in share.slices():
             chosen = order[part]
@@ -183,16 +183,10 @@ class SampleTask:
         units = self.data.units
         return Batch(micros=tuple(micros), tokens=samples * units, tokens_unique=unique * units)
 
-    def _indices(self, first: int, count: int) -> Any:
-        """Samples at `count` places of the endless order, from `first` on."""
-        start, known = self._ahead
-        if not start <= first <= first + count <= start + len(known):
-            start = first
-            known = self._order(np.arange(first, first + max(count, AHEAD)))
-            if self.data.split == "random":
-                known = self._split(known)
-            self._ahead = (start, known)
-        return known[first - start : first - start + count]
+    def _look_up(self, places: Places) -> tuple[Places]:
+        """The samples at places of the endless order."""
+        found = self._order(places)
+        return (self._split(found) if self.data.split == "random" else found,)
 
     def loss(self, module: nn.Module, micro: Any) -> Tensor:
         batch = map_tensors(lambda t: t.to(self.world.device, non_blocking=True), micro)
