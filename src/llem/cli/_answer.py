@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import time
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from llem.cli._bar import Bar
 from llem.cli._command import note, print_json
 
 if TYPE_CHECKING:
@@ -55,48 +55,22 @@ def tell_finished(done: Finished, *, as_json: bool) -> int:
     return 0
 
 
-class Progress:
+class Progress(Bar):
     """A bar on standard error, where that is a terminal and the work takes long enough for one.
 
     Called with (done, all), as `fit_law` tells its resamples.
     """
 
+    columns = ("", "BarColumn", "MofNCompleteColumn", "TimeRemainingColumn")
+
     def __init__(self, words: str) -> None:
+        super().__init__()
         self._words = words
         self._begun = time.monotonic()
         self._shown = sys.stderr.isatty()
-        self._bar: Any = None
-        self._task: Any = None
-
-    def __enter__(self) -> Progress:
-        return self
 
     def __call__(self, done: int, total: int) -> None:
-        if not self._shown or (self._bar is None and done >= total):
+        if not self._shown or (not self.drawn and done >= total):
             return
-        if self._bar is None:
-            if time.monotonic() - self._begun < PATIENCE_S:
-                return
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-            from rich.progress import Progress as Bar
-
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-            )
-            self._bar = Bar(*columns, console=Console(stderr=True), transient=True)
-            self._task = self._bar.add_task(self._words, total=total)
-            self._bar.start()
-        self._bar.update(self._task, completed=done, total=total)
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        if self.drawn or time.monotonic() - self._begun >= PATIENCE_S:
+            self.draw(self._words, done=done, total=total)

@@ -8,14 +8,15 @@ import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from llem.cli._bar import Bar
 from llem.cli._command import add_json, note, print_json
 from llem.errors import Fault, InputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import FrameType, TracebackType
+    from types import FrameType
 
     from llem.campaign.prepared import Prepared
     from llem.data import Progress
@@ -77,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
 def _prepare(args: argparse.Namespace) -> int:
     from llem.data import prepare_data
 
-    with _ending_on_term(), _Bar() as bar:
+    with _ending_on_term(), _Told() as bar:
         made = prepare_data(
             args.sources, out=args.out, tokenizer=args.tokenizer, end_token=args.end_token,
             text_key=args.text_key, document_separator=_unescaped(args.document_separator),
@@ -176,16 +177,14 @@ def _ending_on_term() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-class _Bar:
+class _Told(Bar):
     """Tokens per second and the time left: a bar in a terminal, else a line now and then."""
 
-    def __init__(self) -> None:
-        self._bar: Any = None
-        self._task: Any = None
-        self._told = time.monotonic()
+    columns = ("BarColumn", "TaskProgressColumn", "", "TimeRemainingColumn")
 
-    def __enter__(self) -> _Bar:
-        return self
+    def __init__(self) -> None:
+        super().__init__()
+        self._told = time.monotonic()
 
     def __call__(self, found: Progress) -> None:
         from llem.campaign import format_duration, format_si
@@ -198,33 +197,8 @@ class _Bar:
             speed = f"{format_si(found.tokens_per_s)} tokens/s"
             words = f"{format_si(found.tokens)} tokens, {speed}"
             left = f", {format_duration(found.left_s)} left"
-        if not sys.stderr.isatty():
-            if time.monotonic() - self._told >= PLAIN_LINE_S:
-                self._told = time.monotonic()
-                note(f"[{share:4.0%}] {words}{left}")
-            return
-        if self._bar is None:
-            from rich.console import Console
-            from rich.progress import (
-                BarColumn,
-                Progress,
-                TaskProgressColumn,
-                TextColumn,
-                TimeRemainingColumn,
-            )
-
-            columns = (BarColumn(), TaskProgressColumn(), TextColumn("{task.description}"),
-                       TimeRemainingColumn())  # fmt: skip
-            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
-            self._task = self._bar.add_task(words, total=1.0)
-            self._bar.start()
-        self._bar.update(self._task, completed=share, description=words)
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        if sys.stderr.isatty():
+            self.draw(words, done=share, total=1.0)
+        elif time.monotonic() - self._told >= PLAIN_LINE_S:
+            self._told = time.monotonic()
+            note(f"[{share:4.0%}] {words}{left}")
