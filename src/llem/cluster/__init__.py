@@ -3,7 +3,6 @@
 from llem.cluster.causes import Cause
 from llem.cluster.files import finite_or_none, write_json, write_text
 from llem.cluster.folder import PATIENCE_S, CampaignFolder
-from llem.cluster.here import run_here, world_here
 from llem.cluster.ledger import Ledger, Submitted
 from llem.cluster.local import LocalOutcome, run_locally
 from llem.cluster.notify import Notifier
@@ -32,13 +31,11 @@ __all__ = [
     "finite_or_none",
     "render_files",
     "resubmit",
-    "run_here",
     "run_locally",
     "submit",
     "submit_and_wait",
     "summarise",
     "wait",
-    "world_here",
     "write_json",
     "write_text",
 ]

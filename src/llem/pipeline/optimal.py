@@ -243,7 +243,7 @@ class _Call:
         if self.executor == "slurm" or self.plan_only:
             yield None
             return
-        from llem.cluster import world_here
+        from llem.cluster.here import world_here
 
         with world_here(precision=self.precision) as world:
             yield world
@@ -482,7 +482,7 @@ class _Call:
         if world is None:
             run_campaign(planned.folder, planned.plan, watch=say.watch)
             return
-        from llem.cluster import run_here
+        from llem.cluster.here import run_here
         from llem.training.samples import SampleTask
 
         def task_of(run: Run, here: World) -> SampleTask:
