@@ -106,13 +106,14 @@ class Warmup:
     """Batches served before the measured window, until they take equally long.
 
     At least `least` and at most `most`; enough when the standard deviation of the last `window`
-    durations is below `spread` of their mean.
+    durations is below `spread` of their mean, and `floor_s` seconds are over.
     """
 
     least: int = 2
     most: int = 20
     window: int = 3
     spread: float = 0.05
+    floor_s: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         return dict(vars(self))
