@@ -2,8 +2,9 @@
 
 Public: `rank_writer`, `node_writer`, `RecordWriter`, `RecordWriteError` (writer), `read_rank`,
 `read_node`, `RankRecord`, `NodeRecord`, `DeviceSeries`, `RecordError` (reader), `host_meta`
-(host), `Phase`, `SampleFlag`, `worst_quality` and the table layouts (schema), `seal`,
-`check_seal`, `read_seal`, `digest`, `Sealed`, `RecordInUseError` (sealing), `Columns` (columns).
+(host), `Phase`, `RequestStatus`, `SampleFlag`, `worst_quality` and the table layouts (schema),
+`seal`, `check_seal`, `read_seal`, `digest`, `Sealed`, `RecordInUseError` (sealing), `Columns`
+(columns).
 """
 
 from llem.records.columns import Columns
@@ -18,11 +19,15 @@ from llem.records.reader import (
 )
 from llem.records.schema import (
     DOMAINS,
+    FORWARDS,
     QUALITIES,
+    REQUESTS,
     SAMPLES,
     SCHEMA,
     STEPS,
+    TOKENS,
     Phase,
+    RequestStatus,
     SampleFlag,
     worst_quality,
 )
@@ -44,10 +49,13 @@ from llem.records.writer import (
 
 __all__ = [
     "DOMAINS",
+    "FORWARDS",
     "QUALITIES",
+    "REQUESTS",
     "SAMPLES",
     "SCHEMA",
     "STEPS",
+    "TOKENS",
     "Columns",
     "DeviceSeries",
     "NodeRecord",
@@ -57,6 +65,7 @@ __all__ = [
     "RecordInUseError",
     "RecordWriteError",
     "RecordWriter",
+    "RequestStatus",
     "SampleFlag",
     "Sealed",
     "check_seal",

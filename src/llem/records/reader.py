@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,7 +21,19 @@ from numpy.typing import NDArray
 from llem.errors import LlemError
 from llem.records.columns import Columns, read_columns, read_table
 from llem.records.salvage import READ_ERRORS, salvage, without_holes
-from llem.records.schema import BASELINE, CLOCK, EVALS, EVENTS, SAMPLES, SCHEMA, SPANS, STEPS
+from llem.records.schema import (
+    BASELINE,
+    CLOCK,
+    EVALS,
+    EVENTS,
+    FORWARDS,
+    REQUESTS,
+    SAMPLES,
+    SCHEMA,
+    SPANS,
+    STEPS,
+    TOKENS,
+)
 from llem.records.unclosed import Unclosed, is_cut, is_unclosed
 
 os.environ.setdefault("HDF5_USE_FILE_LOCKING", "FALSE")
@@ -38,10 +50,12 @@ class RecordError(LlemError):
 
 @dataclass(frozen=True)
 class RankRecord:
-    """What one rank wrote in one attempt; tables as structured arrays (see `schema`), `steps` as
-    columns where these were asked for.
+    """What one rank wrote in one attempt; tables as structured arrays (see `schema`), `steps` or
+    `forwards` as columns where these were asked for.
 
-    `problems` name the parts that cannot be read, and how many rows they had.
+    `workload` says whose tables have rows: a training's `steps` and `evals`, or those of a served
+    model, `requests`, `forwards` and `tokens`; the others are empty. `problems` name the parts that
+    cannot be read, and how many rows they had.
     """
 
     path: Path
@@ -53,6 +67,14 @@ class RankRecord:
     clock: Table
     events: Table
     problems: tuple[str, ...] = ()
+    requests: Table = field(default_factory=lambda: np.empty(0, REQUESTS))
+    forwards: Table | Columns = field(default_factory=lambda: np.empty(0, FORWARDS))
+    tokens: Table = field(default_factory=lambda: np.empty(0, TOKENS))
+
+    @property
+    def workload(self) -> str:
+        """training or inference"""
+        return str(self.meta.get("workload", "training"))
 
 
 @dataclass(frozen=True)
@@ -86,7 +108,7 @@ Record = TypeVar("Record", RankRecord, NodeRecord)
 
 
 def read_rank(path: str | Path, *, columns: Sequence[str] | None = None) -> RankRecord:
-    """Read `rank-*.h5`, its steps whole or these columns of them.
+    """Read `rank-*.h5`, its steps (of a served model: forwards) whole or these columns of them.
 
     Raises RecordError naming the file and the cause.
     """
@@ -136,6 +158,21 @@ def _written_now(path: Path) -> bool:
 
 def _rank(path: Path, *, columns: Sequence[str] | None) -> RankRecord:
     with _Opened(path, "rank") as record:
+        if record.meta.get("workload") == "inference":
+            return RankRecord(
+                path=path,
+                meta=record.meta,
+                closed=record.closed,
+                steps=np.empty(0, STEPS),
+                evals=np.empty(0, EVALS),
+                requests=record.table("requests", REQUESTS),
+                forwards=record.rows("forwards", FORWARDS, columns),
+                tokens=record.table("tokens", TOKENS),
+                spans=record.table("spans", SPANS),
+                clock=record.table("clock", CLOCK),
+                events=record.table("events", EVENTS),
+                problems=tuple(record.problems),
+            )
         return RankRecord(
             path=path,
             meta=record.meta,

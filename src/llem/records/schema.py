@@ -45,8 +45,9 @@ EVALS = np.dtype(
     ]
 )
 
-# One row for each time of a rank that no step accounts for: an evaluation, a checkpoint. `step` is
-# how many steps were finished; e*_mj as in STEPS.
+# One row for each time of a rank that no step accounts for: an evaluation, a checkpoint, the
+# loading of a model. `step` is how many steps (of a served model: requests) were finished; e*_mj as
+# in STEPS.
 SPANS = np.dtype(
     [
         ("step", "<i8"),
@@ -57,6 +58,49 @@ SPANS = np.dtype(
         ("phase", "<u1"),
     ]
 )
+
+# One row per request that a model served, by the rank that began it (rank 0 of each replica).
+# `request` counts the run's requests by their arrival, `prompt` is the number of its prompt,
+# `batch` of the batch that it was served in. `t_start_ns` is when its batch began, t_first_ns and
+# t_last_ns when its first and last token were known; 0 where that never came (`status` says why).
+REQUESTS = np.dtype(
+    [
+        ("request", "<i8"),
+        ("prompt", "<i8"),
+        ("batch", "<i8"),
+        ("tokens_in", "<i8"),
+        ("tokens_out", "<i8"),
+        ("t_arrival_ns", "<i8"),
+        ("t_start_ns", "<i8"),
+        ("t_first_ns", "<i8"),
+        ("t_last_ns", "<i8"),
+        ("status", "<u1"),
+    ]
+)
+
+# One row per forward pass of a rank. `sequences` is how many rows the batch had, finished ones
+# included; `tokens_in` are tokens of requests that it read (no padding), `tokens_out` those that it
+# gave to requests, `context` the summed length of the live sequences after it. The token of a
+# request that a forward gave is known at its `t1_ns`. e*_mj as in STEPS. `batch` of the warm-up is
+# below 0.
+FORWARDS = np.dtype(
+    [
+        ("forward", "<i8"),
+        ("batch", "<i8"),
+        ("t0_ns", "<i8"),
+        ("t1_ns", "<i8"),
+        ("sequences", "<i4"),
+        ("tokens_in", "<i8"),
+        ("tokens_out", "<i8"),
+        ("context", "<i8"),
+        ("e0_mj", "<f8"),
+        ("e1_mj", "<f8"),
+        ("phase", "<u1"),
+    ]
+)
+
+# One row per token that arrived, where forward passes are another process's (a server).
+TOKENS = np.dtype([("request", "<i8"), ("index", "<i8"), ("t_ns", "<i8")])
 
 # One row per device and sample; `read_ns` is how long the reading took, in steps of 1024 ns.
 SAMPLES = np.dtype(
@@ -99,17 +143,43 @@ BASELINE = np.dtype(
 # takes the space of a chunk: tables that stay short have short ones.
 CHUNK_ROWS = 1024
 SHORT_CHUNK_ROWS = 64
-LONG_TABLES = ("steps", "samples")
+LONG_TABLES = ("steps", "samples", "forwards", "tokens")
+
+# What a rank's record holds, by the workload of its run.
+RANK_TABLES = {
+    "training": {"steps": STEPS, "evals": EVALS, "spans": SPANS},
+    "inference": {"requests": REQUESTS, "forwards": FORWARDS, "tokens": TOKENS, "spans": SPANS},
+}
 
 
 class Phase(IntEnum):
-    """What a rank's time was spent on: the first three are kinds of steps, the others of spans."""
+    """What a rank's time was spent on.
+
+    Steps of a training are WARMUP, TRAIN or DECAY, its spans EVALUATION or CHECKPOINT. Forward
+    passes of a served model are WARMUP, PREFILL or DECODE; its spans LOAD (the model), WARMUP,
+    SETTLE (waiting: thermal floor) and SERVE (the measured window, from the first request's
+    arrival to the last token).
+    """
 
     WARMUP = 0
     TRAIN = 1
     DECAY = 2
     EVALUATION = 3
     CHECKPOINT = 4
+    PREFILL = 5
+    DECODE = 6
+    LOAD = 7
+    SETTLE = 8
+    SERVE = 9
+
+
+class RequestStatus(IntEnum):
+    """How a request ended."""
+
+    FINISHED = 0  # as many tokens as were asked for
+    STOPPED = 1  # the model ended it with its own end token
+    FAILED = 2  # its server refused it, or broke off
+    LEFT = 3  # the job was ended before it was done
 
 
 class SampleFlag(IntFlag):

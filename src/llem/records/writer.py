@@ -26,14 +26,12 @@ from llem.records.schema import (
     BASELINE,
     CHUNK_ROWS,
     CLOCK,
-    EVALS,
     EVENTS,
     LONG_TABLES,
+    RANK_TABLES,
     SAMPLES,
     SCHEMA,
     SHORT_CHUNK_ROWS,
-    SPANS,
-    STEPS,
 )
 
 # Locks are not to be had on many parallel file systems, and one process writes each file anyway.
@@ -265,10 +263,11 @@ def rank_writer(
     flush_s: float = 2.0,
     clock: Clock = machine_clock,
 ) -> RecordWriter:
-    """The record of one rank in one attempt: tables `steps`, `evals` and `spans`."""
+    """The record of one rank in one attempt, with the tables of `meta`'s `workload` (see
+    `schema.RANK_TABLES`): of a training, where it names none."""
     return RecordWriter(
         path, meta={**meta, "kind": "rank"},
-        tables={"steps": STEPS, "evals": EVALS, "spans": SPANS}, flush_s=flush_s, clock=clock,
+        tables=RANK_TABLES[meta.get("workload", "training")], flush_s=flush_s, clock=clock,
     )  # fmt: skip
 
 
