@@ -106,7 +106,8 @@ class Warmup:
     """Batches served before the measured window, until they take equally long.
 
     At least `least` and at most `most`; enough when the standard deviation of the last `window`
-    durations is below `spread` of their mean, and `floor_s` seconds are over.
+    durations is below `spread` of their mean, and `floor_s` have gone by, in which a device gets
+    as warm as it will be.
     """
 
     least: int = 2
@@ -172,9 +173,16 @@ class Deployment:
         return int(self.effective.get("pipeline_parallel") or 1)
 
     @property
+    def ranks_per_replica(self) -> int:
+        """GPUs that hold one copy of the model together; a device map takes those of a node."""
+        if self.effective.get("device_map"):
+            return self.layout.gpus_per_node
+        return self.tensor_parallel * self.pipeline_parallel
+
+    @property
     def replicas(self) -> int:
         """Copies of the model that share the requests."""
-        return max(1, self.layout.ranks // (self.tensor_parallel * self.pipeline_parallel))
+        return max(1, self.layout.ranks // self.ranks_per_replica)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -226,6 +234,16 @@ class Serving:
         return self.deployment.layout
 
     @property
+    def model(self) -> ServedModel:
+        return self.deployment.model
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """What ranks read outside the campaign folder."""
+        given = (self.model.path, self.deployment.prompts.path)
+        return tuple(path for path in given if path)
+
+    @property
     def params(self) -> int:
         return self.deployment.model.params
 
@@ -237,6 +255,16 @@ class Serving:
     def segments(self) -> int:
         """A deployment is served in one job."""
         return 1
+
+    @property
+    def steps(self) -> int:
+        """What progress is counted in: requests."""
+        return self.deployment.prompts.count
+
+    @property
+    def level(self) -> int:
+        """Deployments have no compute levels."""
+        return 0
 
     @property
     def tokens(self) -> int:

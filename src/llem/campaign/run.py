@@ -147,6 +147,11 @@ class Run:
         return self.model.params_nonembedding
 
     @property
+    def paths(self) -> tuple[str, ...]:
+        """What ranks read outside the campaign folder."""
+        return tuple(self.data.paths)
+
+    @property
     def flops(self) -> float:
         """Training FLOPs of the whole run."""
         return float(self.model.flops_per_token) * self.tokens

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    model_validator,
+)
 
 from llem.campaign.campaign import Amount, Count, Energy, SiteChoice
 from llem.campaign.guards import DataText, Name
@@ -52,7 +60,7 @@ class PromptChoice(Strict):
     synthetic: Synthetic | None = None
     jsonl: DataText | None = None
     dataset: DataText | None = None
-    builtin: Literal["questions"] | None = None
+    builtin: Literal["instructions"] | None = None
     field: DataText = "text"
     output_tokens: Count | None = None
     count: Count | None = None
@@ -84,6 +92,13 @@ class ArrivalChoice(Strict):
         return self
 
 
+# Told apart by what the user wrote, as sites are.
+ArrivalAsked = Annotated[
+    Annotated[Literal["batch"], Tag("batch")] | Annotated[ArrivalChoice, Tag("Arrival")],
+    Discriminator(lambda value: "batch" if isinstance(value, str) else "Arrival"),
+]
+
+
 class WarmupChoice(Strict):
     """Batches before the measured ones, until they take equally long; see `Warmup`."""
 
@@ -91,6 +106,7 @@ class WarmupChoice(Strict):
     most: PositiveInt = 20
     window: int = Field(3, ge=2)
     spread: PositiveFloat = 0.05
+    floor: Seconds | None = Field(None, description="warm up at least so long")
 
     @model_validator(mode="after")
     def _ordered(self) -> WarmupChoice:
@@ -119,8 +135,8 @@ class Sweep(Strict):
     `zip`, whose lists go along together; besides each of `list` as it stands; less `exclude`."""
 
     grid: dict[str, list[Any]] = Field(default_factory=dict)
-    zip: tuple[dict[str, list[Any]], ...] = ()
-    list: tuple[dict[str, Any], ...] = ()
+    zipped: tuple[dict[str, list[Any]], ...] = Field((), alias="zip")
+    listed: tuple[dict[str, Any], ...] = Field((), alias="list")
     exclude: tuple[Rule, ...] = ()
 
 
@@ -135,7 +151,7 @@ class Study(Strict):
     )
     options: dict[str, Any] = Field(default_factory=dict)
     prompts: PromptChoice
-    arrival: Literal["batch"] | ArrivalChoice = "batch"
+    arrival: ArrivalAsked = "batch"
     sweep: Sweep = Sweep()
     cycles: PositiveInt = 3
     order: Order = "interleaved"
@@ -150,3 +166,7 @@ class Study(Strict):
     energy: Energy = Energy()
     site: SiteChoice = "laptop"
     notify: Notify | None = Field(None, description="instead of the site's")
+
+    @property
+    def trackers(self) -> None:
+        """Trackers show losses: a study has none."""

@@ -87,12 +87,12 @@ class _Checked:
         for key, values in sweep.grid.items():
             path = f"sweep.grid.{key}"
             self.dimensions.append(((key,), [(v,) for v in self._values(key, values, path)]))
-        for number, group in enumerate(sweep.zip):
+        for number, group in enumerate(sweep.zipped):
             self._group(group, f"sweep.zip.{number}")
         self.listed = [
             {key: self._value(key, value, f"sweep.list.{number}.{key}")
              for key, value in entry.items()}
-            for number, entry in enumerate(sweep.list)
+            for number, entry in enumerate(sweep.listed)
         ]  # fmt: skip
         for number, rule in enumerate(sweep.exclude):
             for key in rule.when:
@@ -108,8 +108,8 @@ class _Checked:
         """Every backend that a deployment may have."""
         study = self.study
         asked = [*study.backend, *study.sweep.grid.get("backend", ())]
-        asked += [v for group in study.sweep.zip for v in group.get("backend", ())]
-        asked += [entry["backend"] for entry in study.sweep.list if "backend" in entry]
+        asked += [v for group in study.sweep.zipped for v in group.get("backend", ())]
+        asked += [entry["backend"] for entry in study.sweep.listed if "backend" in entry]
         return tuple(dict.fromkeys(name for name in asked if name in BACKENDS))
 
     def _group(self, group: Mapping[str, Sequence[Any]], path: str) -> None:

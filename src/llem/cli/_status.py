@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from llem.campaign import format_duration, format_si
+from llem.campaign import Run, format_duration, format_si
 
 if TYPE_CHECKING:
     from rich.console import Console, Group, RenderableType
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from llem.cluster import CampaignFolder, CampaignState, RunState, Summary
     from llem.cluster.summary import CellRow, Tally
-    from llem.planning import Plan
+    from llem.planning import AnyPlan
     from llem.rehearsal.frame import RunNow
 
 # Of more rows nobody reads all; `--runs` prints every run.
@@ -68,7 +68,9 @@ def glance(
     tables: list[RenderableType] = []
     for table, more, what in (
         (_arrays(summary, width), len(summary.arrays) - ARRAYS_SHOWN, "arrays"),
-        (_cells(cells, width), len(summary.cells) - len(cells), "cells"),
+        (_cells(cells, width), len(summary.cells) - len(cells), "cells")
+        if summary.workload == "training"
+        else (_deployments(cells, width), len(summary.cells) - len(cells), "deployments"),
     ):
         tables += ["", table, *([f"and {more} {what} more"] if more > 0 else [])]
     causes: list[RenderableType] = ["", _causes(summary)] if summary.causes else []
@@ -81,7 +83,7 @@ def glance(
     return Group(_head(summary), *tables, *causes, *following)
 
 
-def at_work_now(plan: Plan, runs: Sequence[RunState]) -> list[RunNow]:
+def at_work_now(plan: AnyPlan, runs: Sequence[RunState]) -> list[RunNow]:
     """Some of the runs that train now; NaN for what no file of theirs tells."""
     from llem.rehearsal.frame import RunNow
     from llem.rehearsal.story import title
@@ -92,6 +94,8 @@ def at_work_now(plan: Plan, runs: Sequence[RunState]) -> list[RunNow]:
         if item.status != "running" or len(found) == RUNS_SHOWN:
             continue
         run = plan.by_id[item.run_id]
+        if not isinstance(run, Run):
+            continue
         step, rate = round(item.progress * run.steps), item.tokens_per_s or math.nan
         peak = plan.device.peak_flops * run.layout.ranks
         found.append(
@@ -131,7 +135,7 @@ def _head(summary: Summary) -> RenderableType:
         f" {tally.progress:.1%} of {format_si(summary.tokens)} tokens"
         f" ({format_si(summary.tokens_done)})"
     )
-    grid.add_row("trained", bar)
+    grid.add_row(_done(summary), bar)
     share = summary.gpu_hours / summary.gpu_hours_budget if summary.gpu_hours_budget else 0.0
     hours = f"{_hours(summary.gpu_hours)} of {_hours(summary.gpu_hours_budget)} device-hours"
     grid.add_row("used", _text(f"{hours} ({share:.1%}); budget {summary.budget}"))
@@ -158,7 +162,7 @@ def _arrays(summary: Summary, width: int) -> RenderableType:
         [a.name, a.job_id or "-", str(a.elements), str(a.gpus), *counted, f"{a.progress:.0%}"]
         for a, counted in zip(shown, counts, strict=True)
     ]
-    heads = ["array", "job", "elements", "devices", *columns, "trained"]
+    heads = ["array", "job", "elements", "devices", *columns, _done(summary)]
     return _table(heads, rows, width=width, spare=("devices", "elements", "job"))
 
 
@@ -171,6 +175,22 @@ def _cells(shown: Sequence[CellRow], width: int) -> RenderableType:
     ]  # fmt: skip
     heads = ["level", "params", "tokens", "seeds", *columns, "trained", "loss"]
     return _table(heads, rows, width=width, spare=("level", "seeds"))
+
+
+def _deployments(shown: Sequence[CellRow], width: int) -> RenderableType:
+    columns, counts = _counts(shown)
+    rows = [
+        [c.label, format_si(c.params), format_si(c.tokens), str(c.runs), *counted,
+         f"{c.progress:.0%}"]
+        for c, counted in zip(shown, counts, strict=True)
+    ]  # fmt: skip
+    heads = ["deployment", "params", "tokens", "cycles", *columns, "served"]
+    return _table(heads, rows, width=width, spare=("tokens", "params", "cycles"))
+
+
+def _done(summary: Summary) -> str:
+    """What has become of tokens, in a word."""
+    return "trained" if summary.workload == "training" else "served"
 
 
 def _loss(cell: CellRow) -> str:
@@ -224,7 +244,7 @@ def _table(
         del widths[head]
     drawn = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="dim")
     for head in widths:
-        words = head in ("array", "job")
+        words = head in ("array", "job", "deployment")
         drawn.add_column(head, justify="left" if words else "right", no_wrap=True)
     for row in rows:
         cells = dict(zip(heads, row, strict=True))
@@ -238,10 +258,11 @@ def _text(text: str, style: str = "") -> Text:
     return Text(text, style=style)
 
 
-def run_lines(plan: Plan, runs: Sequence[RunState], *, width: int) -> Iterable[str]:
+def run_lines(plan: AnyPlan, runs: Sequence[RunState], *, width: int) -> Iterable[str]:
     """Every run on a line, cut at `width`; plain text, since a campaign may have many thousands."""
-    heads = ["run", "status", "trained", "loss", "params", "tokens", "seed", "tries", "element",
-             "why"]  # fmt: skip
+    served = plan.campaign.workload == "inference"
+    heads = ["run", "status", *(("served", "") if served else ("trained", "loss")), "params",
+             "tokens", "cycle" if served else "seed", "tries", "element", "why"]  # fmt: skip
     rows = [heads]
     for item in runs:
         run = plan.by_id[item.run_id]
@@ -287,7 +308,7 @@ def progress_line(summary: Summary, state: CampaignState) -> str:
 
 def watch_live(
     folder: CampaignFolder,
-    plan: Plan,
+    plan: AnyPlan,
     look: Callable[[], CampaignState],
     *,
     seconds: float,

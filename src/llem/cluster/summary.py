@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llem.campaign import Budget, Run, format_duration
+from llem.campaign import AnyRun, Budget, format_duration
 from llem.cluster.causes import Cause
 from llem.cluster.files import finite_or_none
 from llem.cluster.folder import CampaignFolder
 from llem.cluster.ledger import Ledger
 from llem.cluster.state import CampaignState, RunState
-from llem.planning import Plan
+from llem.planning import AnyPlan, StudyPlan
 
 STATUS_SCHEMA = "llem-status-1"
 # Status -> the column that it is counted in.
@@ -33,7 +33,7 @@ FAILED = "failed"
 class Tally:
     """Runs by what became of them: `failed` is all that ended and needs another try.
 
-    `progress` is the share of the tokens that are trained.
+    `progress` is the share of the tokens that are trained, or served.
     """
 
     runs: int
@@ -59,9 +59,10 @@ class ArrayRow(Tally):
 
 @dataclass(frozen=True, kw_only=True)
 class CellRow(Tally):
-    """All seeds of one (N, D): `loss` is the mean of those that completed, NaN where none has.
+    """All seeds of one (N, D), or all cycles of a deployment, whose `label` sets it apart.
 
-    `loss_now` is the mean training loss of those that run.
+    `loss` is the mean of those that completed, NaN where none has; `loss_now` the mean training
+    loss of those that run.
     """
 
     params: int
@@ -69,6 +70,7 @@ class CellRow(Tally):
     level: int
     loss: float
     loss_now: float
+    label: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +118,7 @@ class Summary:
     estimate: Estimate | None
     notes: tuple[str, ...]
     next: str
+    workload: str = "training"
 
     def to_dict(self, state: CampaignState) -> dict[str, Any]:
         """As `llem status --json` prints it; see docs/status.md."""
@@ -124,6 +127,7 @@ class Summary:
         return {
             "schema": STATUS_SCHEMA,
             "campaign": self.name,
+            "workload": self.workload,
             **{key: whole[key] for key in ("submitted", "active", "settled", "counts")},
             "progress": self.tally.progress,
             "tokens": {"done": self.tokens_done, "planned": self.tokens},
@@ -150,7 +154,7 @@ class Summary:
         }
 
 
-def summarise(folder: CampaignFolder, plan: Plan, state: CampaignState) -> Summary:
+def summarise(folder: CampaignFolder, plan: AnyPlan, state: CampaignState) -> Summary:
     """Count and add up; nothing is read but `jobs/submitted.json`."""
     runs = plan.by_id
     tally = _tally(state.runs, runs)
@@ -176,6 +180,7 @@ def summarise(folder: CampaignFolder, plan: Plan, state: CampaignState) -> Summa
         estimate=_estimate(plan, state),
         notes=(*_rehearsed(plan), *_notes(state)),
         next=_next(folder, plan, state, causes),
+        workload=plan.campaign.workload,
     )
 
 
@@ -184,7 +189,7 @@ def gpu_hours_used(state: CampaignState) -> float:
     return math.fsum(r.device_s for r in state.runs) / 3600
 
 
-def gpu_hours_budget(plan: Plan) -> float:
+def gpu_hours_budget(plan: AnyPlan) -> float:
     """The budget in device-hours where it is one of hours, else what the plan expects."""
     budget: Budget = plan.budget
     if budget.unit == "GPUh":
@@ -194,7 +199,7 @@ def gpu_hours_budget(plan: Plan) -> float:
     return float(plan.totals["gpu_hours"])
 
 
-def _tally_values(states: Sequence[RunState], runs: dict[str, Run]) -> dict[str, Any]:
+def _tally_values(states: Sequence[RunState], runs: Mapping[str, AnyRun]) -> dict[str, Any]:
     counts = Counter(COLUMNS.get(r.status, FAILED) for r in states)
     tokens = sum(runs[r.run_id].tokens for r in states)
     done = math.fsum(r.progress * runs[r.run_id].tokens for r in states)
@@ -206,11 +211,11 @@ def _tally_values(states: Sequence[RunState], runs: dict[str, Run]) -> dict[str,
     }
 
 
-def _tally(states: Sequence[RunState], runs: dict[str, Run]) -> Tally:
+def _tally(states: Sequence[RunState], runs: Mapping[str, AnyRun]) -> Tally:
     return Tally(**_tally_values(states, runs))
 
 
-def _arrays(folder: CampaignFolder, plan: Plan, state: CampaignState) -> Iterable[ArrayRow]:
+def _arrays(folder: CampaignFolder, plan: AnyPlan, state: CampaignState) -> Iterable[ArrayRow]:
     jobs = Ledger.read(folder).by_name
     by_array: dict[str, list[RunState]] = defaultdict(list)
     for run in state.runs:
@@ -227,7 +232,10 @@ def _arrays(folder: CampaignFolder, plan: Plan, state: CampaignState) -> Iterabl
         )
 
 
-def _cells(plan: Plan, state: CampaignState) -> Iterable[CellRow]:
+def _cells(plan: AnyPlan, state: CampaignState) -> Iterable[CellRow]:
+    if isinstance(plan, StudyPlan):
+        yield from _deployments(plan, state)
+        return
     by_cell: dict[tuple[int, int, int], list[RunState]] = defaultdict(list)
     for item in state.runs:
         run = plan.by_id[item.run_id]
@@ -240,6 +248,22 @@ def _cells(plan: Plan, state: CampaignState) -> Iterable[CellRow]:
             level=level,
             loss=_mean(r.loss for r in items if r.status == "completed"),
             loss_now=_mean(r.loss for r in items if r.status == "running"),
+        )
+
+
+def _deployments(plan: StudyPlan, state: CampaignState) -> Iterable[CellRow]:
+    by_name = {item.run_id: item for item in state.runs}
+    for some in plan.runs.replicates:
+        told = plan.told(some.run)
+        items = [by_name[name] for name in some.run_ids if name in by_name]
+        yield CellRow(
+            **_tally_values(items, plan.by_id),
+            params=some.run.params,
+            tokens=some.run.tokens,
+            level=0,
+            loss=math.nan,
+            loss_now=math.nan,
+            label=" ".join(f"{key}={value}" for key, value in told.items()),
         )
 
 
@@ -272,7 +296,7 @@ def _causes(states: Iterable[RunState]) -> Iterable[CauseRow]:
         )
 
 
-def _estimate(plan: Plan, state: CampaignState) -> Estimate | None:
+def _estimate(plan: AnyPlan, state: CampaignState) -> Estimate | None:
     """Time to go of what is queued or runs, by how long finished runs took against the plan."""
     runs = plan.by_id
     open_runs = [r for r in state.runs if r.status in ("running", "queued", "unknown")]
@@ -326,7 +350,7 @@ def _notes(state: CampaignState) -> Iterable[str]:
         yield f"{count} element{'s wait' if count > 1 else ' waits'} and may not start: {todo}"
 
 
-def _rehearsed(plan: Plan) -> Iterable[str]:
+def _rehearsed(plan: AnyPlan) -> Iterable[str]:
     if plan.rehearsal:
         yield (
             f"REHEARSED, seed {plan.rehearsal['seed']}: nothing was trained or measured; the "
@@ -335,7 +359,7 @@ def _rehearsed(plan: Plan) -> Iterable[str]:
 
 
 def _next(
-    folder: CampaignFolder, plan: Plan, state: CampaignState, causes: Sequence[CauseRow]
+    folder: CampaignFolder, plan: AnyPlan, state: CampaignState, causes: Sequence[CauseRow]
 ) -> str:
     place = folder.root
     if state.settled or plan.rehearsal:
