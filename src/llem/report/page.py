@@ -87,15 +87,25 @@ def draw_fit(
     numbers and texts: columns (n,) by the names of observations.csv. UnavailableError without
     matplotlib.
     """
+    check_plots()
+    return save_plots(out_dir, make_plots(gather_columns(numbers, texts, fit), fit))
+
+
+def check_plots() -> None:
+    """Raises UnavailableError without matplotlib."""
     if not can_plot():
         raise UnavailableError(
             "plots need matplotlib, which is not installed here",
             remedy="pip install 'llem[plot]'",
         )
+
+
+def save_plots(out_dir: str | Path, plots: Sequence[Plot]) -> list[Path]:
+    """Write plots as PNG and SVG under `out_dir`; returns the files."""
     folder = Path(out_dir)
     folder.mkdir(parents=True, exist_ok=True)
     files = []
-    for plot in make_plots(gather_columns(numbers, texts, fit), fit):
+    for plot in plots:
         for ending, content in (("png", plot.png()), ("svg", plot.svg(LIGHT))):
             files.append(folder / f"{plot.name}.{ending}")
             write_whole(files[-1], content)
@@ -125,7 +135,7 @@ def render_page(
         further=[_together(text) for text in _further(fit)],
         facts=_facts(runs, fit),
         warnings=_warnings(fit),
-        plots=[_embedded(plot) for plot in plots],
+        plots=[embedded(plot) for plot in plots],
         no_plots="" if can_plot() else NO_PLOTS,
         law=_law(fit),
         optima=optima,
@@ -417,7 +427,7 @@ def _provenance(
     return rows
 
 
-def _embedded(plot: Plot) -> dict[str, str]:
+def embedded(plot: Plot) -> dict[str, str]:
     return {
         "name": plot.name,
         "title": plot.title,
