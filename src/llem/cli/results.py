@@ -48,6 +48,10 @@ SHOWN_GROUP = (
     ("tokens_per_s", "tokens/s"), ("ttft_p50", "TTFT p50"), ("itl_p50", "ITL p50"),
     ("itl_p99", "ITL p99"), ("peak_memory_window_bytes", "memory"),
 )  # fmt: skip
+# Of more groups than this not all pairs are listed.
+FEW_GROUPS = 4
+# An interval of less than this is of rounding.
+LEAST_SHARE = 1e-6
 FORMATS = ("csv", "parquet", "hdf5", "json")
 SUFFIXES = {"csv": "csv", "parquet": "parquet", "hdf5": "h5", "json": "json"}
 LONGEST = 60
@@ -237,6 +241,7 @@ def _compare_groups(args: argparse.Namespace) -> int:
                     "ratios": [vars(pair) for pair in pairs]})  # fmt: skip
         return 0
     from llem.cli._show import table
+    from llem.results.where import is_known
 
     _tell_rehearsal(every.rehearsal)
     heads = [*args.by, *(head for _, head in SHOWN_GROUP)]
@@ -246,6 +251,14 @@ def _compare_groups(args: argparse.Namespace) -> int:
     table(heads, rows)
     if pairs:
         print()
+        if len(found.rows) > FEW_GROUPS:
+            best = min(found.rows, key=lambda row: (row["j_per_token"] != row["j_per_token"],
+                                                    row["j_per_token"]))  # fmt: skip
+            key = tuple(value if is_known(value := best[name]) else None for name in args.by)
+            pairs = [
+                p if p.first == key else p.turned() for p in pairs if key in (p.first, p.second)
+            ]
+            print("against the least (all pairs: --json)")
         lines = [[_key(p.second), _key(p.first), _ratio(p.ratio), _interval(p.low, p.high), p.how]
                  for p in pairs]  # fmt: skip
         table(["J/token of", "over", "ratio", "95 % interval", "cycles"], lines)
@@ -257,13 +270,14 @@ def _key(values: tuple[Any, ...]) -> str:
 
 
 def _with_interval(name: str, row: Any) -> str:
-    """A value, and how far its interval reaches to either side."""
+    """A value, and how far its interval reaches to either side, as a share of it."""
     from llem.report.tables import significant
 
     value = row[name] if name in row else row[f"{name}_s"]
     high = row.get(f"{name}_high", row.get(f"{name}_high_s", float("nan")))
     told = _cell(name if name in row else f"{name}_s", value)
-    return f"{told} ±{significant(high - value, 2)}" if high == high else told
+    share = (high - value) / value if value else float("nan")
+    return f"{told} ±{significant(100 * share, 2)} %" if share >= LEAST_SHARE else told
 
 
 def _interval(low: float, high: float) -> str:
@@ -310,6 +324,7 @@ def _cell(name: str, value: Any, *, whole: bool = False) -> str:
         format_duration,
         format_energy,
         format_flops,
+        format_si,
         percent,
         significant,
     )
@@ -327,6 +342,8 @@ def _cell(name: str, value: Any, *, whole: bool = False) -> str:
         told = format_energy(value)
     elif name in ("duration_s", "gpu_seconds"):
         told = format_duration(value)
+    elif name.startswith(("ttft_", "itl_", "latency_")):
+        told = format_si(value, "s")
     elif name in ("mfu", "coverage", "device_coverage"):
         told = percent(value)
     elif name.startswith("peak_memory"):

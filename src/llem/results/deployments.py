@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -159,6 +159,11 @@ class PairRatio:
     low: float
     high: float
     how: str
+
+    def turned(self) -> PairRatio:
+        """The first's over the second's."""
+        return replace(self, first=self.second, second=self.first, ratio=1 / self.ratio,
+                       low=1 / self.high, high=1 / self.low)  # fmt: skip
 
 
 def pair_ratios(

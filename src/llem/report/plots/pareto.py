@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from llem.report.plots.theme import Plot, Theme, log_axis, span
-from llem.report.tables import format_si, number, significant
+from llem.report.tables import format_si, number
 
 Row = Mapping[str, Any]
 
@@ -43,8 +43,8 @@ def plot(rows: Sequence[Row], by: Sequence[str]) -> Plot | None:
         "pareto",
         "Joules per token against latency and throughput",
         "Each point is a deployment over its cycles, with the 95 % interval of its joules per "
-        "token. On the line are those that no other beats in both; the best corner is at the "
-        "bottom left of the left plot, and at the bottom right of the right one.",
+        "token. On the lines are those that no other of the same model beats in both; the best "
+        "corner is at the bottom left of the left plot, and at the bottom right of the right one.",
         "Two plots with logarithmic axes of joules per token, against the median time between "
         "tokens and against tokens per second, with the Pareto front marked.",
         lambda figure, theme: _draw(shown, by, figure, theme),
@@ -70,25 +70,33 @@ def _draw(rows: Sequence[Row], by: Sequence[str], figure: Any, theme: Theme) -> 
         if not good.any():
             ax.set_visible(False)
             continue
-        best = front([(sign * a if g else math.nan, j)
-                      for a, j, g in zip(x, joules, good, strict=True)])  # fmt: skip
-        ax.step(
-            x[best], joules[best], where="post" if sign > 0 else "pre", color=theme.quiet,
-            lw=1.2, ls=(0, (4, 3)), zorder=2,
-        )  # fmt: skip
+        fronts = [
+            front([(sign * x[i] if good[i] and own[i] else math.nan, joules[i])
+                   for i in range(len(x))])
+            for own in _alternatives(rows)
+        ]  # fmt: skip
+        for best in fronts:
+            ax.step(
+                x[best], joules[best], where="post", color=theme.quiet, lw=1.2, ls=(0, (4, 3)),
+                zorder=2,
+            )  # fmt: skip
         for name, colour in colours.items():
             own = good & np.array([s == name for s in series])
             ax.errorbar(x[own], joules[own], yerr=errors[:, own], fmt="o", ms=5, color=colour,
                         elinewidth=1.0, capsize=2, zorder=3, label=name)  # fmt: skip
-        ax.scatter(x[best], joules[best], s=95, facecolors="none", edgecolors=theme.ink, lw=1.1,
+        every = [i for best in fronts for i in best]
+        ax.scatter(x[every], joules[every], s=95, facecolors="none", edgecolors=theme.ink, lw=1.1,
                    zorder=4, label="Pareto front")  # fmt: skip
-        for i in best[:: max(1, math.ceil(len(best) / MOST_NAMED))]:
+        middle = math.sqrt(float(x[good].min()) * float(x[good].max()))
+        for i in every[:: max(1, math.ceil(len(every) / MOST_NAMED))]:
+            right = x[i] <= middle
             ax.annotate(_name(rows[i], by[1:] if colours.keys() != {""} else by),
-                        (x[i], joules[i]), xytext=(7, 6), textcoords="offset points",
+                        (x[i], joules[i]), xytext=(8 if right else -8, 5),
+                        textcoords="offset points", ha="left" if right else "right",
                         fontsize=7.5, color=theme.quiet)  # fmt: skip
         ax.set_xlim(span(x[good], 1.4))
         ax.set_ylim(span(np.concatenate([joules - errors[0], joules + errors[1]]), 1.3))
-        log_axis(ax, "x", _seconds if sign > 0 else significant)
+        log_axis(ax, "x", _seconds if sign > 0 else _count)
         log_axis(ax, "y", _joules)
         ax.set_xlabel(label)
     figure.axes[0].set_ylabel("joules per token")
@@ -116,6 +124,16 @@ def _name(row: Row, by: Sequence[str]) -> str:
 
 def _told(value: Any) -> str:
     return "default" if value is None or value == "" or value != value else str(value)
+
+
+def _alternatives(rows: Sequence[Row]) -> list[list[bool]]:
+    """Which rows one may choose among: those of one model, where rows say whose they are."""
+    models = [str(row.get("model", "")) for row in rows]
+    return [[model == name for model in models] for name in dict.fromkeys(models)]
+
+
+def _count(value: float) -> str:
+    return format_si(value, digits=2)
 
 
 def _seconds(value: float) -> str:
