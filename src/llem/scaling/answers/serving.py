@@ -332,7 +332,7 @@ def _solve(
         size = np.where(size > 0, size, 1.0)
         z = z / size
         moment = z.T @ (measured / by)
-        found = solve_normal((z.T @ z)[None], moment[None])[0] / size
+        found = np.asarray(solve_normal((z.T @ z)[None], moment[None])[0] / size)
         by = x @ found
     return found
 
@@ -369,8 +369,8 @@ def _wild(
     random = np.random.default_rng(seed)
     factor = random.choice(np.concatenate([-WEBB, WEBB]), (count, int(unit.max()) + 1)) * wide
     drawn = 1.0 + factor[:, unit] * whole
-    found: FloatArray = solve_normal(np.broadcast_to(gram, (count, *gram.shape)), drawn @ rows)
-    return found / size
+    found = solve_normal(np.broadcast_to(gram, (count, *gram.shape)), drawn @ rows)
+    return np.asarray(found / size)
 
 
 def _select(
