@@ -46,6 +46,7 @@ class ServedRow:
     ttft_*            arrival to first token; itl_* between tokens; latency_* arrival to last token
     tokens_per_s      tokens_out / span_s, from the first arrival to the last token
     batch_mean        live sequences of a decoding forward pass; context_mean, tokens each holds
+    kv_per_token      numbers that the model's KV cache keeps of a token, by the plan
     flops             forward FLOPs of prompts and tokens with attention; mfu is flops / (span_s x
                       ranks x peak)
     wait_energy_j     as a training's, of all forward passes of the attempt
@@ -62,6 +63,7 @@ class ServedRow:
     backend: str = ""
     params: int | None = None
     params_nonembedding: int | None = None
+    kv_per_token: int | None = None
     requests: int = 0
     requests_done: int = 0
     tokens_in: float = NAN
@@ -249,11 +251,20 @@ def _planned(run: Mapping[str, Any]) -> dict[str, Any]:
         "backend": str(run.get("backend", "")),
         "params": run.get("params"),
         "params_nonembedding": run.get("params_nonembedding"),
+        "kv_per_token": _kv_per_token(model),
         "expected_requests": int((run.get("prompts") or {}).get("count", 0)),
         "expected_nodes": nodes,
         "expected_ranks": nodes * int(layout.get("gpus_per_node", 1)),
         "rehearsal": str(run.get("rehearsal") or ""),
     }
+
+
+def _kv_per_token(model: Any) -> int | None:
+    """Keys and values of all layers."""
+    try:
+        return 2 * int(model["layers"]) * int(model["kv_heads"]) * int(model["head_size"])
+    except (KeyError, TypeError):
+        return None
 
 
 def _measured(claim: Claim) -> Claim:

@@ -227,7 +227,8 @@ class Planted:
             seed=cycle, backend="transformers",
             options={"batch_size": course.batch, **(options or {})},
             effective={"batch_size": course.batch},
-            model={"name": "tiny", "params": 5000, "layers": 2, "heads": 4, "head_size": 8,
+            model={"name": "tiny", "params": 5000, "layers": 2, "heads": 4, "kv_heads": 2,
+                   "head_size": 8,
                    "flops_per_token_forward": 8000.0},
             prompts={"kind": "synthetic", "count": course.requests, "input_tokens":
                      course.tokens_in, "output_tokens": course.tokens_out},
