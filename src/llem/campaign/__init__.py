@@ -8,6 +8,7 @@ from llem.campaign.architecture import (
     Decoder,
     architecture_from_dict,
 )
+from llem.campaign.deployment import Arrival, Deployment, Prompts, ServedModel, Serving, Warmup
 from llem.campaign.quantities import (
     BUDGET_HELP,
     MONEY,
@@ -22,7 +23,7 @@ from llem.campaign.quantities import (
     slurm_time,
 )
 from llem.campaign.run import Layout, Predicted, Recipe, Run
-from llem.campaign.runs import Replicates, Runs
+from llem.campaign.runs import AnyRun, Replicates, Runs, run_from_dict
 from llem.campaign.sampledata import IN_SESSION, SampleData
 from llem.campaign.tokendata import Part, TokenData, mixture_of
 
@@ -45,22 +46,29 @@ __all__ = [
     "IN_SESSION",
     "MONEY",
     "MOST_WAVES",
+    "AnyRun",
     "Architecture",
+    "Arrival",
     "Budget",
     "Campaign",
     "CustomModel",
     "Decoder",
+    "Deployment",
     "Energy",
     "Layout",
     "Part",
     "Predicted",
+    "Prompts",
     "Recipe",
     "Replicates",
     "Run",
     "Runs",
     "SampleData",
+    "ServedModel",
+    "Serving",
     "Site",
     "TokenData",
+    "Warmup",
     "architecture_from_dict",
     "campaign_from",
     "campaign_to_dict",
@@ -75,6 +83,7 @@ __all__ = [
     "parse_count",
     "parse_duration",
     "parse_interval",
+    "run_from_dict",
     "site_names",
     "site_of",
     "slurm_time",

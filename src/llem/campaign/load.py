@@ -16,18 +16,28 @@ from llem.campaign.deepspeed import faults_of as deepspeed_faults
 from llem.campaign.merging import merged
 from llem.campaign.quantities import Budget
 from llem.campaign.site import Site
+from llem.campaign.study import Study
 from llem.errors import Fault, InputError, did_you_mean
 
 M = TypeVar("M", bound=BaseModel)
+# What `get_origin` makes of a mapping's type.
+MappingOrigin = get_origin(Mapping[str, str])
+WORKLOADS = ("training", "inference")
+# Branches of unions, which pydantic names in a path though no user wrote them.
+_BRANCHES = frozenset({"Site", "Arrival", "[key]"})
 
 
-def load_campaign(path: str | Path) -> Campaign:
-    """Read `campaign.yaml`. Raises InputError with every fault."""
+def load_campaign(path: str | Path) -> Campaign | Study:
+    """Read `campaign.yaml`: its workload says which. Raises InputError with every fault."""
     return campaign_from(read_yaml(path), source=str(path), folder=Path(path).parent)
 
 
-def campaign_from(values: Any, *, source: str = "campaign", folder: Path | None = None) -> Campaign:
-    """Validate a mapping as a campaign. Raises InputError with every fault.
+def campaign_from(
+    values: Any, *, source: str = "campaign", folder: Path | None = None
+) -> Campaign | Study:
+    """Validate a mapping as a campaign, or as a study where its workload is inference.
+
+    Raises InputError with every fault.
 
     `folder` is where a relative path of the site's files (template, carbon) starts.
     """
@@ -39,15 +49,22 @@ def campaign_from(values: Any, *, source: str = "campaign", folder: Path | None 
     training = values.get("training") if isinstance(values, Mapping) else None
     if isinstance(training, Mapping) and isinstance(training.get("deepspeed"), Mapping):
         faults += deepspeed_faults(training["deepspeed"])
+    workload = values.get("workload", WORKLOADS[0]) if isinstance(values, Mapping) else ""
+    if workload == "inference":
+        return validated(Study, values, source, faults)
+    if workload and workload not in WORKLOADS:
+        text = f"{workload!r} is not one of {', '.join(WORKLOADS)}"
+        hint = did_you_mean(str(workload), WORKLOADS)
+        raise InputError(source, [*faults, Fault("workload", text, hint)])
     return validated(Campaign, values, source, faults)
 
 
 def default_campaign() -> Campaign:
     """The built-in campaign that `llem quickstart` runs and `llem plan` falls back to."""
-    return campaign_from(builtin_yaml("defaults", "quickstart"), source="the built-in campaign")
+    return validated(Campaign, builtin_yaml("defaults", "quickstart"), "the built-in campaign")
 
 
-def site_of(campaign: Campaign) -> Site:
+def site_of(campaign: Campaign | Study) -> Site:
     """The campaign's site: given in place, the user's own profile, or one that llem ships."""
     return campaign.site if isinstance(campaign.site, Site) else load_site(campaign.site)
 
@@ -207,7 +224,7 @@ def _fault(model: type[BaseModel], error: Any) -> Fault:
 
 
 def _is_branch(part: Any) -> bool:
-    return isinstance(part, str) and (part in ("Site", "[key]"))
+    return isinstance(part, str) and part in _BRANCHES
 
 
 def _keys(model: type[BaseModel] | None) -> list[str]:
@@ -220,24 +237,27 @@ def _keys(model: type[BaseModel] | None) -> list[str]:
 def _model_at(model: type[BaseModel], path: list[Any]) -> type[BaseModel] | None:
     """The model that a path of keys leads to, through optional and union types."""
     here: type[BaseModel] | None = model
+    of_mapping = False
     for part in path:
-        if isinstance(part, int):
-            # An item of a list: the items' model was found with the list.
+        if isinstance(part, int) or of_mapping:
+            # An item of a list or a mapping: the items' model was found with it.
+            of_mapping = False
             continue
         fields = {f.alias or n: f for n, f in here.model_fields.items()} if here else {}
         here = _model_in(fields[part].annotation) if part in fields else None
+        of_mapping = part in fields and get_origin(fields[part].annotation) is MappingOrigin
     return here
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    if get_origin(annotation) in (Union, UnionType, Annotated, tuple):
+    if get_origin(annotation) in (Union, UnionType, Annotated, tuple, MappingOrigin):
         return next((m for a in get_args(annotation) if (m := _model_in(a))), None)
     return None
 
 
-def campaign_to_dict(campaign: Campaign) -> dict[str, Any]:
+def campaign_to_dict(campaign: Campaign | Study) -> dict[str, Any]:
     """The campaign as plain data that `campaign_from` reads back: budgets as text."""
 
     def plain(value: Any) -> Any:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, Self
 
 from llem.campaign.architecture import Architecture, architecture_from_dict
 from llem.campaign.deepspeed import changing_results
@@ -147,6 +147,11 @@ class Run:
         return self.model.params_nonembedding
 
     @property
+    def paths(self) -> tuple[str, ...]:
+        """What ranks read outside the campaign folder."""
+        return tuple(self.data.paths)
+
+    @property
     def flops(self) -> float:
         """Training FLOPs of the whole run."""
         return float(self.model.flops_per_token) * self.tokens
@@ -169,7 +174,14 @@ class Run:
         Layout and paths are left out: they change where and how fast, not what. A run that was
         trained elsewhere, with the same data, is the same run.
         """
-        return names_of(self, (self.seed,))[0]
+        return self.names((self.seed,))[0]
+
+    def names(self, seeds: Iterable[int]) -> tuple[str, ...]:
+        """`run_id` of the runs that differ from this one in their seed alone."""
+        return names_of(self, seeds)
+
+    def with_seed(self, seed: int) -> Self:
+        return self if seed == self.seed else replace(self, seed=seed)
 
     def with_layout(self, layout: Layout) -> Run:
         return replace(self, layout=layout)

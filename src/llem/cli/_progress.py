@@ -18,7 +18,7 @@ from llem.campaign import format_si
 
 if TYPE_CHECKING:
     from llem.cluster import CampaignState
-    from llem.planning import Plan
+    from llem.planning import AnyPlan
 
 PLAIN_LINE_S = 15.0
 NARROWEST_BAR, WIDEST_BAR = 8, 30
@@ -110,7 +110,7 @@ def _known(value: float, shown: Callable[[float], str]) -> str:
 class Watch:
     """Turns states into what a line tells."""
 
-    def __init__(self, plan: Plan, *, now_s: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, plan: AnyPlan, *, now_s: Callable[[], float] = time.monotonic) -> None:
         self._flops = {run.run_id: run.flops for run in plan.runs}
         self._total = sum(self._flops.values())
         self._now_s = now_s
@@ -142,7 +142,7 @@ class Watch:
 
 
 @contextmanager
-def watching(plan: Plan) -> Iterator[Callable[[CampaignState], None]]:
+def watching(plan: AnyPlan) -> Iterator[Callable[[CampaignState], None]]:
     """A callback that shows a campaign's progress on standard error."""
     from rich.console import Console
 

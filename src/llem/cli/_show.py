@@ -14,7 +14,7 @@ from llem.campaign import Runs, SampleData, format_duration, format_si
 
 if TYPE_CHECKING:
     from llem.campaign import Replicates
-    from llem.planning import Dropped, Plan
+    from llem.planning import AnyPlan, Dropped, Plan
     from llem.report.plan import Timeline
 
 # A plan of many thousand runs has hundreds of arrays, which nobody reads.
@@ -48,6 +48,13 @@ def plan_tables(plan: Plan, times: Timeline | None = None) -> None:
         title=f"{plan.campaign.name}: {len(plan.runs)} runs",
     )
     print()
+    array_table(plan)
+    print()
+    lines([*_plan_figures(plan, times), *_left_out(plan), *(("warning", w) for w in plan.warnings)])
+
+
+def array_table(plan: AnyPlan) -> None:
+    """The arrays that are submitted."""
     rows = [
         [
             array.name,
@@ -63,8 +70,6 @@ def plan_tables(plan: Plan, times: Timeline | None = None) -> None:
     table(["array", "elements", "runs", "nodes x ranks", "ZeRO", "time limit"], rows)
     if len(plan.arrays) > ARRAYS_SHOWN:
         print(f"and {len(plan.arrays) - ARRAYS_SHOWN} arrays more")
-    print()
-    lines([*_plan_figures(plan, times), *_left_out(plan), *(("warning", w) for w in plan.warnings)])
 
 
 def lines(told: Iterable[tuple[str, str]]) -> None:

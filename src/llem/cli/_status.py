@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from llem.campaign import format_duration, format_si
+from llem.campaign import Run, format_duration, format_si
 
 if TYPE_CHECKING:
     from rich.console import Console, Group, RenderableType
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from llem.cluster import CampaignFolder, CampaignState, RunState, Summary
     from llem.cluster.summary import CellRow, Tally
-    from llem.planning import Plan
+    from llem.planning import AnyPlan
     from llem.rehearsal.frame import RunNow
 
 # Of more rows nobody reads all; `--runs` prints every run.
@@ -81,7 +81,7 @@ def glance(
     return Group(_head(summary), *tables, *causes, *following)
 
 
-def at_work_now(plan: Plan, runs: Sequence[RunState]) -> list[RunNow]:
+def at_work_now(plan: AnyPlan, runs: Sequence[RunState]) -> list[RunNow]:
     """Some of the runs that train now; NaN for what no file of theirs tells."""
     from llem.rehearsal.frame import RunNow
     from llem.rehearsal.story import title
@@ -92,6 +92,8 @@ def at_work_now(plan: Plan, runs: Sequence[RunState]) -> list[RunNow]:
         if item.status != "running" or len(found) == RUNS_SHOWN:
             continue
         run = plan.by_id[item.run_id]
+        if not isinstance(run, Run):
+            continue
         step, rate = round(item.progress * run.steps), item.tokens_per_s or math.nan
         peak = plan.device.peak_flops * run.layout.ranks
         found.append(
@@ -238,7 +240,7 @@ def _text(text: str, style: str = "") -> Text:
     return Text(text, style=style)
 
 
-def run_lines(plan: Plan, runs: Sequence[RunState], *, width: int) -> Iterable[str]:
+def run_lines(plan: AnyPlan, runs: Sequence[RunState], *, width: int) -> Iterable[str]:
     """Every run on a line, cut at `width`; plain text, since a campaign may have many thousands."""
     heads = ["run", "status", "trained", "loss", "params", "tokens", "seed", "tries", "element",
              "why"]  # fmt: skip
@@ -287,7 +289,7 @@ def progress_line(summary: Summary, state: CampaignState) -> str:
 
 def watch_live(
     folder: CampaignFolder,
-    plan: Plan,
+    plan: AnyPlan,
     look: Callable[[], CampaignState],
     *,
     seconds: float,

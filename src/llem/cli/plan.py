@@ -12,6 +12,7 @@ from llem.errors import Fault, InputError
 
 if TYPE_CHECKING:
     from llem.campaign import Budget, Campaign
+    from llem.campaign.study import Study
     from llem.pipeline import Planned
 
 EXAMPLE = """  llem plan campaign.yaml --budget "500 GPUh" --out runs/first
@@ -64,8 +65,12 @@ def _run(args: argparse.Namespace) -> int:
     if args.refine is not None:
         planned = _refine(args, budget)
     else:
-        campaign, base = find_campaign(args.campaign)
-        campaign = in_waves(campaign, args.waves)
+        asked, base = find_any_campaign(args.campaign)
+        if asked.workload == "inference":
+            from llem.cli._study import plan
+
+            return plan(args, asked, base, budget)
+        campaign = in_waves(asked, args.waves)
         planned = plan_campaign(
             campaign, out=args.out or Path(campaign.name), base=base, budget=budget,
             runs=positive("--runs", args.runs), ask_cluster=args.ask_cluster,
@@ -134,6 +139,15 @@ def in_waves(campaign: Campaign, waves: int | None) -> Campaign:
 
 
 def find_campaign(path: Path | None) -> tuple[Campaign, Path]:
+    """`find_any_campaign` for what only trainings have. Raises InputError for a study too."""
+    campaign, base = find_any_campaign(path)
+    if campaign.workload == "inference":
+        fault = Fault("workload", "is inference: this is for campaigns of trainings")
+        raise InputError(str(path or "campaign.yaml"), [fault])
+    return campaign, base
+
+
+def find_any_campaign(path: Path | None) -> tuple[Campaign | Study, Path]:
     """The named campaign, `campaign.yaml` here, or the built-in one; and its folder."""
     from llem.campaign import default_campaign, load_campaign
 

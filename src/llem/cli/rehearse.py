@@ -134,7 +134,7 @@ def _plan(args: argparse.Namespace) -> tuple[Plan, str]:
         if given:
             text = "is for a CAMPAIGN.yaml; the folder has its plan"
             raise InputError("the call", [Fault(name, text) for name in given])
-        plan = CampaignFolder(args.campaign).load_plan()
+        plan = CampaignFolder(args.campaign).load_trainings()
         return replace(plan, rehearsal=None), str(args.campaign).rstrip("/")
     budget = option("--budget", parse_budget, args.budget) if args.budget else None
     campaign, base = find_campaign(args.campaign)

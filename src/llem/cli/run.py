@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llem.cli._command import INTERRUPTED, add_calibration, add_json, add_yes, note, option
-from llem.cli.plan import add_waves, find_campaign, in_waves, positive
+from llem.cli.plan import add_waves, find_any_campaign, in_waves, positive
 
 if TYPE_CHECKING:
     from llem.campaign import Budget, Campaign
-    from llem.pipeline import Planned
+    from llem.campaign.study import Study
+    from llem.pipeline import Planned, PlannedStudy
 
 EXAMPLE = """  llem run campaign.yaml --out runs/first
   llem run campaign.yaml --budget 1e12FLOP      # interrupted? the same call goes on
@@ -32,12 +33,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from llem.campaign import parse_budget
 
-    campaign, base = find_campaign(args.campaign)
+    asked, base = find_any_campaign(args.campaign)
     budget = option("--budget", parse_budget, args.budget) if args.budget else None
-    campaign = in_waves(campaign, args.waves)
+    if asked.workload == "inference":
+        return _run_study(args, asked, base, budget)
+    campaign = in_waves(asked, args.waves)
     return run_all(campaign, base=base, out=args.out or Path(campaign.name), budget=budget,
                    runs=positive("--runs", args.runs), calibration=args.calibration, yes=args.yes,
                    as_json=args.json)  # fmt: skip
+
+
+def _run_study(args: argparse.Namespace, study: Study, base: Path, budget: Budget | None) -> int:
+    """Plan, serve and aggregate a study; the exit status."""
+    from llem.cli._answer import tell_finished
+    from llem.cli._study import planned_to_run
+    from llem.pipeline import finish
+
+    planned = planned_to_run(args, study, base, budget)
+    status = _run_wave(planned, yes=args.yes, as_json=args.json)
+    if status == INTERRUPTED:
+        return status
+    return tell_finished(finish(planned.folder), as_json=args.json) or status
 
 
 def run_all(
@@ -69,18 +85,23 @@ def run_all(
     return tell_finished(finish(planned.folder), as_json=as_json) or status
 
 
-def _run_wave(planned: Planned, *, yes: bool, as_json: bool) -> int:
+def _run_wave(planned: Planned | PlannedStudy, *, yes: bool, as_json: bool) -> int:
     """Run what is planned and not settled yet; 0 where every run came to an end."""
     from llem.cli._progress import watching
     from llem.cli._show import plan_tables
     from llem.cli._status import both
+    from llem.cli._study import study_tables
     from llem.cli.submit import confirm_spending, local_status
     from llem.cluster import LocalOutcome, Notifier
     from llem.pipeline import run_campaign
+    from llem.planning import StudyPlan
 
     folder, plan = planned.folder, planned.plan
     if not as_json:
-        plan_tables(plan, planned.times)
+        if isinstance(plan, StudyPlan):
+            study_tables(plan)
+        else:
+            plan_tables(plan, planned.times)
         # Progress goes to standard error: what belongs before it must not wait in a buffer.
         print(flush=True)
     confirm_spending(folder, plan, yes=yes)

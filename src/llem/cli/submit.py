@@ -18,7 +18,7 @@ from llem.cli._command import (
 
 if TYPE_CHECKING:
     from llem.cluster import CampaignFolder, LocalOutcome, Submission, Submitted
-    from llem.planning import Plan
+    from llem.planning import AnyPlan
 
 EXAMPLE = """  llem submit runs/first
   llem submit runs/first --yes         # more than 100 GPU-hours are confirmed
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     return tell(submit(folder, plan, finish=not args.no_finish), args)
 
 
-def confirm_spending(folder: CampaignFolder, plan: Plan, *, yes: bool) -> None:
+def confirm_spending(folder: CampaignFolder, plan: AnyPlan, *, yes: bool) -> None:
     """Ask before much is spent: for what was not submitted before. Raises InputError."""
     from llem.cluster import Ledger
 
@@ -57,7 +57,7 @@ def confirm_spending(folder: CampaignFolder, plan: Plan, *, yes: bool) -> None:
         for index in ledger.never_submitted(array.name, len(array.elements), 0)
         for name in array.elements[index]
     ]
-    hours = sum(plan.run(name).predicted.gpu_hours for name in names)
+    hours = sum(plan.by_id[name].predicted.gpu_hours for name in names)
     confirm(hours, what=f"{len(names)} run{'s' if len(names) > 1 else ''}", yes=yes)
 
 
@@ -91,7 +91,7 @@ def job_ids(jobs: Iterable[Submitted]) -> dict[str, list[str]]:
     return found
 
 
-def _dry_run(folder: CampaignFolder, plan: Plan, *, as_json: bool) -> int:
+def _dry_run(folder: CampaignFolder, plan: AnyPlan, *, as_json: bool) -> int:
     scripts = [folder.script(array.name) for array in plan.arrays] + [folder.script("finish")]
     if plan.site.executor == "local":
         scripts = [folder.manifest(array.name) for array in plan.arrays]
@@ -104,7 +104,7 @@ def _dry_run(folder: CampaignFolder, plan: Plan, *, as_json: bool) -> int:
     return 0
 
 
-def run_here(folder: CampaignFolder, plan: Plan, *, as_json: bool) -> int:
+def run_here(folder: CampaignFolder, plan: AnyPlan, *, as_json: bool) -> int:
     """Run what is not settled on this machine, showing progress; the exit status."""
     from llem.cli._progress import watching
     from llem.cli._status import both

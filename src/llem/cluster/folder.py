@@ -18,7 +18,7 @@ from typing import IO, Any
 from llem.cluster.files import write_text
 from llem.cluster.plan_text import render_plan
 from llem.errors import Fault, InputError, LlemError
-from llem.planning import Plan
+from llem.planning import AnyPlan, Plan, plan_from_dict
 
 END_SCHEMA = "llem-end-1"
 # Statuses after which a run is not tried again by itself.
@@ -147,9 +147,17 @@ class CampaignFolder:
         """The end record that settles the run, if there is one."""
         return settling(self.ends(run_id))
 
-    def load_plan(self) -> Plan:
+    def load_plan(self) -> AnyPlan:
         """Read plan.json. Raises InputError where DIR is not a campaign folder."""
-        return Plan.from_dict(self.plan_values())
+        return plan_from_dict(self.plan_values())
+
+    def load_trainings(self) -> Plan:
+        """`load_plan` for what only trainings have. Raises InputError for a study too."""
+        plan = self.load_plan()
+        if not isinstance(plan, Plan):
+            fault = Fault("", "holds a study of deployments: this is for campaigns of trainings")
+            raise InputError(str(self.root), [fault])
+        return plan
 
     def plan_values(self) -> dict[str, Any]:
         """plan.json as plain data. Raises InputError."""
@@ -164,7 +172,9 @@ class CampaignFolder:
             raise InputError(str(self.plan_file), ["not a plan"])
         return values
 
-    def write_plan(self, plan: Plan, files: Mapping[Path, str], *, replace: bool = False) -> bool:
+    def write_plan(
+        self, plan: AnyPlan, files: Mapping[Path, str], *, replace: bool = False
+    ) -> bool:
         """Write plan.json and the files of its arrays; False where all stood so already.
 
         Refuses to put a plan in the place of another one, whose records would lose their plan.
@@ -187,7 +197,7 @@ class CampaignFolder:
         self.logs.mkdir(parents=True, exist_ok=True)
         return write_text(self.plan_file, render_plan(plan)) or changed
 
-    def refuse_rehearsed(self, plan: Plan | None = None) -> None:
+    def refuse_rehearsed(self, plan: AnyPlan | None = None) -> None:
         """Raise InputError where this campaign was rehearsed: it must not be run, nor go on."""
         if self.rehearsal_file.is_file() or (plan is not None and plan.rehearsal):
             fault = Fault("", "was rehearsed: no run of it was ever trained",

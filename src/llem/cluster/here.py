@@ -24,7 +24,7 @@ from llem.cluster.job import node_name, sampler_options, socket_path
 from llem.cluster.local import LocalOutcome
 from llem.cluster.rank import Rank
 from llem.cluster.recorder import Recorder
-from llem.planning import ArrayJob, Plan
+from llem.planning import AnyPlan, ArrayJob
 
 if TYPE_CHECKING:
     from llem.cluster.rank import TaskOf
@@ -77,7 +77,7 @@ def world_here(*, precision: str) -> Iterator[World]:
 
 def run_here(
     folder: CampaignFolder,
-    plan: Plan,
+    plan: AnyPlan,
     *,
     world: World,
     task_of: TaskOf,
@@ -140,7 +140,7 @@ def run_here(
     return LocalOutcome(tuple(failed), interrupted=interrupted)
 
 
-def _waiting(folder: CampaignFolder, plan: Plan) -> list[tuple[ArrayJob, int]]:
+def _waiting(folder: CampaignFolder, plan: AnyPlan) -> list[tuple[ArrayJob, int]]:
     return [
         (array, index)
         for array in plan.arrays

@@ -23,7 +23,7 @@ from llem.cluster.folder import INTERRUPTED, CampaignFolder
 from llem.cluster.leaving import FLAG
 from llem.cluster.render import TRIES
 from llem.cluster.state import CampaignState, campaign_state
-from llem.planning import ArrayJob, Plan
+from llem.planning import AnyPlan, ArrayJob
 
 POLL_S = 0.25
 # How long ranks may take to write a checkpoint after they were asked to stop.
@@ -87,7 +87,7 @@ class LocalOutcome:
 
 def run_locally(
     folder: CampaignFolder,
-    plan: Plan,
+    plan: AnyPlan,
     *,
     watch: Callable[[CampaignState], None] | None = None,
 ) -> LocalOutcome:
@@ -154,7 +154,9 @@ def run_locally(
     return LocalOutcome(tuple(failed), interrupted=stopping)
 
 
-def _start(folder: CampaignFolder, plan: Plan, array: ArrayJob, index: int, tries: int) -> _Running:
+def _start(
+    folder: CampaignFolder, plan: AnyPlan, array: ArrayJob, index: int, tries: int
+) -> _Running:
     ranks = array.nodes * array.gpus_per_node
     job = f"{os.getpid()}-{secrets.token_hex(4)}"
     folder.leave.mkdir(parents=True, exist_ok=True)

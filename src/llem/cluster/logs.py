@@ -12,7 +12,7 @@ from llem.cluster.folder import CampaignFolder
 from llem.cluster.ledger import Submitted
 from llem.cluster.render import job_name
 from llem.errors import run_named
-from llem.planning import Plan
+from llem.planning import AnyPlan
 
 # A rank says so when it begins a run; all until another run begins is this attempt's.
 MARK = re.compile(r"^\S+ \S+ run (?P<run>[0-9a-f]{12}): attempt (?P<attempt>\d+)", re.MULTILINE)
@@ -39,7 +39,7 @@ class LogPart:
         return found[-last:] if last is not None else found
 
 
-def find_run(plan: Plan, word: str) -> tuple[str, str, int]:
+def find_run(plan: AnyPlan, word: str) -> tuple[str, str, int]:
     """(run id, array, element) of the run that `word` names, whole or by a prefix.
 
     Raises InputError where there is none, or more than one: then with the candidates.
@@ -53,7 +53,7 @@ def find_run(plan: Plan, word: str) -> tuple[str, str, int]:
 
 def element_logs(
     folder: CampaignFolder,
-    plan: Plan,
+    plan: AnyPlan,
     jobs: Mapping[str, Sequence[Submitted]],
     array: str,
     index: int,
@@ -66,7 +66,7 @@ def element_logs(
     return [path for path in paths if path.is_file()]
 
 
-def job_log(folder: CampaignFolder, plan: Plan, array: str, job_id: str, index: int) -> Path:
+def job_log(folder: CampaignFolder, plan: AnyPlan, array: str, job_id: str, index: int) -> Path:
     """Where an element's job writes: sbatch's `%x-%A_%a.log`."""
     return folder.logs / f"{job_name(plan, array)}-{job_id}_{index}.log"
 

@@ -18,7 +18,7 @@ from llem.cluster.gate import run_program
 from llem.cluster.state import CampaignState
 from llem.cluster.summary import gpu_hours_budget, gpu_hours_used
 from llem.errors import ClusterError, UnavailableError
-from llem.planning import Plan
+from llem.planning import AnyPlan
 
 NOTIFY_SCHEMA = "llem-notify-1"
 BUDGET_SHARE = 0.8
@@ -36,7 +36,7 @@ class Notifier:
     """
 
     folder: CampaignFolder
-    plan: Plan
+    plan: AnyPlan
     note: Callable[[str], None]
     over: bool = False
     hooks: Notify | None = field(init=False)
@@ -80,7 +80,7 @@ class Notifier:
                 self.note(f"notification {body['event']!r}: the webhook failed: {error}")
 
 
-def events(plan: Plan, state: CampaignState, *, over: bool = False) -> list[str]:
+def events(plan: AnyPlan, state: CampaignState, *, over: bool = False) -> list[str]:
     """What a state calls for telling: done, failed (for good), budget."""
     found = []
     if state.settled:
@@ -95,7 +95,9 @@ def events(plan: Plan, state: CampaignState, *, over: bool = False) -> list[str]
     return found
 
 
-def message(folder: CampaignFolder, plan: Plan, state: CampaignState, event: str) -> dict[str, Any]:
+def message(
+    folder: CampaignFolder, plan: AnyPlan, state: CampaignState, event: str
+) -> dict[str, Any]:
     """What is told: the event, and the campaign in figures."""
     causes = sorted({r.cause.name for r in state.runs if r.cause is not None})
     return {

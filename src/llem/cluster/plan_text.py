@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 from llem.campaign import Replicates, Runs
 from llem.cluster.files import finite_or_none, json_line
-from llem.planning import Plan
+from llem.planning import AnyPlan
 
 
-def render_plan(plan: Plan) -> Iterator[str]:
+def render_plan(plan: AnyPlan) -> Iterator[str]:
     """`plan.json`, piece by piece: indented, with each array and each run on a line of its own.
 
     A file of many equal things reads better so, and is written ten times faster.

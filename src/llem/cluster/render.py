@@ -16,7 +16,7 @@ from llem.cluster.folder import INTERRUPTED
 from llem.cluster.plan_text import run_texts
 from llem.cluster.templates import render_template
 from llem.errors import Fault, InputError
-from llem.planning import ArrayJob, Plan
+from llem.planning import AnyPlan, ArrayJob
 from llem.planning.segments import lead_s
 
 FINISH = "finish"
@@ -31,7 +31,9 @@ RESTARTS = 100
 TRIES = 20
 
 
-def render_files(plan: Plan, *, image_digest: str = "", wave: int | None = None) -> dict[str, str]:
+def render_files(
+    plan: AnyPlan, *, image_digest: str = "", wave: int | None = None
+) -> dict[str, str]:
     """Every file of `jobs/` by its name: a manifest per array and, for SLURM, the scripts.
 
     With `wave`, the arrays of that one alone: those of earlier ones may be at work.
@@ -45,7 +47,7 @@ def render_files(plan: Plan, *, image_digest: str = "", wave: int | None = None)
     return files
 
 
-def render_array(plan: Plan, array: ArrayJob) -> str:
+def render_array(plan: AnyPlan, array: ArrayJob) -> str:
     """The sbatch script of one array."""
     site = plan.site
     return _render_plan(
@@ -87,7 +89,7 @@ def render_doctor(site: Site, *, nodes: int) -> str:
     )
 
 
-def render_finish(plan: Plan) -> str:
+def render_finish(plan: AnyPlan) -> str:
     """The script of the job that aggregates and fits after all arrays."""
     return _render_plan(
         "finish.sbatch.j2",
@@ -100,13 +102,13 @@ def render_finish(plan: Plan) -> str:
     )
 
 
-def job_name(plan: Plan, name: str) -> str:
+def job_name(plan: AnyPlan, name: str) -> str:
     """What the job of an array, or the one that fits at the end, is called on the cluster."""
     return check_directive(f"llem-{plan.campaign.name}-{name}")
 
 
 def render_manifest(
-    plan: Plan, array: ArrayJob, texts: Mapping[str, str], image_digest: str = ""
+    plan: AnyPlan, array: ArrayJob, texts: Mapping[str, str], image_digest: str = ""
 ) -> str:
     """JSON Lines, one element a line: all that a rank needs, and all that users typed freely.
 
@@ -132,7 +134,7 @@ def render_manifest(
     )
 
 
-def _energy(plan: Plan) -> dict[str, Any]:
+def _energy(plan: AnyPlan) -> dict[str, Any]:
     """What the samplers are told, as data; how long ranks keep still before their first run."""
     wanted = plan.campaign.energy
     return {
@@ -150,7 +152,7 @@ def _energy(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _shown(plan: Plan) -> dict[str, Any]:
+def _shown(plan: AnyPlan) -> dict[str, Any]:
     """What is shown while ranks train, and in what."""
     found: dict[str, Any] = {}
     # The table's figure for "a CPU" is no measure of this one.
@@ -161,7 +163,7 @@ def _shown(plan: Plan) -> dict[str, Any]:
     return found
 
 
-def _render_plan(template: str, plan: Plan, name: str, **values: Any) -> str:
+def _render_plan(template: str, plan: AnyPlan, name: str, **values: Any) -> str:
     return _render(
         template,
         plan.site,
@@ -200,9 +202,9 @@ def _container(site: Site, more_binds: Sequence[str]) -> dict[str, Any] | None:
     return {"runtime": container.runtime, "options": options, "image": container.image}
 
 
-def _data_folders(plan: Plan) -> list[str]:
+def _data_folders(plan: AnyPlan) -> list[str]:
     """Folders of data outside the campaign folder, which ranks must see at the same path."""
-    paths = {Path(path) for some in plan.runs.replicates for path in some.run.data.paths}
+    paths = {Path(path) for some in plan.runs.replicates for path in some.run.paths}
     folders = {str(path.parent) for path in paths if path.is_absolute()}
     try:
         return [check_script_path(folder) for folder in sorted(folders)]

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from llem.campaign import Run
+from llem.campaign import AnyRun
 from llem.cluster.causes import Cause, cause, diagnose
 from llem.cluster.ends import Ends, RunFiles, read_ends, write_ends
 from llem.cluster.facts import ElementState
@@ -17,7 +17,7 @@ from llem.cluster.ledger import Ledger, Submitted
 from llem.cluster.logs import element_logs, own_tail
 from llem.cluster.render import FINISH
 from llem.cluster.scheduler import Job, Look, look
-from llem.planning import ArrayJob, Plan
+from llem.planning import AnyPlan, ArrayJob
 
 # Logs that one call reads to learn causes; what was learnt is cached, and the next call goes on.
 LOGS_READ = 200
@@ -89,7 +89,7 @@ class CampaignState:
 
 
 def campaign_state(
-    folder: CampaignFolder, plan: Plan, *, ask_scheduler: bool = True, energy_s: float = 0.0
+    folder: CampaignFolder, plan: AnyPlan, *, ask_scheduler: bool = True, energy_s: float = 0.0
 ) -> CampaignState:
     """Read the state of every run; asks squeue once where the site has SLURM.
 
@@ -137,7 +137,7 @@ def _deciding(held: Sequence[ElementState]) -> ElementState | None:
 
 
 def _open_jobs(
-    folder: CampaignFolder, plan: Plan, jobs: Mapping[str, Sequence[Submitted]], ends: Ends
+    folder: CampaignFolder, plan: AnyPlan, jobs: Mapping[str, Sequence[Submitted]], ends: Ends
 ) -> list[Job]:
     """The jobs that still matter: those that cover a run without a final end, and the last one."""
     found = []
@@ -171,7 +171,7 @@ class _Reader:
     def __init__(
         self,
         folder: CampaignFolder,
-        plan: Plan,
+        plan: AnyPlan,
         jobs: Mapping[str, Sequence[Submitted]],
         ends: Ends,
         held_here: bool,
@@ -214,7 +214,7 @@ class _Reader:
 
     def _open(
         self,
-        run: Run,
+        run: AnyRun,
         array: ArrayJob,
         index: int,
         files: RunFiles,
@@ -309,7 +309,7 @@ class _Reader:
         return found
 
 
-def _final(run: Run, array: str, index: int, files: RunFiles) -> RunState:
+def _final(run: AnyRun, array: str, index: int, files: RunFiles) -> RunState:
     """The state of a run whose end record settles it."""
     status = str(files.end["status"])
     completed = status == "completed"

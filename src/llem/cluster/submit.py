@@ -17,7 +17,7 @@ from llem.cluster.render import FINISH, job_name
 from llem.cluster.state import CampaignState, campaign_state
 from llem.cluster.watch import LONGEST_POLL_S, wait
 from llem.errors import ClusterError, Fault, InputError
-from llem.planning import ArrayJob, Plan
+from llem.planning import AnyPlan, ArrayJob
 
 # Why elements wait where `llem cancel` came in between.
 CANCELLED = "the campaign was cancelled"
@@ -37,7 +37,7 @@ class Submission:
     reason: str = ""
 
 
-def submit(folder: CampaignFolder, plan: Plan, *, finish: bool = True) -> Submission:
+def submit(folder: CampaignFolder, plan: AnyPlan, *, finish: bool = True) -> Submission:
     """sbatch what was not submitted yet, as far as there is room; then the job that aggregates.
 
     Each job id is on disk before the next sbatch. Raises ClusterError where sbatch refuses.
@@ -47,7 +47,7 @@ def submit(folder: CampaignFolder, plan: Plan, *, finish: bool = True) -> Submis
 
 def _submit(
     folder: CampaignFolder,
-    plan: Plan,
+    plan: AnyPlan,
     *,
     finish: bool,
     busy: int | None = None,
@@ -72,7 +72,7 @@ def _submit(
         return batch.done(finish=finish)
 
 
-def resubmit(folder: CampaignFolder, plan: Plan, *, finish: bool = True) -> Submission:
+def resubmit(folder: CampaignFolder, plan: AnyPlan, *, finish: bool = True) -> Submission:
     """Submit again the elements that are not settled and that the scheduler no longer holds.
 
     Runs that completed or diverged stay as they are; an element's ranks pass over them. Runs that
@@ -108,7 +108,7 @@ class _Batch:
     """One call's submissions, within the room that there is for this user's jobs."""
 
     folder: CampaignFolder
-    plan: Plan
+    plan: AnyPlan
     ledger: Ledger
     before: tuple[Submitted, ...]
     # Elements that may still be submitted; None where nobody says how many.
@@ -118,7 +118,7 @@ class _Batch:
 
     @classmethod
     def begin(
-        cls, folder: CampaignFolder, plan: Plan, lock: int, *, busy: int | None = None
+        cls, folder: CampaignFolder, plan: AnyPlan, lock: int, *, busy: int | None = None
     ) -> _Batch:
         ledger = Ledger.read(folder, lock=lock)
         ledger.recover()
@@ -213,7 +213,7 @@ def _after(job_ids: Iterable[str]) -> str:
     return f"--dependency={':'.join(['afterany', *job_ids])}"
 
 
-def cancel(folder: CampaignFolder, plan: Plan) -> list[str]:
+def cancel(folder: CampaignFolder, plan: AnyPlan) -> list[str]:
     """Ask everything that works on this campaign to stop; returns the job ids told so."""
     # Also tells elements that are warned in order that nobody wants them requeued.
     folder.ask_to_stop()
@@ -229,7 +229,7 @@ def cancel(folder: CampaignFolder, plan: Plan) -> list[str]:
 
 def submit_and_wait(
     folder: CampaignFolder,
-    plan: Plan,
+    plan: AnyPlan,
     *,
     watch: Callable[[CampaignState], None] | None = None,
 ) -> CampaignState:
@@ -260,7 +260,7 @@ def _busy(state: CampaignState) -> int:
     return sum(e.meaning in ACTIVE for e in state.scheduler.elements.values())
 
 
-def _check_place(folder: CampaignFolder, plan: Plan) -> None:
+def _check_place(folder: CampaignFolder, plan: AnyPlan) -> None:
     """Not a rehearsal's; and Apptainer reads `:` and `,` in a bind's path, as the folder is one."""
     folder.refuse_rehearsed(plan)
     place = str(folder.root.resolve())

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llem.campaign import Budget, Run, format_duration
+from llem.campaign import AnyRun, Budget, format_duration
 from llem.cluster.causes import Cause
 from llem.cluster.files import finite_or_none
 from llem.cluster.folder import CampaignFolder
 from llem.cluster.ledger import Ledger
 from llem.cluster.state import CampaignState, RunState
-from llem.planning import Plan
+from llem.planning import AnyPlan
 
 STATUS_SCHEMA = "llem-status-1"
 # Status -> the column that it is counted in.
@@ -150,7 +150,7 @@ class Summary:
         }
 
 
-def summarise(folder: CampaignFolder, plan: Plan, state: CampaignState) -> Summary:
+def summarise(folder: CampaignFolder, plan: AnyPlan, state: CampaignState) -> Summary:
     """Count and add up; nothing is read but `jobs/submitted.json`."""
     runs = plan.by_id
     tally = _tally(state.runs, runs)
@@ -184,7 +184,7 @@ def gpu_hours_used(state: CampaignState) -> float:
     return math.fsum(r.device_s for r in state.runs) / 3600
 
 
-def gpu_hours_budget(plan: Plan) -> float:
+def gpu_hours_budget(plan: AnyPlan) -> float:
     """The budget in device-hours where it is one of hours, else what the plan expects."""
     budget: Budget = plan.budget
     if budget.unit == "GPUh":
@@ -194,7 +194,7 @@ def gpu_hours_budget(plan: Plan) -> float:
     return float(plan.totals["gpu_hours"])
 
 
-def _tally_values(states: Sequence[RunState], runs: dict[str, Run]) -> dict[str, Any]:
+def _tally_values(states: Sequence[RunState], runs: Mapping[str, AnyRun]) -> dict[str, Any]:
     counts = Counter(COLUMNS.get(r.status, FAILED) for r in states)
     tokens = sum(runs[r.run_id].tokens for r in states)
     done = math.fsum(r.progress * runs[r.run_id].tokens for r in states)
@@ -206,11 +206,11 @@ def _tally_values(states: Sequence[RunState], runs: dict[str, Run]) -> dict[str,
     }
 
 
-def _tally(states: Sequence[RunState], runs: dict[str, Run]) -> Tally:
+def _tally(states: Sequence[RunState], runs: Mapping[str, AnyRun]) -> Tally:
     return Tally(**_tally_values(states, runs))
 
 
-def _arrays(folder: CampaignFolder, plan: Plan, state: CampaignState) -> Iterable[ArrayRow]:
+def _arrays(folder: CampaignFolder, plan: AnyPlan, state: CampaignState) -> Iterable[ArrayRow]:
     jobs = Ledger.read(folder).by_name
     by_array: dict[str, list[RunState]] = defaultdict(list)
     for run in state.runs:
@@ -227,7 +227,7 @@ def _arrays(folder: CampaignFolder, plan: Plan, state: CampaignState) -> Iterabl
         )
 
 
-def _cells(plan: Plan, state: CampaignState) -> Iterable[CellRow]:
+def _cells(plan: AnyPlan, state: CampaignState) -> Iterable[CellRow]:
     by_cell: dict[tuple[int, int, int], list[RunState]] = defaultdict(list)
     for item in state.runs:
         run = plan.by_id[item.run_id]
@@ -272,7 +272,7 @@ def _causes(states: Iterable[RunState]) -> Iterable[CauseRow]:
         )
 
 
-def _estimate(plan: Plan, state: CampaignState) -> Estimate | None:
+def _estimate(plan: AnyPlan, state: CampaignState) -> Estimate | None:
     """Time to go of what is queued or runs, by how long finished runs took against the plan."""
     runs = plan.by_id
     open_runs = [r for r in state.runs if r.status in ("running", "queued", "unknown")]
@@ -326,7 +326,7 @@ def _notes(state: CampaignState) -> Iterable[str]:
         yield f"{count} element{'s wait' if count > 1 else ' waits'} and may not start: {todo}"
 
 
-def _rehearsed(plan: Plan) -> Iterable[str]:
+def _rehearsed(plan: AnyPlan) -> Iterable[str]:
     if plan.rehearsal:
         yield (
             f"REHEARSED, seed {plan.rehearsal['seed']}: nothing was trained or measured; the "
@@ -335,7 +335,7 @@ def _rehearsed(plan: Plan) -> Iterable[str]:
 
 
 def _next(
-    folder: CampaignFolder, plan: Plan, state: CampaignState, causes: Sequence[CauseRow]
+    folder: CampaignFolder, plan: AnyPlan, state: CampaignState, causes: Sequence[CauseRow]
 ) -> str:
     place = folder.root
     if state.settled or plan.rehearsal:

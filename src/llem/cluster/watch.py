@@ -8,7 +8,7 @@ from collections.abc import Callable
 from llem.cluster.folder import CampaignFolder
 from llem.cluster.state import CampaignState, campaign_state
 from llem.errors import UnavailableError
-from llem.planning import Plan
+from llem.planning import AnyPlan
 
 # A campaign of hours is not asked for every second: fewer questions, the longer it runs.
 FIRST_POLL_S = 1.0
@@ -19,7 +19,7 @@ SLOWER_UNANSWERED = 2.0
 
 def wait(
     folder: CampaignFolder,
-    plan: Plan,
+    plan: AnyPlan,
     *,
     watch: Callable[[CampaignState], None] | None = None,
     timeout_s: float | None = None,

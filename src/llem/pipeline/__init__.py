@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from llem.pipeline.result import Answer, Preview, Result
     from llem.pipeline.sealing import SealedFile, check_records, seal_campaign, seal_records
     from llem.pipeline.slices import EdgeMinimaError
+    from llem.pipeline.studies import PlannedStudy, plan_study
     from llem.pipeline.table import Table, TableError, read_table
     from llem.pipeline.viewing import Rows, compare_runs, load_rows, show_run
 
@@ -55,6 +56,7 @@ _HOME = {
     "Measured": "measuring",
     "OBSERVATIONS_FILE": "campaigns",
     "Planned": "campaigns",
+    "PlannedStudy": "studies",
     "Preview": "result",
     "Rehearsed": "rehearsing",
     "Repeated": "rehearsing",
@@ -77,6 +79,7 @@ _HOME = {
     "measure": "measuring",
     "plan_calibration": "calibration",
     "plan_campaign": "campaigns",
+    "plan_study": "studies",
     "read_table": "table",
     "reduce_calibration": "calibration",
     "refine_campaign": "refining",
@@ -101,6 +104,7 @@ __all__ = [
     "Finished",
     "Measured",
     "Planned",
+    "PlannedStudy",
     "Preview",
     "Rehearsed",
     "Repeated",
@@ -123,6 +127,7 @@ __all__ = [
     "measure",
     "plan_calibration",
     "plan_campaign",
+    "plan_study",
     "read_table",
     "reduce_calibration",
     "refine_campaign",

@@ -24,6 +24,7 @@ from llem.cluster import (
 from llem.errors import InputError, LlemError
 from llem.pipeline.datasets import resolve_data
 from llem.planning import (
+    AnyPlan,
     Calibration,
     ClusterLimits,
     OwnModel,
@@ -137,7 +138,7 @@ def _grown(folder: CampaignFolder, plan: Plan) -> Plan | None:
         return None
     waves = folder.plan_values().get("waves") or []
     if len(waves) > 1 and waves[0].get("digest") == plan.digest:
-        return folder.load_plan()
+        return folder.load_trainings()
     return None
 
 
@@ -175,7 +176,7 @@ def by_cell(plan: Plan) -> dict[str, Any]:
     return {**plan.head(), "arrays": [vars(array) for array in plan.arrays], "cells": cells}
 
 
-def image_digest(plan: Plan) -> str:
+def image_digest(plan: AnyPlan) -> str:
     """`sha256:...` of the site's image file where it can be read here, else empty."""
     image = plan.site.image
     if image is None or not Path(image).is_file():
@@ -227,7 +228,7 @@ def own_model(campaign: Campaign, base: Path) -> tuple[OwnModel, dict[str, str]]
 
 def run_campaign(
     folder: CampaignFolder,
-    plan: Plan,
+    plan: AnyPlan,
     *,
     watch: Callable[[CampaignState], None] | None = None,
 ) -> LocalOutcome | CampaignState:

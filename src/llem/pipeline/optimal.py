@@ -380,7 +380,7 @@ class _Call:
             **({"warmup_fraction": self.warmup_fraction}
                if self.warmup_fraction is not None else {}),
         }  # fmt: skip
-        campaign: Campaign = campaign_from(
+        campaign = campaign_from(
             {
                 "name": self.name, "target": self._budget(self.target or self.budget),
                 "budget": budget, "model": model, "data": data, "seeds": self.seeds,
@@ -390,6 +390,7 @@ class _Call:
             },
             source=SOURCE,
         )  # fmt: skip
+        assert isinstance(campaign, Campaign)
         code: dict[str, str] = {}
         base = self._code()
         if self.executor == "slurm" and base is not None:

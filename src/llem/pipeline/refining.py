@@ -45,7 +45,7 @@ def refine_campaign(
     folder.plan_values()
     patience_s = 0.0 if after is None else PATIENCE_S
     with folder.locked("`llem plan --refine`", patience_s=patience_s):
-        plan = folder.load_plan()
+        plan = folder.load_trainings()
         if after is not None and len(plan.waves) > after:
             return Planned(plan, folder, changed=False)
         rows = [asdict(row) for row in aggregate_campaign(folder, write=write).observations]

@@ -1,5 +1,6 @@
 """Budget → model ladder → runs → cost → array jobs."""
 
+from llem.planning.anyplan import AnyPlan
 from llem.planning.arrays import ArrayJob, pack
 from llem.planning.calibration import (
     CALIBRATION_FILE,
@@ -29,6 +30,7 @@ from llem.planning.refine import refine_plan
 from llem.planning.shapes import SHAPES, calibration_plan, choose_shapes
 from llem.planning.spend import spend, target_flops
 from llem.planning.steptime import StepLaw, StepTime, fit_steps
+from llem.planning.study import StudyPlan, make_study_plan, plan_from_dict
 
 __all__ = [
     "ACCELERATORS",
@@ -36,6 +38,7 @@ __all__ = [
     "LAYOUT",
     "SHAPES",
     "Accelerator",
+    "AnyPlan",
     "ArrayJob",
     "Bench",
     "BudgetError",
@@ -51,6 +54,7 @@ __all__ = [
     "ShapeFound",
     "StepLaw",
     "StepTime",
+    "StudyPlan",
     "WavePlan",
     "accelerator_of",
     "calibration_plan",
@@ -59,10 +63,12 @@ __all__ = [
     "fit_steps",
     "load_calibration",
     "make_plan",
+    "make_study_plan",
     "measured_from_observations",
     "measured_from_runs",
     "nearest_decoder",
     "pack",
+    "plan_from_dict",
     "refine_plan",
     "spend",
     "target_flops",

@@ -97,6 +97,29 @@ ACCELERATORS: dict[str, Accelerator] = {
     )
 }
 
+# Bytes a second to and from the device's memory, by the vendors' data sheets; a CPU core's share.
+BANDWIDTHS: Mapping[str, float] = {
+    "V100": 900e9,
+    "A100-40GB": 1555e9,
+    "A100-64GB": 1638e9,
+    "A100-80GB": 2039e9,
+    "L40S": 864e9,
+    "H100": 3350e9,
+    "H200": 4800e9,
+    "GH200": 4000e9,
+    "B200": 8000e9,
+    "MI250X": 1638e9,
+    "MI300X": 5300e9,
+    "cpu": 10e9,
+}
+# FLOPs of the peak for a byte of bandwidth, of a device that is not in the table: a usual balance.
+FLOPS_PER_BYTE = 250.0
+
+
+def bandwidth_of(device: Accelerator) -> float:
+    """Bytes a second between the device and its memory."""
+    return BANDWIDTHS.get(device.name, device.peak_flops / FLOPS_PER_BYTE)
+
 
 def accelerator_of(site: Site, measured: Sequence[Measured] = ()) -> Accelerator:
     """The site's device: measured, then the site's own figures, then the table's.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -23,6 +21,7 @@ from llem.campaign import (
 from llem.campaign.campaign import Campaign
 from llem.campaign.load import campaign_from, campaign_to_dict, site_of
 from llem.errors import Fault, InputError
+from llem.planning.anyplan import digest_of
 from llem.planning.arrays import ArrayJob, pack
 from llem.planning.cells import Bench, Dropped, OwnModel
 from llem.planning.fill import fill
@@ -84,8 +83,7 @@ class Plan:
     @cached_property
     def digest(self) -> str:
         """Names the plan's content: the runs and how they are submitted."""
-        text = json.dumps([self.runs.run_ids, [vars(a) for a in self.arrays]])
-        return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+        return digest_of(self.runs, self.arrays)
 
     def run(self, run_id: str) -> Run:
         """The run of that name. Raises KeyError."""
@@ -172,8 +170,10 @@ class Plan:
             campaign = campaign_from({**values["campaign"], "site": site}, source="plan.json")
             shape = values["design"].get("grid")
             limits = values.get("limits")
+            asked = campaign_from(values["campaign"], source="plan.json")
+            assert isinstance(asked, Campaign)
             plan = cls(
-                campaign=campaign_from(values["campaign"], source="plan.json"),
+                campaign=asked,
                 site=site_of(campaign),
                 budget=Budget(values["budget"]["value"], values["budget"]["unit"]),
                 runs=Runs.from_dicts(values["runs"]),

@@ -1,0 +1,185 @@
+"""Tables of a study's plan, and a study from its file to its end."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llem.campaign import format_duration, format_si
+from llem.cli._command import note, print_json
+from llem.cli._show import array_table, lines, table
+from llem.errors import Fault, InputError
+
+if TYPE_CHECKING:
+    from llem.campaign import Budget, Serving
+    from llem.campaign.study import Study
+    from llem.pipeline import PlannedStudy
+    from llem.planning import StudyPlan
+
+# Of a study of thousands nobody reads every deployment; plan.json has them all.
+SHOWN = 40
+# Exclusions and duplicates that are told by name.
+TOLD = 4
+
+
+def plan(args: argparse.Namespace, study: Study, base: Path, budget: Budget | None) -> int:
+    """`llem plan` of a study. Raises InputError for options that are of trainings."""
+    given = {"--runs": args.runs, "--waves": args.waves, "--calibration": args.calibration}
+    planned = _planned(
+        study, given, out=args.out or Path(study.name), base=base, budget=budget,
+        ask_cluster=args.ask_cluster, replace_old=args.replace, write=not args.dry_run,
+    )  # fmt: skip
+    if args.json:
+        print_json({**planned.plan.to_dict(), "folder": str(planned.folder.root)})
+    else:
+        study_tables(planned.plan)
+    where = planned.folder.root
+    if args.dry_run:
+        note(f"dry run: {where} was not written")
+    elif planned.changed:
+        note(f"written: {where}; next: llem submit {where}")
+    else:
+        note(f"{where} holds this plan already; nothing was changed")
+    return 0
+
+
+def planned_to_run(
+    args: argparse.Namespace, study: Study, base: Path, budget: Budget | None
+) -> PlannedStudy:
+    """The plan that `llem run` of a study begins with. Raises InputError."""
+    given = {"--runs": args.runs, "--waves": args.waves, "--calibration": args.calibration}
+    return _planned(study, given, out=args.out or Path(study.name), base=base, budget=budget)
+
+
+def _planned(study: Study, of_trainings: dict[str, Any], **options: Any) -> PlannedStudy:
+    from llem.pipeline import plan_study
+
+    faults = [
+        Fault(name, "is of trainings, and this is a study of deployments")
+        for name, value in of_trainings.items()
+        if value is not None
+    ]
+    if faults:
+        raise InputError("the call", faults)
+    return plan_study(study, **options)
+
+
+def study_tables(plan: StudyPlan) -> None:
+    """What will be served and what it is expected to cost."""
+    study, cells = plan.campaign, plan.runs.replicates
+    title = (
+        f"{study.name}: {len(cells)} deployment{'s' if len(cells) > 1 else ''} x {study.cycles} "
+        f"cycle{'s' if study.cycles > 1 else ''} = {len(plan.runs)} runs"
+    )
+    varied = list(plan.varied)
+    heads = ["deployment", *(_short(key) for key in varied), "GPUs", "a cycle", "GPU-h", "memory"]
+    rows = [
+        [
+            some.run.deployment.deployment_id,
+            *(_cell(value_of(some.run, key)) for key in varied),
+            f"{some.run.layout.nodes} x {some.run.layout.gpus_per_node}",
+            format_duration(some.run.predicted.duration_s),
+            format_si(some.run.predicted.gpu_hours * len(some)),
+            format_si(some.run.predicted.memory_bytes, "B"),
+        ]
+        for some in cells[:SHOWN]
+    ]
+    table(heads, rows, title=title)
+    if len(cells) > SHOWN:
+        print(f"and {len(cells) - SHOWN} deployments more")
+    print()
+    array_table(plan)
+    print()
+    lines([*_figures(plan), *_left_out(plan), *(("warning", w) for w in plan.warnings)])
+
+
+def value_of(run: Serving, key: str) -> Any:
+    """What a deployment says under a dotted key of the file; of options what they become."""
+    deployment = run.deployment
+    place, _, name = key.partition(".")
+    match place:
+        case "model":
+            return deployment.model.name
+        case "backend":
+            return deployment.backend
+        case "options":
+            asked = deployment.options.get(name)
+            return deployment.effective.get(name) if asked is None else asked
+        case "layout":
+            return getattr(deployment.layout, name)
+        case "arrival":
+            arrival = deployment.arrival
+            return arrival.rate if name else arrival.kind
+        case _:
+            name = name.removeprefix("synthetic.")
+            found = deployment.prompts.path if name in ("jsonl", "dataset") else None
+            kind = deployment.prompts.name if name == "builtin" else found
+            return kind if kind is not None else getattr(deployment.prompts, name, None)
+
+
+def _short(key: str) -> str:
+    for prefix in ("options.", "prompts.synthetic.", "prompts.", "layout."):
+        key = key.removeprefix(prefix)
+    return key
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _figures(plan: StudyPlan) -> Iterator[tuple[str, str]]:
+    from llem.planning.spend import uncertainty
+    from llem.planning.study import spent
+
+    study, totals, known = plan.campaign, plan.totals, uncertainty(plan.device)
+    together = [len(names) // study.cycles for a in plan.arrays for names in a.elements]
+    text = f"{study.order}, within elements of {_range(min(together), max(together))} deployment"
+    yield "order", text + ("s" if max(together) > 1 else "")
+    off = {key: math.exp(error) for key, error in known["uncertainty"].items()}
+    of = f" of {plan.budget}" if study.budget is not None else f" {plan.budget.unit}"
+    text = (
+        f"{spent(plan.runs, plan.budget.unit, plan.site):.4g}{of} = "
+        f"{format_si(totals['requests'])} requests, {format_si(totals['tokens'])} tokens out, "
+        f"{format_si(totals['gpu_hours'])} GPU-hours (x/ {off['gpu_hours']:.2f}), "
+        f"{format_si(totals['energy_j'])}J (x/ {off['energy_j']:.2f})"
+    )
+    yield "expected", text
+    source = known["source"]
+    yield "rests on", f"utilisation {source['utilisation']}; power {source['power']}"
+    if plan.limits is not None:
+        yield "limits", plan.limits.source
+    models = {id(m): m for some in plan.runs.replicates if (m := some.run.deployment.model)}
+    told = {f"{m.name} ({format_si(m.params)} parameters)" for m in models.values()}
+    yield "models", ", ".join(sorted(told))
+
+
+def _range(low: int, high: int) -> str:
+    return str(low) if low == high else f"{low}-{high}"
+
+
+def _left_out(plan: StudyPlan) -> Iterator[tuple[str, str]]:
+    """What is not served, by reason; what is double, and of what."""
+    by_reason: dict[str, list[str]] = {}
+    for item in plan.excluded:
+        by_reason.setdefault(item.reason, []).append(_named(item.what))
+    for reason, names in by_reason.items():
+        yield "excluded", f"{len(names)}: {reason} ({_some(names)})"
+    if plan.duplicates:
+        names = [f"{_named(d.what)} = {d.deployment_id}" for d in plan.duplicates]
+        yield "double", f"{len(names)} are what others are already ({_some(names)})"
+
+
+def _named(what: Any) -> str:
+    return " ".join(f"{_short(key)}={_cell(value)}" for key, value in what.items()) or "all"
+
+
+def _some(names: list[str]) -> str:
+    more = f"; and {len(names) - TOLD} more" if len(names) > TOLD else ""
+    return "; ".join(names[:TOLD]) + more

@@ -1,0 +1,101 @@
+"""A study from its file to elements that can be submitted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from llem.campaign import Budget, Prompts, ServedModel, site_of
+from llem.campaign.promptset import prompts_of
+from llem.campaign.served import model_from_config, model_from_folder
+from llem.campaign.study import PromptChoice, ServedChoice, Study
+from llem.campaign.sweep import sweep
+from llem.cluster import CampaignFolder, render_files
+from llem.errors import Fault, InputError
+from llem.pipeline.campaigns import image_digest, limits_of
+from llem.planning import StudyPlan, make_study_plan
+
+
+@dataclass(frozen=True)
+class PlannedStudy:
+    """A plan and where it was written; `changed` is False where it stood there already."""
+
+    plan: StudyPlan
+    folder: CampaignFolder
+    changed: bool
+    # Trainings have a timeline of their waves, for their page.
+    times: None = None
+
+
+def plan_study(
+    study: Study,
+    *,
+    out: str | Path,
+    base: str | Path = ".",
+    budget: Budget | None = None,
+    ask_cluster: bool = False,
+    replace_old: bool = False,
+    write: bool = True,
+) -> PlannedStudy:
+    """Plan `study` into the folder `out`; a second identical call changes nothing.
+
+    `base` is the folder that relative paths of models and prompts start from, `budget` overrides
+    the file's; with `ask_cluster` the scheduler here is asked for its limits. With `write=False`
+    nothing is written. Raises InputError with every fault.
+    """
+    folder = CampaignFolder(Path(out))
+    if budget is not None:
+        study = study.model_copy(update={"budget": budget})
+    swept = sweep(study)
+    place = Path(base).resolve()
+    models, faults = _models(study, place)
+    prompts, more = _prompts((s.prompts for s in swept.settings), place)
+    if faults or more:
+        raise InputError("campaign", [*faults, *more])
+    limits = limits_of(site_of(study)) if ask_cluster else None
+    plan = make_study_plan(study, swept, models=models, prompts=prompts, limits=limits)
+    changed = False
+    if write:
+        files = render_files(plan, image_digest=image_digest(plan))
+        paths = {folder.jobs / name: text for name, text in files.items()}
+        changed = folder.write_plan(plan, paths, replace=replace_old)
+    return PlannedStudy(plan, folder, changed)
+
+
+def _models(study: Study, base: Path) -> tuple[dict[str, ServedModel], list[Fault]]:
+    """Every model of the file by its name, and what is wrong with any of them."""
+    found, faults = {}, []
+    for name, choice in study.models.items():
+        try:
+            found[name] = _model(name, choice, base)
+        except InputError as error:
+            faults += list(error.faults)
+    return found, faults
+
+
+def _model(name: str, choice: ServedChoice, base: Path) -> ServedModel:
+    if choice.config is not None:
+        path = f"models.{name}.config"
+        return model_from_config(name, choice.config, seed=choice.seed, path=path)
+    assert choice.path is not None
+    folder = (base / Path(choice.path).expanduser()).resolve()
+    return model_from_folder(name, folder, path=f"models.{name}.path")
+
+
+def _prompts(
+    choices: Iterable[PromptChoice], base: Path
+) -> tuple[dict[PromptChoice, Prompts], list[Fault]]:
+    """What each different choice of prompts turns out to be, and what is wrong with any."""
+    found: dict[PromptChoice, Prompts] = {}
+    faults: list[Fault] = []
+    known: dict[int, PromptChoice] = {}
+    for choice in choices:
+        # Thousands of settings share a few objects, which are cheap to tell apart.
+        if known.setdefault(id(choice), choice) in found:
+            continue
+        try:
+            found[choice] = prompts_of(choice, base=base)
+        except InputError as error:
+            faults += [f for f in error.faults if f not in faults]
+    return found, faults

@@ -1,0 +1,359 @@
+"""The plan of a study: its deployments in cycles, as elements that keep their order on a node."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from llem._version import __version__
+from llem.campaign import (
+    Budget,
+    Deployment,
+    Predicted,
+    Prompts,
+    Replicates,
+    Runs,
+    ServedModel,
+    Serving,
+    Site,
+    Warmup,
+    format_duration,
+)
+from llem.campaign.load import campaign_from, campaign_to_dict, site_of
+from llem.campaign.study import PromptChoice, Study
+from llem.campaign.sweep import Swept
+from llem.errors import Fault, InputError
+from llem.planning.anyplan import digest_of
+from llem.planning.arrays import TIME_CLASS, ArrayJob, pack_length_s
+from llem.planning.deployments import Duplicate, Excluded, Expanded, expand
+from llem.planning.hardware import Accelerator, accelerator_of
+from llem.planning.limits import ClusterLimits, narrowed
+from llem.planning.orders import ordered
+from llem.planning.plan import PLAN_SCHEMA, Plan
+from llem.planning.serving import predict
+from llem.planning.spend import cost_of, uncertainty
+
+STUDY = "deployments"
+# Twice the prediction and five minutes, as for trainings: predictions are priors.
+TIME_FACTOR, TIME_MORE_S = 2, 300
+
+
+@dataclass(frozen=True)
+class ServingArray(ArrayJob):
+    """Elements that serve with one backend, on equal shapes."""
+
+    backend: str = ""
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """What will be served, where, in which order, and what it is expected to cost.
+
+    `varied` are the keys in which deployments differ. Without a budget in the file `budget` is
+    what the plan expects to spend, in GPU-hours.
+    """
+
+    campaign: Study
+    site: Site
+    budget: Budget
+    runs: Runs[Serving]
+    arrays: tuple[ServingArray, ...]
+    excluded: tuple[Excluded, ...]
+    duplicates: tuple[Duplicate, ...]
+    varied: tuple[str, ...]
+    warnings: tuple[str, ...]
+    device: Accelerator
+    limits: ClusterLimits | None = None
+    rehearsal: Mapping[str, Any] | None = None
+
+    @cached_property
+    def digest(self) -> str:
+        """Names the plan's content: the runs and how they are submitted."""
+        return digest_of(self.runs, self.arrays)
+
+    @cached_property
+    def by_id(self) -> dict[str, Serving]:
+        """Every run by its name."""
+        return dict(zip(self.runs.run_ids, self.runs, strict=True))
+
+    @cached_property
+    def totals(self) -> dict[str, float]:
+        """Deployments, runs, elements, requests and what all of it is expected to cost."""
+        return {
+            "deployments": len(self.runs.replicates),
+            "runs": len(self.runs),
+            "elements": sum(len(a.elements) for a in self.arrays),
+            "requests": self.runs.total(lambda r: r.deployment.prompts.count),
+            "tokens": self.runs.total(lambda r: r.tokens),
+            "flops": self.runs.total(lambda r: r.flops),
+            "gpu_hours": self.runs.total(lambda r: r.predicted.gpu_hours),
+            "energy_j": self.runs.total(lambda r: r.predicted.energy_j),
+        }
+
+    def head(self) -> dict[str, Any]:
+        """`plan.json` without its long lists, the arrays and the runs."""
+        totals = self.totals
+        of_site = campaign_to_dict(self.campaign.model_copy(update={"site": self.site}))["site"]
+        return {
+            "schema": PLAN_SCHEMA,
+            "llem": __version__,
+            "workload": self.campaign.workload,
+            "digest": self.digest,
+            "campaign": campaign_to_dict(self.campaign),
+            "site": {**of_site, "device": asdict(self.device)},
+            "budget": {
+                "value": self.budget.value,
+                "unit": self.budget.unit,
+                "spent": spent(self.runs, self.budget.unit, self.site),
+                "flops": totals["flops"],
+                "gpu_hours": totals["gpu_hours"],
+                "energy_j": totals["energy_j"],
+                **uncertainty(self.device),
+            },
+            "totals": dict(totals),
+            "design": {
+                "kind": STUDY,
+                "cycles": self.campaign.cycles,
+                "order": self.campaign.order,
+                "varied": list(self.varied),
+            },
+            "limits": asdict(self.limits) if self.limits else None,
+            "excluded": [vars(e) for e in self.excluded],
+            "duplicates": [vars(d) for d in self.duplicates],
+            "warnings": list(self.warnings),
+            **({"rehearsal": dict(self.rehearsal)} if self.rehearsal else {}),
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """`plan.json`."""
+        return {
+            **self.head(),
+            "arrays": [dict(vars(a)) for a in self.arrays],
+            "runs": [r.to_dict() for r in self.runs],
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> StudyPlan:
+        """Inverse of `to_dict`. Raises InputError where the file was edited."""
+        try:
+            site = {k: v for k, v in values["site"].items() if k != "device"}
+            limits = values.get("limits")
+            return cls(
+                campaign=_study(values["campaign"]),
+                site=site_of(_study({**values["campaign"], "site": site})),
+                budget=Budget(values["budget"]["value"], values["budget"]["unit"]),
+                runs=Runs.from_dicts(values["runs"]),
+                arrays=tuple(
+                    ServingArray(**{**a, "elements": tuple(tuple(e) for e in a["elements"])})
+                    for a in values["arrays"]
+                ),
+                excluded=tuple(Excluded(**e) for e in values["excluded"]),
+                duplicates=tuple(Duplicate(**d) for d in values["duplicates"]),
+                varied=tuple(values["design"]["varied"]),
+                warnings=tuple(values["warnings"]),
+                device=Accelerator(**values["site"]["device"]),
+                limits=ClusterLimits(**limits) if limits else None,
+                rehearsal=values.get("rehearsal"),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError("plan.json", [f"not a plan of a study: {error!r}"]) from None
+
+
+def plan_from_dict(values: Mapping[str, Any]) -> Plan | StudyPlan:
+    """Inverse of `to_dict` of a plan of any workload. Raises InputError."""
+    if values.get("schema") == PLAN_SCHEMA and values.get("workload") == "inference":
+        return StudyPlan.from_dict(values)
+    return Plan.from_dict(values)
+
+
+def _study(values: Any) -> Study:
+    found = campaign_from(values, source="plan.json")
+    assert isinstance(found, Study)
+    return found
+
+
+def make_study_plan(
+    study: Study,
+    swept: Swept,
+    *,
+    models: Mapping[str, ServedModel],
+    prompts: Mapping[PromptChoice, Prompts],
+    limits: ClusterLimits | None = None,
+) -> StudyPlan:
+    """Plan every deployment of a study, `cycles` times each.
+
+    `models` and `prompts` are what those of the file turned out to be. Raises InputError where a
+    deployment cannot be served on the site, nothing is left to serve, or the budget does not
+    suffice.
+    """
+    site = site_of(study)
+    if limits is not None:
+        site = narrowed(site, limits)
+    device = accelerator_of(site)
+    found = expand(
+        swept.settings,
+        models=models,
+        prompts=prompts,
+        rules=study.sweep.exclude,
+        site=site,
+        device=device,
+    )
+    if not found.deployments:
+        reasons = dict.fromkeys(e.reason for e in found.excluded)
+        text = f"leaves nothing to serve: all {len(found.excluded)} deployments are excluded"
+        raise InputError("campaign", [Fault("sweep", text, "; ".join(list(reasons)[:3]))])
+    runs = runs_of(study, found.deployments, site, device)
+    arrays = pack_study(runs, study, site)
+    expected = runs.total(lambda r: r.predicted.gpu_hours)
+    budget = study.budget or Budget(expected, "GPUh")
+    plan = StudyPlan(
+        campaign=study,
+        site=site,
+        budget=budget,
+        runs=runs,
+        arrays=arrays,
+        excluded=found.excluded,
+        duplicates=found.duplicates,
+        varied=found.varied,
+        warnings=(),
+        device=device,
+        limits=limits,
+    )
+    cost = spent(runs, budget.unit, site)
+    if study.budget is not None and cost > budget.value:
+        text = f"{cost:.4g} {budget.unit} are expected, and {budget} may be spent"
+        hint = "fewer cycles, deployments or prompts; or a larger --budget"
+        raise InputError("campaign", [Fault("budget", text, hint)])
+    return replace(plan, warnings=tuple(_warnings(plan, swept, found)))
+
+
+def runs_of(
+    study: Study, deployments: Sequence[Deployment], site: Site, device: Accelerator
+) -> Runs[Serving]:
+    """Every cycle of every deployment, a cell for each deployment."""
+    asked = study.warmup
+    warmup = Warmup(
+        least=asked.least, most=asked.most, window=asked.window, spread=asked.spread,
+        floor_s=float(asked.floor or 0),
+    )  # fmt: skip
+    cooldown = float(study.cooldown or 0)
+    length = pack_length_s(site)
+
+    def predicted(deployment: Deployment) -> Predicted:
+        alone = predict(deployment, device=device, warmup=warmup, cooldown_s=cooldown)
+        share = min(1.0, alone.duration_s / length) if length > 0 else 1.0
+        device_s = (alone.duration_s + share * site.startup_s) * deployment.layout.ranks
+        return replace(alone, gpu_hours=device_s / 3600, energy_j=device_s * device.power_w)
+
+    cycles = range(study.cycles)
+    return Runs(
+        Replicates(
+            Serving(
+                deployment=deployment,
+                cycle=0,
+                predicted=predicted(deployment),
+                warmup=warmup,
+                cooldown_s=cooldown,
+            ),
+            cycles,
+        )
+        for deployment in deployments
+    )
+
+
+def pack_study(runs: Runs[Serving], study: Study, site: Site) -> tuple[ServingArray, ...]:
+    """Blocks of deployments with all their cycles, one to an element, in the study's order.
+
+    Deployments of one block have one backend and shape and follow each other in the file; there
+    are `block` of them, or as many as the length of an element allows (`pack_s`), but one at least.
+    """
+    longest = pack_length_s(site)
+    half = 0.5 * site.limits.time
+    blocks: dict[tuple[int, int, str], list[list[Replicates[Serving]]]] = defaultdict(list)
+    filled: dict[tuple[int, int, str], float] = {}
+    for some in runs.replicates:
+        layout = some.run.layout
+        shape = (layout.nodes, layout.gpus_per_node, some.run.deployment.backend)
+        seconds = some.run.predicted.duration_s * len(some)
+        used = filled.get(shape, math.inf)
+        full = used + seconds > (half if study.block else longest)
+        if full or (study.block and len(blocks[shape][-1]) >= study.block):
+            blocks[shape].append([])
+            used = 0.0
+        blocks[shape][-1].append(some)
+        filled[shape] = used + seconds
+    jobs: list[ServingArray] = []
+    number = 0
+    for shape in sorted(blocks):
+        classes: dict[int, list[tuple[float, tuple[str, ...]]]] = defaultdict(list)
+        for block in blocks[shape]:
+            seconds = site.startup_s + sum(s.run.predicted.duration_s * len(s) for s in block)
+            rank = math.ceil(math.log(max(seconds, 60.0), TIME_CLASS))
+            places = ordered(study.order, len(block), study.cycles, seed=study.seed + number)
+            names = tuple(block[d].run_ids[c] for d, c in places)
+            classes[rank].append((seconds, names))
+            number += 1
+        for rank in sorted(classes):
+            jobs.extend(_arrays(shape, rank, classes[rank], site))
+    return tuple(jobs)
+
+
+def _arrays(
+    shape: tuple[int, int, str],
+    time_class: int,
+    elements: Sequence[tuple[float, tuple[str, ...]]],
+    site: Site,
+) -> list[ServingArray]:
+    nodes, gpus, backend = shape
+    longest = max(seconds for seconds, _ in elements)
+    limit = math.ceil((TIME_FACTOR * longest + TIME_MORE_S) / 60) * 60
+    size = min(site.limits.array_size, site.limits.submit or site.limits.array_size)
+    return [
+        ServingArray(
+            name=f"serve-{nodes}x{gpus}-{backend}-t{time_class}-{start // size}",
+            nodes=nodes,
+            gpus_per_node=gpus,
+            zero_stage=0,
+            # What a rank of a training would compute in; a deployment says its own.
+            precision="fp32",
+            time_limit_s=min(limit, site.limits.time),
+            throttle=site.limits.throttle,
+            elements=tuple(names for _, names in elements[start : start + size]),
+            backend=backend,
+        )
+        for start in range(0, len(elements), size)
+    ]
+
+
+def spent(runs: Runs[Serving], unit: str, site: Site) -> float:
+    """What the runs are expected to cost, in a budget's unit. Raises InputError without a price."""
+    return runs.total(lambda r: cost_of(r.flops, r.predicted, r.layout, unit=unit, site=site))
+
+
+def _warnings(plan: StudyPlan, swept: Swept, found: Expanded) -> list[str]:
+    study, site = plan.campaign, plan.site
+    told = [*swept.notes, *found.notes]
+    together = max(len(names) // study.cycles for a in plan.arrays for names in a.elements)
+    if study.order != "sequential" and together == 1 and len(plan.runs.replicates) > 1:
+        told.append(
+            f"order {study.order}: each element holds one deployment, so that no two share a node;"
+            " `block: K` puts K together"
+        )
+    longest = max(r.run.predicted.duration_s for r in plan.runs.replicates) * study.cycles
+    if longest > site.limits.time:
+        told.append(
+            f"the cycles of a deployment take {format_duration(longest)}, longer than a job may "
+            f"({format_duration(site.limits.time)}): what is cut off is served in a later try"
+        )
+    told += [f"site {site.name}: no `{key}`: {then}" for key, then in site.left_open()]
+    elements = sum(len(a.elements) for a in plan.arrays)
+    if site.limits.submit is not None and elements > site.limits.submit:
+        told.append(
+            f"{elements} elements, and the site lets a user submit {site.limits.submit} at a time: "
+            "`llem submit` again when some have ended"
+        )
+    return told
