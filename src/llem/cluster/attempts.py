@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from llem.campaign import Layout, Run
+from llem.campaign import AnyRun, Layout
 from llem.cluster.causes import cause_of_reason
 from llem.cluster.endings import cause_of_log
 from llem.cluster.files import finite_or_none, read_json, write_json
@@ -27,7 +27,7 @@ LOG_BYTES = 256 * 1024
 
 def begin_attempt(
     folder: CampaignFolder,
-    run: Run,
+    run: AnyRun,
     *,
     layout: Layout,
     log: str,
@@ -54,7 +54,7 @@ def begin_attempt(
     return attempt
 
 
-def write_end(attempt: Path, run: Run, values: Mapping[str, Any], *, wait: bool = True) -> bool:
+def write_end(attempt: Path, run: AnyRun, values: Mapping[str, Any], *, wait: bool = True) -> bool:
     """The end record: written whole, last, and only once for an attempt; False where it was."""
     path = attempt / "end.json"
     if path.exists():
@@ -63,7 +63,7 @@ def write_end(attempt: Path, run: Run, values: Mapping[str, Any], *, wait: bool 
     return write_json(path, finite_or_none({**head, **values}), wait=wait)
 
 
-def read_endings(folder: CampaignFolder, run: Run) -> list[Ending]:
+def read_endings(folder: CampaignFolder, run: AnyRun) -> list[Ending]:
     """How each attempt at a run ended, oldest first; call it when none of them is at work."""
     attempts = folder.attempts(run.run_id)
     saved = newest_step(folder.checkpoints(run.run_id))

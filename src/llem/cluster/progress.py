@@ -13,6 +13,7 @@ from pathlib import Path
 
 from llem.campaign import format_duration, format_si
 from llem.cluster.files import finite_or_none
+from llem.serving import ServingProgress
 from llem.training import Callback, Progress
 
 PROGRESS_S = 1.0
@@ -26,14 +27,14 @@ class ProgressFile(Callback):
     """
 
     def __init__(self, run_id: str, attempt: Path, *, log: Callable[[str], None]) -> None:
-        self.last: Progress | None = None
+        self.last: Progress | ServingProgress | None = None
         self._run_id = run_id
         self._attempt = attempt
         self._log = log
         self._next_file_s = 0.0
         self._next_line_s = time.monotonic() + LOG_LINE_S
 
-    def on_step(self, progress: Progress) -> None:
+    def on_step(self, progress: Progress | ServingProgress) -> None:
         self.last = progress
         now = time.monotonic()
         if now < self._next_file_s:
@@ -50,16 +51,17 @@ class ProgressFile(Callback):
             os.replace(partial, self._attempt / "progress.json")
 
 
-def line(progress: Progress) -> str:
+def line(progress: Progress | ServingProgress) -> str:
     """How far a run is, in columns that stay where they are; what is not known is left out."""
     digits = len(str(progress.steps))
-    words = [
-        f"step {progress.step:{digits}d}/{progress.steps} {progress.step / progress.steps:4.0%}",
-        f"loss {progress.loss:7.4f}",
-        f"{format_si(progress.tokens_per_s):>6} tokens/s",
-        f"left {format_duration(progress.remaining_s):>9}",
-    ]
-    if math.isfinite(progress.mfu):
+    trained = isinstance(progress, Progress)
+    done = f"{progress.step:{digits}d}/{progress.steps} {progress.step / progress.steps:4.0%}"
+    words = [f"{'step' if trained else 'request'} {done}"]
+    if isinstance(progress, Progress):
+        words.append(f"loss {progress.loss:7.4f}")
+    words.append(f"{format_si(progress.tokens_per_s):>6} tokens/s")
+    words.append(f"left {format_duration(progress.remaining_s):>9}")
+    if isinstance(progress, Progress) and math.isfinite(progress.mfu):
         words.append(f"MFU {progress.mfu:6.1%}")
     if math.isfinite(progress.energy_j):
         words.append(f"rank 0's device {format_si(progress.energy_j, 'J'):>7}")

@@ -1,4 +1,5 @@
-"""A rank of an array element: it meets the others, then trains the element's runs with them.
+"""A rank of an array element: it meets the others, then trains or serves the element's runs with
+them.
 
 All runs one after the other in one process, since importing torch takes longer than many a run.
 submitit tells which rank this is (of how many, and who is the master), under SLURM and under the
@@ -18,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llem.campaign import Layout, Run, format_si
+from llem.campaign import AnyRun, Layout, Run, Serving, format_si, run_from_dict
 from llem.cluster.attempts import counts_since_ns, number_of, read_endings
 from llem.cluster.causes import cause_of_reason
 from llem.cluster.endings import cause_of_error
@@ -39,6 +40,7 @@ from llem.errors import LlemError
 
 if TYPE_CHECKING:
     from llem.energy import SamplerLink
+    from llem.serving import Served
     from llem.training import Outcome, World
     from llem.training.task import Task
     from llem.training.trackers import Feed
@@ -65,7 +67,7 @@ class Rank:
         # What is trained, where that is no object with a name to import.
         self.task_of = task_of
         self.folder = folder
-        self.runs = [Run.from_dict(values) for values in element["runs"]]
+        self.runs = [run_from_dict(values) for values in element["runs"]]
         self.leaving = Leaving(folder)
         self.job_started_ns = job_started_ns()
         self.trackers: tuple[Feed, ...] = ()
@@ -143,7 +145,7 @@ class Rank:
         # leave without it.
         os._exit(status)
 
-    def all_runs(self, *, told: Callable[[Run, str], None] | None = None) -> list[str]:
+    def all_runs(self, *, told: Callable[[Any, str], None] | None = None) -> list[str]:
         """Run after run, as far as this job is left to it; how each ended, as `told` is too."""
         statuses: list[str] = []
         for run in self.runs:
@@ -184,7 +186,7 @@ class Rank:
             for run in self.runs
         )
 
-    def _next(self, run: Run) -> Go | GiveUp:
+    def _next(self, run: AnyRun) -> Go | GiveUp:
         since_ns = counts_since_ns(self.folder)
         return next_try(run, read_endings(self.folder, run), since_ns=since_ns)
 
@@ -249,7 +251,7 @@ class Rank:
         # A node may take longer than another; none begins before all have done.
         self.world.barrier()
 
-    def _decide(self, run: Run) -> Start:
+    def _decide(self, run: Run | Serving) -> Start:
         """Whether to try a run, and with which layout; its attempt's folder if so. Rank 0 alone."""
         settled = self.folder.final_end(run.run_id)
         if settled is not None:
@@ -262,14 +264,13 @@ class Rank:
         attempt = self.recorder.begin(run, chosen.layout)
         why = f", with {chosen.why}" if chosen.why else ""
         log(
-            f"run {run.run_id}: attempt {number_of(attempt)}, {format_si(run.params)} parameters, "
-            f"{format_si(run.tokens)} tokens in {run.steps} steps, seed {run.seed}, "
+            f"run {run.run_id}: attempt {number_of(attempt)}, {_what(run)}, "
             f"on {self.world.world_size} rank(s) of {', '.join(self.recorder.hosts)}{why}"
         )
         return Start(attempt=attempt, layout=chosen.layout)
 
-    def _run(self, run: Run) -> str:
-        """Train one run, unless it is settled already; returns its status."""
+    def _run(self, run: Run | Serving) -> str:
+        """Train or serve one run, unless it is settled already; returns its status."""
         world = self.world
         start = world.first(lambda: self._decide(run))
         if start.attempt is None or start.layout is None:
@@ -289,6 +290,8 @@ class Rank:
             "job_started_ns": self.job_started_ns,
             "image_digest": self.element["image_digest"],
         }
+        if isinstance(run, Serving):
+            self._cool_down(run)
         # Rank 0's reason may differ from another node's: each says its own in its own record.
         unmeasured = ""
         if self.link is not None:
@@ -298,7 +301,11 @@ class Rank:
         world.barrier()
         started_ns, t0_ns = time.time_ns(), time.monotonic_ns()
         try:
-            how: Outcome | Failure = self._train(run, attempt, meta, unmeasured)
+            how: Outcome | Served | Failure = (
+                self._serve(run, attempt, meta, unmeasured)
+                if isinstance(run, Serving)
+                else self._train(run, attempt, meta, unmeasured)
+            )
         except Exception as error:
             how = Failure(cause_of_error(error), error)
             traceback.print_exc()
@@ -330,12 +337,43 @@ class Rank:
         superseded = how.status == "interrupted" and cause_of_reason(how.reason) == "superseded"
         return "superseded" if superseded else how.status
 
-    def _forget_checkpoints(self, run: Run) -> None:
+    def _forget_checkpoints(self, run: AnyRun) -> None:
         """The run's end is on disk: nothing will resume from them."""
         from llem.training import delete_checkpoints
 
         if self.rank == 0:
             delete_checkpoints(self.folder.checkpoints(run.run_id))
+
+    def _cool_down(self, run: Serving) -> None:
+        """Leave the devices idle before a run, where the campaign asks for it."""
+        if not run.cooldown_s:
+            return
+        from llem.energy import SamplerLink
+
+        with SamplerLink(socket_path()) as link:
+            answer = link.idle(baseline_s=run.cooldown_s)
+        if not answer.ok:
+            # No sampler is to be had: the pause is kept all the same.
+            time.sleep(run.cooldown_s)
+        if self.rank == 0:
+            why = "" if answer.ok else f" ({answer.reason})"
+            log(f"run {run.run_id}: cooled down for {run.cooldown_s:g} s{why}")
+        self.world.barrier()
+
+    def _serve(self, run: Serving, attempt: Path, meta: dict[str, Any], unmeasured: str) -> Served:
+        from llem.serving import serve_run
+
+        # Replicas serve without a word to each other: each has to look whether it must leave.
+        self.leaving.looks = True
+        return serve_run(
+            run,
+            attempt_dir=attempt,
+            world=self.world,
+            meta={**meta, "energy_reason": unmeasured},
+            told=self.recorder.progress(run, attempt).on_step if self.rank == 0 else None,
+            should_stop=self.leaving.why,
+            counter=self.counter,
+        )
 
     def _train(self, run: Run, attempt: Path, meta: dict[str, Any], unmeasured: str) -> Outcome:
         from llem.training import train
@@ -367,6 +405,22 @@ class Rank:
             for steps, run_id in branches.items()
             if self.folder.final_end(run_id) is None
         }
+
+
+def _what(run: Run | Serving) -> str:
+    """A run in a few words, for the log."""
+    if isinstance(run, Serving):
+        deployment = run.deployment
+        options = " ".join(f"{k}={v}" for k, v in deployment.options.items() if v is not None)
+        return (
+            f"{deployment.model.name} ({format_si(run.params)} parameters) by "
+            f"{deployment.backend} {options or 'as it is'}, {deployment.prompts.count} requests, "
+            f"cycle {run.cycle}"
+        )
+    return (
+        f"{format_si(run.params)} parameters, {format_si(run.tokens)} tokens in {run.steps} steps, "
+        f"seed {run.seed}"
+    )
 
 
 def _zero_stage(asked: int) -> int:

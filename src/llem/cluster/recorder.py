@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llem.campaign import Layout, Run, format_si
+from llem.campaign import AnyRun, Layout, format_si
 from llem.cluster.attempts import (
     begin_attempt,
     counts_since_ns,
@@ -29,7 +29,8 @@ from llem.errors import LlemError
 
 if TYPE_CHECKING:
     from llem.cluster.progress import ProgressFile
-    from llem.training import Callback, Outcome
+    from llem.serving import Served
+    from llem.training import Outcome
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Recorder:
         self.ranks = ranks
         self.told: ProgressFile | None = None
 
-    def begin(self, run: Run, layout: Layout) -> Path:
+    def begin(self, run: AnyRun, layout: Layout) -> Path:
         """Make the folder of the next attempt. Raises LlemError where that cannot be written."""
         self.told = None
         meta = {**job_meta(), "node": node_name(), "hosts": self.hosts}
@@ -90,21 +91,23 @@ class Recorder:
                 f"{place}: no attempt can be begun: {error.strerror or error}"
             ) from error
 
-    def give_up(self, run: Run, chosen: GiveUp) -> None:
+    def give_up(self, run: AnyRun, chosen: GiveUp) -> None:
         """Say so in the log, and in the last attempt's record where its ranks could not."""
         log(f"run {run.run_id}: given up ({chosen.cause}): {chosen.reason}")
         last = self.folder.attempts(run.run_id)[-1]
         values = {"status": "failed", "cause": chosen.cause, "node": node_name()}
         write_end(last, run, {**values, "reason": chosen.reason, "given_up": chosen.reason})
 
-    def progress(self, run: Run, attempt: Path) -> Callback:
+    def progress(self, run: AnyRun, attempt: Path) -> ProgressFile:
         """What tells of an attempt's progress."""
         from llem.cluster.progress import ProgressFile
 
         self.told = ProgressFile(run.run_id, attempt, log=log)
         return self.told
 
-    def end(self, attempt: Path, run: Run, *, how: Outcome | Failure, window: Window) -> bool:
+    def end(
+        self, attempt: Path, run: AnyRun, *, how: Outcome | Served | Failure, window: Window
+    ) -> bool:
         """Write the attempt's end record; False, with a line in the log, where that fails."""
         from llem.records import host_meta
 
@@ -142,7 +145,7 @@ class Recorder:
             return False
         return True
 
-    def _given_up(self, attempt: Path, run: Run, values: dict[str, Any]) -> str:
+    def _given_up(self, attempt: Path, run: AnyRun, values: dict[str, Any]) -> str:
         """Why this attempt is the run's last by itself; '' where another one may follow."""
         before = [e for e in read_endings(self.folder, run) if e.number != number_of(attempt)]
         this = Ending(
@@ -165,12 +168,21 @@ def log(text: str) -> None:
         print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}", flush=True)
 
 
-def told(how: Outcome | Failure) -> str:
+def told(how: Outcome | Served | Failure) -> str:
     """How a run ended, in a line."""
     if isinstance(how, Failure):
         return f"failed: {how.reason}"
+    from llem.serving import Served
+
+    unit = "request" if isinstance(how, Served) else "step"
     if how.status != "completed":
-        return f"{how.status} at step {how.step}: {how.reason}"
+        return f"{how.status} at {unit} {how.step}: {how.reason}"
+    if isinstance(how, Served):
+        failed = f", {how.failed} of them failed" if how.failed else ""
+        return (
+            f"completed, {how.steps} requests{failed}, {format_si(how.tokens_out)} tokens out, "
+            f"{format_si(how.tokens_per_s)} tokens/s"
+        )
     return (
         f"completed, loss {how.loss:.4f} +- {how.loss_se:.4f}, "
         f"{format_si(how.tokens_per_s)} tokens/s"

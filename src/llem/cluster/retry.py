@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from llem.campaign import Decoder, Layout, Run
+from llem.campaign import AnyRun, Decoder, Layout, Run
 
 # Cause -> attempts in a row that may end so without getting further. Causes that are not listed
 # (a divergence, a run that does not fit) are never tried again.
@@ -60,7 +60,7 @@ class GiveUp:
 
 
 def next_try(
-    run: Run,
+    run: AnyRun,
     endings: Sequence[Ending],
     *,
     since_ns: int = 0,
@@ -80,7 +80,11 @@ def next_try(
     if endings and endings[-1].cause == "out-of-memory":
         smaller = smaller_layout(run, layout)
         if smaller is None and counted:
-            reason = "memory does not suffice for the smallest layout there is"
+            reason = (
+                "memory does not suffice for the smallest layout there is"
+                if run.workload == "training"
+                else "memory does not suffice for this deployment"
+            )
             return GiveUp("out-of-memory", reason)
         layout = smaller or layout
         return Go(layout, _told(layout, run))
@@ -98,12 +102,15 @@ def next_try(
     return Go(layout, _told(layout, run))
 
 
-def smaller_layout(run: Run, layout: Layout) -> Layout | None:
+def smaller_layout(run: AnyRun, layout: Layout) -> Layout | None:
     """The next layout that needs less memory and computes the same; None where there is none.
 
     Half the micro-batch (or the next smaller divisor) with as much more accumulation; at one
-    sequence, activation checkpointing, which a user's own model class has to bring itself.
+    sequence, activation checkpointing, which a user's own model class has to bring itself. What
+    a deployment needs is what is measured of it: there is nothing to make smaller.
     """
+    if not isinstance(run, Run):
+        return None
     sequences = layout.micro_batch * layout.grad_accum
     for micro_batch in range(layout.micro_batch // 2, 0, -1):
         if sequences % micro_batch == 0:
@@ -134,7 +141,7 @@ def _since_progress(endings: Sequence[Ending]) -> Sequence[Ending]:
     return endings[first:]
 
 
-def _told(layout: Layout, run: Run) -> str:
+def _told(layout: Layout, run: AnyRun) -> str:
     if layout == run.layout:
         return ""
     text = f"micro-batch {layout.micro_batch}, accumulation {layout.grad_accum}"

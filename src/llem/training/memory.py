@@ -63,8 +63,21 @@ class PeakMemory:
         except (OSError, KeyError, ValueError) as error:
             self._reason = f"the kernel's mark of peak memory cannot be reset: {error}"
 
+    def begin_window(self) -> None:
+        """From here on `read` tells the peak of what follows, still beyond what stood at the
+        start: what is held already counts."""
+        if self._reason:
+            return
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+            return
+        try:
+            (self._process / "clear_refs").write_text("5")
+        except OSError as error:
+            self._reason = f"the kernel's mark of peak memory cannot be reset: {error}"
+
     def read(self) -> Peak:
-        """The peak since the start."""
+        """The peak since the start, or since the window's beginning."""
         if self._reason:
             return Peak(bytes=math.nan, reason=self._reason)
         if self._device.type == "cuda":

@@ -1,0 +1,165 @@
+"""What a backend tells while it serves: its forward passes and its requests, into the record.
+
+A forward pass begins where the one before it in its batch ended, so that all time of a batch is
+that of its passes, and a gap between two tokens of a request is the length of one.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+
+from llem.records import Phase, RequestStatus
+from llem.serving.outcome import ServingProgress
+from llem.serving.requests import Request
+from llem.training.pulse import Counter
+from llem.training.recording import Recording
+
+PROGRESS_INTERVAL_S = 1.0
+
+# A moment: CLOCK_MONOTONIC in ns, and the device's counter in mJ.
+Stamp = tuple[int, float]
+
+
+class Log:
+    """The record of what is served, in the window or (`warmup`) before it; requests are recorded
+    by the `lead` of a replica alone.
+
+    `should_stop` is asked after each forward pass; `t0_ns` is when arrivals count from. `told` is
+    called about once a second.
+    """
+
+    def __init__(
+        self,
+        record: Recording,
+        *,
+        counter: Counter,
+        should_stop: Callable[[], str | None] | None = None,
+        told: Callable[[ServingProgress], None] | None = None,
+        requests: int = 0,
+        warmup: bool = False,
+        first_batch: int = 0,
+        lead: bool = True,
+    ) -> None:
+        self.zero: Stamp = time.monotonic_ns(), counter.read()
+        self.t0_ns = self.t_end_ns = self.zero[0]
+        self.warmup = warmup
+        self.lead = lead
+        self.stop_reason: str | None = None
+        self.batches = first_batch
+        self.forwards = 0
+        self.finished = self.failed = 0
+        self.tokens_in = self.tokens_out = 0
+        self._record = record
+        self._counter = counter
+        self._should_stop = should_stop
+        self._told = told
+        self._requests = requests
+        self._next_told_ns = self.t0_ns
+
+    def now(self) -> Stamp:
+        return time.monotonic_ns(), self._counter.read()
+
+    def now_s(self) -> float:
+        """Seconds since arrivals count."""
+        return (time.monotonic_ns() - self.t0_ns) / 1e9
+
+    def next_batch(self) -> int:
+        """The number of the batch that begins now: from 0 up, in the warm-up from -1 down."""
+        self.batches += 1
+        return -self.batches if self.warmup else self.batches - 1
+
+    def forward(
+        self,
+        began: Stamp,
+        *,
+        batch: int,
+        phase: Phase,
+        sequences: int,
+        tokens_in: int,
+        tokens_out: int,
+        context: int,
+    ) -> Stamp:
+        """A forward pass whose tokens are known now; returns this moment, when the next begins."""
+        ended = time.monotonic_ns(), self._counter.read()
+        kind = Phase.WARMUP if self.warmup else phase
+        self._record.append(
+            "forwards",
+            (self.forwards, batch, began[0], ended[0], sequences, tokens_in, tokens_out, context,
+             began[1], ended[1], int(kind)),
+        )  # fmt: skip
+        self.forwards += 1
+        self.tokens_out += tokens_out
+        if self._told is not None and ended[0] >= self._next_told_ns:
+            self._tell(ended)
+        return ended
+
+    def token(self, request: Request, index: int, t_ns: int) -> None:
+        """A token that a server sent; its forward pass was nobody's to see."""
+        if self.warmup:
+            return
+        self._record.append("tokens", (request.number, index, t_ns))
+        self.tokens_out += 1
+        if self._told is not None and t_ns >= self._next_told_ns:
+            self._tell((t_ns, self._counter.read()))
+
+    def request(
+        self,
+        request: Request,
+        *,
+        batch: int,
+        tokens_out: int,
+        t_start_ns: int,
+        t_first_ns: int,
+        t_last_ns: int,
+        status: RequestStatus,
+        tokens_in: int | None = None,
+    ) -> None:
+        """A request is done, in whatever way. `tokens_in` where a server counted them itself."""
+        if self.warmup or not self.lead:
+            return
+        read = len(request.tokens) if tokens_in is None else tokens_in
+        self._record.append(
+            "requests",
+            (request.number, request.prompt, batch, read, tokens_out,
+             self.t0_ns + round(request.arrival_s * 1e9), t_start_ns, t_first_ns, t_last_ns,
+             int(status)),
+        )  # fmt: skip
+        self.tokens_in += read
+        if status in (RequestStatus.FINISHED, RequestStatus.STOPPED):
+            self.finished += 1
+        elif status is RequestStatus.FAILED:
+            self.failed += 1
+
+    def stopping(self) -> bool:
+        """Whether to leave now."""
+        if self.stop_reason is None and self._should_stop is not None:
+            self.stop_reason = self._should_stop()
+        return self.stop_reason is not None
+
+    def wait_until(self, at_s: float) -> None:
+        """Wait for an arrival; a moment at most, so that a signal to leave is not slept through."""
+        time.sleep(max(0.0, min(at_s - self.now_s(), 0.1)))
+
+    def left(self, requests: Sequence[Request]) -> None:
+        """These will not be begun any more."""
+        for request in requests:
+            self.request(
+                request, batch=-1, tokens_out=0, t_start_ns=0, t_first_ns=0, t_last_ns=0,
+                status=RequestStatus.LEFT,
+            )  # fmt: skip
+
+    def _tell(self, now: Stamp) -> None:
+        self._next_told_ns = now[0] + round(PROGRESS_INTERVAL_S * 1e9)
+        took_s = (now[0] - self.t0_ns) / 1e9
+        assert self._told is not None
+        self._told(
+            ServingProgress(
+                step=self.finished,
+                steps=self._requests,
+                tokens=self.tokens_out,
+                tokens_per_s=self.tokens_out / took_s if took_s > 0 else math.nan,
+                energy_j=(now[1] - self.zero[1]) / 1e3,
+            )
+        )

@@ -1,0 +1,392 @@
+"""The backend of Hugging Face transformers: any causal model that it knows, in this process.
+
+Random weights are drawn in fp32 on the CPU and then cast, so that one configuration and seed are
+the same model in every precision and on every device.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from llem.campaign import ServedModel, Serving
+from llem.errors import Fault, InputError, UnavailableError
+from llem.serving.batching import Batching, Queue
+from llem.serving.log import Log
+from llem.serving.replica import Replica
+from llem.serving.requests import Bytes, Request, Tokenizer
+
+PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+FLASH = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
+# What transformers raises where it cannot make or load a model as asked.
+LOAD_ERRORS = (ValueError, OSError, ImportError, KeyError, NotImplementedError, TypeError)
+
+
+class TransformersBackend:
+    """Serves one replica with `llem.serving.generation`; see `llem.serving.backend.Backend`."""
+
+    sees_forwards = True
+
+    def __init__(self, run: Serving, replica: Replica) -> None:
+        missing = [name for name in ("torch", "transformers") if find_spec(name) is None]
+        if missing:
+            raise UnavailableError(
+                f"backend transformers needs {' and '.join(missing)}",
+                remedy="pip install 'llem[serve]', or an image that has it",
+            )
+        self.run = run
+        self.replica = replica
+        self.options = run.deployment.effective
+        self.asked = {k: v for k, v in run.deployment.options.items() if v is not None}
+        self.batching = Batching.of(self.options)
+        faults = _faults(self.options, cuda=replica.world.device.type == "cuda")
+        if faults:
+            raise InputError(f"run {run.run_id}", faults)
+        # Now: libraries are no part of what the model takes of memory, or of loading it.
+        self.config = _config(run.deployment.model)
+        self.model: Any = None
+        self._generator: Any = None
+
+    def load(self) -> None:
+        import torch
+
+        try:
+            self.model = self._loaded()
+        except (UnavailableError, InputError, torch.OutOfMemoryError):
+            raise
+        except LOAD_ERRORS as error:
+            said = " ".join(str(error).split()) or type(error).__name__
+            raise InputError(f"model {self.run.deployment.model.name}", [said[:1000]]) from error
+        self.model.eval()
+        self._generator = self._make_generator()
+
+    def tokenizer(self) -> Tokenizer:
+        model = self.run.deployment.model
+        folder = Path(model.path) if model.path else None
+        if folder is not None and any(folder.glob("tokenizer*")):
+            return _OfFolder(folder)
+        return Bytes(model.vocabulary)
+
+    def effective(self) -> dict[str, Any]:
+        config = self.model.config
+        dtypes: dict[str, int] = {}
+        for parameter in self.model.parameters():
+            name = str(parameter.dtype).removeprefix("torch.")
+            dtypes[name] = dtypes.get(name, 0) + parameter.numel()
+        most = max(dtypes, key=lambda name: dtypes[name]) if dtypes else "none"
+        short = {long: name for name, long in PRECISIONS.items()}
+        quantised = getattr(config, "quantization_config", None)
+        found = {
+            **self.options,
+            "precision": short.get(most, most),
+            "attention": getattr(config, "_attn_implementation", None),
+            "quantisation": self.options.get("quantisation") if quantised is not None else None,
+            "batch_size": self.batching.batch_size,
+            "batching": self.batching.kind,
+            "tensor_parallel": self.replica.size,
+            "device": str(self.replica.world.device.type),
+            "parameters": int(sum(p.numel() for p in self.model.parameters())),
+        }
+        return {key: value for key, value in found.items() if value is not None}
+
+    def warmup_requests(self, requests: Sequence[Request]) -> Sequence[Request]:
+        """A whole batch, with the longest prompts: what memory and kernels must be ready for."""
+        longest = sorted(requests, key=lambda r: (-len(r.tokens), r.number))
+        return longest[: self.batching.batch_size]
+
+    def serve(self, requests: Sequence[Request], log: Log) -> None:
+        import torch
+
+        # Also where nothing is drawn: a sampled run must not depend on what came before it.
+        torch.manual_seed(self.run.seed * 1_000_003 + self.replica.index)
+        queue = Queue(requests, self.batching)
+        while len(queue):
+            found = self.replica.first(lambda: None if log.stopping() else queue.take(log.now_s()))
+            if found is None:
+                log.left(queue.rest())
+                return
+            if isinstance(found, float):
+                log.wait_until(found)
+                continue
+            if not self.replica.lead:
+                queue.drop(found)
+            self._generator.generate(found, log)
+            if log.stop_reason is not None:
+                log.left(queue.rest())
+                return
+
+    def close(self) -> None:
+        self.model = self._generator = None
+        gc.collect()
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    # loading
+
+    def _loaded(self) -> Any:
+        import torch
+
+        model = self.run.deployment.model
+        precision = self.asked.get("precision")
+        plain = not (self.options.get("quantisation") or self.replica.size > 1)
+        if model.source == "config" and plain and not self.options.get("device_map"):
+            made = self._from_config()
+            own = getattr(made.config, "dtype", None) or torch.float32
+            dtype = getattr(torch, PRECISIONS[precision]) if precision else own
+            return made.to(device=self.replica.world.device, dtype=dtype)
+        with self._folder() as folder:
+            return self._from_folder(folder, precision)
+
+    def _from_config(self) -> Any:
+        """The model with random weights, fp32 on the CPU."""
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        own = getattr(self.config, "dtype", None)
+        torch.manual_seed(self.run.deployment.model.weights_seed)
+        more = self._attention()
+        made = AutoModelForCausalLM.from_config(self.config, dtype=torch.float32, **more)
+        made.config.dtype = own
+        return made
+
+    @contextmanager
+    def _folder(self) -> Iterator[str]:
+        """Where the weights lie; those of a configuration are written first, since transformers
+        quantises and shards while it reads."""
+        model = self.run.deployment.model
+        if model.source == "path":
+            yield str(model.path)
+            return
+        with TemporaryDirectory(prefix="llem-model-") as folder:
+            self._from_config().save_pretrained(folder)
+            yield folder
+
+    def _from_folder(self, folder: str, precision: str | None) -> Any:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        world = self.replica.world
+        more: dict[str, Any] = {**self._attention(), **_quantisation(self.options, precision)}
+        more["dtype"] = getattr(torch, PRECISIONS[precision]) if precision else "auto"
+        if self.replica.size > 1:
+            more["tp_plan"] = "auto"
+            more["device_mesh"] = self._mesh()
+        elif self.options.get("device_map"):
+            more["device_map"] = self.options["device_map"]
+        elif self.options.get("quantisation"):
+            more["device_map"] = {"": world.device}
+        made = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, **more)
+        if not ({"tp_plan", "device_map"} & set(more)):
+            made = made.to(world.device)
+        return made
+
+    def _attention(self) -> dict[str, Any]:
+        asked = self.asked.get("attention")
+        return {"attn_implementation": asked} if asked else {}
+
+    def _mesh(self) -> Any:
+        from torch.distributed.device_mesh import DeviceMesh
+
+        world = self.replica.world
+        first = self.replica.index * self.replica.size
+        ranks = list(range(first, first + self.replica.size))
+        return DeviceMesh(world.device.type, ranks, mesh_dim_names=("tp",))
+
+    # generating
+
+    def _make_generator(self) -> Any:
+        import torch
+
+        from llem.serving.generation import Generator, greedy
+
+        forward = None
+        if self.options.get("compile"):
+            mode = self.options.get("compile_mode")
+            forward = torch.compile(self.model, mode=None if mode == "default" else mode)
+        ends = frozenset() if self.options.get("ignore_eos", True) else self._ends()
+        return Generator(
+            self.model,
+            replica=self.replica,
+            make_cache=self._cache_maker(),
+            choose=_sampler(self.options) or greedy,
+            ends=ends,
+            forward=forward,
+        )
+
+    def _ends(self) -> frozenset[int]:
+        generation = getattr(self.model, "generation_config", None)
+        ids = getattr(generation, "eos_token_id", None)
+        ids = getattr(self.model.config, "eos_token_id", None) if ids is None else ids
+        return frozenset(ids if isinstance(ids, (list, tuple)) else [] if ids is None else [ids])
+
+    def _cache_maker(self) -> Callable[[int, int], Any] | None:
+        from transformers import DynamicCache, StaticCache
+
+        if not self.options.get("kv_cache", True):
+            return None
+        config, kind = self.model.config, self.options.get("cache", "dynamic")
+        if kind == "static":
+            return _Static(lambda length: StaticCache(config=config, max_cache_len=length))
+        if kind == "quantized":
+            from transformers import QuantizedCache
+
+            return lambda rows, length: QuantizedCache(backend="quanto", config=config)
+        offloading = kind == "offloaded"
+        return lambda rows, length: DynamicCache(config=config, offloading=offloading)
+
+
+class _Static:
+    """Static caches by their shape, each used again: compiled code holds on to one."""
+
+    def __init__(self, make: Callable[[int], Any]) -> None:
+        self._make = make
+        self._made: dict[tuple[int, int], Any] = {}
+
+    def __call__(self, rows: int, length: int) -> Any:
+        # One length serves all that are not longer; its tail is masked.
+        for (its_rows, its_length), cache in self._made.items():
+            if its_rows == rows and its_length >= length:
+                cache.reset()
+                return cache
+        return self._made.setdefault((rows, length), self._make(length))
+
+
+class _OfFolder:
+    """The tokenizer that lies beside a model."""
+
+    def __init__(self, folder: Path) -> None:
+        from transformers import AutoTokenizer
+
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        except LOAD_ERRORS as error:
+            said = " ".join(str(error).split())[:500]
+            raise InputError(str(folder), [f"its tokenizer cannot be read: {said}"]) from error
+        self.name = type(self._tokenizer).__name__
+
+    def encode(self, text: str) -> list[int]:
+        return list(self._tokenizer(text)["input_ids"])
+
+
+def _config(model: ServedModel) -> Any:
+    """The model's configuration, with the code of its class imported. Raises InputError."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        if model.source == "path":
+            config = transformers.AutoConfig.from_pretrained(model.path, local_files_only=True)
+        else:
+            values = dict(model.config)
+            config = transformers.AutoConfig.for_model(values.pop("model_type"), **values)
+        known = transformers.MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    except LOAD_ERRORS as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"model {model.name}", [said[:1000]]) from error
+    if known is None:
+        text = f"transformers has no causal model of type {config.model_type!r}"
+        raise InputError(f"model {model.name}", [Fault("model_type", text)])
+    return config
+
+
+def _faults(options: Mapping[str, Any], *, cuda: bool) -> list[Fault]:
+    """What cannot be had here, known before anything is loaded."""
+    faults: list[Fault] = []
+
+    def needs(option: str, packages: Sequence[str], install: str) -> None:
+        if all(find_spec(package) is None for package in packages):
+            text = f"{options[option]!r} needs {' or '.join(packages)}, which is not installed"
+            faults.append(Fault(f"options.{option}", text, f"pip install {install}"))
+
+    if options.get("quantisation"):
+        needs("quantisation", ("bitsandbytes",), "bitsandbytes")
+        if find_spec("bitsandbytes"):
+            needs("quantisation", ("accelerate",), "accelerate")
+    attention = options.get("attention")
+    if attention in FLASH:
+        if not cuda:
+            text = f"{attention!r} runs on GPUs only"
+            faults.append(Fault("options.attention", text, "sdpa or eager"))
+        else:
+            needs("attention", (FLASH[attention], "kernels"), FLASH[attention])
+    if options.get("cache") == "quantized":
+        needs("cache", ("optimum",), "optimum-quanto")
+    if options.get("cache") == "offloaded" and not cuda:
+        text = "'offloaded' moves keys and values between a GPU and its host; here is no GPU"
+        faults.append(Fault("options.cache", text, "dynamic"))
+    if options.get("device_map"):
+        needs("device_map", ("accelerate",), "accelerate")
+        if int(options.get("tensor_parallel") or 1) > 1:
+            text = "spreads layers, tensor_parallel splits them: one of the two"
+            faults.append(Fault("options.device_map", text))
+    if int(options.get("beams") or 1) > 1:
+        text = "beam search has no forward passes of one token a row; llem does not serve it yet"
+        faults.append(Fault("options.beams", text, "beams: 1"))
+    if options.get("prompt_lookup_tokens"):
+        text = "guessed tokens are not served yet"
+        faults.append(Fault("options.prompt_lookup_tokens", text, "leave it out"))
+    return faults
+
+
+def _quantisation(options: Mapping[str, Any], precision: str | None) -> dict[str, Any]:
+    kind = options.get("quantisation")
+    if not kind:
+        return {}
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if kind == "int8":
+        return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
+    dtype = getattr(torch, PRECISIONS[precision or "bf16"])
+    return {
+        "quantization_config": BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type=kind, bnb_4bit_compute_dtype=dtype
+        )
+    }
+
+
+def _sampler(options: Mapping[str, Any]) -> Callable[[Any, Any], Any] | None:
+    """What chooses the next token, by transformers' own processors in `generate`'s order; None
+    where it is the likeliest of the logits as they are."""
+    import torch
+    from transformers import (
+        LogitsProcessorList,
+        MinPLogitsWarper,
+        RepetitionPenaltyLogitsProcessor,
+        TemperatureLogitsWarper,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+    )
+
+    steps = LogitsProcessorList()
+    penalty = options.get("repetition_penalty")
+    if penalty is not None and penalty != 1.0:
+        steps.append(RepetitionPenaltyLogitsProcessor(penalty=penalty))
+    sample = bool(options.get("sample"))
+    if sample:
+        if options.get("temperature") not in (None, 1.0):
+            steps.append(TemperatureLogitsWarper(options["temperature"]))
+        if options.get("top_k"):
+            steps.append(TopKLogitsWarper(top_k=options["top_k"]))
+        if options.get("top_p") not in (None, 1.0):
+            steps.append(TopPLogitsWarper(top_p=options["top_p"]))
+        if options.get("min_p") is not None:
+            steps.append(MinPLogitsWarper(min_p=options["min_p"]))
+    elif not steps:
+        return None
+
+    def choose(ids: Any, logits: Any) -> Any:
+        scores = steps(ids, logits.to(copy=True, dtype=torch.float32))
+        if not sample:
+            return scores.argmax(dim=-1)
+        return torch.multinomial(scores.softmax(dim=-1), num_samples=1).squeeze(1)
+
+    return choose

@@ -1,0 +1,188 @@
+"""llem's loop gives the tokens that transformers' own `generate` gives, and counts every pass."""
+
+import pytest
+
+pytest.importorskip("torch", reason="torch is not installed")
+transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+
+import torch  # noqa: E402
+from deployments import serving  # noqa: E402
+
+from llem.records import Phase, RequestStatus  # noqa: E402
+from llem.serving.log import Log  # noqa: E402
+from llem.serving.replica import Replica  # noqa: E402
+from llem.serving.requests import make_requests  # noqa: E402
+from llem.serving.transformers_backend import TransformersBackend  # noqa: E402
+from llem.training.pulse import NoCounter  # noqa: E402
+from llem.training.world import start_world  # noqa: E402
+
+LENGTHS = [3, 9, 1, 9, 6]
+
+
+class Kept:
+    """A record of the test: rows in memory."""
+
+    def __init__(self):
+        self.rows = {"forwards": [], "requests": [], "tokens": [], "spans": []}
+
+    def append(self, table, row):
+        self.rows[table].append(row)
+
+
+@pytest.fixture(scope="module")
+def world():
+    with start_world() as found:
+        yield found
+
+
+def backend_of(world, *, lengths=LENGTHS, output_tokens=8, **options):
+    run = serving(
+        options={"batch_size": len(lengths), **options},
+        prompts={"count": len(lengths), "input_tokens": 9, "output_tokens": output_tokens},
+    )
+    backend = TransformersBackend(run, Replica(world, ranks=1))
+    backend.load()
+    requests = [
+        type(r)(number=r.number, prompt=r.prompt, tokens=r.tokens[: lengths[r.number]],
+                output_tokens=r.output_tokens)
+        for r in make_requests(run, backend.tokenizer)
+    ]  # fmt: skip
+    return backend, requests
+
+
+def served(backend, requests, *, seed=0, **log):
+    kept = Kept()
+    torch.manual_seed(seed)
+    tokens = backend._generator.generate(requests, Log(kept, counter=NoCounter(), **log))
+    return tokens, kept
+
+
+def reference(model, requests, *, seed=0, **generation):
+    """What `generate` gives each request, its own padding on the left."""
+    longest = max(len(r.tokens) for r in requests)
+    ids = torch.tensor([[0] * (longest - len(r.tokens)) + list(r.tokens) for r in requests])
+    mask = torch.tensor([[0] * (longest - len(r.tokens)) + [1] * len(r.tokens) for r in requests])
+    torch.manual_seed(seed)
+    config = transformers.GenerationConfig(
+        max_new_tokens=max(r.output_tokens for r in requests), pad_token_id=0, **generation
+    )
+    found = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+    return [row[longest:].tolist() for row in found]
+
+
+@pytest.mark.parametrize("lengths", [[9, 9, 9], LENGTHS])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"cache": "static"},
+        {"kv_cache": False},
+        {"attention": "eager"},
+        {"precision": "bf16"},
+        {"repetition_penalty": 1.7},
+    ],
+)
+def test_greedy_tokens_are_those_of_generate(world, lengths, options):
+    backend, requests = backend_of(world, lengths=lengths, **options)
+    more = {"repetition_penalty": 1.7} if "repetition_penalty" in options else {}
+    if options.get("cache") == "static":
+        more["cache_implementation"] = "static"
+    if options.get("kv_cache") is False:
+        more["use_cache"] = False
+    expected = reference(backend.model, requests, do_sample=False, eos_token_id=None, **more)
+    assert served(backend, requests)[0] == expected
+    assert len({tuple(row) for row in expected}) > 1  # else nothing would be compared
+
+
+def test_sampled_tokens_are_those_of_generate_with_the_same_seed(world):
+    options = {"sample": True, "temperature": 0.8, "top_k": 40, "top_p": 0.9, "min_p": 0.001}
+    backend, requests = backend_of(world, **options)
+    more = {k: v for k, v in options.items() if k != "sample"}
+    for seed in (1, 2):
+        expected = reference(
+            backend.model, requests, seed=seed, do_sample=True, eos_token_id=None, **more
+        )
+        assert served(backend, requests, seed=seed)[0] == expected
+    assert expected != served(backend, requests, seed=3)[0]
+
+
+def test_a_text_ends_where_the_model_ends_it(world):
+    backend, requests = backend_of(world, output_tokens=12)
+    free, _ = served(backend, requests)
+    # A token that some row gives in its middle shall be the model's end.
+    end = free[1][4]
+    backend.model.generation_config.eos_token_id = end
+    backend.options = {**backend.options, "ignore_eos": False}
+    backend._generator = backend._make_generator()
+    found, kept = served(backend, requests)
+    for row, whole in zip(found, free, strict=True):
+        cut = whole.index(end) + 1 if end in whole else len(whole)
+        assert row == whole[:cut]
+    statuses = [RequestStatus(row[-1]) for row in kept.rows["requests"]]
+    assert statuses[1] is RequestStatus.STOPPED
+    ended = [s is RequestStatus.STOPPED for s in statuses]
+    assert ended == [end in whole for whole in free]
+    # What ended reads and gives nothing more, though its row is computed.
+    forwards = kept.rows["forwards"]
+    assert sum(row[6] for row in forwards) == sum(map(len, found))
+    assert all(row[4] == len(requests) for row in forwards)
+
+
+def test_every_pass_is_recorded_with_what_it_read_and_gave(world):
+    backend, requests = backend_of(world, output_tokens=4)
+    _, kept = served(backend, requests)
+    rows = kept.rows["forwards"]
+    total, count = sum(LENGTHS), len(LENGTHS)
+    assert [row[0] for row in rows] == [0, 1, 2, 3] and {row[1] for row in rows} == {0}
+    assert [row[5] for row in rows] == [total, count, count, count]
+    assert [row[6] for row in rows] == [count] * 4
+    assert [row[7] for row in rows] == [total + count * i for i in range(4)]
+    assert [row[10] for row in rows] == [Phase.PREFILL] + [Phase.DECODE] * 3
+    # Each begins where the one before it ended.
+    assert [row[2] for row in rows[1:]] == [row[3] for row in rows[:-1]]
+    for request, row in zip(requests, kept.rows["requests"], strict=True):
+        assert row[3:5] == (len(request.tokens), 4)
+        assert row[6:9] == (rows[0][2], rows[0][3], rows[-1][3])
+
+
+def test_the_warm_up_leaves_no_requests_and_its_passes_have_its_phase(world):
+    backend, requests = backend_of(world, output_tokens=2)
+    _, kept = served(backend, requests, warmup=True)
+    assert not kept.rows["requests"]
+    assert {(row[1], row[10]) for row in kept.rows["forwards"]} == {(-1, Phase.WARMUP)}
+
+
+def test_whoever_is_told_to_leave_does_so_after_the_pass_and_says_what_was_given(world):
+    backend, requests = backend_of(world, output_tokens=6)
+    asked = iter([None, None, "the queue is closed"])
+    tokens, kept = served(backend, requests, should_stop=lambda: next(asked))
+    assert {len(row) for row in tokens} == {3} and len(kept.rows["forwards"]) == 3
+    assert {(row[4], row[-1]) for row in kept.rows["requests"]} == {(3, RequestStatus.LEFT)}
+    assert tokens == [row[:3] for row in served(backend, requests)[0]]
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "qwen2", "mistral", "gpt_neox", "opt"])
+def test_other_families_are_served_alike(world, model_type):
+    from deployments import LLAMA
+
+    from llem.campaign.served import model_from_config
+
+    config = {**LLAMA, "model_type": model_type}
+    if model_type == "gpt2":
+        config = {"model_type": "gpt2", "vocab_size": 320, "n_embd": 64, "n_layer": 2,
+                  "n_head": 4, "n_positions": 512}  # fmt: skip
+    if model_type == "opt":
+        config |= {"ffn_dim": 128, "word_embed_proj_dim": 64}
+    run = serving(
+        model=model_from_config("other", config),
+        options={"batch_size": 5},
+        prompts={"count": 5, "input_tokens": 9, "output_tokens": 8},
+    )
+    backend = TransformersBackend(run, Replica(world, ranks=1))
+    backend.load()
+    requests = [
+        type(r)(number=r.number, prompt=0, tokens=r.tokens[: LENGTHS[r.number]], output_tokens=8)
+        for r in make_requests(run, backend.tokenizer)
+    ]
+    expected = reference(backend.model, requests, do_sample=False, eos_token_id=None)
+    assert served(backend, requests)[0] == expected
