@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llem.cli._command import add_json, note, option, print_json
+from llem.cli._command import add_json, note, option
 from llem.errors import Fault, InputError
 
 if TYPE_CHECKING:
@@ -215,6 +215,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _study(args: argparse.Namespace, folder: CampaignFolder, options: dict[str, Any]) -> int:
     """The laws of what serving costs."""
+    from llem.cli._answer import tell_fit
     from llem.pipeline.serving import fit_study
 
     fit = fit_study(folder, where=args.where, **_drawn(options))
@@ -224,13 +225,7 @@ def _study(args: argparse.Namespace, folder: CampaignFolder, options: dict[str, 
 
         write_json(args.out, fit)
         note(f"written: {args.out}")
-    if args.json:
-        print_json(fit)
-        return 0
-    from llem.report import study_lines
-
-    for line in study_lines(fit):
-        print(line)
+    tell_fit(fit, as_json=args.json)
     return 0
 
 

@@ -347,4 +347,4 @@ def write_served(folder: CampaignFolder, aggregation: Aggregation) -> None:
 def is_study(plan: Mapping[str, Any]) -> bool:
     """Whether a plan's runs serve models and train none."""
     runs = plan.get("runs") or [{}]
-    return bool(runs[0].get("workload") == "inference")
+    return "inference" in (plan.get("workload"), runs[0].get("workload"))

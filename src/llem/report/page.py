@@ -131,8 +131,8 @@ def render_page(
     return render(
         TEMPLATE,
         title=title,
-        lead=_together(_lead(fit, fit_reason)),
-        further=[_together(text) for text in _further(fit)],
+        lead=together(_lead(fit, fit_reason)),
+        further=[together(text) for text in _further(fit)],
         facts=_facts(runs, fit),
         warnings=_warnings(fit),
         plots=[embedded(plot) for plot in plots],
@@ -152,7 +152,7 @@ def render_page(
         runs=_run_rows(runs, fit),
         statuses=_statuses(runs),
         energy=_energy(runs, fit),
-        provenance=_provenance(fit, plan),
+        provenance=provenance_of(fit, plan),
     )
 
 
@@ -162,7 +162,7 @@ def _lead(fit: Mapping[str, Any] | None, reason: str) -> str:
     return "No law could be fitted" + (f": {reason}" if reason else " to these runs.")
 
 
-def _together(text: str) -> str:
+def together(text: str) -> str:
     """Keeps numbers and units on one line."""
     return re.sub(r"(?<=\d) (?=[A-Za-z%µ])", "\u00a0", text)
 
@@ -183,7 +183,7 @@ def _far(fit: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     return [
         {
             "target": tables.format_target(o["target"]),
-            "lines": [_together(line) for line in tables.far_lines(o, level=level)],
+            "lines": [together(line) for line in tables.far_lines(o, level=level)],
             "allowance": (o.get("allowance") or {}).get("text") or "",
         }
         for o in fit.get("optima") or []
@@ -401,7 +401,7 @@ def _energy(runs: Runs, fit: Mapping[str, Any] | None) -> dict[str, Any]:
     return {"qualities": qualities, "laws": laws}
 
 
-def _provenance(
+def provenance_of(
     fit: Mapping[str, Any] | None, plan: Mapping[str, Any] | None
 ) -> list[tuple[str, str]]:
     rows: list[tuple[str, str]] = []

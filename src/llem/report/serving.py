@@ -40,26 +40,36 @@ def study_lines(fit: Mapping[str, Any]) -> Iterator[str]:
 
 def law_lines(law: Mapping[str, Any]) -> Iterator[str]:
     """One law: its terms with intervals, how well it foretells, what it cannot tell apart."""
-    unit = law["unit"]
     yield f"  {law['quantity']} = {law['formula']}"
-    rows = []
+    yield from aligned([[f"    {name}", *rest] for name, *rest in term_rows(law)], right=(1,))
+    for text in law_words(law):
+        yield f"    {text}"
+
+
+def term_rows(law: Mapping[str, Any]) -> list[list[str]]:
+    """For each term its name, value, interval and what it is of."""
+    unit, rows = law["unit"], []
     for term in law["terms"]:
         low, high = (number(end) for end in term["ci"])
         interval = f"{format_si(low, unit)} to {format_si(high, unit)}" if low == low else ""
         told = term["unit"].removeprefix(f"{unit} ")
-        rows.append([f"    {term['name']}", format_si(term["coefficient"], unit), interval, told])
-    yield from aligned(rows, right=(1,))
+        rows.append([term["name"], format_si(term["coefficient"], unit), interval, told])
+    return rows
+
+
+def law_words(law: Mapping[str, Any]) -> Iterator[str]:
+    """How well a law foretells, and what it could not tell apart."""
     for name, words in JUDGED:
         if name in law["errors"]:
             error = law["errors"][name]
             yield (
-                f"    mean error {words}: {percent(error['law'])} "
+                f"mean error {words}: {percent(error['law'])} "
                 f"(a power law of size, batch and length: {percent(error['power_law'])})"
             )
     for entry in law["not_used"]:
-        yield f"    without {entry['name']}: {entry['reason']}"
+        yield f"without {entry['name']}: {entry['reason']}"
     for text in law["warnings"]:
-        yield f"    warning: {text}"
+        yield f"warning: {text}"
 
 
 def life_lines(answers: Sequence[Mapping[str, Any]]) -> Iterator[str]:
