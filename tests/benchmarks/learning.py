@@ -53,7 +53,7 @@ budget: {budget} FLOP
 model: {{family: llama, vocabulary: 256, context: 128}}
 data: {{builtin: python-sources, evaluation_tokens: 131072}}
 seeds: {seeds}
-grid: {{levels: {levels}, ratio: 2, sizes: {sizes}, span: 0.4}}
+grid: {{levels: {levels}, ratio: 2, sizes: {sizes}, span: 0.3}}
 training: {{precision: fp32, rule: small, batch_tokens: 1024}}
 site: laptop
 """
