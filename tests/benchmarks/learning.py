@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Whether the reference family's losses follow a law, and how they stand beside other people's.
 
-    python tests/benchmarks/learning.py --out L               # some 15 minutes on 2 idle cores
+    python tests/benchmarks/learning.py --out L               # some 20 minutes on 2 idle cores
     python tests/benchmarks/learning.py --out L --quick       # 12 smaller cells, no peers
     python tests/benchmarks/learning.py --out L --minutes 5   # stop there; the same call goes on
     python tests/benchmarks/learning.py --out L --python ENV/bin/python   # litgpt is there
