@@ -54,20 +54,22 @@ def plan_tables(plan: Plan, times: Timeline | None = None) -> None:
 
 
 def array_table(plan: AnyPlan) -> None:
-    """The arrays that are submitted."""
+    """The arrays that are submitted; ZeRO's stage where they train."""
+    zero = plan.campaign.workload == "training"
     rows = [
         [
             array.name,
             len(array.elements),
             sum(len(element) for element in array.elements),
             f"{array.nodes} x {array.gpus_per_node}",
-            array.zero_stage,
+            *([array.zero_stage] if zero else []),
             (f"{array.segments} x " if array.segments > 1 else "")
             + format_duration(array.time_limit_s),
         ]
         for array in plan.arrays[:ARRAYS_SHOWN]
     ]
-    table(["array", "elements", "runs", "nodes x ranks", "ZeRO", "time limit"], rows)
+    heads = ["array", "elements", "runs", "nodes x ranks", *["ZeRO"] * zero, "time limit"]
+    table(heads, rows)
     if len(plan.arrays) > ARRAYS_SHOWN:
         print(f"and {len(plan.arrays) - ARRAYS_SHOWN} arrays more")
 

@@ -68,7 +68,9 @@ def glance(
     tables: list[RenderableType] = []
     for table, more, what in (
         (_arrays(summary, width), len(summary.arrays) - ARRAYS_SHOWN, "arrays"),
-        (_cells(cells, width), len(summary.cells) - len(cells), "cells"),
+        (_cells(cells, width), len(summary.cells) - len(cells), "cells")
+        if summary.workload == "training"
+        else (_deployments(cells, width), len(summary.cells) - len(cells), "deployments"),
     ):
         tables += ["", table, *([f"and {more} {what} more"] if more > 0 else [])]
     causes: list[RenderableType] = ["", _causes(summary)] if summary.causes else []
@@ -134,7 +136,7 @@ def _head(summary: Summary) -> RenderableType:
         f" {tally.progress:.1%} of {format_si(summary.tokens)} tokens"
         f" ({format_si(summary.tokens_done)})"
     )
-    grid.add_row("trained", bar)
+    grid.add_row(_done(summary), bar)
     share = summary.gpu_hours / summary.gpu_hours_budget if summary.gpu_hours_budget else 0.0
     hours = f"{_hours(summary.gpu_hours)} of {_hours(summary.gpu_hours_budget)} device-hours"
     grid.add_row("used", _text(f"{hours} ({share:.1%}); budget {summary.budget}"))
@@ -161,7 +163,7 @@ def _arrays(summary: Summary, width: int) -> RenderableType:
         [a.name, a.job_id or "-", str(a.elements), str(a.gpus), *counted, f"{a.progress:.0%}"]
         for a, counted in zip(shown, counts, strict=True)
     ]
-    heads = ["array", "job", "elements", "devices", *columns, "trained"]
+    heads = ["array", "job", "elements", "devices", *columns, _done(summary)]
     return _table(heads, rows, width=width, spare=("devices", "elements", "job"))
 
 
@@ -174,6 +176,22 @@ def _cells(shown: Sequence[CellRow], width: int) -> RenderableType:
     ]  # fmt: skip
     heads = ["level", "params", "tokens", "seeds", *columns, "trained", "loss"]
     return _table(heads, rows, width=width, spare=("level", "seeds"))
+
+
+def _deployments(shown: Sequence[CellRow], width: int) -> RenderableType:
+    columns, counts = _counts(shown)
+    rows = [
+        [c.label, format_si(c.params), format_si(c.tokens), str(c.runs), *counted,
+         f"{c.progress:.0%}"]
+        for c, counted in zip(shown, counts, strict=True)
+    ]  # fmt: skip
+    heads = ["deployment", "params", "tokens", "cycles", *columns, "served"]
+    return _table(heads, rows, width=width, spare=("tokens", "params", "cycles"))
+
+
+def _done(summary: Summary) -> str:
+    """What has become of tokens, in a word."""
+    return "trained" if summary.workload == "training" else "served"
 
 
 def _loss(cell: CellRow) -> str:
@@ -227,7 +245,7 @@ def _table(
         del widths[head]
     drawn = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="dim")
     for head in widths:
-        words = head in ("array", "job")
+        words = head in ("array", "job", "deployment")
         drawn.add_column(head, justify="left" if words else "right", no_wrap=True)
     for row in rows:
         cells = dict(zip(heads, row, strict=True))
@@ -243,8 +261,9 @@ def _text(text: str, style: str = "") -> Text:
 
 def run_lines(plan: AnyPlan, runs: Sequence[RunState], *, width: int) -> Iterable[str]:
     """Every run on a line, cut at `width`; plain text, since a campaign may have many thousands."""
-    heads = ["run", "status", "trained", "loss", "params", "tokens", "seed", "tries", "element",
-             "why"]  # fmt: skip
+    served = plan.campaign.workload == "inference"
+    heads = ["run", "status", *(("served", "") if served else ("trained", "loss")), "params",
+             "tokens", "cycle" if served else "seed", "tries", "element", "why"]  # fmt: skip
     rows = [heads]
     for item in runs:
         run = plan.by_id[item.run_id]

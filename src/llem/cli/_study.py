@@ -14,7 +14,7 @@ from llem.cli._show import array_table, lines, table
 from llem.errors import Fault, InputError
 
 if TYPE_CHECKING:
-    from llem.campaign import Budget, Serving
+    from llem.campaign import Budget
     from llem.campaign.study import Study
     from llem.pipeline import PlannedStudy
     from llem.planning import StudyPlan
@@ -74,12 +74,11 @@ def study_tables(plan: StudyPlan) -> None:
         f"{study.name}: {len(cells)} deployment{'s' if len(cells) > 1 else ''} x {study.cycles} "
         f"cycle{'s' if study.cycles > 1 else ''} = {len(plan.runs)} runs"
     )
-    varied = list(plan.varied)
-    heads = ["deployment", *(_short(key) for key in varied), "GPUs", "a cycle", "GPU-h", "memory"]
+    heads = ["deployment", *plan.told(cells[0].run), "GPUs", "a cycle", "GPU-h", "memory"]
     rows = [
         [
             some.run.deployment.deployment_id,
-            *(_cell(value_of(some.run, key)) for key in varied),
+            *plan.told(some.run).values(),
             f"{some.run.layout.nodes} x {some.run.layout.gpus_per_node}",
             format_duration(some.run.predicted.duration_s),
             format_si(some.run.predicted.gpu_hours * len(some)),
@@ -96,44 +95,6 @@ def study_tables(plan: StudyPlan) -> None:
     lines([*_figures(plan), *_left_out(plan), *(("warning", w) for w in plan.warnings)])
 
 
-def value_of(run: Serving, key: str) -> Any:
-    """What a deployment says under a dotted key of the file; of options what they become."""
-    deployment = run.deployment
-    place, _, name = key.partition(".")
-    match place:
-        case "model":
-            return deployment.model.name
-        case "backend":
-            return deployment.backend
-        case "options":
-            asked = deployment.options.get(name)
-            return deployment.effective.get(name) if asked is None else asked
-        case "layout":
-            return getattr(deployment.layout, name)
-        case "arrival":
-            arrival = deployment.arrival
-            return arrival.rate if name else arrival.kind
-        case _:
-            name = name.removeprefix("synthetic.")
-            found = deployment.prompts.path if name in ("jsonl", "dataset") else None
-            kind = deployment.prompts.name if name == "builtin" else found
-            return kind if kind is not None else getattr(deployment.prompts, name, None)
-
-
-def _short(key: str) -> str:
-    for prefix in ("options.", "prompts.synthetic.", "prompts.", "layout."):
-        key = key.removeprefix(prefix)
-    return key
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
 def _figures(plan: StudyPlan) -> Iterator[tuple[str, str]]:
     from llem.planning.spend import uncertainty
     from llem.planning.study import spent
@@ -148,7 +109,7 @@ def _figures(plan: StudyPlan) -> Iterator[tuple[str, str]]:
         f"{spent(plan.runs, plan.budget.unit, plan.site):.4g}{of} = "
         f"{format_si(totals['requests'])} requests, {format_si(totals['tokens'])} tokens out, "
         f"{format_si(totals['gpu_hours'])} GPU-hours (x/ {off['gpu_hours']:.2f}), "
-        f"{format_si(totals['energy_j'])}J (x/ {off['energy_j']:.2f})"
+        f"{format_si(totals['energy_j'], 'J')} (x/ {off['energy_j']:.2f})"
     )
     yield "expected", text
     source = known["source"]
@@ -166,18 +127,16 @@ def _range(low: int, high: int) -> str:
 
 def _left_out(plan: StudyPlan) -> Iterator[tuple[str, str]]:
     """What is not served, by reason; what is double, and of what."""
+    from llem.planning.study import named
+
     by_reason: dict[str, list[str]] = {}
     for item in plan.excluded:
-        by_reason.setdefault(item.reason, []).append(_named(item.what))
+        by_reason.setdefault(item.reason, []).append(named(item.what))
     for reason, names in by_reason.items():
         yield "excluded", f"{len(names)}: {reason} ({_some(names)})"
     if plan.duplicates:
-        names = [f"{_named(d.what)} = {d.deployment_id}" for d in plan.duplicates]
+        names = [f"{named(d.what)} = {d.deployment_id}" for d in plan.duplicates]
         yield "double", f"{len(names)} are what others are already ({_some(names)})"
-
-
-def _named(what: Any) -> str:
-    return " ".join(f"{_short(key)}={_cell(value)}" for key, value in what.items()) or "all"
 
 
 def _some(names: list[str]) -> str:

@@ -14,7 +14,7 @@ from llem.cluster.files import finite_or_none
 from llem.cluster.folder import CampaignFolder
 from llem.cluster.ledger import Ledger
 from llem.cluster.state import CampaignState, RunState
-from llem.planning import AnyPlan
+from llem.planning import AnyPlan, StudyPlan
 
 STATUS_SCHEMA = "llem-status-1"
 # Status -> the column that it is counted in.
@@ -33,7 +33,7 @@ FAILED = "failed"
 class Tally:
     """Runs by what became of them: `failed` is all that ended and needs another try.
 
-    `progress` is the share of the tokens that are trained.
+    `progress` is the share of the tokens that are trained, or served.
     """
 
     runs: int
@@ -59,9 +59,10 @@ class ArrayRow(Tally):
 
 @dataclass(frozen=True, kw_only=True)
 class CellRow(Tally):
-    """All seeds of one (N, D): `loss` is the mean of those that completed, NaN where none has.
+    """All seeds of one (N, D), or all cycles of a deployment, whose `label` sets it apart.
 
-    `loss_now` is the mean training loss of those that run.
+    `loss` is the mean of those that completed, NaN where none has; `loss_now` the mean training
+    loss of those that run.
     """
 
     params: int
@@ -69,6 +70,7 @@ class CellRow(Tally):
     level: int
     loss: float
     loss_now: float
+    label: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +118,7 @@ class Summary:
     estimate: Estimate | None
     notes: tuple[str, ...]
     next: str
+    workload: str = "training"
 
     def to_dict(self, state: CampaignState) -> dict[str, Any]:
         """As `llem status --json` prints it; see docs/status.md."""
@@ -124,6 +127,7 @@ class Summary:
         return {
             "schema": STATUS_SCHEMA,
             "campaign": self.name,
+            "workload": self.workload,
             **{key: whole[key] for key in ("submitted", "active", "settled", "counts")},
             "progress": self.tally.progress,
             "tokens": {"done": self.tokens_done, "planned": self.tokens},
@@ -172,16 +176,22 @@ def summarise(folder: CampaignFolder, plan: AnyPlan, state: CampaignState) -> Su
         finished_runs=len(finished),
         gpu_hours=gpu_hours_used(state),
         gpu_hours_budget=gpu_hours_budget(plan),
-        budget=str(plan.budget),
+        budget=str(plan.budget) if has_budget(plan) else "none",
         estimate=_estimate(plan, state),
         notes=(*_rehearsed(plan), *_notes(state)),
         next=_next(folder, plan, state, causes),
+        workload=plan.campaign.workload,
     )
 
 
 def gpu_hours_used(state: CampaignState) -> float:
     """Device-hours of all attempts so far, the running ones' till now."""
     return math.fsum(r.device_s for r in state.runs) / 3600
+
+
+def has_budget(plan: AnyPlan) -> bool:
+    """Whether somebody said what may be spent: of a study nobody needs to."""
+    return not isinstance(plan, StudyPlan) or plan.campaign.budget is not None
 
 
 def gpu_hours_budget(plan: AnyPlan) -> float:
@@ -228,6 +238,9 @@ def _arrays(folder: CampaignFolder, plan: AnyPlan, state: CampaignState) -> Iter
 
 
 def _cells(plan: AnyPlan, state: CampaignState) -> Iterable[CellRow]:
+    if isinstance(plan, StudyPlan):
+        yield from _deployments(plan, state)
+        return
     by_cell: dict[tuple[int, int, int], list[RunState]] = defaultdict(list)
     for item in state.runs:
         run = plan.by_id[item.run_id]
@@ -240,6 +253,22 @@ def _cells(plan: AnyPlan, state: CampaignState) -> Iterable[CellRow]:
             level=level,
             loss=_mean(r.loss for r in items if r.status == "completed"),
             loss_now=_mean(r.loss for r in items if r.status == "running"),
+        )
+
+
+def _deployments(plan: StudyPlan, state: CampaignState) -> Iterable[CellRow]:
+    by_name = {item.run_id: item for item in state.runs}
+    for some in plan.runs.replicates:
+        told = plan.told(some.run)
+        items = [by_name[name] for name in some.run_ids if name in by_name]
+        yield CellRow(
+            **_tally_values(items, plan.by_id),
+            params=some.run.params,
+            tokens=some.run.tokens,
+            level=0,
+            loss=math.nan,
+            loss_now=math.nan,
+            label=" ".join(f"{key}={value}" for key, value in told.items()),
         )
 
 

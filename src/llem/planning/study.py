@@ -94,6 +94,10 @@ class StudyPlan:
             "energy_j": self.runs.total(lambda r: r.predicted.energy_j),
         }
 
+    def told(self, run: Serving) -> dict[str, str]:
+        """What sets a run's deployment apart, by the short name of each key."""
+        return {short(key): said(value_of(run.deployment, key)) for key in self.varied}
+
     def head(self) -> dict[str, Any]:
         """`plan.json` without its long lists, the arrays and the runs."""
         totals = self.totals
@@ -161,6 +165,50 @@ class StudyPlan:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise InputError("plan.json", [f"not a plan of a study: {error!r}"]) from None
+
+
+def value_of(deployment: Deployment, key: str) -> Any:
+    """What a deployment says under a dotted key of the file; of options what they become."""
+    place, _, name = key.partition(".")
+    match place:
+        case "model":
+            return deployment.model.name
+        case "backend":
+            return deployment.backend
+        case "options":
+            asked = deployment.options.get(name)
+            return deployment.effective.get(name) if asked is None else asked
+        case "layout":
+            return getattr(deployment.layout, name)
+        case "arrival":
+            arrival = deployment.arrival
+            return arrival.rate if name else arrival.kind
+        case _:
+            name = name.removeprefix("synthetic.")
+            found = deployment.prompts.path if name in ("jsonl", "dataset") else None
+            kind = deployment.prompts.name if name == "builtin" else found
+            return kind if kind is not None else getattr(deployment.prompts, name, None)
+
+
+def short(key: str) -> str:
+    """A dotted key without the place that anybody knows it to be at."""
+    for prefix in ("options.", "prompts.synthetic.", "prompts.", "layout."):
+        key = key.removeprefix(prefix)
+    return key
+
+
+def said(value: Any) -> str:
+    """A value as a table or a line shows it."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def named(what: Mapping[str, Any]) -> str:
+    """`batch_size=4 precision=fp32`."""
+    return " ".join(f"{short(key)}={said(value)}" for key, value in what.items()) or "all"
 
 
 def plan_from_dict(values: Mapping[str, Any]) -> Plan | StudyPlan:
@@ -349,7 +397,12 @@ def _warnings(plan: StudyPlan, swept: Swept, found: Expanded) -> list[str]:
             f"the cycles of a deployment take {format_duration(longest)}, longer than a job may "
             f"({format_duration(site.limits.time)}): what is cut off is served in a later try"
         )
-    told += [f"site {site.name}: no `{key}`: {then}" for key, then in site.left_open()]
+    imaged = all(site.image_for(array.backend) for array in plan.arrays)
+    told += [
+        f"site {site.name}: no `{key}`: {then}"
+        for key, then in site.left_open()
+        if not (imaged and key == "container.image")
+    ]
     elements = sum(len(a.elements) for a in plan.arrays)
     if site.limits.submit is not None and elements > site.limits.submit:
         told.append(
