@@ -127,7 +127,9 @@ def compare(shape: str, blocks: int, world, folder: Path) -> None:
     record.close()
 
     def told(values):
-        return f"{statistics.mean(values):+.2f} +- {statistics.stdev(values) / len(values)**.5:.2f}"
+        return (
+            f"{statistics.mean(values):+.2f} +- {statistics.stdev(values) / len(values) ** 0.5:.2f}"
+        )
 
     print(
         f"{shape}: pass of {statistics.mean(step) * 1e3:.2f} ms; llem {told(ratios)} %, "

@@ -3,6 +3,7 @@
 import math
 import random
 import time
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -129,7 +130,7 @@ def test_every_moment_of_a_served_rank_is_in_exactly_one_phase(tmp_path, seed):
     line = timeline(changed.steps, changed.spans)
     parts = stretches(line, (begin - 10, now + 20))
     assert parts[0].t0_ns == begin - 10 and parts[-1].t1_ns == now + 20
-    for one, after in zip(parts, parts[1:], strict=False):
+    for one, after in pairwise(parts):
         assert one.t1_ns == after.t0_ns and one.t1_ns > one.t0_ns
         assert one.phase in PHASES
 
