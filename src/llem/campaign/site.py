@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -105,9 +106,13 @@ class Limits(Strict):
 
 class Container(Strict):
     """How the image that ranks and samplers run in is entered. Without `image`, which no shipped
-    site can know, jobs run with the Python that planned them."""
+    site can know, jobs run with the Python that planned them. Backends that serve models and
+    cannot share an environment each have one of their own in `images`."""
 
     image: ScriptPath | None = None
+    images: dict[Literal["transformers", "vllm", "tensorrt-llm", "openai"], ScriptPath] = Field(
+        default_factory=dict, description="by backend, in place of `image`"
+    )
     runtime: Literal["apptainer", "singularity"] = "apptainer"
     gpu: Literal["none", "nv", "rocm"] = "nv"
     binds: tuple[Bind, ...] = ()
@@ -228,6 +233,11 @@ class Site(Strict):
     def image(self) -> str | None:
         """The image that ranks run in; None where they run in the Python that planned them."""
         return self.container.image if self.container else None
+
+    def image_for(self, backend: str) -> str | None:
+        """The image that a backend runs in; that of trainings for ""."""
+        images: Mapping[Any, str] = self.container.images if self.container else {}
+        return images.get(backend, self.image)
 
     def left_open(self) -> list[tuple[str, str]]:
         """Keys that only the user knows and has not given: (key, what follows from it)."""

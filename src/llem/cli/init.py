@@ -9,7 +9,8 @@ from llem.cli._command import note
 from llem.errors import Fault, InputError, did_you_mean
 
 EXAMPLE = """  llem init                       # writes campaign.yaml
-  llem init --site juwels-booster --out llama-de.yaml"""
+  llem init --site juwels-booster --out llama-de.yaml
+  llem init --workload inference   # a study of deployments that serve a model"""
 
 _TEXT = """\
 # What is asked, and what the answer may cost. `llem plan` shows what follows from it.
@@ -22,9 +23,37 @@ seeds: 1
 site: {site}                    # one of: {sites}; or your own, see docs in the README
 {open_keys}"""
 
+_STUDY = """\
+# Which configuration serves a model for the fewest joules? `llem plan` shows what follows from it.
+name: {name}
+workload: inference
+models:                         # folders of weights, or configurations with random ones
+{models}
+backend: transformers           # or vllm, tensorrt-llm, openai, or a list
+options: {options}              # of the backend; left out or null: its own default
+prompts: {prompts}
+arrival: batch                  # or {{rate: 2.0}}, {{poisson: 2.0}}: requests a second
+sweep:
+  grid: {{options.batch_size: [1, 4, 16]}}
+  # zip: [{{options.precision: [fp32, bf16], options.compile: [false, true]}}]   # go along together
+  # exclude: [{{when: {{options.batch_size: ">= 16"}}, reason: "does not fit"}}]
+cycles: 3
+order: interleaved              # or sequential, shuffled, reverse, latin-square
+site: {site}                    # one of: {sites}; or your own, see docs in the README
+{open_keys}"""
+_RANDOM = """\
+  tiny:
+    config: {model_type: llama, hidden_size: 128, num_hidden_layers: 4, num_attention_heads: 4,
+             intermediate_size: 352, vocab_size: 512, max_position_embeddings: 512}"""
+_ON_DISK = "  mine: {path: models/my-model}   # config.json and *.safetensors"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--site", default="laptop", help="default: laptop")
+    parser.add_argument(
+        "--workload", choices=("training", "inference"), default="training",
+        help="inference: a study of deployments; default: training",
+    )  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("campaign.yaml"), metavar="FILE")
 
 
@@ -37,19 +66,28 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("the call", [Fault("--site", f"no site {args.site!r}", hint)])
     small = args.site == "laptop"
     left = [key for key, _ in load_site(args.site).left_open()]
-    text = _TEXT.format(
-        name="first",
-        target="1e13 FLOP" if small else "1e22 FLOP",
-        budget="1e12 FLOP" if small else "500 GPUh",
-        model="{vocabulary: 256, context: 128}" if small else "{vocabulary: 32000, context: 2048}",
-        data="{builtin: python-sources}"
-        if small
-        else "{path: tokens.bin}        # what `llem data prepare` makes of your text",
-        site=f"{{base: {args.site}}}" if left else args.site,
-        open_keys=f"                                # give here: {', '.join(left)}\n"
+    of_site = {
+        "site": f"{{base: {args.site}}}" if left else args.site,
+        "open_keys": f"                                # give here: {', '.join(left)}\n"
         if left
         else "",
-        sites=", ".join(known),
+        "sites": ", ".join(known),
+    }
+    text = (
+        _study(of_site, small=small)
+        if args.workload == "inference"
+        else _TEXT.format(
+            name="first",
+            target="1e13 FLOP" if small else "1e22 FLOP",
+            budget="1e12 FLOP" if small else "500 GPUh",
+            model="{vocabulary: 256, context: 128}"
+            if small
+            else "{vocabulary: 32000, context: 2048}",
+            data="{builtin: python-sources}"
+            if small
+            else "{path: tokens.bin}        # what `llem data prepare` makes of your text",
+            **of_site,
+        )
     )
     try:
         with open(args.out, "x", encoding="utf-8") as file:
@@ -58,3 +96,16 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(str(args.out), ["exists already; give another --out"]) from None
     note(f"written: {args.out}; next: llem plan {args.out}")
     return 0
+
+
+def _study(of_site: dict[str, str], *, small: bool) -> str:
+    """A study of random weights on a small site, of a folder of weights elsewhere."""
+    return _STUDY.format(
+        name="serving",
+        models=_RANDOM if small else _ON_DISK,
+        options="{precision: fp32}" if small else "{precision: bf16}",
+        prompts="{synthetic: {input_tokens: 64, output_tokens: 32, count: 32}}"
+        if small
+        else "{builtin: instructions, output_tokens: 128}",
+        **of_site,
+    )

@@ -52,6 +52,8 @@ SHOWN_GROUP = (
 FEW_GROUPS = 4
 # An interval of less than this is of rounding.
 LEAST_SHARE = 1e-6
+# From here on an interval is told as a factor.
+WIDE_SHARE = 0.5
 FORMATS = ("csv", "parquet", "hdf5", "json")
 SUFFIXES = {"csv": "csv", "parquet": "parquet", "hdf5": "h5", "json": "json"}
 LONGEST = 60
@@ -276,8 +278,13 @@ def _with_interval(name: str, row: Any) -> str:
     value = row[name] if name in row else row[f"{name}_s"]
     high = row.get(f"{name}_high", row.get(f"{name}_high_s", float("nan")))
     told = _cell(name if name in row else f"{name}_s", value)
-    share = (high - value) / value if value else float("nan")
-    return f"{told} ±{significant(100 * share, 2)} %" if share >= LEAST_SHARE else told
+    # intervals are symmetric on a log scale
+    share = high / value - 1 if value else float("nan")
+    if not share >= LEAST_SHARE:
+        return told
+    if share < WIDE_SHARE:
+        return f"{told} ±{significant(100 * share, 2)} %"
+    return f"{told} x/{significant(high / value, 2)}"
 
 
 def _interval(low: float, high: float) -> str:

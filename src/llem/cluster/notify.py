@@ -16,7 +16,7 @@ from llem.campaign.site import Notify
 from llem.cluster.folder import CampaignFolder
 from llem.cluster.gate import run_program
 from llem.cluster.state import CampaignState
-from llem.cluster.summary import gpu_hours_budget, gpu_hours_used
+from llem.cluster.summary import gpu_hours_budget, gpu_hours_used, has_budget
 from llem.errors import ClusterError, UnavailableError
 from llem.planning import AnyPlan
 
@@ -89,7 +89,7 @@ def events(plan: AnyPlan, state: CampaignState, *, over: bool = False) -> list[s
     for_good = not (plan.site.executor == "local" and state.active)
     if (for_good and any(r.status in BAD for r in state.runs)) or (over and not state.settled):
         found.append("failed")
-    budget = gpu_hours_budget(plan)
+    budget = gpu_hours_budget(plan) if has_budget(plan) else 0.0
     if budget > 0 and gpu_hours_used(state) >= BUDGET_SHARE * budget:
         found.append("budget")
     return found

@@ -32,15 +32,24 @@ TRIES = 20
 
 
 def render_files(
-    plan: AnyPlan, *, image_digest: str = "", wave: int | None = None
+    plan: AnyPlan,
+    *,
+    image_digest: str = "",
+    image_digests: Mapping[str, str] | None = None,
+    wave: int | None = None,
 ) -> dict[str, str]:
     """Every file of `jobs/` by its name: a manifest per array and, for SLURM, the scripts.
 
+    `image_digests` are those of backends that have an image of their own.
     With `wave`, the arrays of that one alone: those of earlier ones may be at work.
     """
     arrays = [a for a in plan.arrays if wave in (None, a.wave)]
     texts = run_texts(plan.runs)
-    files = {f"{a.name}.jsonl": render_manifest(plan, a, texts, image_digest) for a in arrays}
+    digests = {"": image_digest, **(image_digests or {})}
+    files = {
+        f"{a.name}.jsonl": render_manifest(plan, a, texts, digests.get(a.backend, image_digest))
+        for a in arrays
+    }
     if plan.site.executor == "slurm":
         files |= {f"{a.name}.sbatch": render_array(plan, a) for a in arrays}
         files[f"{FINISH}.sbatch"] = render_finish(plan)
@@ -69,6 +78,7 @@ def render_array(plan: AnyPlan, array: ArrayJob) -> str:
         restarts=RESTARTS,
         tries=TRIES,
         manifest=f"jobs/{array.name}.jsonl",
+        container=_container(site, _data_folders(plan), backend=array.backend),
         **_steps(site, nodes=array.nodes, ranks_per_node=array.gpus_per_node),
     )
 
@@ -192,14 +202,16 @@ def _render(template: str, site: Site, *, binds: Sequence[str], **values: Any) -
     return "\n".join(kept).strip() + "\n"
 
 
-def _container(site: Site, more_binds: Sequence[str]) -> dict[str, Any] | None:
-    container = site.container
-    if container is None or container.image is None:
+def _container(
+    site: Site, more_binds: Sequence[str], *, backend: str = ""
+) -> dict[str, Any] | None:
+    container, image = site.container, site.image_for(backend)
+    if container is None or image is None:
         return None
     options = {"nv": ["--nv"], "rocm": ["--rocm"], "none": []}[container.gpu]
     for bind in dict.fromkeys([*container.binds, *more_binds]):
         options = [*options, "--bind", bind]
-    return {"runtime": container.runtime, "options": options, "image": container.image}
+    return {"runtime": container.runtime, "options": options, "image": image}
 
 
 def _data_folders(plan: AnyPlan) -> list[str]:

@@ -176,7 +176,7 @@ def summarise(folder: CampaignFolder, plan: AnyPlan, state: CampaignState) -> Su
         finished_runs=len(finished),
         gpu_hours=gpu_hours_used(state),
         gpu_hours_budget=gpu_hours_budget(plan),
-        budget=str(plan.budget),
+        budget=str(plan.budget) if has_budget(plan) else "none",
         estimate=_estimate(plan, state),
         notes=(*_rehearsed(plan), *_notes(state)),
         next=_next(folder, plan, state, causes),
@@ -187,6 +187,11 @@ def summarise(folder: CampaignFolder, plan: AnyPlan, state: CampaignState) -> Su
 def gpu_hours_used(state: CampaignState) -> float:
     """Device-hours of all attempts so far, the running ones' till now."""
     return math.fsum(r.device_s for r in state.runs) / 3600
+
+
+def has_budget(plan: AnyPlan) -> bool:
+    """Whether somebody said what may be spent: of a study nobody needs to."""
+    return not isinstance(plan, StudyPlan) or plan.campaign.budget is not None
 
 
 def gpu_hours_budget(plan: AnyPlan) -> float:

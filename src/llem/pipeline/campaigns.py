@@ -178,7 +178,11 @@ def by_cell(plan: Plan) -> dict[str, Any]:
 
 def image_digest(plan: AnyPlan) -> str:
     """`sha256:...` of the site's image file where it can be read here, else empty."""
-    image = plan.site.image
+    return digest_of_image(plan.site.image)
+
+
+def digest_of_image(image: str | None) -> str:
+    """The same of any image file; empty where there is none."""
     if image is None or not Path(image).is_file():
         return ""
     from llem.cluster.image import digest

@@ -13,7 +13,7 @@ from llem.campaign.study import PromptChoice, ServedChoice, Study
 from llem.campaign.sweep import sweep
 from llem.cluster import CampaignFolder, render_files
 from llem.errors import Fault, InputError
-from llem.pipeline.campaigns import image_digest, limits_of
+from llem.pipeline.campaigns import digest_of_image, image_digest, limits_of
 from llem.planning import StudyPlan, make_study_plan
 
 
@@ -57,7 +57,16 @@ def plan_study(
     plan = make_study_plan(study, swept, models=models, prompts=prompts, limits=limits)
     changed = False
     if write:
-        files = render_files(plan, image_digest=image_digest(plan))
+        site = plan.site
+        files = render_files(
+            plan,
+            image_digest=image_digest(plan),
+            image_digests={
+                backend: digest_of_image(site.image_for(backend))
+                for backend in dict.fromkeys(a.backend for a in plan.arrays)
+                if site.image_for(backend) != site.image
+            },
+        )
         paths = {folder.jobs / name: text for name, text in files.items()}
         changed = folder.write_plan(plan, paths, replace=replace_old)
     return PlannedStudy(plan, folder, changed)

@@ -40,6 +40,11 @@ class ArrayJob:
     segments: int = 1
     wave: int = 1
 
+    @property
+    def backend(self) -> str:
+        """What serves a model in it; nothing does in an array of trainings."""
+        return ""
+
 
 def pack(runs: Iterable[Run], site: Site, *, wave: int = 1) -> tuple[ArrayJob, ...]:
     """Group `runs` by shape, pack short ones into elements, cut arrays at the site's limits.

@@ -397,7 +397,12 @@ def _warnings(plan: StudyPlan, swept: Swept, found: Expanded) -> list[str]:
             f"the cycles of a deployment take {format_duration(longest)}, longer than a job may "
             f"({format_duration(site.limits.time)}): what is cut off is served in a later try"
         )
-    told += [f"site {site.name}: no `{key}`: {then}" for key, then in site.left_open()]
+    imaged = all(site.image_for(array.backend) for array in plan.arrays)
+    told += [
+        f"site {site.name}: no `{key}`: {then}"
+        for key, then in site.left_open()
+        if not (imaged and key == "container.image")
+    ]
     elements = sum(len(a.elements) for a in plan.arrays)
     if site.limits.submit is not None and elements > site.limits.submit:
         told.append(

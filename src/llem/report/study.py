@@ -67,6 +67,7 @@ def write_study_report(
     plots_folder = folder / "plots"
     plots_folder.mkdir(parents=True, exist_ok=True)
     varied, same = _settings(deployments)
+    deployments = sorted(deployments, key=lambda row: [_place(row[name]) for name in varied])
     plot = pareto.plot(deployments, varied or NAMED[:1]) if can_plot() else None
     for old in plots_folder.glob("*.png"):
         old.unlink()
@@ -101,8 +102,8 @@ def write_study_report(
 def _with_interval(name: str, form: Any, end: str = "") -> Any:
     def of(row: Row) -> tuple[str, str]:
         low, high = (number(row[f"{name}_{side}{end}"]) for side in ("low", "high"))
-        told = form(number(row[f"{name}{end}"]))
-        return told, f"{form(low)} to {form(high)}" if known(low) else ""
+        told, ends = form(number(row[f"{name}{end}"])), (form(low), form(high))
+        return told, " to ".join(ends) if known(low) and ends != (told, told) else ""
 
     return of
 
@@ -146,6 +147,12 @@ def _settings(rows: Sequence[Row]) -> tuple[list[str], dict[str, str]]:
 
 def _setting(value: Any) -> str:
     return "default" if value is None or value == "" or value != value else str(value)
+
+
+def _place(value: Any) -> tuple[bool, float, str]:
+    """Numbers by their size, before texts."""
+    told = number(value)
+    return told != told, told if told == told else 0.0, _setting(value)
 
 
 def _told(row: Row, names: Sequence[str]) -> str:

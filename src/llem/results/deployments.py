@@ -4,11 +4,11 @@ Cycles are the clusters: what is alike within one (a node's temperature, its nei
 counted as so much independent evidence. For R = sum J_c / sum t_c over n cycles
 
     se(R)^2 = n/(n-1) sum (J_c - R t_c)^2 / (sum t_c)^2        (`ratio.ratio_of_sums`)
-    interval: R -/+ t(n-1) se(R)
+    interval: R exp(-/+ t(n-1) se(R) / R)
 
-and for the ratio of two deployments, on a log scale, by the linearised residuals of both. Where
-they were measured in the same cycles these are paired, so that what a cycle did to both cancels;
-else their variances add, with Welch's degrees of freedom (Welch 1947; Satterthwaite 1946).
+and for the ratio of two deployments, on a log scale as well, by the linearised residuals of both.
+Where they were measured in the same cycles these are paired, so that what a cycle did to both
+cancels; else their variances add, with Welch's degrees of freedom (Welch 1947; Satterthwaite 1946).
 
 A percentile is that of all raw samples. Its error is from how far those of the cycles lie from it
 (sectioning: Asmussen and Glynn, Stochastic Simulation, 2007, chapter III.5):
@@ -37,6 +37,8 @@ Row = Mapping[str, Any]
 Pools = Mapping[str, Mapping[str, Pool]]
 
 LEVEL = 0.95
+# Of two cycles far apart an interval may reach beyond all numbers.
+MOST_LOG = 50.0
 
 # Ratios of sums: name, what is summed above and below.
 RATIOS: Mapping[str, tuple[Callable[[Row], float], Callable[[Row], float]]] = {
@@ -64,8 +66,15 @@ class Clustered:
 
     def interval(self, level: float = LEVEL) -> tuple[float, float]:
         """NaN of fewer than two cycles."""
-        half = student(len(self.cycles) - 1, level) * self.se
-        return self.value - half, self.value + half
+        return _around(self.value, self.se, len(self.cycles) - 1, level)
+
+
+def _around(value: float, se: float, freedom: float, level: float = LEVEL) -> tuple[float, float]:
+    """An interval of a positive figure, on a log scale: a wide one stays positive."""
+    if not value > 0:
+        return math.nan, math.nan
+    factor = math.exp(min(student(freedom, level) * se / value, MOST_LOG))
+    return value / factor, value * factor
 
 
 def student(freedom: float, level: float = LEVEL) -> float:
@@ -196,7 +205,7 @@ def _over(top: Clustered, bottom: Clustered, level: float) -> tuple[float, float
         total = sum(v for v, _ in parts)
         se, how = math.sqrt(total), "independent"
         freedom = total**2 / sum(v**2 / n for v, n in parts) if total > 0 else 1.0
-    factor = math.exp(student(freedom, level) * se)
+    factor = math.exp(min(student(freedom, level) * se, MOST_LOG))
     return value, value / factor, value * factor, how
 
 
@@ -212,14 +221,12 @@ def _percentiles(rows: Sequence[Row], pools: Pools) -> dict[str, float]:
         every = pooled(cycles)
         n = len(cycles)
         for percent in PERCENTILES:
-            value = every.percentile_s(percent)
-            half = math.nan
+            value, low, high = every.percentile_s(percent), math.nan, math.nan
             if n > 1:
                 off = [(pool.percentile_s(percent) - value) ** 2 for pool in cycles]
-                half = student(n - 1) * math.sqrt(sum(off) / (n * (n - 1)))
+                low, high = _around(value, math.sqrt(sum(off) / (n * (n - 1))), n - 1)
             column = f"{name}_p{percent}"
-            found |= {f"{column}_s": value, f"{column}_low_s": value - half,
-                      f"{column}_high_s": value + half}  # fmt: skip
+            found |= {f"{column}_s": value, f"{column}_low_s": low, f"{column}_high_s": high}
     return found
 
 

@@ -87,6 +87,29 @@ def test_init_writes_a_campaign_that_plans(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+def test_init_writes_a_study_that_plans(tmp_path):
+    assert llem("init", "--workload", "inference", cwd=tmp_path).returncode == 0
+    done = llem("plan", "--out", "c", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("serving: 3 deployments x 3 cycles = 9 runs")
+
+
+@pytest.mark.parametrize("option", ["--runs", "--waves"])
+def test_options_of_trainings_are_refused_for_a_study(tmp_path, option):
+    llem("init", "--workload", "inference", cwd=tmp_path)
+    done = llem("plan", option, "3", cwd=tmp_path)
+    assert done.returncode == 2
+    assert f"{option}: is of trainings" in done.stderr
+
+
+def test_rehearse_and_calibrate_say_that_a_study_is_not_theirs(tmp_path):
+    llem("init", "--workload", "inference", cwd=tmp_path)
+    for command in ("rehearse", "calibrate"):
+        done = llem(command, "campaign.yaml", cwd=tmp_path)
+        assert done.returncode == 2
+        assert "this is for campaigns of trainings" in done.stderr
+
+
 def test_fit_of_a_table_needs_three_columns_and_names_those_that_lack(tmp_path):
     (tmp_path / "x.csv").write_text("param,tokens\n1,2\n")
     done = llem("fit", "x.csv", cwd=tmp_path)

@@ -283,9 +283,9 @@ def test_the_shape_of_the_json_is_stable(planned, says):
     values = summarise(folder, plan, state).to_dict(state)
     assert values["schema"] == "llem-status-1"
     assert list(values) == [
-        "schema", "campaign", "submitted", "active", "settled", "counts", "progress", "tokens",
-        "energy", "gpu_hours", "finish_estimate", "scheduler", "notes", "next", "arrays", "cells",
-        "causes", "runs",
+        "schema", "campaign", "workload", "submitted", "active", "settled", "counts", "progress",
+        "tokens", "energy", "gpu_hours", "finish_estimate", "scheduler", "notes", "next", "arrays",
+        "cells", "causes", "runs",
     ]  # fmt: skip
     assert set(values["runs"][0]["cause"]) == {"name", "node", "text", "advice", "retry"}
     assert sum(values["counts"].values()) == len(values["runs"]) == len(plan.runs)

@@ -307,3 +307,37 @@ def test_five_thousand_deployments_are_planned_in_two_seconds(tmp_path):
     assert done.stdout.startswith("serving: 5120 deployments x 1 cycle = 5120 runs")
     seconds = (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime)
     assert seconds < 2
+
+
+def test_a_backend_runs_in_its_own_image(tmp_path):
+    container = {"image": "/images/llem.sif", "images": {"vllm": "/images/vllm.sif"}}
+    study = campaign_from(
+        {**STUDY, "backend": ["transformers", "vllm"], "site": {**SITE, "container": container}}
+    )
+
+    planned = plan_study(study, out=tmp_path / "planned")
+
+    scripts = {a.backend: planned.folder.script(a.name).read_text() for a in planned.plan.arrays}
+    assert "/images/llem.sif" in scripts["transformers"]
+    assert "/images/vllm.sif" in scripts["vllm"]
+    assert "/images/llem.sif" not in scripts["vllm"]
+
+
+def test_a_manifest_holds_every_run_of_its_elements_in_their_order(tmp_path):
+    study = campaign_from({**STUDY, "cycles": 2, "sweep": {"grid": {"options.beams": [1, 2]}}})
+
+    planned = plan_study(study, out=tmp_path / "planned")
+
+    (array,) = planned.plan.arrays
+    (line,) = planned.folder.manifest(array.name).read_text().splitlines()
+    assert [run["run_id"] for run in json.loads(line)["runs"]] == list(array.elements[0])
+    assert planned.folder.load_plan() == planned.plan
+
+
+def test_the_same_call_changes_nothing(tmp_path):
+    study = campaign_from(STUDY)
+
+    first = plan_study(study, out=tmp_path / "planned")
+    again = plan_study(study, out=tmp_path / "planned")
+
+    assert (first.changed, again.changed) == (True, False)

@@ -222,17 +222,18 @@ class Planted:
                 cycle: int = 0, options: Mapping[str, Any] | None = None, nodes: int = 1,
                 per_node: int = 1, **more: Any) -> str:  # fmt: skip
         """A planned run of a served model of 2 layers with 4 heads of 8."""
+        model = {"name": "tiny", "params": 5000, "layers": 2, "heads": 4, "kv_heads": 2,
+                 "head_size": 8, "flops_per_token_forward": 8000.0}  # fmt: skip
+        planned = {
+            "model": model,
+            "prompts": {"kind": "synthetic", "count": course.requests,
+                        "input_tokens": course.tokens_in, "output_tokens": course.tokens_out},
+            "arrival": {"kind": "batch", "rate": None},
+        }  # fmt: skip
         return self.run(
             run_id, nodes=nodes, per_node=per_node, workload="inference", deployment_id=deployment,
-            seed=cycle, backend="transformers",
-            options={"batch_size": course.batch, **(options or {})},
-            effective={"batch_size": course.batch},
-            model={"name": "tiny", "params": 5000, "layers": 2, "heads": 4, "kv_heads": 2,
-                   "head_size": 8,
-                   "flops_per_token_forward": 8000.0},
-            prompts={"kind": "synthetic", "count": course.requests, "input_tokens":
-                     course.tokens_in, "output_tokens": course.tokens_out},
-            arrival={"kind": "batch", "rate": None}, **more,
+            seed=cycle, backend="transformers", effective={"batch_size": course.batch},
+            options={"batch_size": course.batch, **(options or {})}, **{**planned, **more},
         )  # fmt: skip
 
     def served_rank(self, run_id: str = "aaaa", course: Course = Course(), number: int = 0, *,
@@ -308,9 +309,15 @@ def planted(tmp_path: Path) -> Planted:
     return Planted(tmp_path / "campaign")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def course() -> type[Course]:
     return Course
+
+
+@pytest.fixture(scope="session")
+def plant() -> type[Planted]:
+    """To plant a folder that several tests read."""
+    return Planted
 
 
 @pytest.fixture

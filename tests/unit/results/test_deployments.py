@@ -44,7 +44,9 @@ def test_joules_per_token_of_a_deployment_are_a_ratio_of_sums_over_its_cycles(st
     se = math.sqrt(CYCLES / (CYCLES - 1) * sum(o * o for o in off)) / tokens
     assert two["j_per_token_se"] == pytest.approx(se)
     # 4.303 is Student's t of two degrees of freedom, as in any table of it
-    assert two["j_per_token_high"] - two["j_per_token"] == pytest.approx(4.3027 * se, rel=1e-4)
+    reach = math.log(two["j_per_token_high"] / two["j_per_token"])
+    assert reach == pytest.approx(4.3027 * se / two["j_per_token"], rel=1e-4)
+    assert reach == pytest.approx(math.log(two["j_per_token"] / two["j_per_token_low"]))
     assert (two["options.batch_size"], four["options.batch_size"]) == (2, 4)
     assert two["cycles"] == two["completed"] == CYCLES
 

@@ -16,6 +16,7 @@ Row = Mapping[str, Any]
 # Names beside points: more are a cloud of text.
 MOST_NAMED = 8
 MOST_COLOURS = 8
+MOST_FACTOR = 5.0
 LATENCY, THROUGHPUT = "itl_p50_s", "tokens_per_s"
 
 
@@ -58,8 +59,9 @@ def _draw(rows: Sequence[Row], by: Sequence[str], figure: Any, theme: Theme) -> 
     joules = np.array([number(row["j_per_token"]) for row in rows])
     low = np.array([number(row["j_per_token_low"]) for row in rows])
     high = np.array([number(row["j_per_token_high"]) for row in rows])
-    # an interval that reaches below nothing ends at the axis
-    errors = np.nan_to_num([joules - np.maximum(low, joules / 20), high - joules])
+    # one that reaches further is as good as not known, and would set the axis
+    low, high = np.maximum(low, joules / MOST_FACTOR), np.minimum(high, joules * MOST_FACTOR)
+    errors = np.nan_to_num([joules - low, high - joules])
     series, colours = _series(rows, by, theme)
     for ax, column, label, sign in (
         (figure.axes[0], LATENCY, "median time between tokens", 1),
