@@ -87,6 +87,21 @@ def test_a_wrong_word_is_told_with_the_one_that_was_meant(changed, path, word):
             "options.batch_size has 2, options.beams has 1",
         ),
         (
+            {"sweep": {"grid": {"prompts.jsonl": [["a", "b"]]}}},
+            "sweep.grid.prompts.jsonl.0",
+            "neither a text nor a number",
+        ),
+        (
+            {"sweep": {"grid": {"arrival": ["quickly"]}}},
+            "sweep.arrival",
+            "neither batch nor",
+        ),
+        (
+            {"sweep": {"grid": {"prompts.synthetic.count": [0]}}},
+            "sweep.prompts.synthetic.count",
+            "greater than or equal to 1",
+        ),
+        (
             {"sweep": {"list": [{"options.batch_size": "many"}]}},
             "sweep.list.0.options.batch_size",
             "whole number",
