@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Whether the reference family's losses follow a law, and how they stand beside other people's.
 
-    python tests/benchmarks/learning.py --out L               # some 15 minutes on 2 idle cores
+    python tests/benchmarks/learning.py --out L               # some 20 minutes on 2 idle cores
     python tests/benchmarks/learning.py --out L --quick       # 12 smaller cells, no peers
     python tests/benchmarks/learning.py --out L --minutes 5   # stop there; the same call goes on
     python tests/benchmarks/learning.py --out L --python ENV/bin/python   # litgpt is there
@@ -53,7 +53,7 @@ budget: {budget} FLOP
 model: {{family: llama, vocabulary: 256, context: 128}}
 data: {{builtin: python-sources, evaluation_tokens: 131072}}
 seeds: {seeds}
-grid: {{levels: {levels}, ratio: 2, sizes: {sizes}, span: 0.4}}
+grid: {{levels: {levels}, ratio: 2, sizes: {sizes}, span: 0.3}}
 training: {{precision: fp32, rule: small, batch_tokens: 1024}}
 site: laptop
 """

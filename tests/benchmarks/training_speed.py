@@ -319,6 +319,8 @@ def heat(
                 racers.append(Contestant(name, shape, threads, folder, args.python))
             except AbsentError as error:
                 print(f"{name} is left out: {error}")
+        if not racers:
+            return {}, True
         # By processor time: others make the wall longer.
         first_s = min(racer.block(4)[1] for racer in racers) / 4 / threads
         steps = max(1, round(args.block_s / first_s))
@@ -347,6 +349,8 @@ def measure(shape: str, threads: int, folder: Path, args: argparse.Namespace) ->
         own = folder / f"heat-{number}"
         own.mkdir(exist_ok=True)
         taken, same = heat(run, shape, threads, names, own, args)
+        if not taken:
+            return False
         heats.append(taken)
         if not same:
             print(f"heat {number}: the first {COMPARED} losses of llem and of bare DIFFER")

@@ -22,9 +22,9 @@ def tell_fit(fit: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(fit, indent=1, allow_nan=False))
         return
-    from llem.report import summary_lines
+    from llem.report import study_lines, summary_lines
 
-    for line in summary_lines(fit):
+    for line in (study_lines if "variants" in fit else summary_lines)(fit):
         print(line)
 
 

@@ -97,7 +97,8 @@ def at_work_now(plan: AnyPlan, runs: Sequence[RunState]) -> list[RunNow]:
         if not isinstance(run, Run):
             continue
         step, rate = round(item.progress * run.steps), item.tokens_per_s or math.nan
-        peak = plan.device.peak_flops * run.layout.ranks
+        # Of a CPU the table's peak is a guess that no utilisation can be told by.
+        peak = math.nan if plan.device.cpu else plan.device.peak_flops * run.layout.ranks
         found.append(
             RunNow(
                 run_id=run.run_id, title=title(run), doing="training" if step else "starting",

@@ -56,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
     for problem in aggregation.problems:
         note(f"problem: {problem}")
     rows = [asdict(row) for row in aggregation.observations]
+    rows += [asdict(row) for row in aggregation.served]
     if args.json:
         print_json(
             {

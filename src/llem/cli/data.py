@@ -94,6 +94,8 @@ def _show(args: argparse.Namespace) -> int:
     from llem.campaign.prepared import index_of, read_prepared, sidecar_of
 
     found = read_prepared(args.file)
+    if found is None and not args.file.is_file():
+        raise InputError(str(args.file), ["is absent"])
     if found is None:
         hint = "`llem data prepare` writes it beside the token file"
         raise InputError(str(args.file), [Fault(sidecar_of(args.file).name, "is absent", hint)])

@@ -11,6 +11,7 @@ from llem.errors import Fault, InputError
 
 if TYPE_CHECKING:
     from llem.cluster import CampaignFolder
+    from llem.pipeline.serving import ServeQuestion
     from llem.scaling import Target
     from llem.scaling.answers.optimum import Prices
 
@@ -19,7 +20,9 @@ EXAMPLE = """  llem fit runs/first                              # a campaign fol
   llem fit losses.csv --target "500 kWh" --target "5000 EUR" --price-per-kwh 0.2
   llem fit losses.csv --law "E + A/N^alpha + B/D^beta" --loss squares --plot
   llem fit losses.csv --compare chinchilla,chinchilla_tied
-  llem fit losses.csv --exclude run7,run9 --json > fit.json"""
+  llem fit losses.csv --exclude run7,run9 --json > fit.json
+  llem fit runs/study                              # a study: what serving costs, by size and batch
+  llem fit runs/first --serve runs/study --served-tokens 1e12 --target-loss 2.6"""
 
 COLUMNS = """\
 params (or N), tokens (D), loss (L, nats per token); where they are known flops (C), run_id,
@@ -31,6 +34,7 @@ LOSS_NAMES = {"lad": "absolute", "l1": "absolute", "mae": "absolute"}
 LOSS_NAMES |= {"ls": "squares", "lsq": "squares", "l2": "squares", "mse": "squares"}
 UNITS = ("FLOP", "GPUh", "kWh")
 PLOTS_FOLDER = "fit-plots"
+USE = ("--batch", "--prompt-tokens", "--answer-tokens")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -131,6 +135,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="the law's own error far beyond the data, in the exponent of N*; 0: none",
     )
+    group = parser.add_argument_group("train and serve: the size of least energy over both")
+    add = group.add_argument
+    add("--serve", type=Path, metavar="STUDY", help="a study that tells what serving costs")
+    add("--served-tokens", metavar="T", help="tokens that will come out, as 1e12 or 500B")
+    add("--target-loss", type=float, metavar="L", help="that the model must reach, nats per token")
+    add("--batch", type=float, metavar="B", help="sequences at once (default: the study's median)")
+    add("--prompt-tokens", type=float, metavar="I", help="of a request (default: the study's)")
+    add("--answer-tokens", type=float, metavar="O", help="of a request (default: the study's)")
+    add("--where", metavar="EXPRESSION", help="of a study: these of its runs alone")
     parser.add_argument_group("columns of the CSV", COLUMNS)
 
 
@@ -139,9 +152,12 @@ def run(args: argparse.Namespace) -> int:
     folder: CampaignFolder | None = None
     if args.source.is_dir():
         from llem.cluster import CampaignFolder
+        from llem.pipeline.campaigns import is_study
         from llem.pipeline.fitting import campaign_table
 
         folder = CampaignFolder(args.source)
+        if is_study(folder.plan_values()):
+            return _study(args, folder, options)
         table = campaign_table(folder)
     else:
         from llem.pipeline.table import read_table
@@ -159,6 +175,8 @@ def run(args: argparse.Namespace) -> int:
 
     from llem.cli._answer import Progress, tell_fit
 
+    if args.serve is not None:
+        options["serve"] = _question(args, options)
     with Progress("resamples") as progress:
         if folder is not None:
             from llem.pipeline.fitting import FIT_FILE, campaign_prices, fit_campaign
@@ -186,7 +204,59 @@ def run(args: argparse.Namespace) -> int:
         drawn = draw_fit(target, numbers=table.numbers, texts=texts, fit=fit)
         note(f"written: {len(drawn)} plots in {target}")
     tell_fit(fit, as_json=args.json)
+    if "train_and_serve" in fit and not args.json:
+        from llem.report import life_lines
+
+        print()
+        for line in life_lines(fit["train_and_serve"]):
+            print(line)
     return 0
+
+
+def _study(args: argparse.Namespace, folder: CampaignFolder, options: dict[str, Any]) -> int:
+    """The laws of what serving costs."""
+    from llem.cli._answer import tell_fit
+    from llem.pipeline.serving import fit_study
+
+    fit = fit_study(folder, where=args.where, **_drawn(options))
+    note(f"written: {folder.results / 'fit.json'}")
+    if args.out is not None:
+        from llem.cluster import write_json
+
+        write_json(args.out, fit)
+        note(f"written: {args.out}")
+    tell_fit(fit, as_json=args.json)
+    return 0
+
+
+def _drawn(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: options[name] for name in ("bootstrap", "level", "seed")}
+
+
+def _question(args: argparse.Namespace, options: dict[str, Any]) -> ServeQuestion:
+    """What is to be served. Raises InputError with every fault."""
+    from llem.campaign import parse_count
+    from llem.cluster import CampaignFolder
+    from llem.pipeline.serving import ServeQuestion, study_variants
+    from llem.scaling import Use
+
+    faults = []
+    if args.served_tokens is None:
+        faults.append(Fault("--served-tokens", "is needed with --serve", "as 1e12"))
+    if args.target_loss is None or not args.target_loss > 0:
+        faults.append(Fault("--target-loss", "is needed with --serve, above 0", "as 2.6"))
+    given = (args.batch, args.prompt_tokens, args.answer_tokens)
+    faults += [Fault(name, "must be 1 or more") for name, value in
+               zip(USE, given, strict=True) if value is not None and not value >= 1]  # fmt: skip
+    if any(v is not None for v in given) and None in given:
+        hint = f"give {', '.join(USE)}, or none of them"
+        faults.append(Fault("--serve", "is told a part of how a request looks", hint))
+    if faults:
+        raise InputError("the call", faults)
+    served = float(option("--served-tokens", parse_count, args.served_tokens))
+    variants, _ = study_variants(CampaignFolder(args.serve), where=args.where, **_drawn(options))
+    use = Use(*given) if None not in given else None
+    return ServeQuestion(variants, args.target_loss, served, use)
 
 
 def split_laws(text: str) -> list[str]:
@@ -218,6 +288,11 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
             faults.append(Fault(name, message))
     targets: list[Target] = []
     unique = None
+    if args.serve is None:
+        names = ("--served-tokens", "--target-loss", *USE)
+        given = (vars(args)[name.removeprefix("--").replace("-", "_")] for name in names)
+        both = zip(names, given, strict=True)
+        faults += [Fault(name, "goes with --serve") for name, value in both if value is not None]
     for text in args.target:
         try:
             targets.append(_target(text))

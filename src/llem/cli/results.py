@@ -19,6 +19,7 @@ EXAMPLE = """  llem results list runs/first
   llem results list runs/first --columns run_id,loss,energy_j,energy_reason
   llem results show runs/first 3f2a                       # a run by the start of its id
   llem results compare runs/first 3f2a 9bc0
+  llem results compare runs/study --by options.batch_size,model --plot
   llem results export runs/first --format parquet --out first.parquet
   llem results export runs/first --table phases --where "phase=train" --out -"""
 
@@ -33,6 +34,26 @@ SHOWN = (
     ("seed", "seed"), ("loss", "loss"), ("energy_j", "energy"), ("joules_per_token", "J/token"),
     ("duration_s", "time"), ("mfu", "MFU"), ("coverage", "complete"),
 )  # fmt: skip
+# The same of a study's runs, and of groups of them.
+SHOWN_SERVED = (
+    ("run_id", "run"), ("status", "status"), ("model", "model"), ("backend", "backend"),
+    ("cycle", "cycle"), ("tokens_out", "tokens"), ("energy_j", "energy"),
+    ("j_per_token", "J/token"), ("prefill_j", "prefill"), ("decode_j", "decode"),
+    ("ttft_p50_s", "TTFT p50"), ("itl_p50_s", "ITL p50"), ("tokens_per_s", "tokens/s"),
+    ("coverage", "complete"),
+)  # fmt: skip
+SHOWN_GROUP = (
+    ("completed", "runs"), ("cycles", "cycles"), ("j_per_token", "J/token"),
+    ("prefill_j_per_token", "prefill J/token"), ("decode_j_per_token", "decode J/token"),
+    ("tokens_per_s", "tokens/s"), ("ttft_p50", "TTFT p50"), ("itl_p50", "ITL p50"),
+    ("itl_p99", "ITL p99"), ("peak_memory_window_bytes", "memory"),
+)  # fmt: skip
+# Of more groups than this not all pairs are listed.
+FEW_GROUPS = 4
+# An interval of less than this is of rounding.
+LEAST_SHARE = 1e-6
+# From here on an interval is told as a factor.
+WIDE_SHARE = 0.5
 FORMATS = ("csv", "parquet", "hdf5", "json")
 SUFFIXES = {"csv": "csv", "parquet": "parquet", "hdf5": "h5", "json": "json"}
 LONGEST = 60
@@ -65,14 +86,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         made.add_argument(
             "--group-by", type=_names, metavar="A,B", help="runs with the same A and B together"
         )
-    for made, many in ((show, None), (compare, "+")):
+    compare.add_argument(
+        "--by", type=_names, metavar="A,B",
+        help="of a study: its runs by these fields, with intervals over cycles, and their ratios",
+    )  # fmt: skip
+    compare.add_argument("--where", metavar="EXPRESSION", help="with --by: of these rows alone")
+    compare.add_argument(
+        "--plot", nargs="?", const="", metavar="DIR",
+        help="with --by: draw joules per token against latency and throughput, as PNG and SVG",
+    )  # fmt: skip
+    for made, many in ((show, None), (compare, "*")):
         made.add_argument(
             "run", metavar="RUN", nargs=many, help="a run id of `llem results list`, or its start"
         )
     export.add_argument("--format", choices=FORMATS, help="default: by the name of --out, else csv")
     export.add_argument(
         "--table", default="observations", metavar="NAME",
-        help="observations (default), phases, devices, ranks or cells",
+        help="observations (default), phases, devices, ranks or cells; of a study deployments and "
+        "latencies in the place of cells",
     )  # fmt: skip
     export.add_argument(
         "--out", metavar="FILE", help="default: DIR/results/export/<table>; - is standard output"
@@ -116,7 +147,7 @@ def _list(args: argparse.Namespace) -> int:
     # the line above says it once for all rows
     heads = {name: name for name in found.kinds if name != "rehearsal"}
     if not args.columns and not args.group_by:
-        heads = dict(SHOWN)
+        heads = dict(SHOWN_SERVED if found.study else SHOWN)
     if not found.rows:
         note("no run")
         return 0
@@ -163,6 +194,12 @@ def _compare(args: argparse.Namespace) -> int:
     from llem.errors import Fault, InputError
     from llem.pipeline.viewing import compare_runs, load_rows
 
+    if args.by:
+        return _compare_groups(args)
+    given = [name for name, value in (("--where", args.where), ("--plot", args.plot))
+             if value is not None]  # fmt: skip
+    if given:
+        raise InputError("the call", [Fault(name, "goes with --by") for name in given])
     if len(args.run) < 2:
         raise InputError("the call", [Fault("RUN", "two runs or more are compared")])
     every = load_rows(CampaignFolder(args.dir))
@@ -185,9 +222,80 @@ def _compare(args: argparse.Namespace) -> int:
     return 0
 
 
+def _compare_groups(args: argparse.Namespace) -> int:
+    from llem.cluster import CampaignFolder
+    from llem.errors import Fault, InputError
+    from llem.pipeline.viewing import compare_groups, load_rows
+
+    if args.run:
+        hint = "either runs or --by"
+        raise InputError("the call", [Fault("RUN", "goes without --by", hint)])
+    every = load_rows(CampaignFolder(args.dir)).where(args.where)
+    found, pairs = compare_groups(every, args.by)
+    if args.plot is not None:
+        from llem.report import draw_study
+
+        place = Path(args.plot) if args.plot else args.dir / "results" / "study-plots"
+        drawn = draw_study(place, found.rows, args.by)
+        note(f"written: {', '.join(str(path) for path in drawn)}")
+    if args.json:
+        print_json({"groups": [dict(row) for row in found.rows],
+                    "ratios": [vars(pair) for pair in pairs]})  # fmt: skip
+        return 0
+    from llem.cli._show import table
+    from llem.results.where import is_known
+
+    _tell_rehearsal(every.rehearsal)
+    heads = [*args.by, *(head for _, head in SHOWN_GROUP)]
+    rows = [[*(_cell(name, row[name]) for name in args.by),
+             *(_with_interval(name, row) for name, _ in SHOWN_GROUP)]
+            for row in found.rows]  # fmt: skip
+    table(heads, rows)
+    if pairs:
+        print()
+        if len(found.rows) > FEW_GROUPS:
+            best = min(found.rows, key=lambda row: (row["j_per_token"] != row["j_per_token"],
+                                                    row["j_per_token"]))  # fmt: skip
+            key = tuple(value if is_known(value := best[name]) else None for name in args.by)
+            pairs = [
+                p if p.first == key else p.turned() for p in pairs if key in (p.first, p.second)
+            ]
+            print("against the least (all pairs: --json)")
+        lines = [[_key(p.second), _key(p.first), _ratio(p.ratio), _interval(p.low, p.high), p.how]
+                 for p in pairs]  # fmt: skip
+        table(["J/token of", "over", "ratio", "95 % interval", "cycles"], lines)
+    return 0
+
+
+def _key(values: tuple[Any, ...]) -> str:
+    return ", ".join("(default)" if v is None else str(v) for v in values)
+
+
+def _with_interval(name: str, row: Any) -> str:
+    """A value, and how far its interval reaches to either side, as a share of it."""
+    from llem.report.tables import significant
+
+    value = row[name] if name in row else row[f"{name}_s"]
+    high = row.get(f"{name}_high", row.get(f"{name}_high_s", float("nan")))
+    told = _cell(name if name in row else f"{name}_s", value)
+    # intervals are symmetric on a log scale
+    share = high / value - 1 if value else float("nan")
+    if not share >= LEAST_SHARE:
+        return told
+    if share < WIDE_SHARE:
+        return f"{told} ±{significant(100 * share, 2)} %"
+    return f"{told} x/{significant(high / value, 2)}"
+
+
+def _interval(low: float, high: float) -> str:
+    from llem.report.tables import UNKNOWN, significant
+
+    return f"{significant(low)} to {significant(high)}" if low == low else UNKNOWN
+
+
 def _export(args: argparse.Namespace) -> int:
     from llem.errors import Fault, InputError
-    from llem.pipeline.viewing import TABLES
+    from llem.pipeline.viewing import STUDY_TABLES, TABLES
     from llem.results.export import csv_text, export_rows, json_text
 
     known = {f".{suffix}": name for name, suffix in SUFFIXES.items()} | {".hdf5": "hdf5"}
@@ -201,7 +309,7 @@ def _export(args: argparse.Namespace) -> int:
         return 0
     results = args.dir / "results"
     out = Path(args.out or results / "export" / f"{args.table}.{SUFFIXES[format]}")
-    own = tuple(f"{name}.csv" for name in TABLES)
+    own = tuple(f"{name}.csv" for name in {*TABLES, *STUDY_TABLES})
     if out.parent.resolve() == results.resolve() and out.name in own:
         hint = "another name, or leave --out away"
         raise InputError("the call", [Fault("--out", f"{out} is llem's own table", hint)])
@@ -223,6 +331,7 @@ def _cell(name: str, value: Any, *, whole: bool = False) -> str:
         format_duration,
         format_energy,
         format_flops,
+        format_si,
         percent,
         significant,
     )
@@ -240,9 +349,11 @@ def _cell(name: str, value: Any, *, whole: bool = False) -> str:
         told = format_energy(value)
     elif name in ("duration_s", "gpu_seconds"):
         told = format_duration(value)
+    elif name.startswith(("ttft_", "itl_", "latency_")):
+        told = format_si(value, "s")
     elif name in ("mfu", "coverage", "device_coverage"):
         told = percent(value)
-    elif name == "peak_memory_bytes":
+    elif name.startswith("peak_memory"):
         told = _bytes(value)
     else:
         return str(value) if isinstance(value, int) else significant(value, 4)

@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 
 OBSERVATIONS_FILE = "observations.csv"
 REDUCTIONS_FILE = "reductions.cache"
+# Of a study: its deployments over their cycles, and the samples that percentiles are of.
+DEPLOYMENTS_FILE = "deployments.csv"
+SAMPLES_FILE = "latencies.h5"
 
 
 @dataclass(frozen=True)
@@ -257,7 +260,8 @@ def aggregate_campaign(
     progress: Callable[[int, int], None] | None = None,
 ) -> Aggregation:
     """Raw records → observations, written to `results/observations.csv` unless `write` is False,
-    with `phases.csv`, `devices.csv`, `ranks.csv` and `cells.csv` beside it.
+    with `phases.csv`, `devices.csv`, `ranks.csv` and `cells.csv` beside it; of a study
+    `deployments.csv` and `latencies.h5` in the place of cells.
 
     `workers` processes read records, by default as many as there are processors and work for. Runs
     whose files have not changed since the last call are not read again, unless `cached` is False;
@@ -314,11 +318,37 @@ def aggregate_campaign(
         problems += check_against_slurm(folder, aggregation.devices)
     if problems:
         aggregation = replace(aggregation, problems=(*aggregation.problems, *problems))
-    if write:
+    if write and aggregation.served:
+        write_served(folder, aggregation)
+    elif write:
         write_observations(aggregation.observations, folder.results / OBSERVATIONS_FILE)
+        cells = ratios_by_cell(aggregation.observations)
+        write_rows(CellRatio, cells, folder.results / "cells.csv")
+    if write:
         write_rows(PhaseEnergy, aggregation.phases, folder.results / "phases.csv")
         write_rows(DeviceRow, aggregation.devices, folder.results / "devices.csv")
         write_rows(RankRow, aggregation.ranks, folder.results / "ranks.csv")
-        cells = ratios_by_cell(aggregation.observations)
-        write_rows(CellRatio, cells, folder.results / "cells.csv")
     return aggregation
+
+
+def write_served(folder: CampaignFolder, aggregation: Aggregation) -> None:
+    """The tables that a study alone has."""
+    from llem.results.deployments import deployment_table
+    from llem.results.export import export_rows
+    from llem.results.pool import write_pools
+    from llem.results.servedrow import pools_of
+    from llem.results.studytable import study_table
+
+    kinds, rows = study_table(aggregation.served)
+    export_rows(rows, kinds, folder.results / OBSERVATIONS_FILE, format="csv")
+    both = zip(aggregation.served, aggregation.samples, strict=True)
+    pools = {row.run_id: pools_of(samples) for row, samples in both}
+    write_pools(folder.results / SAMPLES_FILE, pools)
+    kinds, rows = deployment_table(kinds, rows, pools)
+    export_rows(rows, kinds, folder.results / DEPLOYMENTS_FILE, format="csv")
+
+
+def is_study(plan: Mapping[str, Any]) -> bool:
+    """Whether a plan's runs serve models and train none."""
+    runs = plan.get("runs") or [{}]
+    return "inference" in (plan.get("workload"), runs[0].get("workload"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,7 @@ def report_campaign(folder: CampaignFolder, *, fit_reason: str = "") -> Path:
     """
     from dataclasses import asdict
 
-    from llem.pipeline.campaigns import OBSERVATIONS_FILE
+    from llem.pipeline.campaigns import OBSERVATIONS_FILE, is_study
     from llem.report import write_report
     from llem.results import read_observations
 
@@ -42,6 +43,8 @@ def report_campaign(folder: CampaignFolder, *, fit_reason: str = "") -> Path:
         raise InputError(str(observations), [fault])
     fit_file = folder.results / FIT_FILE
     fit = json.loads(fit_file.read_text()) if fit_file.is_file() else None
+    if is_study(plan):
+        return _report_study(folder, plan, fit, fit_reason)
     return write_report(
         folder.results,
         observations=[asdict(row) for row in read_observations(observations)],
@@ -49,6 +52,23 @@ def report_campaign(folder: CampaignFolder, *, fit_reason: str = "") -> Path:
         plan=plan,
         title=plan["campaign"]["name"] + (" (REHEARSED)" if plan.get("rehearsal") else ""),
         fit_reason=fit_reason,
+    )
+
+
+def _report_study(
+    folder: CampaignFolder, plan: Mapping[str, Any], fit: dict[str, Any] | None, reason: str
+) -> Path:
+    from llem.pipeline.viewing import load_rows
+    from llem.report import write_study_report
+
+    return write_study_report(
+        folder.results,
+        runs=load_rows(folder).rows,
+        deployments=load_rows(folder, "deployments").rows,
+        fit=fit,
+        plan=plan,
+        title=f"{plan['campaign']['name']}: what serving costs",
+        fit_reason=reason,
     )
 
 
@@ -60,6 +80,8 @@ def finish(folder: CampaignFolder, **options: Any) -> Finished:
     from llem.pipeline.campaigns import aggregate_campaign
 
     aggregation = aggregate_campaign(folder)
+    if aggregation.served:
+        return _finish_study(folder, aggregation.problems)
     options.setdefault("allow_edge_minima", True)
     fit: dict[str, Any] | None = None
     reason = ""
@@ -71,3 +93,16 @@ def finish(folder: CampaignFolder, **options: Any) -> Finished:
         # A law of an earlier state of the campaign must not pass for one of this state.
         (folder.results / FIT_FILE).unlink(missing_ok=True)
     return Finished(fit, reason, report_campaign(folder, fit_reason=reason), aggregation.problems)
+
+
+def _finish_study(folder: CampaignFolder, problems: tuple[str, ...]) -> Finished:
+    from llem.pipeline.serving import fit_study
+
+    fit: dict[str, Any] | None = None
+    reason = ""
+    try:
+        fit = fit_study(folder)
+    except InputError as error:
+        reason = str(error)
+        (folder.results / FIT_FILE).unlink(missing_ok=True)
+    return Finished(fit, reason, report_campaign(folder, fit_reason=reason), problems)

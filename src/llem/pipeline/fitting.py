@@ -15,6 +15,7 @@ from llem.pipeline.table import Table
 
 if TYPE_CHECKING:
     from llem.cluster import CampaignFolder
+    from llem.pipeline.serving import ServeQuestion
     from llem.results import Observation
     from llem.scaling import Estimator, Target
     from llem.scaling.answers.optimum import Prices
@@ -76,6 +77,7 @@ def fit_observations(
     exponent_error: float | None = None,
     declared: Mapping[str, str] | None = None,
     allow_edge_minima: bool = False,
+    serve: ServeQuestion | None = None,
     watch: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Fit a law to observations (a Table, or mappings with its columns), as fit.json.
@@ -84,8 +86,8 @@ def fit_observations(
     with the reason; `excluded` adds what was left out before. Where runs have several rows, those
     are chosen and weighed as `checkpoints` (what is done with un-annealed ones) and `weights`
     say, see `select_checkpoints`. unique_tokens (of the data) and exponent_error (the law's own)
-    hold at the targets, prices for money; declared answers the checklist. The other options are
-    those of `fit_law`.
+    hold at the targets, prices for money; declared answers the checklist; `serve` asks for the size
+    that is best over training and serving. The other options are those of `fit_law`.
 
     Raises TableError and ScalingDataError where the rows cannot carry a law, EdgeMinimaError where
     a designed isoFLOP grid has slices without a minimum, unless `allow_edge_minima`.
@@ -122,6 +124,8 @@ def fit_observations(
         error.source = table.source
         raise
     out = fit.to_dict()
+    if serve is not None:
+        out["train_and_serve"] = serve.answer(fit)
     for worst in out["residuals"]["worst"]:
         row = int(selected.rows[worst["row"]])
         worst |= {"row": row, "run_id": table.name(row)}

@@ -9,12 +9,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llem.errors import Fault, InputError, did_you_mean, run_named
-from llem.pipeline.campaigns import OBSERVATIONS_FILE, aggregate_campaign
+from llem.pipeline.campaigns import (
+    DEPLOYMENTS_FILE,
+    OBSERVATIONS_FILE,
+    SAMPLES_FILE,
+    aggregate_campaign,
+    is_study,
+)
 
 if TYPE_CHECKING:
     from llem.cluster import CampaignFolder
+    from llem.results.deployments import PairRatio
+    from llem.results.pool import Pool
 
 TABLES = ("observations", "phases", "devices", "ranks", "cells")
+# What a study has in the place of cells.
+STUDY_TABLES = ("observations", "phases", "devices", "ranks", "deployments", "latencies")
 CANDIDATES = 8
 DESCENDING = ":desc"
 REHEARSAL = "rehearsal"
@@ -32,6 +42,13 @@ class Rows:
     kinds: Mapping[str, str]
     rows: tuple[Mapping[str, Any], ...]
     rehearsal: str = ""
+    # Of a study's runs: the samples that percentiles over several of them are of, by run id.
+    pools: Mapping[str, Mapping[str, Pool]] | None = None
+
+    @property
+    def study(self) -> bool:
+        """Whether these are runs that served models."""
+        return self.pools is not None
 
     def where(self, text: str | None) -> Rows:
         """Those that an expression such as `params>1e6 and status=completed` is true of."""
@@ -68,10 +85,17 @@ class Rows:
         return replace(self, rows=tuple(rows))
 
     def grouped(self, by: Sequence[str]) -> Rows:
-        """One row for each set of values of these fields; see `llem.results.grouping`."""
+        """One row for each set of values of these fields; see `llem.results.grouping`, and
+        `llem.results.deployments` of a study."""
         from llem.results.grouping import group_rows
 
         _check(by, self.kinds, "--group-by")
+        if self.pools is not None:
+            from llem.results.deployments import group_served, kind_of
+
+            rows = tuple(group_served(self.rows, by, self.pools))
+            kinds = {name: kind_of(name, self.kinds) for name in (rows[0] if rows else by)}
+            return Rows(kinds=kinds, rows=rows)._marked(self.rehearsal)
         rows = tuple(group_rows(self.rows, by))
         whole = {"runs": "int", "completed": "int", "without_loss": "int", "without_energy": "int"}
         names = rows[0] if rows else [*by]
@@ -81,7 +105,8 @@ class Rows:
     def _marked(self, law: str) -> Rows:
         if not law:
             return self
-        return Rows(
+        return replace(
+            self,
             kinds={**self.kinds, REHEARSAL: "str"},
             rows=tuple({**row, REHEARSAL: law} for row in self.rows),
             rehearsal=law,
@@ -107,16 +132,59 @@ def load_rows(folder: CampaignFolder, table: str = "observations") -> Rows:
 
     of = {"observations": Observation, "phases": PhaseEnergy, "devices": DeviceRow,
           "ranks": RankRow, "cells": CellRatio}  # fmt: skip
-    if table not in of:
-        hint = did_you_mean(table, TABLES)
+    plan = folder.plan_values()
+    tables = STUDY_TABLES if is_study(plan) else TABLES
+    if table not in tables:
+        hint = did_you_mean(table, tables)
         raise InputError("the call", [Fault("table", f"there is no {table!r}", hint)])
-    law = (folder.plan_values().get("rehearsal") or {}).get("law", "")
+    law = str((plan.get("rehearsal") or {}).get("law", ""))
+    if is_study(plan) and (found := _load_study(folder, table)) is not None:
+        return found._marked(law)
     path = folder.results / f"{table}.csv"
     if not path.is_file():
         aggregate_campaign(folder)
     kind: type[Any] = of[table]
     rows = tuple(asdict(row) for row in read_rows(kind, path))
-    return Rows(kinds=kinds_of(kind), rows=rows)._marked(str(law))
+    return Rows(kinds=kinds_of(kind), rows=rows)._marked(law)
+
+
+def _load_study(folder: CampaignFolder, table: str) -> Rows | None:
+    """A table that a study alone has; None for those that all campaigns have."""
+    from llem.results.deployments import deployment_table
+    from llem.results.pool import read_pools
+    from llem.results.studytable import read_study
+
+    if table not in ("observations", "deployments", "latencies"):
+        return None
+    needed = (OBSERVATIONS_FILE, DEPLOYMENTS_FILE, SAMPLES_FILE)
+    if not all((folder.results / name).is_file() for name in needed):
+        aggregate_campaign(folder)
+    kinds, rows = read_study(folder.results / OBSERVATIONS_FILE)
+    pools = read_pools(folder.results / SAMPLES_FILE)
+    if table == "deployments":
+        kinds, rows = deployment_table(kinds, rows, pools)
+    elif table == "latencies":
+        kinds = {"run_id": "str", "time": "str", "ns": "int", "count": "int"}
+        rows = [
+            {"run_id": run_id, "time": name, "ns": ns, "count": count}
+            for run_id, of_run in pools.items()
+            for name, pool in of_run.items()
+            for ns, count in zip(pool.ns.tolist(), pool.count.tolist(), strict=True)
+        ]
+    return Rows(kinds=kinds, rows=tuple(rows), pools=pools if table == "observations" else None)
+
+
+def compare_groups(rows: Rows, by: Sequence[str]) -> tuple[Rows, list[PairRatio]]:
+    """A study's runs by these fields, and each two groups' joules per token against each other.
+
+    Raises InputError for a campaign that trains, and for unknown fields.
+    """
+    from llem.results.deployments import pair_ratios
+
+    if not rows.study:
+        raise InputError("the call", [Fault("--by", "is for studies of served models")])
+    _check(by, rows.kinds, "--by")
+    return rows.grouped(by), pair_ratios(rows.rows, by)
 
 
 def newer_records(folder: CampaignFolder) -> int:

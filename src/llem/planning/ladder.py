@@ -12,10 +12,13 @@ from llem.campaign.architecture import Decoder
 TOLERANCE = 0.05
 MLP_RATIO = 8 / 3
 MLP_RATIO_RANGE = (2.0, 4.0)
-# Depth grows as the square root of the width: 2-3 layers at width 32, 10 at 512, 29 at 4096,
+# Depth grows as the square root of the width: 3 layers at width 32, 10 at 512, 29 at 4096,
 # through the shapes of published families (Llama, Pythia, OLMo) at the wide end. Never below two
-# layers: one costs .1 nats at a hundred thousand parameters.
+# layers: one costs .1 nats at a hundred thousand parameters. It weighs more than the MLP's ratio,
+# since a ladder that hops between two and three layers has a law's losses hop with it.
 DEPTH_COEFFICIENT = 0.45
+LEAST_DEPTH = 2.7
+DEPTH_WEIGHT = 2.0
 
 
 def nearest_decoder(
@@ -56,7 +59,7 @@ def _best_shape(params: float, widths: Sequence[_Width]) -> tuple[int, int, int]
         least = max(row.fewest, math.floor(rest / row.high) - 1)
         most = min(row.most, math.ceil(rest / row.low) + 1)
         for layers in range(least, most + 1):
-            depth = abs(math.log(layers / row.preferred))
+            depth = DEPTH_WEIGHT * abs(math.log(layers / row.preferred))
             # A plan looks at some ten thousand shapes: what cannot be the best goes unmeasured.
             if depth >= best:
                 continue
@@ -100,7 +103,7 @@ class _Width(NamedTuple):
 @lru_cache
 def _widths(tables: int, head_size: int | None) -> tuple[_Width, ...]:
     """Every width that heads divide, narrowest first. `tables` is the number of embedding rows."""
-    tiny = (16, 24, 32, 48)
+    tiny = range(16, 64, 8)
     small = range(64, 128, 16)
     middle = range(128, 512, 32)
     large = range(512, 2048, 64)
@@ -112,7 +115,7 @@ def _widths(tables: int, head_size: int | None) -> tuple[_Width, ...]:
         block = 4 * width * width + 2 * width
         low, high = (block + 3 * width * width * ratio for ratio in MLP_RATIO_RANGE)
         multiple = 4 if width < 64 else 8 if width < 256 else 64 if width < 2048 else 256
-        preferred = DEPTH_COEFFICIENT * math.sqrt(width)
+        preferred = max(LEAST_DEPTH, DEPTH_COEFFICIENT * math.sqrt(width))
         fixed = tables * width + width
         fewest, most = max(2, math.floor(0.6 * preferred)), math.ceil(1.7 * preferred)
         # A model is given a width only where two thirds of the usual 12 w^2 of one layer fit.
@@ -129,7 +132,9 @@ def _widths(tables: int, head_size: int | None) -> tuple[_Width, ...]:
 
 def _head_size(width: int) -> int:
     # At a few tens of thousand parameters heads of 8 cost .04 nats; 24 is as good as 16.
-    if width in (24, 48):
+    if width < 64 and width % 16:
+        return width if width < 32 else width // 2
+    if width == 48:
         return 24
     if width < 128:
         return 16

@@ -269,9 +269,10 @@ class _Opened:
     def rows(
         self, name: str, dtype: np.dtype[Any], columns: Sequence[str] | None
     ) -> Table | Columns:
-        """A table, or these columns of it."""
+        """A table, or those of these columns that it has."""
         if columns is None:
             return self.table(name, dtype)
+        columns = [column for column in columns if column in (dtype.names or ())]
         if self._bytes is None:
             try:
                 found = read_columns(self.file, name, dtype, columns)

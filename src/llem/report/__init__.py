@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llem.report.page import draw_fit, write_report
+    from llem.report.serving import life_lines, study_lines
+    from llem.report.study import draw_study, write_study_report
     from llem.report.summary import comparison_lines, summary_lines
     from llem.report.tables import answer, format_si, law_rows, optimum_rows
 
@@ -17,22 +19,30 @@ _HOME = {
     "answer": "tables",
     "comparison_lines": "summary",
     "draw_fit": "page",
+    "draw_study": "study",
     "format_si": "tables",
     "law_rows": "tables",
+    "life_lines": "serving",
     "optimum_rows": "tables",
+    "study_lines": "serving",
     "summary_lines": "summary",
     "write_report": "page",
+    "write_study_report": "study",
 }
 
 __all__ = [
     "answer",
     "comparison_lines",
     "draw_fit",
+    "draw_study",
     "format_si",
     "law_rows",
+    "life_lines",
     "optimum_rows",
+    "study_lines",
     "summary_lines",
     "write_report",
+    "write_study_report",
 ]
 
 

@@ -87,15 +87,25 @@ def draw_fit(
     numbers and texts: columns (n,) by the names of observations.csv. UnavailableError without
     matplotlib.
     """
+    check_plots()
+    return save_plots(out_dir, make_plots(gather_columns(numbers, texts, fit), fit))
+
+
+def check_plots() -> None:
+    """Raises UnavailableError without matplotlib."""
     if not can_plot():
         raise UnavailableError(
             "plots need matplotlib, which is not installed here",
             remedy="pip install 'llem[plot]'",
         )
+
+
+def save_plots(out_dir: str | Path, plots: Sequence[Plot]) -> list[Path]:
+    """Write plots as PNG and SVG under `out_dir`; returns the files."""
     folder = Path(out_dir)
     folder.mkdir(parents=True, exist_ok=True)
     files = []
-    for plot in make_plots(gather_columns(numbers, texts, fit), fit):
+    for plot in plots:
         for ending, content in (("png", plot.png()), ("svg", plot.svg(LIGHT))):
             files.append(folder / f"{plot.name}.{ending}")
             write_whole(files[-1], content)
@@ -121,11 +131,11 @@ def render_page(
     return render(
         TEMPLATE,
         title=title,
-        lead=_together(_lead(fit, fit_reason)),
-        further=[_together(text) for text in _further(fit)],
+        lead=together(_lead(fit, fit_reason)),
+        further=[together(text) for text in _further(fit)],
         facts=_facts(runs, fit),
         warnings=_warnings(fit),
-        plots=[_embedded(plot) for plot in plots],
+        plots=[embedded(plot) for plot in plots],
         no_plots="" if can_plot() else NO_PLOTS,
         law=_law(fit),
         optima=optima,
@@ -142,7 +152,7 @@ def render_page(
         runs=_run_rows(runs, fit),
         statuses=_statuses(runs),
         energy=_energy(runs, fit),
-        provenance=_provenance(fit, plan),
+        provenance=provenance_of(fit, plan),
     )
 
 
@@ -152,7 +162,7 @@ def _lead(fit: Mapping[str, Any] | None, reason: str) -> str:
     return "No law could be fitted" + (f": {reason}" if reason else " to these runs.")
 
 
-def _together(text: str) -> str:
+def together(text: str) -> str:
     """Keeps numbers and units on one line."""
     return re.sub(r"(?<=\d) (?=[A-Za-z%µ])", "\u00a0", text)
 
@@ -173,7 +183,7 @@ def _far(fit: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     return [
         {
             "target": tables.format_target(o["target"]),
-            "lines": [_together(line) for line in tables.far_lines(o, level=level)],
+            "lines": [together(line) for line in tables.far_lines(o, level=level)],
             "allowance": (o.get("allowance") or {}).get("text") or "",
         }
         for o in fit.get("optima") or []
@@ -391,7 +401,7 @@ def _energy(runs: Runs, fit: Mapping[str, Any] | None) -> dict[str, Any]:
     return {"qualities": qualities, "laws": laws}
 
 
-def _provenance(
+def provenance_of(
     fit: Mapping[str, Any] | None, plan: Mapping[str, Any] | None
 ) -> list[tuple[str, str]]:
     rows: list[tuple[str, str]] = []
@@ -417,7 +427,7 @@ def _provenance(
     return rows
 
 
-def _embedded(plot: Plot) -> dict[str, str]:
+def embedded(plot: Plot) -> dict[str, str]:
     return {
         "name": plot.name,
         "title": plot.title,

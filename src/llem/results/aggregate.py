@@ -32,6 +32,8 @@ from llem.results.observation import Observation
 from llem.results.phases import DeviceRow, PhaseEnergy, device_rows, phase_energy
 from llem.results.reduction import Inputs, Reduction, inputs_of, sealed_since
 from llem.results.row import observe
+from llem.results.served import Served
+from llem.results.servedrow import ServedRow, observe_served
 from llem.results.stored import Store
 from llem.results.stragglers import RankRow
 from llem.results.workers import reduce_runs
@@ -40,7 +42,11 @@ from llem.results.workers import reduce_runs
 @dataclass(frozen=True, kw_only=True)
 class Aggregation:
     """One row for each planned run, in the plan's order, one for each phase, device and rank of
-    its attempts, and every file that was not right."""
+    its attempts, and every file that was not right.
+
+    Runs that served a model have their rows in `served`, with the samples that percentiles over
+    several runs are of in `samples`; those that trained one in `observations`.
+    """
 
     observations: tuple[Observation, ...]
     phases: tuple[PhaseEnergy, ...]
@@ -48,6 +54,8 @@ class Aggregation:
     ranks: tuple[RankRow, ...]
     problems: tuple[str, ...]
     options: LateOptions
+    served: tuple[ServedRow, ...] = ()
+    samples: tuple[Served, ...] = ()
 
 
 def aggregate(
@@ -100,17 +108,21 @@ def aggregate(
         problems += reduction.problems
     problems += _unplanned(folder / "runs", {str(run["run_id"]) for run in planned})
     left = iter(divided)
-    observations = []
+    observations: list[Observation] = []
+    served: list[tuple[ServedRow, Served]] = []
     phases: list[PhaseEnergy] = []
     devices: list[DeviceRow] = []
     for run, reduction in zip(planned, reductions, strict=True):
         of_run = reduction.attempts
         claims = [[next(left) for _ in attempt.claims] for attempt in of_run]
-        observations.append(observe(run, of_run, reduction.trained, claims, options))
+        if run.get("workload") == "inference":
+            served.append(observe_served(run, of_run, claims, options))
+        else:
+            observations.append(observe(run, of_run, reduction.trained, claims, options))
         for attempt, own in zip(of_run, claims, strict=True):
             phases += phase_energy(str(run["run_id"]), attempt, own)
             devices += device_rows(str(run["run_id"]), attempt, own, options)
-    problems += _unlike(observations)
+    problems += _unlike([*observations, *(row for row, _ in served)])
     if store is not None:
         problems += store.problems
     return Aggregation(
@@ -120,6 +132,8 @@ def aggregate(
         ranks=tuple(row for a in attempts for row in a.rank_rows),
         problems=tuple(problems),
         options=options,
+        served=tuple(row for row, _ in served),
+        samples=tuple(samples for _, samples in served),
     )
 
 
@@ -254,7 +268,7 @@ def _peak_flops(plan: Mapping[str, Any]) -> float | None:
     return None
 
 
-def _unlike(observations: Sequence[Observation]) -> list[str]:
+def _unlike(observations: Sequence[Observation | ServedRow]) -> list[str]:
     """Rows whose energies are of different things, and cannot be compared as they stand."""
     counts = Counter(o.energy_domains for o in observations if o.energy_j == o.energy_j)
     if len(counts) < 2:

@@ -25,10 +25,12 @@ import numpy as np
 from llem.results.attempt import Attempt
 from llem.results.claims import Claim, Pieces
 from llem.results.endrecord import EndRecord
+from llem.results.pool import Pool
 from llem.results.ranks import Ranks
 from llem.results.ratio import Clusters
 from llem.results.reduction import Reduction
 from llem.results.row import Trained
+from llem.results.served import Served
 from llem.results.steps import PhaseTime, StepSums
 from llem.results.stragglers import RankRow
 from llem.results.timeline import Cuts
@@ -38,7 +40,7 @@ CLASSES: Mapping[str, type[Any]] = {
     kind.__name__: kind
     for kind in (
         Reduction, Attempt, EndRecord, Ranks, Trained, StepSums, PhaseTime, SteadyFrom, Clusters,
-        Claim, Pieces, Cuts, RankRow,
+        Claim, Pieces, Cuts, RankRow, Served, Pool,
     )
 }  # fmt: skip
 _FIELDS = {name: tuple(f.name for f in fields(kind)) for name, kind in CLASSES.items()}

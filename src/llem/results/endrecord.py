@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ STATUSES = ("completed", "diverged", "interrupted", "failed")
 class EndRecord:
     """How an attempt ended. `t0_ns` to `t1_ns` is its window on rank 0's monotonic clock.
 
-    `trunk_steps` of the run's steps were another run's, whose checkpoint it began from.
+    `trunk_steps` of the run's steps were another run's, whose checkpoint it began from. Of a served
+    model: `effective`, its options as the backend itself reports them, `peak_memory_window_bytes`,
+    the most that it held in the measured window, and `load_s`, until its weights were there.
 
     None or NaN where the file does not say.
     """
@@ -36,6 +38,9 @@ class EndRecord:
     hosts: tuple[str, ...] = ()
     ranks: int | None = None
     trunk_steps: int = 0
+    effective: Mapping[str, Any] = field(default_factory=dict)
+    peak_memory_window_bytes: float = math.nan
+    load_s: float = math.nan
 
     @property
     def window_ns(self) -> tuple[int, int] | None:
@@ -82,7 +87,14 @@ def read_end(path: Path, *, run_id: str, rehearsed: bool = False) -> EndRecord |
         hosts=tuple(map(str, hosts)) if isinstance(hosts, list) else (),
         ranks=_integer(values.get("ranks")),
         trunk_steps=_trunk_steps(values.get("trunk")),
+        effective=_mapping(values.get("effective")),
+        peak_memory_window_bytes=_number(values.get("peak_memory_window_bytes")),
+        load_s=_number(values.get("load_s")),
     )
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def _trunk_steps(trunk: Any) -> int:

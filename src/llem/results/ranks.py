@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from llem.records import Columns, NodeRecord, RankRecord, RecordError, read_rank
 from llem.results.clock import HostClock, translate
+from llem.results.served import Served, as_training, served_by
 from llem.results.timeline import Timeline, timeline
 
 RANK_FILE = re.compile(r"rank-(\d+)\.h5")
@@ -23,9 +24,10 @@ RANK_FILE = re.compile(r"rank-(\d+)\.h5")
 SKEW_S = 0.5
 SKEW_MIN_STEPS = 3
 
-# What of the steps is read.
+# What of the steps is read, or of the forward passes of a served model.
 STEP_COLUMNS = (
     "step", "t0_ns", "t1_ns", "tokens_rank", "tokens_unique", "e0_mj", "e1_mj", "phase",
+    "batch", "tokens_out", "context",
 )  # fmt: skip
 
 # Times and stamps of ranks are kept up to so much; those of further ranks are read once more where
@@ -71,7 +73,8 @@ class Ranks:
     from the first start of a step to the last end, over all ranks. `clocks` and `lines` (those of
     the host's first rank) are by boot id. `loss` is rank 0's evaluation at `loss_step`, its last.
     `device_uuids` are the GPUs that they computed on, None where one of them did not say.
-    `comparable`: moments on two hosts can be compared, to well under a step.
+    `comparable`: moments on two hosts can be compared, to well under a step. `served` is what each
+    replica of a served model says of its requests.
     """
 
     seen: tuple[int, ...]
@@ -91,6 +94,7 @@ class Ranks:
     device_uuids: frozenset[str] | None
     comparable: bool
     problems: tuple[str, ...]
+    served: tuple[Served, ...] = ()
 
     def without_steps(self) -> Ranks:
         """Without what grows with the number of steps, for a campaign of many runs."""
@@ -119,6 +123,7 @@ def read_ranks(paths: Sequence[Path], *, run_id: str, rehearsed: bool = False) -
     devices: set[tuple[str, str]] = set()
     reference: HostClock | None = None
     device_uuids: set[str] = set()
+    served: list[Served] = []
     kept_bytes = 0
     loss = loss_se = math.nan
     loss_step: int | None = None
@@ -136,6 +141,9 @@ def read_ranks(paths: Sequence[Path], *, run_id: str, rehearsed: bool = False) -
         device_uuids.add(str(record.meta.get("device_uuid") or ""))
         if isinstance(record.meta.get("world"), int):
             worlds.add(record.meta["world"])
+        if (told := served_by(record)) is not None:
+            served.append(told)
+        record = as_training(record)
         steps = last_of_each_step(Columns.of(record.steps))
         numbers = sums.add(steps)
         if len(record.clock):
@@ -195,6 +203,7 @@ def read_ranks(paths: Sequence[Path], *, run_id: str, rehearsed: bool = False) -
         comparable=reference is not None
         and all(c.compared or c.boot_id == reference.boot_id for c in clocks.values()),
         problems=tuple(problems),
+        served=tuple(served),
     )
 
 
@@ -203,7 +212,7 @@ def timed(rank: RankTimes) -> RankTimes:
     if rank.kept:
         return rank
     try:
-        record = _read_rank(rank.path)
+        record = as_training(_read_rank(rank.path))
     except RecordError:
         return replace(rank, steps=NONE)
     steps = last_of_each_step(Columns.of(record.steps))

@@ -76,14 +76,14 @@ def observe(
     chosen = next((a for a in reversed(attempts) if a.status == "completed"), attempts[-1])
     loss, loss_se, loss_reason = _loss(chosen)
     trunk_steps = chosen.end.trunk_steps if chosen.end is not None else 0
-    before = trunk_steps * _quotient(planned["tokens_planned"], planned["expected_steps"])
+    before = trunk_steps * quotient(planned["tokens_planned"], planned["expected_steps"])
     planned["expected_steps"] -= trunk_steps
     tokens, token_reason = _tokens(
         chosen, attempts, trained.tokens, planned["tokens_planned"], before if trunk_steps else 0
     )
     own = tokens - before if trunk_steps else tokens
     unique = _unique(trained, own, before if trunk_steps else 0)
-    flops_per_token = _quotient(planned["flops_planned"], planned["tokens_planned"])
+    flops_per_token = quotient(planned["flops_planned"], planned["tokens_planned"])
     flops = tokens * flops_per_token
     energy = energy_columns(attempts, claims, options)
     gpu_seconds = sum(a.duration_s * a.expected_ranks for a in attempts)
@@ -111,7 +111,7 @@ def observe(
         **planned,
         **energy,
         **ratio_columns(attempts, claims, energy_j=energy["energy_j"], tokens=own, chosen=chosen),
-        cost=_cost(energy["energy_facility_j"], gpu_seconds, options),
+        cost=cost_of(energy["energy_facility_j"], gpu_seconds, options),
         attempt=chosen.number,
         status=chosen.status,
         reason="; ".join(dict.fromkeys(r for r in reasons if r)),
@@ -119,14 +119,14 @@ def observe(
         tokens_seen=float(trained.tokens),
         tokens_trunk=before if trunk_steps else 0.0,
         unique_tokens=unique,
-        epochs=_quotient(tokens, unique),
+        epochs=quotient(tokens, unique),
         flops=flops,
         loss=loss,
         loss_se=loss_se,
         duration_s=sum(a.duration_s for a in attempts),
         gpu_seconds=gpu_seconds,
-        mfu=_quotient(own * flops_per_token, busy_s * (options.peak_flops_per_gpu or NAN)),
-        tokens_per_s=_quotient(own, span_s),
+        mfu=quotient(own * flops_per_token, busy_s * (options.peak_flops_per_gpu or NAN)),
+        tokens_per_s=quotient(own, span_s),
         peak_memory_bytes=_peak_memory(attempts),
         nodes=chosen.nodes_seen,
         ranks=len(chosen.ranks.seen),
@@ -157,7 +157,7 @@ def _planned(run: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _cost(facility_j: float, gpu_seconds: float, options: LateOptions) -> float:
+def cost_of(facility_j: float, gpu_seconds: float, options: LateOptions) -> float:
     costs = []
     if options.price_per_gpu_hour is not None:
         costs.append(options.price_per_gpu_hour * gpu_seconds / 3600)
@@ -231,5 +231,5 @@ def _share(seen: float, expected: float) -> float:
     return seen / expected if expected > 0 else 1.0
 
 
-def _quotient(a: float, b: float) -> float:
+def quotient(a: float, b: float) -> float:
     return a / b if b and not math.isnan(b) else NAN

@@ -17,8 +17,10 @@ Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 # What the records name, and what lies before the first step and between the rest.
-STARTUP, REST = "startup", "rest"
-PHASES = (STARTUP, *(phase.name.lower() for phase in Phase), REST)
+STARTUP, REST, IDLE = "startup", "rest", "idle"
+PHASES = (STARTUP, *(phase.name.lower() for phase in Phase), IDLE, REST)
+# No record has these: times of a served model that are told from its requests.
+IDLE_CODE, REST_CODE = 254, 255
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +166,7 @@ def cut(parts: Sequence[Stretch], at_ns: Sequence[int]) -> list[Stretch]:
     return found
 
 
-_NAMES = {int(phase): phase.name.lower() for phase in Phase}
+_NAMES = {**{int(phase): phase.name.lower() for phase in Phase}, IDLE_CODE: IDLE}
 
 
 def _name(phase: int) -> str:

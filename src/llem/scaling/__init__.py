@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from llem.scaling.answers.cost import CostLaw, fit_cost
     from llem.scaling.answers.features import Layout
+    from llem.scaling.answers.lifetime import Lifetime, train_and_serve
     from llem.scaling.answers.optimum import Optimum
+    from llem.scaling.answers.serving import ServingLaw, Use, fit_serving
     from llem.scaling.answers.targets import Prices, Target
     from llem.scaling.checkpoints import Checkpoints, select_checkpoints
     from llem.scaling.errors import (
@@ -49,6 +51,7 @@ _HOME = {
     "FormulaLaw": "laws.formula",
     "IsoFlopLevel": "judging.isoflop",
     "Law": "laws.law",
+    "Lifetime": "answers.lifetime",
     "Optimum": "answers.optimum",
     "OptionError": "errors",
     "Layout": "answers.features",
@@ -57,20 +60,24 @@ _HOME = {
     "PowerLaw": "judging.isoflop",
     "ScalingDataError": "errors",
     "ScalingError": "errors",
+    "ServingLaw": "answers.serving",
     "Target": "answers.targets",
     "UnknownLawError": "errors",
+    "Use": "answers.serving",
     "checklist": "judging.checklist",
     "compare_laws": "judging.compare",
     "fit_cost": "answers.cost",
     "fit_flops_model": "flops",
     "fit_law": "fit",
     "fit_power_law": "judging.isoflop",
+    "fit_serving": "answers.serving",
     "get_law": "laws.law",
     "isoflop_check": "judging.isoflop",
     "isoflop_levels": "judging.isoflop",
     "law_names": "laws.law",
     "register_law": "laws.law",
     "select_checkpoints": "checkpoints",
+    "train_and_serve": "answers.lifetime",
 }
 
 __all__ = [
@@ -85,6 +92,7 @@ __all__ = [
     "IsoFlopLevel",
     "Law",
     "Layout",
+    "Lifetime",
     "Optimum",
     "OptionError",
     "Parameter",
@@ -92,20 +100,24 @@ __all__ = [
     "Prices",
     "ScalingDataError",
     "ScalingError",
+    "ServingLaw",
     "Target",
     "UnknownLawError",
+    "Use",
     "checklist",
     "compare_laws",
     "fit_cost",
     "fit_flops_model",
     "fit_law",
     "fit_power_law",
+    "fit_serving",
     "get_law",
     "isoflop_check",
     "isoflop_levels",
     "law_names",
     "register_law",
     "select_checkpoints",
+    "train_and_serve",
 ]
 
 

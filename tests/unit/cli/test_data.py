@@ -65,6 +65,14 @@ def test_a_file_with_another_content_fails_its_check(book: Path, llem: Llem) -> 
     assert done.returncode == 2 and "bytes, not" in done.stderr
 
 
+def test_what_is_not_there_or_was_not_prepared_is_told_by_its_name(book: Path, llem: Llem) -> None:
+    gone = llem("show", "nope.bin")
+    assert (gone.returncode, "nope.bin: is absent" in gone.stderr) == (2, True), gone.stderr
+    raw = llem("show", "book.txt")
+    assert raw.returncode == 2
+    assert "book.txt.json: is absent (`llem data prepare` writes it" in raw.stderr
+
+
 def test_a_wrong_call_is_told_with_every_fault(book: Path, llem: Llem) -> None:
     done = llem("prepare", "bok.txt", "--out", "b.bin", "--held-out", "much")
     assert done.returncode == 2

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from llem.records import RecordWriter, node_writer, rank_writer, samples_table
+from llem.records import Phase, RecordWriter, node_writer, rank_writer, samples_table
 
 SECOND = 1_000_000_000
 BOOT = "boot-a"
@@ -46,6 +46,71 @@ def _own_clock(writer: RecordWriter, host: Host) -> None:
     writer._tables["clock"]._rows = 0
     for stamp in host.stamps():
         writer.append("clock", stamp)
+
+
+@dataclass(frozen=True)
+class Course:
+    """What a served run does when, in seconds of the test's world, all in steps of 0.1 s so that
+    the planted power is constant between samples: load from 0, warm-up, settling, then batches.
+
+    The requests of a batch arrive where it begins, or all `at_once`. A batch ends with `host_s` of
+    work on answers that are given: idle, unless others wait.
+    """
+
+    batches: int = 3
+    batch: int = 4
+    tokens_in: int = 16
+    tokens_out: int = 5
+    host_s: float = 0.1
+    prefill_s: float = 0.4
+    decode_s: float = 0.2
+    idle_s: float = 0.0
+    at_once: bool = False
+    begin_s: float = 3.0
+    watts: Mapping[str, float] = field(
+        default_factory=lambda: {
+            "load": 80.0, "warmup": 250.0, "settle": 60.0, "prefill": 300.0, "decode": 200.0,
+            "serve": 120.0, "idle": 70.0, "rest": 50.0,
+        }
+    )  # fmt: skip
+
+    @property
+    def of_batch_s(self) -> float:
+        return 2 * self.host_s + self.prefill_s + (self.tokens_out - 1) * self.decode_s
+
+    @property
+    def requests(self) -> int:
+        return self.batches * self.batch
+
+    @property
+    def end_s(self) -> float:
+        return self.begin_s + self.batches * (self.of_batch_s + self.idle_s) - self.idle_s
+
+    def begins(self, batch: int) -> float:
+        return self.begin_s + batch * (self.of_batch_s + self.idle_s)
+
+    def phases(self) -> list[tuple[float, float, str]]:
+        found = [(0.0, 1.0, "load"), (1.0, 2.0, "warmup"), (2.0, self.begin_s, "settle")]
+        for number in range(self.batches):
+            at = self.begins(number)
+            decoding = (self.tokens_out - 1) * self.decode_s
+            after = "serve" if self.at_once and number + 1 < self.batches else "idle"
+            for seconds, name in ((self.host_s, "serve"), (self.prefill_s, "prefill"),
+                                  (decoding, "decode"), (self.host_s, after),
+                                  (self.idle_s, "idle")):  # fmt: skip
+                if seconds:
+                    found.append((at, at + seconds, name))
+                    at += seconds
+        if self.idle_s:
+            found.pop()
+        return found
+
+    def power_w(self, _uuid: str, s: float) -> float:
+        found = (name for t0, t1, name in self.phases() if t0 <= s < t1)
+        return self.watts[next(found, "rest")]
+
+    def joules(self, *names: str) -> float:
+        return sum((t1 - t0) * self.watts[n] for t0, t1, n in self.phases() if n in names)
 
 
 @dataclass
@@ -153,6 +218,83 @@ class Planted:
         path.write_text(json.dumps(values))
         return path
 
+    def serving(self, run_id: str = "aaaa", course: Course = Course(), *, deployment: str = "dddd",
+                cycle: int = 0, options: Mapping[str, Any] | None = None, nodes: int = 1,
+                per_node: int = 1, **more: Any) -> str:  # fmt: skip
+        """A planned run of a served model of 2 layers with 4 heads of 8."""
+        model = {"name": "tiny", "params": 5000, "layers": 2, "heads": 4, "kv_heads": 2,
+                 "head_size": 8, "flops_per_token_forward": 8000.0}  # fmt: skip
+        planned = {
+            "model": model,
+            "prompts": {"kind": "synthetic", "count": course.requests,
+                        "input_tokens": course.tokens_in, "output_tokens": course.tokens_out},
+            "arrival": {"kind": "batch", "rate": None},
+        }  # fmt: skip
+        return self.run(
+            run_id, nodes=nodes, per_node=per_node, workload="inference", deployment_id=deployment,
+            seed=cycle, backend="transformers", effective={"batch_size": course.batch},
+            options={"batch_size": course.batch, **(options or {})}, **{**planned, **more},
+        )  # fmt: skip
+
+    def served_rank(self, run_id: str = "aaaa", course: Course = Course(), number: int = 0, *,
+                    rank: int = 0, world: int = 1, host: Host = Host(), requests: bool = True,
+                    spans: bool = True, batches: int | None = None,
+                    workload: str = "inference", **meta: Any) -> Path:  # fmt: skip
+        """Requests arrive where their batch begins; the first `batches` are served."""
+        path = self.attempt(run_id, number) / f"rank-{rank:05d}.h5"
+        values = {"run_id": run_id, "attempt": number, "rank": rank, "world": world,
+                  "host": host.name, "boot_id": host.boot_id, "workload": workload,
+                  **meta}  # fmt: skip
+        nan = math.nan
+        forward = 0
+        with rank_writer(path, meta=values) as writer:
+            _own_clock(writer, host)
+
+            def passes(batch: int, from_s: float, to_s: float, *, sequences: int, read: int,
+                       made: int, context: int, phase: Phase) -> None:  # fmt: skip
+                nonlocal forward
+                row = (forward, batch, host.at(from_s), host.at(to_s), sequences, read, made,
+                       context, nan, nan, int(phase))  # fmt: skip
+                writer.append("forwards", row)
+                forward += 1
+
+            for k in range(2):
+                passes(-1, 1 + k / 2, 1.5 + k / 2, sequences=1, read=8, made=1, context=9,
+                       phase=Phase.WARMUP)  # fmt: skip
+            for b in range(course.batches if batches is None else batches):
+                at = course.begins(b)
+                n, before = course.batch, course.tokens_in
+                first = at + course.host_s + course.prefill_s
+                passes(b, at + course.host_s, first, sequences=n, read=n * before, made=n,
+                       context=n * (before + 1), phase=Phase.PREFILL)  # fmt: skip
+                for k in range(1, course.tokens_out):
+                    passes(b, first + (k - 1) * course.decode_s, first + k * course.decode_s,
+                           sequences=n, read=n, made=n, context=n * (before + 1 + k),
+                           phase=Phase.DECODE)  # fmt: skip
+                last = first + (course.tokens_out - 1) * course.decode_s
+                arrival = course.begin_s if course.at_once else at
+                for k in range(n if requests else 0):
+                    row = (b * n + k, b * n + k, b, before, course.tokens_out, host.at(arrival),
+                           host.at(at), host.at(first), host.at(last), 0)  # fmt: skip
+                    writer.append("requests", row)
+            for t0, t1, phase in (
+                (0.0, 1.0, Phase.LOAD), (1.0, 2.0, Phase.WARMUP),
+                (2.0, course.begin_s, Phase.SETTLE), (course.begin_s, course.end_s, Phase.SERVE),
+            ) if spans else ():  # fmt: skip
+                writer.append("spans", (0, host.at(t0), host.at(t1), nan, nan, int(phase)))
+        return path
+
+    def served(self, run_id: str = "aaaa", course: Course = Course(), **run: Any) -> str:
+        """A run with one completed attempt on a device of its own."""
+        self.serving(run_id, course, **run)
+        self.served_rank(run_id, course)
+        self.node(run_id, devices=[f"GPU-of-{run_id}"], power_w=course.power_w,
+                  to_s=course.end_s + 1, idle_w=50.0)  # fmt: skip
+        self.end(run_id, window_s=(0.0, course.end_s + 0.5), peak_memory_bytes=3e9,
+                 peak_memory_window_bytes=2e9, load_s=1.0,
+                 effective={"batch_size": course.batch, "precision": "fp32"})  # fmt: skip
+        return run_id
+
     def complete(self, run_id: str = "aaaa", **run: Any) -> str:
         """A run with one completed attempt of 10 s on a device of its own, of 100 W."""
         self.run(run_id, **run)
@@ -165,6 +307,17 @@ class Planted:
 @pytest.fixture
 def planted(tmp_path: Path) -> Planted:
     return Planted(tmp_path / "campaign")
+
+
+@pytest.fixture(scope="session")
+def course() -> type[Course]:
+    return Course
+
+
+@pytest.fixture(scope="session")
+def plant() -> type[Planted]:
+    """To plant a folder that several tests read."""
+    return Planted
 
 
 @pytest.fixture

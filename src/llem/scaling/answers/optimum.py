@@ -114,7 +114,7 @@ class Ensemble:
         reason = self._refusal(wanted)
         if reason:
             return self._nothing(wanted, reason)
-        estimate, drawn = self._side(False), self._side(True)
+        estimate, drawn = self.side(False), self.side(True)
         if not self.law.has_optimum:
             return self._loss_alone(wanted, estimate.buyer, drawn.buyer)
         best = self._solve(estimate, wanted)
@@ -219,7 +219,8 @@ class Ensemble:
                 )
         return out
 
-    def _side(self, drawn: bool) -> Side:
+    def side(self, drawn: bool) -> Side:
+        """The estimate and what it pays, or the resamples."""
         natural = self.samples if drawn else self.natural
         unique = None if self.unique_tokens is None else math.log(self.unique_tokens)
         energy, time = self._lines("energy_j", drawn), self._lines("gpu_seconds", drawn)
@@ -290,7 +291,7 @@ class Ensemble:
     def _unaffordable(self, target: Target) -> str:
         if target.quantity == "flops":
             return f"the law {self.law.name} has no optimum at this target"
-        fixed = float(self._side(False).spending(target.quantity).lines.fixed) / target.factor
+        fixed = float(self.side(False).spending(target.quantity).lines.fixed) / target.factor
         if fixed >= target.value:
             return f"the fixed cost of a run ({fixed:.3g} {target.unit}) uses up the target"
         return (

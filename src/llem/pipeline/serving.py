@@ -1,0 +1,221 @@
+"""A study's runs -> the laws of what serving costs, and with a training's law the best size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from llem.errors import Fault, InputError
+from llem.pipeline.fitting import FIT_FILE
+
+if TYPE_CHECKING:
+    from llem.cluster import CampaignFolder
+    from llem.scaling import Fit, ServingLaw, Use
+
+Row = Mapping[str, Any]
+
+SCHEMA = "llem.study-fit/1"
+# Settings that the law itself has terms for; runs that differ in another have laws of their own.
+IN_THE_LAW = ("batch_size", "count", "input_tokens", "output_tokens")
+KINDS = ("options.", "layout.")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Runs that differ in size, batch and length alone: what they have in common, and their laws
+    (or why there is none)."""
+
+    common: Mapping[str, Any]
+    runs: int
+    laws: Mapping[str, ServingLaw]
+    reason: str = ""
+
+    @property
+    def name(self) -> str:
+        """`transformers, precision bf16`."""
+        told = [str(self.common["backend"])]
+        told += [f"{key.partition('.')[2]} {value}" for key, value in self.common.items()
+                 if key != "backend"]  # fmt: skip
+        return ", ".join(told)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in fit.json."""
+        return {
+            "name": self.name,
+            "common": dict(self.common),
+            "runs": self.runs,
+            "reason": self.reason,
+            "laws": {name: law.to_dict() for name, law in self.laws.items()},
+        }
+
+
+@dataclass(frozen=True)
+class ServeQuestion:
+    """What is to be served, over a model's life; `use` None: as the study did."""
+
+    variants: Sequence[Variant]
+    loss: float
+    served_tokens: float
+    use: Use | None = None
+
+    def answer(self, fit: Fit) -> list[dict[str, Any]]:
+        """One answer for each variant with a law of energy, least joules first."""
+        from llem.scaling import train_and_serve
+
+        found = []
+        for variant in self.variants:
+            law = variant.laws.get("energy_j")
+            if law is not None:
+                life = train_and_serve(fit.ensemble, law, loss=self.loss, use=self.use,
+                                       served_tokens=self.served_tokens)  # fmt: skip
+                found.append({"variant": variant.name, **_plain(life.to_dict())})
+        return sorted(found, key=lambda entry: (entry["total_j"] is None, entry["total_j"]))
+
+
+def study_variants(
+    folder: CampaignFolder,
+    *,
+    where: str | None = None,
+    bootstrap: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> tuple[list[Variant], list[dict[str, Any]]]:
+    """The laws of energy and of device time of each variant, and {run_id, reason} of the runs that
+    are left out. Raises InputError for what is no study, or has no run that could be fitted."""
+    from llem.pipeline.viewing import load_rows
+
+    every = load_rows(folder)
+    if not every.study:
+        raise InputError(str(folder.root), [Fault("", "is no study of served models")])
+    every = every.where(where)
+    left_out = [{"run_id": row["run_id"], "reason": why} for row in every.rows
+                if (why := _unfit(row))]  # fmt: skip
+    used = [row for row in every.rows if not _unfit(row)]
+    if not used:
+        told = sorted({str(entry["reason"]) for entry in left_out})
+        reason = f"no run can be fitted: {'; '.join(told)}" if told else "there is no run"
+        raise InputError(str(folder.root), [Fault("", reason)])
+    names = [
+        name
+        for name in every.kinds
+        if name.startswith(KINDS)
+        and name.rpartition(".")[2] not in IN_THE_LAW
+        and len({_known(row[name]) for row in used}) > 1
+    ]
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in used:
+        key = (row["backend"], *(_known(row[name]) for name in names))
+        groups.setdefault(key, []).append(row)
+    options = {"bootstrap": bootstrap, "level": level, "seed": seed}
+    keys = ("backend", *names)
+    return [
+        _variant(dict(zip(keys, key, strict=True)), rows, options) for key, rows in groups.items()
+    ], left_out
+
+
+def fit_study(folder: CampaignFolder, **options: Any) -> dict[str, Any]:
+    """Fit the study's laws and write `results/fit.json`; options as of `study_variants`."""
+    from llem.cluster import write_json
+
+    variants, left_out = study_variants(folder, **options)
+    values = folder.plan_values()
+    fit: dict[str, Any] = _plain(
+        {
+            "schema": SCHEMA,
+            "variants": [variant.to_dict() for variant in variants],
+            "excluded": left_out,
+            "provenance": {
+                "campaign": (values.get("campaign") or {}).get("name", ""),
+                "plan": values.get("digest", ""),
+                "llem": values.get("llem", ""),
+            },
+        }
+    )
+    write_json(folder.results / FIT_FILE, fit)
+    return fit
+
+
+def _unfit(row: Row) -> str:
+    """Why a run tells the law nothing; empty where it does."""
+    if row["status"] != "completed":
+        return f"{row['status']}: {row['reason']}" if row["reason"] else str(row["status"])
+    if not _number(row["energy_j"]) > 0:
+        return f"energy unknown: {row['energy_reason']}"
+    if not _number(row["prefills"]) + _number(row["decodes"]) > 0:
+        return "forward passes are the server's own"
+    if not _number(row["params"]) > 0:
+        return "size unknown"
+    return ""
+
+
+def _variant(common: Mapping[str, Any], rows: Sequence[Row], options: Mapping[str, Any]) -> Variant:
+    from llem.scaling import ScalingDataError, fit_serving
+
+    columns = _columns(rows)
+    laws = {}
+    for quantity, unit, cost in (
+        # what the devices draw while no request is there is the arrivals' doing
+        ("energy_j", "J", [r["energy_j"] - max(0.0, _number(r["idle_j"])) for r in rows]),
+        ("gpu_seconds", "s", [r["span_s"] * max(1, r["ranks"]) for r in rows]),
+    ):
+        try:
+            laws[quantity] = fit_serving(cost, **columns, quantity=quantity, unit=unit, **options)
+        except ScalingDataError as error:
+            return Variant(
+                common, len(rows), {}, "; ".join(fault.message for fault in error.faults)
+            )
+    return Variant(common, len(rows), laws)
+
+
+def _columns(rows: Sequence[Row]) -> dict[str, Any]:
+    """The columns of `fit_serving` but the cost."""
+
+    def sequences(row: Row) -> float:
+        return float(_number(row["batch_mean"]) * row["decodes"])
+
+    return {
+        "params": [row["params"] for row in rows],
+        "passes": [row["prefills"] + row["decodes"] for row in rows],
+        "tokens": [row["tokens_in"] + row["tokens_out"] - row["requests_done"] for row in rows],
+        "context": [
+            _number(row["context_mean"]) * sequences(row) if sequences(row) > 0 else 0.0
+            for row in rows
+        ],
+        "kv": [_number(row["kv_per_token"]) for row in rows],
+        "batch": [_batch(row) for row in rows],
+        "tokens_in": [row["tokens_in"] / row["requests_done"] for row in rows],
+        "tokens_out": [row["tokens_out"] / row["requests_done"] for row in rows],
+        "deployment": [row["deployment_id"] for row in rows],
+    }
+
+
+def _batch(row: Row) -> float:
+    """What was asked for, or how many sequences were there on average."""
+    for name in ("effective.batch_size", "options.batch_size"):
+        value = row.get(name)
+        if isinstance(value, (int, float)) and value >= 1:
+            return float(value)
+    mean = _number(row["batch_mean"])
+    return mean if mean >= 1 else 1.0
+
+
+def _known(value: Any) -> Any:
+    """Not known compares equal to itself."""
+    return None if value is None or value == "" or value != value else value
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, (int, float)) else math.nan
+
+
+def _plain(value: Any) -> Any:
+    """What JSON does not know becomes null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

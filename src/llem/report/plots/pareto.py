@@ -1,0 +1,146 @@
+"""What deployments give for their joules: joules per token against latency and throughput."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from llem.report.plots.theme import Plot, Theme, log_axis, span
+from llem.report.tables import format_si, number
+
+Row = Mapping[str, Any]
+
+# Names beside points: more are a cloud of text.
+MOST_NAMED = 8
+MOST_COLOURS = 8
+MOST_FACTOR = 5.0
+LATENCY, THROUGHPUT = "itl_p50_s", "tokens_per_s"
+
+
+def front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Places of the points that no other is as good as in both and better in one, where small is
+    good; by the first value. Points that are not finite are on no front."""
+    finite = [i for i, point in enumerate(points) if all(map(math.isfinite, point))]
+    found: list[int] = []
+    best = math.inf
+    for i in sorted(finite, key=lambda i: points[i]):
+        twin = found and points[found[-1]] == points[i]
+        if points[i][1] < best or twin:
+            found.append(i)
+            best = points[i][1]
+    return found
+
+
+def plot(rows: Sequence[Row], by: Sequence[str]) -> Plot | None:
+    """The plot of groups of runs (`llem.results.deployments.group_served`) by these fields; None
+    where no energy is known."""
+    shown = [row for row in rows if number(row["j_per_token"]) > 0]
+    if not shown:
+        return None
+    return Plot(
+        "pareto",
+        "Joules per token against latency and throughput",
+        "Each point is a deployment over its cycles, with the 95 % interval of its joules per "
+        "token. On the lines are those that no other of the same model beats in both; the best "
+        "corner is at the bottom left of the left plot, and at the bottom right of the right one.",
+        "Two plots with logarithmic axes of joules per token, against the median time between "
+        "tokens and against tokens per second, with the Pareto front marked.",
+        lambda figure, theme: _draw(shown, by, figure, theme),
+        columns=2,
+        width=8.6,
+        height=4.0,
+    )
+
+
+def _draw(rows: Sequence[Row], by: Sequence[str], figure: Any, theme: Theme) -> None:
+    joules = np.array([number(row["j_per_token"]) for row in rows])
+    low = np.array([number(row["j_per_token_low"]) for row in rows])
+    high = np.array([number(row["j_per_token_high"]) for row in rows])
+    # one that reaches further is as good as not known, and would set the axis
+    low, high = np.maximum(low, joules / MOST_FACTOR), np.minimum(high, joules * MOST_FACTOR)
+    errors = np.nan_to_num([joules - low, high - joules])
+    series, colours = _series(rows, by, theme)
+    for ax, column, label, sign in (
+        (figure.axes[0], LATENCY, "median time between tokens", 1),
+        (figure.axes[1], THROUGHPUT, "tokens per second", -1),
+    ):
+        x = np.array([number(row[column]) for row in rows])
+        good = np.isfinite(x) & (x > 0)
+        if not good.any():
+            ax.set_visible(False)
+            continue
+        fronts = [
+            front([(sign * x[i] if good[i] and own[i] else math.nan, joules[i])
+                   for i in range(len(x))])
+            for own in _alternatives(rows)
+        ]  # fmt: skip
+        for best in fronts:
+            ax.step(
+                x[best], joules[best], where="post", color=theme.quiet, lw=1.2, ls=(0, (4, 3)),
+                zorder=2,
+            )  # fmt: skip
+        for name, colour in colours.items():
+            own = good & np.array([s == name for s in series])
+            ax.errorbar(x[own], joules[own], yerr=errors[:, own], fmt="o", ms=5, color=colour,
+                        elinewidth=1.0, capsize=2, zorder=3, label=name)  # fmt: skip
+        every = [i for best in fronts for i in best]
+        ax.scatter(x[every], joules[every], s=95, facecolors="none", edgecolors=theme.ink, lw=1.1,
+                   zorder=4, label="Pareto front")  # fmt: skip
+        middle = math.sqrt(float(x[good].min()) * float(x[good].max()))
+        for i in every[:: max(1, math.ceil(len(every) / MOST_NAMED))]:
+            right = x[i] <= middle
+            ax.annotate(_name(rows[i], by[1:] if colours.keys() != {""} else by),
+                        (x[i], joules[i]), xytext=(8 if right else -8, 5),
+                        textcoords="offset points", ha="left" if right else "right",
+                        fontsize=7.5, color=theme.quiet)  # fmt: skip
+        ax.set_xlim(span(x[good], 1.4))
+        ax.set_ylim(span(np.concatenate([joules - errors[0], joules + errors[1]]), 1.3))
+        log_axis(ax, "x", _seconds if sign > 0 else _count)
+        log_axis(ax, "y", _joules)
+        ax.set_xlabel(label)
+    figure.axes[0].set_ylabel("joules per token")
+    handles, names = figure.axes[-1].get_legend_handles_labels()
+    kept = [(h, n) for h, n in zip(handles, names, strict=True) if n]
+    figure.axes[-1].legend(*zip(*kept, strict=True), fontsize=8, loc="best", title=None)
+
+
+def _series(rows: Sequence[Row], by: Sequence[str], theme: Theme
+            ) -> tuple[list[str], dict[str, Any]]:  # fmt: skip
+    """The series of each row, and their colours: by the first field, where there are a few."""
+    names = [f"{by[0]} {_told(row[by[0]])}" for row in rows]
+    distinct = list(dict.fromkeys(names))
+    if len(by) < 2 or len(distinct) > MOST_COLOURS:
+        return [""] * len(rows), {"": theme.blue}
+    import matplotlib as mpl
+
+    shades = mpl.colormaps["viridis"](np.linspace(*theme.colormap, len(distinct)))
+    return names, dict(zip(distinct, shades, strict=True))
+
+
+def _name(row: Row, by: Sequence[str]) -> str:
+    return ", ".join(f"{name.rpartition('.')[2]} {_told(row[name])}" for name in by)
+
+
+def _told(value: Any) -> str:
+    return "default" if value is None or value == "" or value != value else str(value)
+
+
+def _alternatives(rows: Sequence[Row]) -> list[list[bool]]:
+    """Which rows one may choose among: those of one model, where rows say whose they are."""
+    models = [str(row.get("model", "")) for row in rows]
+    return [[model == name for model in models] for name in dict.fromkeys(models)]
+
+
+def _count(value: float) -> str:
+    return format_si(value, digits=2)
+
+
+def _seconds(value: float) -> str:
+    return format_si(value, "s", digits=2)
+
+
+def _joules(value: float) -> str:
+    return format_si(value, "J", digits=2)
