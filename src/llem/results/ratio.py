@@ -72,7 +72,7 @@ def time_blocks(joules: Floats, tokens: Floats, seconds: Floats) -> tuple[Floats
         return none, none, math.nan
     middle = np.cumsum(seconds) - seconds / 2
     block = np.minimum((middle / total_s * count).astype(int), count - 1)
-    used = np.unique(block)
+    used = np.flatnonzero(np.bincount(block, minlength=count))
     if len(used) < LEAST_CLUSTERS:
         return none, none, math.nan
     sums = [np.bincount(block, weights=x, minlength=count)[used] for x in (joules, tokens)]
