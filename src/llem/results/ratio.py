@@ -75,7 +75,9 @@ def time_blocks(joules: Floats, tokens: Floats, seconds: Floats) -> tuple[Floats
     used = np.flatnonzero(np.bincount(block, minlength=count))
     if len(used) < LEAST_CLUSTERS:
         return none, none, math.nan
-    sums = [np.bincount(block, weights=x, minlength=count)[used] for x in (joules, tokens)]
+    sums: list[Floats] = [
+        np.bincount(block, weights=x, minlength=count)[used] for x in (joules, tokens)
+    ]
     return sums[0], sums[1], total_s / len(used)
 
 
