@@ -124,7 +124,7 @@ def reduce_by_jobs(
 def tidy(cache: Path) -> None:
     """Remove the folders of arrays whose parts are in the cache by now, and that do not work."""
     for place in parts_of(cache).glob("*"):
-        with suppress(ClusterError, OSError):
+        with suppress(LlemError, OSError):
             # one without a job may be another call's, which submits it now
             begun = (place / "job.json").is_file() or time.time() - place.stat().st_mtime > 3600
             if begun and not any(place.glob("*.part")) and not _at_work(place):

@@ -13,6 +13,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,7 +76,7 @@ def time_blocks(joules: Floats, tokens: Floats, seconds: Floats) -> tuple[Floats
     used = np.flatnonzero(np.bincount(block, minlength=count))
     if len(used) < LEAST_CLUSTERS:
         return none, none, math.nan
-    sums: list[Floats] = [
+    sums: list[Any] = [
         np.bincount(block, weights=x, minlength=count)[used] for x in (joules, tokens)
     ]
     return sums[0], sums[1], total_s / len(used)
