@@ -34,6 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--slurm", action="store_true",
         help="have an array of jobs read the records, wait for it and do the last step here",
     )  # fmt: skip
+    parser.add_argument(
+        "--elements", type=int, metavar="N",
+        help="with --slurm, jobs of the array (default: by the bytes of the records)",
+    )  # fmt: skip
     add_json(parser)
 
 
@@ -49,6 +53,10 @@ def run(args: argparse.Namespace) -> int:
     faults = []
     if args.workers is not None and args.workers < 1:
         faults.append(Fault("--workers", f"{args.workers} is below 1"))
+    if args.elements is not None and args.elements < 1:
+        faults.append(Fault("--elements", f"{args.elements} is below 1"))
+    if args.elements is not None and not args.slurm:
+        faults.append(Fault("--elements", "is for --slurm"))
     if args.slurm and args.no_cache:
         faults.append(Fault("--no-cache", "jobs reduce into the cache: not with --slurm"))
     if faults:
@@ -61,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
             workers=args.workers,
             cached=not args.no_cache,
             slurm=args.slurm,
+            elements=args.elements,
             say=note,
             progress=progress,
             **late,

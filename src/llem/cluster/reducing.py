@@ -76,11 +76,13 @@ def reduce_by_jobs(
     *,
     cache: Path,
     carbon: CarbonSeries | None,
+    elements: int | None = None,
     say: Callable[[str], None],
     progress: Callable[[int, int], None] | None = None,
 ) -> list[str]:
     """Have every run that the cache does not hold reduced by jobs, and wait for them; returns what
-    went wrong with elements, each with its cause and what to do.
+    went wrong with elements, each with its cause and what to do. `elements` is how many jobs there
+    are, by default by the bytes that there are to read.
 
     Runs that no job has reduced are left to whoever aggregates next, which is the caller. Where
     this is interrupted, the array that it has submitted is cancelled and its parts stay. Raises
@@ -102,7 +104,7 @@ def reduce_by_jobs(
         size = sum(run.bytes for run in runs)
         limits = plan.site.limits
         most = min(MOST_ELEMENTS, limits.array_size, limits.submit or MOST_ELEMENTS)
-        slices = deal(runs, min(most, -(-size // ELEMENT_BYTES)))
+        slices = deal(runs, min(most, elements or -(-size // ELEMENT_BYTES)))
         array = _submit(folder, plan, cache, carbon, slices)
         say(f"job {array.job_id}: {len(runs)} runs ({size / 1e9:.3g} GB) in {len(slices)} elements")
         arrays = [*others, array]

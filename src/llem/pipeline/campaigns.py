@@ -249,6 +249,7 @@ def aggregate_campaign(
     workers: int | None = None,
     cached: bool = True,
     slurm: bool = False,
+    elements: int | None = None,
     say: Callable[[str], None] = lambda _: None,
     write: bool = True,
     progress: Callable[[int, int], None] | None = None,
@@ -260,8 +261,8 @@ def aggregate_campaign(
     whose files have not changed since the last call are not read again, unless `cached` is False;
     `progress` is told how many of all runs are done. The result is the same to the byte.
 
-    With `slurm`, an array of jobs reduces the runs first, which takes the cache; what it did not
-    reduce is reduced here, and the problems say why. `say` is told of it.
+    With `slurm`, an array of jobs (of so many `elements`) reduces the runs first, which takes the
+    cache; what it did not reduce is reduced here, and the problems say why. `say` is told of it.
 
     What is left None is taken from the site (or, idle power, from the records); nothing runs again
     when it changes. `carbon` is g per kWh, or a CSV of a series in time. `slurm_energy`: SLURM is
@@ -304,8 +305,8 @@ def aggregate_campaign(
         assert cache is not None, "jobs reduce into the cache"
         series = intensity if isinstance(intensity, CarbonSeries) else None
         problems += tuple(
-            reduce_by_jobs(folder, folder.load_plan(), cache=cache, carbon=series, say=say,
-                           progress=progress)
+            reduce_by_jobs(folder, folder.load_plan(), cache=cache, carbon=series,
+                           elements=elements, say=say, progress=progress)
         )  # fmt: skip
     aggregation = aggregate(
         folder.root,

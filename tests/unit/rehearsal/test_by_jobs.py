@@ -60,7 +60,7 @@ def slurm(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{here}:{os.environ['PATH']}")
     source = Path(reducing.__file__).parents[2]
     monkeypatch.setenv("PYTHONPATH", f"{source}:{os.environ.get('PYTHONPATH', '')}")
-    # several elements, of few bytes
+    # two elements, of few bytes
     monkeypatch.setattr(reducing, "ELEMENT_BYTES", 1)
     monkeypatch.setattr(reducing, "MOST_ELEMENTS", 2)
     monkeypatch.setattr(reducing, "LINGER_S", 0.0)
