@@ -111,7 +111,7 @@ def reduce_by_jobs(
     elif not others:
         say(f"no job is needed: all {planned} runs are reduced")
     try:
-        _wait(arrays, done=planned - len(left), total=planned, progress=progress)
+        _wait(arrays, done=planned - len(left), total=planned, say=say, progress=progress)
     except BaseException:
         for array in arrays:
             if array.own:
@@ -203,17 +203,24 @@ def _wait(
     *,
     done: int,
     total: int,
+    say: Callable[[str], None],
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    """Until no element of any of them works. A controller that does not answer is asked again."""
+    """Until no element of any of them works. A controller that does not answer is asked again, and
+    what will not start by itself is told once."""
     for array in arrays:
         pause = POLL_S
+        told: set[str] = set()
         before = done
         while True:
             # all ends are there: nobody need be asked
             over = len(array.ends()) == len(array.slices)
             with suppress(ClusterError):
                 over = over or not array.active()
+            stuck = {f"{e.reason}: {e.stuck}" for e in array.states.values() if e.stuck}
+            for text in sorted(stuck - told):
+                say(f"job {array.job_id} will not start by itself: {text}")
+            told |= stuck
             done = min(total, before + array.count())
             if progress is not None:
                 progress(done, total)

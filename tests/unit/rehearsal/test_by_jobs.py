@@ -122,7 +122,7 @@ def test_an_image_with_another_llem_is_refused_with_what_to_do(folder, slurm, se
 
 def test_an_interrupted_wait_cancels_its_array_and_keeps_what_was_reduced(folder, slurm, serial):
     (slurm / "lose").write_text("1\n")
-    (slurm / "held").write_text(PENDING.format(1) + "\n")
+    (slurm / "held").write_text(PENDING.format(1).replace("Priority", "JobHeldUser") + "\n")
 
     def interrupt(done, total):
         assert 0 < done < total
@@ -132,7 +132,10 @@ def test_an_interrupted_wait_cancels_its_array_and_keeps_what_was_reduced(folder
     with pytest.raises(KeyboardInterrupt):
         aggregate_campaign(folder, slurm=True, say=said.append, progress=interrupt)
     assert (slurm / "cancelled").read_text() == "77\n"
-    assert said[-1] == "job 77 is cancelled; what it has reduced is kept"
+    assert said[1:] == [
+        "job 77 will not start by itself: JobHeldUser: `scontrol release` it",
+        "job 77 is cancelled; what it has reduced is kept",
+    ]
     # cancelled, it works no more
     (slurm / "held").unlink()
     steps = []
