@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -162,7 +161,7 @@ class Store:
     @property
     def _temporary(self) -> Path:
         # jobs on several nodes write here
-        owner = f"{socket.gethostname()}.{os.getpid()}"
+        owner = f"{os.uname().nodename}.{os.getpid()}"
         return self.path.with_name(f".{self.path.name}.{owner}.tmp")
 
     @contextlib.contextmanager
