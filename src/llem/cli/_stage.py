@@ -46,6 +46,8 @@ def bar(label: str, share: float, words: str, *, width: int, style: str = "cyan"
 def campaign_lines(frame: Frame, *, width: int) -> list[Text]:
     """How far the campaign is."""
     words = [f"{frame.done} of {frame.runs} runs done", f"{frame.running} running"]
+    if frame.waves > 1:
+        words.insert(0, f"wave {frame.wave} of {frame.waves}")
     if frame.waiting:
         words.append(f"{frame.waiting} waiting")
     if frame.diverged:

@@ -1,11 +1,11 @@
 """Plays a whole campaign without a GPU and writes the records that real ranks would have written.
 
 Public: `World`, `Failures` (world), `Planted`, `planted`, `planted_for` (planted), `play`,
-`Attempt` (course), `Measured` (measure), `write_attempt`, `evaluations_of` (recording), `Event`,
-`tell`, `followed` (story), `Film`, `Frame` (frame).
+`Attempt`, `about_j` (course), `Measured` (measure), `write_attempt`, `evaluations_of` (recording),
+`Event`, `tell`, `followed` (story), `Film`, `Frame` (frame).
 """
 
-from llem.rehearsal.course import Attempt, play
+from llem.rehearsal.course import Attempt, about_j, play
 from llem.rehearsal.frame import Film, Frame
 from llem.rehearsal.measure import Measured
 from llem.rehearsal.planted import Planted, planted, planted_for
@@ -22,6 +22,7 @@ __all__ = [
     "Measured",
     "Planted",
     "World",
+    "about_j",
     "evaluations_of",
     "followed",
     "planted",

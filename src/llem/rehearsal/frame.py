@@ -66,10 +66,13 @@ class RunNow:
 
 @dataclass(frozen=True, kw_only=True)
 class Frame:
-    """The campaign at `t_s` of `end_s`; counts of runs, and tokens trained of those planned."""
+    """The campaign at `t_s` of `end_s`; counts of runs, and tokens trained of those planned by
+    then, in `wave` of `waves`."""
 
     t_s: float
     end_s: float
+    wave: int
+    waves: int
     runs: int
     done: int
     running: int
@@ -98,6 +101,10 @@ class Film:
                     self._on_board[board.uuid].append(attempt)
         self._place = {a.name: i for i, a in enumerate(self.attempts)}
         self._starts = {k: [a.t0_s for a in found] for k, found in self._on_board.items()}
+        # Tokens of the plan's first so many runs.
+        self._planned = np.concatenate(
+            [[0.0], np.cumsum([float(r.tokens) for r in world.plan.runs])]
+        )
         self.measured = lru_cache(maxsize=KEPT)(self._measured)
 
     def _measured(self, place: int) -> Measured:
@@ -112,11 +119,13 @@ class Film:
         for a in over:
             counts[a.status] += 1
         chosen = self._chosen(at_work)
-        runs = len(self.world.plan.runs)
+        wave, runs = self.world.wave_at(t_s)
         settled = counts["completed"] + counts["diverged"]
         return Frame(
             t_s=t_s,
             end_s=self.end_s,
+            wave=wave,
+            waves=len(self.world.plan.waves),
             runs=runs,
             done=counts["completed"],
             running=len(at_work),
@@ -124,7 +133,7 @@ class Film:
             diverged=counts["diverged"],
             failed_attempts=counts["killed"] + counts["failed"] + counts["interrupted"],
             tokens_done=self._tokens(begun, t_s),
-            tokens=float(sum(r.run.tokens * len(r) for r in self.world.plan.runs.replicates)),
+            tokens=float(self._planned[runs]),
             energy_j=math.fsum(self._joules(a, t_s) for a in begun),
             run=None if chosen is None else self._run(chosen, t_s),
             boards=self._boards(chosen, at_work, t_s, boards),

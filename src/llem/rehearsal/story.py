@@ -53,7 +53,20 @@ def tell(world: World, attempts: Sequence[Attempt], *, follow: str = "") -> Iter
     """All events, in order; the run `follow` in full."""
     ordered = sorted(attempts, key=lambda a: a.t0_s)
     told = [_close(world, a) if a.run.run_id == follow else _brief(a) for a in ordered]
-    yield from merge(*told, _fits(world, ordered), key=lambda e: e.t_s)
+    yield from merge(*told, _waves(world), _fits(world, ordered), key=lambda e: e.t_s)
+
+
+def _waves(world: World) -> Iterator[Event]:
+    """What each later wave is, when it was planned from those before it."""
+    for begin, wave in list(zip(world.begins[::-1], world.plan.waves[::-1], strict=False))[::-1]:
+        if wave.number == 1:
+            continue
+        text = (
+            f"wave {wave.number} of {world.plan.campaign.waves}: {wave.runs} runs for "
+            f"{wave.value:.4g} {world.plan.budget.unit}, chosen from {wave.observed} that "
+            "have ended"
+        )
+        yield Event(begin.at_s, "", text, "heading", "wave")
 
 
 def _fits(world: World, attempts: Sequence[Attempt]) -> Iterator[Event]:
@@ -135,6 +148,7 @@ def _all(world: World, a: Attempt) -> Iterator[Event]:
     yield from _start(world, a)
     yield from _training(world, a, measured)
     yield from _boards(a, measured)
+    yield from _meters(a, measured)
     yield _ending(a)
     if a.status == "completed":
         yield from _export(a, run, name, measured)
@@ -215,6 +229,9 @@ def _training(world: World, a: Attempt, measured: Measured) -> Iterator[Event]:
                 f"ppl {math.exp(min(loss, 700)):.4g} (training {train:.4f}, {loss - train:+.4f}), "
                 f"{block.t1_s - block.t0_s:.1f} s", kind="evaluation",
             )  # fmt: skip
+        elif block.fork:
+            text = f"checkpoint step-{block.last:09d} is left for {block.fork}, which branches off"
+            yield Event(block.t1_s, name, text, kind="fork")
         elif block.phase == Phase.CHECKPOINT:
             size = format_si(CHECKPOINT_BYTES * run.params, "B")
             yield Event(
@@ -246,6 +263,14 @@ def _spikes(a: Attempt, measured: Measured) -> Iterator[Event]:
             f"gradient norm {norm:.2f}, clipped to {a.run.recipe.clip_norm:g}"
         )
         yield Event(float(end[i]), a.run.run_id, text, "warning", "spike")
+
+
+def _meters(a: Attempt, measured: Measured) -> Iterator[Event]:
+    """Meters that fail."""
+    for node, fault in zip(a.nodes, measured.meter_faults, strict=True):
+        if fault is not None and fault.at_s < a.t1_s:
+            text = f"{node.name}: {fault.text}"
+            yield Event(fault.at_s, a.run.run_id, text, "warning", "meter")
 
 
 def _boards(a: Attempt, measured: Measured) -> Iterator[Event]:
