@@ -7,7 +7,8 @@ run's joules with the simulator's truth.
 
     python tests/benchmarks/rehearsal_recovery.py --repeats 100 --out /tmp/recovery.jsonl
 
-goes on where the file ends (which only the same simulator must have written); about 3 s of one core for each repeat, 50 MB of disk at a time.
+goes on where the file ends (which the same simulator must have written); about 3 s of one core for
+each repeat, 50 MB of disk at a time.
 """
 
 from __future__ import annotations
@@ -80,7 +81,8 @@ def one(plan: Plan, law: str, seed: int, place: Path) -> dict[str, Any]:
         "law": law, "seed": seed, "held": held, "fitted": told, "attempts": dict(statuses),
         "joules_worst": max(map(abs, off)), "joules_total": seen / true - 1,
         "unmeasured": len(found.observations) - len(off),
-        "bridged": sum("counter reset" in row.energy_reason for row in known), "problems": len(found.problems),
+        "bridged": sum("counter reset" in row.energy_reason for row in known),
+        "problems": len(found.problems),
     }  # fmt: skip
 
 

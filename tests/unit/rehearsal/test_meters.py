@@ -1,5 +1,6 @@
 """Meters that fail in a rehearsal, and what the aggregator says of them."""
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -66,7 +67,7 @@ def test_energy_of_a_device_that_falls_silent_is_unknown_with_the_reason_and_wha
 
 
 def test_losses_are_none_the_worse(by_kind, played):
-    for row in sum(by_kind.values(), []):
+    for row in itertools.chain(*by_kind.values()):
         assert row.loss == pytest.approx(played.truth[row.run_id]["loss"], rel=1e-12)
 
 
@@ -81,7 +82,7 @@ def test_the_show_tells_them(played):
         a for a in played.attempts
         if any(Measured(played.world, a, interval_s=1.0).meter_faults)
     )  # fmt: skip
-    told = [e for e in tell(played.world, played.attempts, follow=a.run.run_id)]
+    told = list(tell(played.world, played.attempts, follow=a.run.run_id))
     assert any(e.kind == "meter" and e.level == "warning" for e in told)
 
 
