@@ -227,25 +227,28 @@ def _show(
     deadline: float,
 ) -> bool:
     """Play it on the screen, or as lines where there is none; False where it was left early."""
+    from llem.cli._rehearsal import below, play_on
     from llem.cli._status import console
-    from llem.rehearsal import tell
+    from llem.rehearsal import Film, Pace, close_ups, tell
 
     events = tell(world, attempts, follow=follow)
-    speed = args.speed or max(a.t1_s for a in attempts) / SHOW_S
+    film = Film(world, attempts, follow=follow)
+    if args.speed:
+        pace = Pace.even(film.until_s, args.speed)
+    else:
+        pace = close_ups(attempts, follow=follow, until_s=film.until_s, show_s=SHOW_S)
+    screen = console()
     if sys.stdout.isatty() and not (args.plain or args.instant):
-        from llem.cli._rehearsal import play_on
-
-        return play_on(console(), world, attempts, events, follow=follow, speed=speed,
-                       deadline=deadline)  # fmt: skip
+        return play_on(screen, world, film, events, pace=pace, deadline=deadline)
     begun = time.monotonic()
     for event in events:
         if not args.instant:
-            ahead = event.t_s / speed - (time.monotonic() - begun)
+            ahead = pace.when(event.t_s) - (time.monotonic() - begun)
             if ahead > 0:
                 time.sleep(min(ahead, max(0.0, deadline - time.monotonic())))
         if time.monotonic() >= deadline:
             return False
-        print(line_of(event), flush=not args.instant)
+        print(line_of(event), *below(event, screen.width), sep="\n", flush=not args.instant)
     return True
 
 
