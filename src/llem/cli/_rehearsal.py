@@ -23,6 +23,8 @@ LINES_A_FRAME = 12
 # What is told however much there is, and what the picture shows better.
 ALWAYS, PICTURED = ("summary", "wave", "fit"), ("grid",)
 LEAST_BOX, MOST_BOX = 30, 100
+# Columns from which on a line has room for the date as well.
+NARROW = 110
 
 
 def play_on(
@@ -60,7 +62,8 @@ def play_on(
             width, height = console.width, console.height
             lines = []
             for one in readable(due):
-                lines.append(Text(line_of(one), style=STYLES[one.level], overflow="ellipsis",
+                told = line_of(one, brief=width < NARROW)
+                lines.append(Text(told, style=STYLES[one.level], overflow="ellipsis",
                                   no_wrap=True))  # fmt: skip
                 lines += [Text(row, no_wrap=True, overflow="crop") for row in below(one, width)]
             rows = max(1, height - FIXED_ROWS - SCROLL_ROWS)

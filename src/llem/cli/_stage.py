@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from llem.rehearsal.frame import BoardNow, Frame, RunNow
 
+RUN_ROWS = 4
 LABEL, LEAST_BAR, MOST_BAR = 10, 10, 40
 # From these degrees and shares of memory on a device is marked as warm and as hot.
 WARM_C, HOT_C, FULL, BRIM = 75.0, 82.0, 0.85, 0.95
@@ -153,7 +154,13 @@ def scene(frame: Frame, *, width: int, height: int, foot: str = "") -> Group:
     from rich.console import Group
     from rich.text import Text
 
-    parts: list[Any] = [*campaign_lines(frame, width=width), *run_lines(frame.run, width=width)]
+    run = run_lines(frame.run, width=width)
+    # Always as many rows, so that nothing below moves.
+    parts: list[Any] = [
+        *campaign_lines(frame, width=width),
+        *run,
+        *[Text("")] * (RUN_ROWS - len(run)),
+    ]
     grid = device_grid(frame.boards, width=width)
     room = max(0, height - len(parts) - (2 if foot else 1))
     parts += grid[:room]

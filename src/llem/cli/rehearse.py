@@ -252,18 +252,18 @@ def _show(
     return True
 
 
-def line_of(event: Event) -> str:
-    """`[2026-01-05 08:00:32] INFO 1a2b3c4d5e6f: text`."""
+def line_of(event: Event, *, brief: bool = False) -> str:
+    """`[2026-01-05 08:00:32] INFO 1a2b3c4d5e6f: text`; without the date and INFO where `brief`."""
     from llem.rehearsal.recording import wall_ns
 
-    stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(wall_ns(event.t_s) / 1e9))
-    if not event.run_id and event.level == "heading":
-        return f"[{stamp}] ==== {event.text} ===="
-    if not event.run_id:
-        return f"[{stamp}] {event.level.upper():7} {event.text}"
+    moment = time.gmtime(wall_ns(event.t_s) / 1e9)
+    stamp = time.strftime("[%H:%M:%S]" if brief else "[%Y-%m-%d %H:%M:%S]", moment)
+    told = f"{event.run_id}: {event.text}" if event.run_id else event.text
     if event.level == "heading":
-        return f"[{stamp}] ==== {event.run_id}: {event.text} ===="
-    return f"[{stamp}] {event.level.upper():7} {event.run_id}: {event.text}"
+        return f"{stamp} ==== {told} ===="
+    if brief and event.level == "info":
+        return f"{stamp} {told}"
+    return f"{stamp} {event.level.upper():{0 if brief else 7}} {told}"
 
 
 def _told(

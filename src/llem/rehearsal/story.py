@@ -352,10 +352,10 @@ def _boards(a: Attempt, measured: Measured) -> Iterator[Event]:
 
 def _export(a: Attempt, run: Run, name: str) -> Iterator[Event]:
     """The weights, as they would be written."""
-    at = a.t1_s
+    at, ended = a.t1_s, a.t1_s + export_s(run)
     yield Event(at, name, "export", "heading", "export")
     for part in parts_of(run):
-        at += part.seconds
+        at = min(ended, at + part.seconds)
         yield Event(at, name, part.done, kind="export")
     yield Event(at, name, f"export: {total_of(run)}; llem keeps the checkpoint", kind="export")
 

@@ -229,3 +229,80 @@ def test_a_hot_board_is_told_without_colours(world, attempts):
     lines = text(replace(frame, boards=(hot, *frame.boards[1:])), width=120)
     assert sum(ALARM in line for line in lines) >= 1
     assert f"{ALARM} " in next(line for line in lines if hot.node in line)
+
+
+class Writes(StringIO):
+    """A terminal's end of the line, that keeps each write."""
+
+    def __init__(self):
+        super().__init__()
+        self.each = []
+
+    def write(self, text):
+        self.each.append(text)
+        return super().write(text)
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (120, 40), (200, 50)])
+def test_a_frame_is_one_write_that_takes_away_what_the_last_one_drew(
+    world, attempts, events, width, height
+):
+    from rich.console import Console
+
+    from llem.cli._rehearsal import play_on
+
+    out = Writes()
+    console = Console(file=out, width=width, height=height, force_terminal=True)
+    film = Film(world, attempts, follow=followed(attempts))
+    frames = 30
+    clock = iter(np.linspace(0, 1, frames).tolist())
+    sleeps = []
+    play_on(
+        console, world, film, events, pace=Pace.even(film.until_s, film.until_s), deadline=1e9,
+        now=lambda: next(clock, 1.0), sleep=sleeps.append,
+    )  # fmt: skip
+    text = "".join(out.each)
+    assert text.index("\x1b[?25l") < text.index("campaign  ") and text.count("\x1b[?25h") == 1
+    pictures = [part for part in out.each if "campaign  " in part]
+    # each of them whole, and no second write to any; the last is drawn again before it goes
+    assert len(pictures) == len(sleeps) + 2
+    drawn = 0
+    for picture in pictures[:-1]:
+        assert picture.count("\x1b[1A") == max(0, drawn - 1)
+        assert picture.count("REHEARSED, seed") == 1
+        drawn = picture[picture.rindex("campaign  ") :].count("\n") + 1
+        assert drawn <= height
+    # nothing of the picture is left when it is over
+    before, after = pictures[-1].split("campaign  ")
+    assert before.count("\x1b[1A") == drawn - 1
+    assert after.count("\x1b[1A\x1b[2K") == drawn
+
+
+def test_without_colours_nothing_is_coloured(world, attempts, events, monkeypatch):
+    import re
+
+    from rich.console import Console
+
+    from llem.cli._rehearsal import play_on
+
+    monkeypatch.setenv("NO_COLOR", "1")
+    out = StringIO()
+    console = Console(file=out, width=100, height=30, force_terminal=True, highlight=False)
+    film = Film(world, attempts)
+    clock = iter(np.linspace(0, 1, 12).tolist())
+    play_on(
+        console, world, film, events, pace=Pace.even(film.until_s, film.until_s), deadline=1e9,
+        now=lambda: next(clock, 1.0), sleep=lambda _s: None,
+    )  # fmt: skip
+    codes = set(re.findall(r"\x1b\[([0-9;]*)m", out.getvalue()))
+    assert codes <= {"", "0", "1", "2"}  # bold and dim alone
+
+
+def test_a_narrow_terminal_has_short_stamps(events):
+    from llem.cli.rehearse import line_of
+
+    event = next(e for e in events if e.kind == "step")
+    time_of_day = line_of(event)[12:20]
+    assert line_of(event, brief=True) == f"[{time_of_day}] {event.run_id}: {event.text}"
+    trouble = next(e for e in events if e.level == "error")
+    assert " ERROR " in line_of(trouble, brief=True)
