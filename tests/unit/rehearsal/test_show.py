@@ -306,3 +306,25 @@ def test_a_narrow_terminal_has_short_stamps(events):
     assert line_of(event, brief=True) == f"[{time_of_day}] {event.run_id}: {event.text}"
     trouble = next(e for e in events if e.level == "error")
     assert " ERROR " in line_of(trouble, brief=True)
+
+
+def test_wide_characters_count_as_two_columns():
+    from rich.cells import cell_len
+
+    from llem.cli._stage import bar
+
+    for words in ("データセット" * 30, "数 a" * 40):
+        assert cell_len(bar("run", 0.5, words, width=79).plain) <= 79
+
+
+def test_runs_at_work_leave_room_below_them(world, attempts):
+    from llem.cli._stage import at_work
+
+    film = Film(world, attempts)
+    a = max(attempts, key=lambda a: a.window_s)
+    frame = film.at((a.blocks[0].t0_s + a.t1_s) / 2)
+    whole = at_work([frame.run, frame.run], frame.boards, width=100, height=99)
+    assert len(whole) == 2 * 4 + 4  # of each run four rows, of each node one
+    assert [line.plain for line in at_work([frame.run] * 2, frame.boards, width=100, height=9)] == [
+        line.plain for line in whole[:9]
+    ]

@@ -47,6 +47,11 @@ def waves(waves_plan, tmp_path_factory):
     return rehearse(world, out=tmp_path_factory.mktemp("waves") / "out", interval_s=5.0)
 
 
+@pytest.fixture(scope="module")
+def found(waves):
+    return aggregate_campaign(waves.folder, write=False)
+
+
 def test_every_wave_is_played_and_none_before_those_before_it_have_ended(waves):
     world, attempts = waves.world, waves.attempts
     assert not waves.unplanned
@@ -57,13 +62,12 @@ def test_every_wave_is_played_and_none_before_those_before_it_have_ended(waves):
     assert second and min(a.t0_s for a in attempts if a.array in second) > ended_s
 
 
-def test_a_later_wave_is_what_planning_makes_of_the_records(waves, waves_plan):
+def test_a_later_wave_is_what_planning_makes_of_the_records(waves, waves_plan, found):
     from dataclasses import asdict
 
     from llem.planning import measured_from_observations
 
     first = set(waves_plan.runs.run_ids)
-    found = aggregate_campaign(waves.folder, write=False)
     assert found.problems == ()
     rows = [asdict(row) for row in found.observations if row.run_id in first]
     completed = [row for row in rows if row["status"] == "completed"]
@@ -72,11 +76,10 @@ def test_a_later_wave_is_what_planning_makes_of_the_records(waves, waves_plan):
     assert again.runs.run_ids == waves.world.plan.runs.run_ids
 
 
-def test_the_folder_holds_the_grown_plan_and_says_what_it_is(waves):
+def test_the_folder_holds_the_grown_plan_and_says_what_it_is(waves, found):
     plan = waves.folder.load_plan()
     assert len(plan.waves) == 2 and plan.rehearsal == waves.world.mark()
-    rows = aggregate_campaign(waves.folder, write=False).observations
-    assert {row.status for row in rows} <= {"completed", "diverged"}
+    assert {row.status for row in found.observations} <= {"completed", "diverged"}
 
 
 def test_what_a_wave_has_learnt_of_the_machine_does_not_change_the_machine(waves, waves_plan):
@@ -99,11 +102,11 @@ def test_a_frame_counts_the_runs_that_are_planned_by_then(waves, waves_plan):
     assert told[0].text.startswith("wave 2 of 2: ")
 
 
-def test_rows_in_memory_are_those_of_the_records(waves, waves_plan):
+def test_rows_in_memory_are_those_of_the_records(waves, found):
     from llem.pipeline.rehearsing import _rows
 
     once = [a for a in waves.attempts if a.status == "completed" and not a.number]
-    seen = {row.run_id: row for row in aggregate_campaign(waves.folder, write=False).observations}
+    seen = {row.run_id: row for row in found.observations}
     for row in _rows(waves.world, once):
         real = seen[row["run_id"]]
         for name in ("status", "params", "tokens", "flops", "steps_seen", "expected_ranks",
