@@ -323,8 +323,8 @@ def test_runs_at_work_leave_room_below_them(world, attempts):
     film = Film(world, attempts)
     a = max(attempts, key=lambda a: a.window_s)
     frame = film.at((a.blocks[0].t0_s + a.t1_s) / 2)
-    whole = at_work([frame.run, frame.run], frame.boards, width=100, height=99)
+    whole = at_work([frame.run, frame.run], frame.boards, width=130, height=99)
     assert len(whole) == 2 * 4 + 4  # of each run four rows, of each node one
-    assert [line.plain for line in at_work([frame.run] * 2, frame.boards, width=100, height=9)] == [
+    assert [line.plain for line in at_work([frame.run] * 2, frame.boards, width=130, height=9)] == [
         line.plain for line in whole[:9]
     ]
