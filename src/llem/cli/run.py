@@ -85,7 +85,7 @@ def _run_wave(planned: Planned, *, yes: bool, as_json: bool) -> int:
         print(flush=True)
     confirm_spending(folder, plan, yes=yes)
     notifier = Notifier(folder, plan, note)
-    with watching(plan) as watch:
+    with watching(folder, plan) as watch:
         outcome = run_campaign(folder, plan, watch=both(watch, notifier))
     if isinstance(outcome, LocalOutcome):
         return local_status(outcome, folder)
