@@ -3,9 +3,10 @@
     OMP_NUM_THREADS=1 python tests/benchmarks/serving_overhead.py --blocks 60
 
 A block is the same batch served four times, in the order A B B A or B A A B by turns: A is a bare
-greedy loop (pass, argmax, tokens to the host, nothing else), B is llem's, with a record on disk and an energy counter
-that is read at each pass. Compared are processor seconds of this process, which other processes
-take no part of; the ratio is of a block's sums, its uncertainty the standard error over blocks.
+greedy loop (pass, argmax, tokens to the host, nothing else), B is llem's, with a record on disk and
+an energy counter that is read at each pass. Compared are processor seconds of this process, which
+other processes take no part of; the ratio is of a block's sums, its uncertainty the standard error
+over blocks.
 `generate` of transformers itself is told beside it. Compares equal tokens, or fails.
 """
 

@@ -71,6 +71,11 @@ def sweep(study: Study) -> Swept:
     return Swept(tuple(found), tuple(checked.notes))
 
 
+def faults_of(study: Study) -> list[Fault]:
+    """What is wrong with the keys and values that vary, and with options."""
+    return list(dict.fromkeys(_Checked(study).faults))
+
+
 class _Checked:
     """A study's sweep with every key and value read once."""
 
@@ -102,7 +107,9 @@ class _Checked:
                 if sum(key in others for others, _ in self.dimensions) > 1:
                     self.faults.append(Fault(f"sweep.{key}", "varies in two places"))
         self.notes = list(self._notes())
+        # A few choices are shared by thousands of settings.
         self._arrival = lru_cache(None)(self._read_arrival)
+        self._prompts = lru_cache(None)(self._read_prompts)
 
     def _backends(self) -> tuple[str, ...]:
         """Every backend that a deployment may have."""
@@ -169,6 +176,8 @@ class _Checked:
             if value not in choices:
                 hint = did_you_mean(str(value), choices) or f"one of {', '.join(choices)}"
                 raise ValueError(f"there is no {key} {value!r} ({hint})")
+        if key.startswith(PROMPTS) and not isinstance(value, (str, int, float)):
+            raise ValueError(f"{value!r} is neither a text nor a number")
         if key.startswith("layout.") and not (type(value) is int and value > 0):
             raise ValueError(f"{value!r} is not a positive whole number")
         return value
@@ -267,12 +276,6 @@ class _Checked:
             text = f"{items!r} is neither batch nor {{rate: R}} nor {{poisson: R}}"
             self.faults.append(Fault("sweep.arrival", text))
             return None
-
-    def _prompts(self, changed: tuple[tuple[str, Any], ...]) -> PromptChoice:
-        cache: dict[Any, PromptChoice] = vars(self).setdefault("_prompt_cache", {})
-        if changed not in cache:
-            cache[changed] = self._read_prompts(changed)
-        return cache[changed]
 
     def _read_prompts(self, changed: tuple[tuple[str, Any], ...]) -> PromptChoice:
         """The study's prompts with some keys changed; another kind takes the place of its own."""

@@ -45,6 +45,11 @@ class TransformersBackend:
         self.asked = {k: v for k, v in run.deployment.options.items() if v is not None}
         self.batching = Batching.of(self.options)
         faults = _faults(self.options, cuda=replica.world.device.type == "cuda")
+        if replica.size > 1 and replica.count > 1:
+            text = f"transformers splits a model over all ranks of a job, which are {replica.count}"
+            text += f" times {replica.size}"
+            hint = "a layout of as many GPUs, or tensor_parallel: 1"
+            faults.append(Fault("options.tensor_parallel", text, hint))
         if faults:
             raise InputError(f"run {run.run_id}", faults)
         # Now: libraries are no part of what the model takes of memory, or of loading it.
@@ -164,8 +169,14 @@ class TransformersBackend:
         if model.source == "path":
             yield str(model.path)
             return
+        from safetensors.torch import save_model
+
         with TemporaryDirectory(prefix="llem-model-") as folder:
-            self._from_config().save_pretrained(folder)
+            made = self._from_config()
+            # Not by save_pretrained, which writes on the first of all ranks alone.
+            Path(folder, "config.json").write_text(made.config.to_json_string(use_diff=False))
+            save_model(made, str(Path(folder, "model.safetensors")), metadata={"format": "pt"})
+            del made
             yield folder
 
     def _from_folder(self, folder: str, precision: str | None) -> Any:
@@ -176,28 +187,19 @@ class TransformersBackend:
         more: dict[str, Any] = {**self._attention(), **_quantisation(self.options, precision)}
         more["dtype"] = getattr(torch, PRECISIONS[precision]) if precision else "auto"
         if self.replica.size > 1:
-            more["tp_plan"] = "auto"
-            more["device_mesh"] = self._mesh()
+            more |= _split(self.replica.size)
         elif self.options.get("device_map"):
             more["device_map"] = self.options["device_map"]
         elif self.options.get("quantisation"):
             more["device_map"] = {"": world.device}
         made = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, **more)
-        if not ({"tp_plan", "device_map"} & set(more)):
+        if self.replica.size == 1 and "device_map" not in more:
             made = made.to(world.device)
         return made
 
     def _attention(self) -> dict[str, Any]:
         asked = self.asked.get("attention")
         return {"attn_implementation": asked} if asked else {}
-
-    def _mesh(self) -> Any:
-        from torch.distributed.device_mesh import DeviceMesh
-
-        world = self.replica.world
-        first = self.replica.index * self.replica.size
-        ranks = list(range(first, first + self.replica.size))
-        return DeviceMesh(world.device.type, ranks, mesh_dim_names=("tp",))
 
     # generating
 
@@ -334,6 +336,16 @@ def _faults(options: Mapping[str, Any], *, cuda: bool) -> list[Fault]:
         text = "guessed tokens are not served yet"
         faults.append(Fault("options.prompt_lookup_tokens", text, "leave it out"))
     return faults
+
+
+def _split(ranks: int) -> dict[str, Any]:
+    """What tells transformers to split every layer over all ranks, by the model's own plan."""
+    try:
+        from transformers.distributed import DistributedConfig
+
+        return {"distributed_config": DistributedConfig(tp_size=ranks)}
+    except (ImportError, TypeError):  # before 5.13
+        return {"tp_plan": "auto"}
 
 
 def _quantisation(options: Mapping[str, Any], precision: str | None) -> dict[str, Any]:

@@ -10,7 +10,32 @@ from deployments import serving
 
 from llem.errors import LlemError
 from llem.serving import serve_run
+from llem.serving.log import Log
+from llem.serving.replica import Replica
+from llem.serving.requests import make_requests
+from llem.serving.transformers_backend import TransformersBackend
 from llem.training import start_world
+from llem.training.pulse import NoCounter
+
+
+def tokens_of(run, world):
+    """The tokens of the first batch, and how many weights this rank holds."""
+    replica = Replica(world, ranks=run.deployment.tensor_parallel)
+    backend = TransformersBackend(run, replica)
+    backend.load()
+    requests = make_requests(run, backend.tokenizer)[: backend.batching.batch_size]
+
+    class Nothing:
+        def append(self, table, row):
+            pass
+
+    def own(values):
+        return values.to_local() if hasattr(values, "to_local") else values
+
+    return {
+        "tokens": backend._generator.generate(requests, Log(Nothing(), counter=NoCounter())),
+        "held": sum(own(p).numel() for p in backend.model.parameters()),
+    }
 
 
 def main(job, rank):
@@ -19,9 +44,13 @@ def main(job, rank):
     with start_world(rank=rank, local_rank=rank, world_size=values["ranks"],
                      master_port=values["port"], timeout_s=60.0) as world:  # fmt: skip
         try:
-            told = serve_run(
-                run, attempt_dir=Path(job).parent / "attempt-1", world=world, meta={"attempt": 1}
-            ).to_dict()
+            told = (
+                tokens_of(run, world)
+                if values.get("tokens")
+                else serve_run(
+                    run, attempt_dir=Path(job).parent / "attempt-1", world=world, meta={}
+                ).to_dict()
+            )
         except LlemError as error:
             told = {"error": str(error)}
         Path(f"{job}.{rank}").write_text(json.dumps(told))

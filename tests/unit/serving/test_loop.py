@@ -236,12 +236,12 @@ def _alone(world):
     return Replica(world, ranks=1)
 
 
-def start(folder, ranks, **run):
-    """Serve a run on ranks of their own; what each told."""
+def start(folder, ranks, *, tokens=False, **run):
+    """Serve a run on ranks of their own; what each told (`tokens`: a batch's tokens alone)."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     job = folder / "job.json"
-    job.write_text(json.dumps({"run": run, "ranks": ranks, "port": port}))
+    job.write_text(json.dumps({"run": run, "ranks": ranks, "port": port, "tokens": tokens}))
     worker = Path(__file__).with_name("rank.py")
     started = [
         subprocess.Popen([sys.executable, str(worker), str(job), str(rank)], stderr=subprocess.PIPE)
@@ -264,3 +264,40 @@ def test_replicas_divide_the_requests_and_tell_the_same_end(tmp_path):
     records = [read_rank(tmp_path / "attempt-1" / f"rank-{rank:05d}.h5") for rank in range(2)]
     assert [r.requests["request"].tolist() for r in records] == [[0, 2, 4, 6], [1, 3, 5]]
     assert [r.meta["replica"] for r in records] == [0, 1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [{}, {"sample": True, "top_k": 20}])
+def test_ranks_that_split_a_model_hold_half_of_its_layers_and_give_its_tokens(tmp_path, more):
+    options = {"batch_size": 4, **more}
+    config = {"vocab_size": 4096}
+    (tmp_path / "one").mkdir()
+    [whole] = start(tmp_path / "one", 1, tokens=True, options=options, config=config)
+    told = start(
+        tmp_path, 2, tokens=True, options={**options, "tensor_parallel": 2}, config=config,
+        layout={"gpus_per_node": 2},
+    )  # fmt: skip
+    assert told[0]["tokens"] == told[1]["tokens"]
+    if not more:  # what is drawn follows the generator, which ranks do not share
+        assert told[0]["tokens"] == whole["tokens"]
+    assert told[0]["held"] < 0.8 * whole["held"]
+
+
+@pytest.mark.slow
+def test_ranks_that_split_a_model_record_one_set_of_requests(tmp_path):
+    told = start(
+        tmp_path, 2, options={"batch_size": 4, "tensor_parallel": 2},
+        layout={"gpus_per_node": 2}, arrival={"kind": "poisson", "rate": 500.0},
+    )  # fmt: skip
+    assert [t["step"] for t in told] == [6, 6] and told[0]["replicas"] == 1
+    records = [read_rank(tmp_path / "attempt-1" / f"rank-{rank:05d}.h5") for rank in range(2)]
+    assert [len(r.requests) for r in records] == [6, 0]
+    columns = ("batch", "sequences", "tokens_in", "tokens_out", "phase")
+    for column in columns:
+        assert (records[0].forwards[column] == records[1].forwards[column]).all()
+
+
+@pytest.mark.slow
+def test_a_split_that_the_ranks_cannot_make_is_refused_on_every_rank(tmp_path):
+    told = start(tmp_path, 2, options={"tensor_parallel": 4}, layout={"gpus_per_node": 2})
+    assert all("2 rank(s) cannot be divided into replicas of 4" in t["error"] for t in told)
