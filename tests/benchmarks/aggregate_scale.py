@@ -353,7 +353,8 @@ def main() -> int:
     if args.folder:
         return 0 if measure(args.folder, args.repeats) else 1
     with tempfile.TemporaryDirectory(prefix="llem-scale-") as scratch:
-        make(Path(scratch), shape)
+        # in a process of its own: what is started by a large process counts its memory as its own
+        subprocess.run([sys.executable, __file__, *sys.argv[1:], "--make", scratch], check=True)
         return 0 if measure(Path(scratch), args.repeats) else 1
 
 

@@ -7,7 +7,8 @@ run's joules with the simulator's truth.
 
     python tests/benchmarks/rehearsal_recovery.py --repeats 100 --out /tmp/recovery.jsonl
 
-goes on where the file ends; about 3 s of one core for each repeat, 50 MB of disk at a time.
+goes on where the file ends (which the same simulator must have written); about 3 s of one core for
+each repeat, 50 MB of disk at a time.
 """
 
 from __future__ import annotations
@@ -68,24 +69,24 @@ def one(plan: Plan, law: str, seed: int, place: Path) -> dict[str, Any]:
         low, high = fit["ci"]["params"][name]
         held[name] = bool(low <= world.planted.params[name] <= high)
         told[name] = fit["params"][name]
-    off = [
-        row.energy_j / played.truth[row.run_id]["energy_j"] - 1
-        for row in found.observations
-        if math.isfinite(row.energy_j)
-    ]
-    seen = sum(r.energy_j for r in found.observations if math.isfinite(r.energy_j))
-    true = sum(t["energy_j"] for t in played.truth.values())
+    # A device that falls silent leaves its run without energy: such runs are counted, not summed.
+    known = [row for row in found.observations if math.isfinite(row.energy_j)]
+    seen = sum(row.energy_j for row in known)
+    true = sum(played.truth[row.run_id]["energy_j"] for row in known)
+    off = [row.energy_j / played.truth[row.run_id]["energy_j"] - 1 for row in known]
     statuses: dict[str, int] = defaultdict(int)
     for attempt in played.attempts:
         statuses[attempt.status] += 1
     return {
         "law": law, "seed": seed, "held": held, "fitted": told, "attempts": dict(statuses),
         "joules_worst": max(map(abs, off)), "joules_total": seen / true - 1,
-        "unmeasured": len(found.observations) - len(off), "problems": len(found.problems),
+        "unmeasured": len(found.observations) - len(off),
+        "bridged": sum("counter reset" in row.energy_reason for row in known),
+        "problems": len(found.problems),
     }  # fmt: skip
 
 
-def known(path: Path) -> Iterator[dict[str, Any]]:
+def rows_of(path: Path) -> Iterator[dict[str, Any]]:
     if path.is_file():
         yield from map(json.loads, path.read_text().splitlines())
 
@@ -113,7 +114,8 @@ def table(rows: list[dict[str, Any]]) -> None:
     print(
         f"joules: worst run {max(r['joules_worst'] for r in rows):.3%}, worst campaign "
         f"{max(abs(r['joules_total']) for r in rows):.4%}; "
-        f"{sum(r['unmeasured'] for r in rows)} runs without energy"
+        f"{sum(r['unmeasured'] for r in rows)} runs without energy, "
+        f"{sum(r['bridged'] for r in rows)} with a counter that began anew"
     )
 
 
@@ -122,7 +124,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=100, help="of each law")
     parser.add_argument("--out", type=Path, default=Path("recovery.jsonl"))
     args = parser.parse_args()
-    rows = list(known(args.out))
+    rows = list(rows_of(args.out))
     done = {(row["law"], row["seed"]) for row in rows}
     with tempfile.TemporaryDirectory(prefix="llem-recovery-") as folder:
         place = Path(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 from types import UnionType
@@ -17,6 +18,7 @@ from llem.campaign.merging import merged
 from llem.campaign.quantities import Budget
 from llem.campaign.site import Site
 from llem.campaign.study import Study
+from llem.campaign.sweep import faults_of as sweep_faults
 from llem.errors import Fault, InputError, did_you_mean
 
 M = TypeVar("M", bound=BaseModel)
@@ -51,12 +53,37 @@ def campaign_from(
         faults += deepspeed_faults(training["deepspeed"])
     workload = values.get("workload", WORKLOADS[0]) if isinstance(values, Mapping) else ""
     if workload == "inference":
-        return validated(Study, values, source, faults)
+        return _study_from(values, source, faults)
     if workload and workload not in WORKLOADS:
         text = f"{workload!r} is not one of {', '.join(WORKLOADS)}"
         hint = did_you_mean(str(workload), WORKLOADS)
         raise InputError(source, [*faults, Fault("workload", text, hint)])
     return validated(Campaign, values, source, faults)
+
+
+def _study_from(values: Mapping[str, Any], source: str, faults: Sequence[Fault]) -> Study:
+    """A study with its options and what varies checked too. Raises InputError with every fault."""
+    try:
+        study = validated(Study, values, source, faults)
+    except InputError as error:
+        found = list(error.faults)
+        # What can be read is looked at all the same, beside models and prompts of no account.
+        wrong = {fault.path.partition(".")[0] for fault in found}
+        names = values.get("models")
+        sound = {k: values[k] for k in ("backend", "options", "sweep") if k in values}
+        stand_in = {
+            **{key: value for key, value in sound.items() if key not in wrong},
+            "name": "x",
+            "workload": "inference",
+            "models": {name: {"config": {}} for name in names or ("x",)},
+            "prompts": {"synthetic": {"input_tokens": 1, "output_tokens": 1, "count": 1}},
+        }
+        with suppress(ValidationError, TypeError):
+            found += sweep_faults(Study.model_validate(stand_in))
+        raise InputError(source, list(dict.fromkeys(found))) from None
+    if found := sweep_faults(study):
+        raise InputError(source, found)
+    return study
 
 
 def default_campaign() -> Campaign:

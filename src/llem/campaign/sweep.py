@@ -71,6 +71,11 @@ def sweep(study: Study) -> Swept:
     return Swept(tuple(found), tuple(checked.notes))
 
 
+def faults_of(study: Study) -> list[Fault]:
+    """What is wrong with the keys and values that vary, and with options."""
+    return list(dict.fromkeys(_Checked(study).faults))
+
+
 class _Checked:
     """A study's sweep with every key and value read once."""
 

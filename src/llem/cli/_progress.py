@@ -1,7 +1,8 @@
 """How far a campaign is: one line that is drawn again in a terminal, one now and then in a log.
 
-In a terminal the line takes the width that is there: the bar shrinks first, then what matters least
-is left out. In a file it is plain text without control characters, its columns below each other.
+In a terminal the runs at work and their devices stand above it, drawn as in a rehearsal. The line
+takes the width that is there: the bar shrinks first, then what matters least is left out. In a file
+it is plain text without control characters, its columns below each other.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,10 +18,13 @@ from typing import TYPE_CHECKING, Any
 from llem.campaign import format_si
 
 if TYPE_CHECKING:
-    from llem.cluster import CampaignState
+    from llem.cluster import CampaignFolder, CampaignState
     from llem.planning import AnyPlan
+    from llem.rehearsal.frame import BoardNow, RunNow
 
 PLAIN_LINE_S = 15.0
+# Rows of the terminal that the runs and devices leave free: the line, and what was there before.
+ROWS_LEFT = 4
 NARROWEST_BAR, WIDEST_BAR = 8, 30
 # Statuses of runs that count as done, that somebody should look at, and that say nothing new.
 SETTLED = ("completed", "diverged")
@@ -142,7 +146,7 @@ class Watch:
 
 
 @contextmanager
-def watching(plan: AnyPlan) -> Iterator[Callable[[CampaignState], None]]:
+def watching(folder: CampaignFolder, plan: AnyPlan) -> Iterator[Callable[[CampaignState], None]]:
     """A callback that shows a campaign's progress on standard error."""
     from rich.console import Console
 
@@ -163,12 +167,19 @@ def watching(plan: AnyPlan) -> Iterator[Callable[[CampaignState], None]]:
     from rich.live import Live
     from rich.text import Text
 
+    from llem.cli._stage import at_work
+    from llem.cli._status import at_work_now, boards_now
+
     class Line:
-        """What is drawn: the newest line, at whatever width the terminal has by then."""
+        """What is drawn: the newest, at whatever width and height the terminal has by then."""
 
         seen: Seen | None = None
+        runs: Sequence[RunNow] = ()
+        boards: Sequence[BoardNow] = ()
 
-        def __rich_console__(self, _console: Any, options: Any) -> Iterator[Text]:
+        def __rich_console__(self, console: Any, options: Any) -> Iterator[Text]:
+            room = console.height - ROWS_LEFT
+            yield from at_work(self.runs, self.boards, width=options.max_width, height=room)
             text = "starting"
             if self.seen:
                 text = terminal_line(
@@ -181,6 +192,8 @@ def watching(plan: AnyPlan) -> Iterator[Callable[[CampaignState], None]]:
     with Live(line, console=console, refresh_per_second=4):
 
         def show(state: CampaignState) -> None:
+            line.runs = at_work_now(plan, state.runs)
+            line.boards = boards_now(folder, state.runs)
             line.seen = watch.see(state)
 
         yield show

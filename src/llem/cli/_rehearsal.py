@@ -3,61 +3,69 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from llem.cli._stage import grid_rows, scene
+from llem.cli._stage import box, grid_rows, scene
+from llem.rehearsal import Film
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from llem.rehearsal import Attempt, Event, World
+    from llem.rehearsal import Event, Pace, World
 
 FRAMES_S = 8.0
 STYLES = {"info": "", "warning": "yellow", "error": "bold red", "heading": "bold cyan"}
 # Rows of the picture above the devices, and one below; lines that scroll by keep so many.
-FIXED_ROWS, SCROLL_ROWS = 6, 6
+FIXED_ROWS, SCROLL_ROWS = 7, 6
 # More lines than these between two frames are too many to read: the last of them are shown.
 LINES_A_FRAME = 12
+# What is told however much there is, and what the picture shows better.
+ALWAYS, PICTURED = ("summary", "wave", "fit"), ("grid",)
+LEAST_BOX, MOST_BOX = 30, 100
+# Columns from which on a line has room for the date as well.
+NARROW = 110
 
 
 def play_on(
     console: Console,
     world: World,
-    attempts: Sequence[Attempt],
+    film: Film,
     events: Iterable[Event],
     *,
-    follow: str,
-    speed: float,
+    pace: Pace,
     deadline: float,
     now: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> bool:
-    """Play to the end at `speed` seconds of the campaign a second; False at `deadline`."""
+    """Play to the end at this pace; False at `deadline`.
+
+    A frame, with the lines that scroll by above it, is one write to the terminal.
+    """
+    from rich.console import Group
     from rich.live import Live
+    from rich.text import Text
 
     from llem.cli.rehearse import line_of
-    from llem.rehearsal import Film
 
-    film = Film(world, attempts, follow=follow)
     waiting = iter(events)
     event = next(waiting, None)
     begun = now()
-    foot = f"REHEARSED, seed {world.seed}: nothing is trained; {speed:,.0f} s of it each second"
     with Live(console=console, auto_refresh=False, transient=True) as live:
         while True:
-            t_s = min(film.end_s, (now() - begun) * speed)
+            shown_s = now() - begun
+            t_s = min(film.until_s, pace.at(shown_s))
             due = []
             while event is not None and event.t_s <= t_s:
                 due.append(event)
                 event = next(waiting, None)
-            if len(due) > LINES_A_FRAME:
-                told = [e for e in due if e.level != "info"][-LINES_A_FRAME // 2 :]
-                due = sorted({*told, *due[-LINES_A_FRAME // 2 :]}, key=lambda e: e.t_s)
-            for one in due:
-                live.console.print(line_of(one), style=STYLES[one.level], overflow="ellipsis",
-                                   no_wrap=True)  # fmt: skip
             width, height = console.width, console.height
+            lines = []
+            for one in readable(due):
+                told = line_of(one, brief=width < NARROW)
+                lines.append(Text(told, style=STYLES[one.level], overflow="ellipsis",
+                                  no_wrap=True))  # fmt: skip
+                lines += [Text(row, no_wrap=True, overflow="crop") for row in below(one, width)]
             rows = max(1, height - FIXED_ROWS - SCROLL_ROWS)
             first = world.nodes[0]
             per_node = len(first.boards)
@@ -65,10 +73,38 @@ def play_on(
                                 label=len(first.name) + 1, width=width - 1)  # fmt: skip
             boards = max(1, rows // of_node) * per_node
             room = max(FIXED_ROWS + 1, height - SCROLL_ROWS)
+            foot = (
+                f"REHEARSED, seed {world.seed}: nothing is trained; "
+                f"{pace.speed(shown_s):,.3g} s of it each second"
+            )
             picture = scene(film.at(t_s, boards=boards), width=width - 1, height=room, foot=foot)
-            live.update(picture, refresh=True)
-            if event is None and t_s >= film.end_s:
+            live.update(picture)
+            if lines:
+                # Printing draws the picture again below the lines, in the same write.
+                live.console.print(Group(*lines))
+            else:
+                live.refresh()
+            if event is None and t_s >= film.until_s:
                 return True
             if now() >= deadline:
                 return False
             sleep(1.0 / FRAMES_S)
+
+
+def readable(due: Sequence[Event]) -> list[Event]:
+    """What of the events between two frames is shown as lines."""
+    told = [e for e in due if e.kind not in PICTURED]
+    if len(told) <= LINES_A_FRAME:
+        return told
+    half = LINES_A_FRAME // 2
+    kept = {id(e) for e in told if e.kind in ALWAYS}
+    kept |= {id(e) for e in [e for e in told if e.level != "info"][-half:]}
+    kept |= {id(e) for e in told[-half:]}
+    return [e for e in told if id(e) in kept]
+
+
+def below(event: Event, width: int) -> Iterator[str]:
+    """The box of an event that has rows."""
+    if event.rows:
+        wide = max(LEAST_BOX, min(MOST_BOX, width - 1))
+        yield from box(event.rows, title=f"summary of {event.run_id}", width=wide)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from llem.rehearsal.frame import BoardNow, Frame, RunNow
 
+RUN_ROWS = 4
 LABEL, LEAST_BAR, MOST_BAR = 10, 10, 40
 # From these degrees and shares of memory on a device is marked as warm and as hot.
 WARM_C, HOT_C, FULL, BRIM = 75.0, 82.0, 0.85, 0.95
@@ -46,6 +47,8 @@ def bar(label: str, share: float, words: str, *, width: int, style: str = "cyan"
 def campaign_lines(frame: Frame, *, width: int) -> list[Text]:
     """How far the campaign is."""
     words = [f"{frame.done} of {frame.runs} runs done", f"{frame.running} running"]
+    if frame.waves > 1:
+        words.insert(0, f"wave {frame.wave} of {frame.waves}")
     if frame.waiting:
         words.append(f"{frame.waiting} waiting")
     if frame.diverged:
@@ -65,11 +68,11 @@ def campaign_lines(frame: Frame, *, width: int) -> list[Text]:
 
 
 def run_lines(run: RunNow | None, *, width: int) -> list[Text]:
-    """The followed run: what it is, how far, and its last step's numbers."""
+    """The followed run: what it is, how far, what it does now, and its last step's numbers."""
     from rich.text import Text
 
     if run is None:
-        return [Text("no run is at work", style="dim"), Text(""), Text("")]
+        return [Text("no run is at work", style="dim"), Text(""), Text(""), Text("")]
     again = f", attempt {run.attempt}" if run.attempt else ""
     head = Text(f"{run.run_id}  {run.title}{again}: {run.doing}", style="bold")
     head.truncate(width, overflow="ellipsis")
@@ -86,7 +89,10 @@ def run_lines(run: RunNow | None, *, width: int) -> list[Text]:
     gap = "  " if LABEL + sum(map(len, numbers)) + 2 * len(numbers) <= width else " "
     below = Text(" " * LABEL + gap.join(numbers))
     below.truncate(width, overflow="ellipsis")
-    return [head, line, below]
+    if run.stage is None:
+        return [head, line, below]
+    now = bar(run.stage.name, run.stage.share, run.stage.words, width=width, style="blue")
+    return [head, line, now, below]
 
 
 def device_grid(boards: Sequence[BoardNow], *, width: int) -> list[Text]:
@@ -110,7 +116,7 @@ def device_grid(boards: Sequence[BoardNow], *, width: int) -> list[Text]:
 
 def cell_width(memory_total: float) -> int:
     """Columns of one device, a blank behind it included."""
-    return CELL + 2 * len(f"{memory_total / 1e9:.0f}")
+    return CELL + (2 * len(f"{memory_total / 1e9:.0f}") if math.isfinite(memory_total) else -2)
 
 
 def _cell(board: BoardNow, width: int) -> Text:
@@ -124,11 +130,23 @@ def _cell(board: BoardNow, width: int) -> Text:
         style = "yellow"
     if board.celsius >= HOT_C or share >= BRIM or board.held_back:
         style = "red"
-    memory = f"{board.memory_bytes / 1e9:.0f}/{board.memory_total / 1e9:.0f}G"
-    words = f" {board.utilisation:3.0f}% {board.celsius:3.0f}C {board.watts:4.0f}W {memory}"
+    words = (
+        f" {_number(board.utilisation, '3.0f'):>3}% {_number(board.celsius, '3.0f'):>3}C "
+        f"{'~' * board.estimated + _number(board.watts, '.0f'):>4}W"
+    )
+    if math.isfinite(board.memory_total):
+        words += f" {board.memory_bytes / 1e9:.0f}/{board.memory_total / 1e9:.0f}G"
     cell = Text(ALARM if style == "red" else DOT, style=style)
     cell.append(words.ljust(width - 1))
     return cell
+
+
+def at_work(
+    runs: Sequence[RunNow], boards: Sequence[BoardNow], *, width: int, height: int
+) -> list[Text]:
+    """Runs that are at work now and their devices, in so many rows at most, the devices last."""
+    lines = [line for run in runs for line in run_lines(run, width=width)]
+    return [*lines, *device_grid(boards, width=width)][: max(0, height)]
 
 
 def scene(frame: Frame, *, width: int, height: int, foot: str = "") -> Group:
@@ -136,7 +154,13 @@ def scene(frame: Frame, *, width: int, height: int, foot: str = "") -> Group:
     from rich.console import Group
     from rich.text import Text
 
-    parts: list[Any] = [*campaign_lines(frame, width=width), *run_lines(frame.run, width=width)]
+    run = run_lines(frame.run, width=width)
+    # Always as many rows, so that nothing below moves.
+    parts: list[Any] = [
+        *campaign_lines(frame, width=width),
+        *run,
+        *[Text("")] * (RUN_ROWS - len(run)),
+    ]
     grid = device_grid(frame.boards, width=width)
     room = max(0, height - len(parts) - (2 if foot else 1))
     parts += grid[:room]
@@ -145,6 +169,27 @@ def scene(frame: Frame, *, width: int, height: int, foot: str = "") -> Group:
         last.truncate(width, overflow="ellipsis")
         parts.append(last)
     return Group(*parts)
+
+
+def box(rows: Sequence[tuple[str, str]], *, title: str, width: int) -> list[str]:
+    """Names and values in a frame, in `width` columns at most; plain text, for any screen."""
+    from rich.cells import cell_len, set_cell_size
+
+    names = max(cell_len(name) for name, _ in rows)
+    inner = max(cell_len(title), *(names + 2 + cell_len(value) for _, value in rows))
+    inner = max(1, min(inner, width - 4))
+    found = ["\u250c\u2500" + "\u2500" * inner + "\u2500\u2510"]
+    for text in [title, "", *(f"{_wide(name, names)}  {value}" for name, value in rows)]:
+        cut = text if cell_len(text) <= inner else f"{set_cell_size(text, inner - 1)}\u2026"
+        found.append(f"\u2502 {set_cell_size(cut, inner)} \u2502" if text else
+                     "\u251c\u2500" + "\u2500" * inner + "\u2500\u2524")  # fmt: skip
+    return [*found, "\u2514\u2500" + "\u2500" * inner + "\u2500\u2518"]
+
+
+def _wide(text: str, columns: int) -> str:
+    from rich.cells import set_cell_size
+
+    return set_cell_size(text, columns)
 
 
 def grid_rows(boards_per_node: int, *, memory_total: float, label: int, width: int) -> int:

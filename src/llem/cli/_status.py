@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from llem.cluster import CampaignFolder, CampaignState, RunState, Summary
     from llem.cluster.summary import CellRow, Tally
     from llem.planning import AnyPlan
-    from llem.rehearsal.frame import RunNow
+    from llem.rehearsal.frame import BoardNow, RunNow
 
+# NVML: slowed by its temperature (software, hardware) or by a failing supply.
+HELD_BACK = 0x20 | 0x40 | 0x80
 # Of more rows nobody reads all; `--runs` prints every run.
 ARRAYS_SHOWN, CELLS_SHOWN, NODES_SHOWN, RUNS_SHOWN = 12, 24, 6, 2
 BAR_WIDTH = 24
@@ -53,15 +55,21 @@ def show(summary: Summary) -> None:
 
 
 def glance(
-    summary: Summary, *, width: int, live: bool = False, at_work: Sequence[RunNow] = ()
+    summary: Summary,
+    *,
+    width: int,
+    live: bool = False,
+    at_work: Sequence[RunNow] = (),
+    boards: Sequence[BoardNow] = (),
 ) -> Group:
     """The whole of `llem status` but the runs, in `width` columns.
 
     What failed stands last, nearest to the prompt; `live` first, where a low window cuts the end.
-    The runs `at_work` are drawn as a rehearsal draws the one that it follows.
+    The runs `at_work` and their `boards` are drawn as a rehearsal draws those that it follows.
     """
     from rich.console import Group
 
+    from llem.cli._stage import device_grid
     from llem.cli._stage import run_lines as lines_of
 
     cells = _chosen(summary.cells)
@@ -79,6 +87,8 @@ def glance(
         runs: list[RenderableType] = []
         for run in at_work:
             runs += ["", *lines_of(run, width=width)]
+        if boards:
+            runs += ["", *device_grid(boards, width=width)]
         return Group(_head(summary), *causes, *runs, *tables, *following)
     return Group(_head(summary), *tables, *causes, *following)
 
@@ -112,6 +122,28 @@ def at_work_now(plan: AnyPlan, runs: Sequence[RunState]) -> list[RunNow]:
             )
         )  # fmt: skip
     return found
+
+
+def boards_now(folder: CampaignFolder, runs: Sequence[RunState]) -> list[BoardNow]:
+    """The devices of the same runs, as their samplers saw them last; memory is in no record."""
+    from llem.records import latest_samples
+    from llem.rehearsal.frame import BoardNow
+
+    found: dict[tuple[str, str], BoardNow] = {}
+    for item in [r for r in runs if r.status == "running"][:RUNS_SHOWN]:
+        place = folder.run(item.run_id) / f"attempt-{item.attempts - 1}"
+        for path in sorted(place.glob("node-*.h5"))[:NODES_SHOWN]:
+            for index, device in enumerate(latest_samples(path)):
+                last = device.samples[-1]
+                found[device.host, device.uuid] = BoardNow(
+                    node=device.host, index=index,
+                    name=str(device.attrs.get("name", "")), run_id=item.run_id,
+                    utilisation=float(last["utilization"]), celsius=float(last["temperature_c"]),
+                    watts=device.watts, memory_bytes=math.nan, memory_total=math.nan,
+                    held_back=bool(last["throttle"] & HELD_BACK),
+                    estimated=device.attrs.get("quality") == "model",
+                )  # fmt: skip
+    return sorted(found.values(), key=lambda b: (b.node, b.index))
 
 
 def told_counts(tally: Tally) -> str:
@@ -333,7 +365,8 @@ def watch_live(
             state = look()
             live.update(
                 glance(summarise(folder, plan, state), width=screen.width, live=True,
-                       at_work=at_work_now(plan, state.runs)),
+                       at_work=at_work_now(plan, state.runs),
+                       boards=boards_now(folder, state.runs)),
                 refresh=True,
             )  # fmt: skip
             if not state.active:

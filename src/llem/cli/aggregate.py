@@ -11,7 +11,8 @@ from llem.errors import Fault, InputError
 EXAMPLE = """  llem aggregate runs/first
   llem aggregate runs/first --pue 1.2 --price-per-kwh 0.25 --json
   llem aggregate runs/first --carbon grid-2026.csv
-  llem aggregate runs/first --workers 8"""
+  llem aggregate runs/first --workers 8
+  llem aggregate runs/first --slurm"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +30,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--no-cache", action="store_true",
         help="read every record again, also of runs whose files have not changed",
     )  # fmt: skip
+    parser.add_argument(
+        "--slurm", action="store_true",
+        help="have an array of jobs read the records, wait for it and do the last step here",
+    )  # fmt: skip
+    parser.add_argument(
+        "--elements", type=int, metavar="N",
+        help="with --slurm, jobs of the array (default: by the bytes of the records)",
+    )  # fmt: skip
     add_json(parser)
 
 
@@ -41,8 +50,17 @@ def run(args: argparse.Namespace) -> int:
     from llem.results import ratios_by_cell
 
     late = late_options(args)
+    faults = []
     if args.workers is not None and args.workers < 1:
-        raise InputError("the call", [Fault("--workers", f"{args.workers} is below 1")])
+        faults.append(Fault("--workers", f"{args.workers} is below 1"))
+    if args.elements is not None and args.elements < 1:
+        faults.append(Fault("--elements", f"{args.elements} is below 1"))
+    if args.elements is not None and not args.slurm:
+        faults.append(Fault("--elements", "is for --slurm"))
+    if args.slurm and args.no_cache:
+        faults.append(Fault("--no-cache", "jobs reduce into the cache: not with --slurm"))
+    if faults:
+        raise InputError("the call", faults)
     folder = CampaignFolder(args.dir)
     with Progress("reducing runs") as progress:
         aggregation = aggregate_campaign(
@@ -50,6 +68,9 @@ def run(args: argparse.Namespace) -> int:
             slurm_energy=args.slurm_energy,
             workers=args.workers,
             cached=not args.no_cache,
+            slurm=args.slurm,
+            elements=args.elements,
+            say=note,
             progress=progress,
             **late,
         )

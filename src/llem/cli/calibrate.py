@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     )  # fmt: skip
     _tell_cost(planned)
     confirm_spending(planned.folder, planned.plan, yes=args.yes)
-    with watching(planned.plan) as watch:
+    with watching(planned.folder, planned.plan) as watch:
         done = run_calibration(planned, watch=watch)
     status = 0
     if isinstance(done.outcome, LocalOutcome):

@@ -11,13 +11,16 @@ from llem.cli._command import add_folder, add_json, note
 if TYPE_CHECKING:
     from llem.cluster import CampaignFolder
 
-EXAMPLE = """  llem finish runs/first"""
+EXAMPLE = """  llem finish runs/first
+  llem finish runs/first --slurm"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_folder(parser)
     parser.add_argument("--no-seal", action="store_true",
                         help="leave the records of completed runs as they are")  # fmt: skip
+    parser.add_argument("--slurm", action="store_true",
+                        help="have an array of jobs read the records")  # fmt: skip
     add_json(parser)
 
 
@@ -27,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     from llem.pipeline import finish
 
     folder = CampaignFolder(args.dir)
-    done = finish(folder)
+    done = finish(folder, slurm=args.slurm, say=note)
     _notify(folder)
     status = tell_finished(done, as_json=args.json)
     if not args.no_seal:

@@ -72,16 +72,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     law = _check(args)
-    plan, name = _plan(args)
+    plan, name, code = _plan(args)
     if args.follow is not None and args.follow not in plan.by_id:
         hint = did_you_mean(args.follow, list(plan.by_id))
         raise InputError("the call", [Fault("--follow", f"there is no run {args.follow!r}", hint)])
     make = _world_of(args, plan, law)
     if args.repeat is not None:
-        return _repeat(args, make)
+        return _repeat(args, make, code)
     if args.loop:
-        return _loop(args, make)
-    return _play(args, make(args.seed), args.out or Path(f"{name}-rehearsal"))
+        return _loop(args, make, code)
+    return _play(args, make(args.seed), args.out or Path(f"{name}-rehearsal"), code)
 
 
 def _check(args: argparse.Namespace) -> Planted | None:
@@ -122,8 +122,8 @@ def _check(args: argparse.Namespace) -> Planted | None:
     return law
 
 
-def _plan(args: argparse.Namespace) -> tuple[Plan, str]:
-    """The plan to play, and a name for what comes of it."""
+def _plan(args: argparse.Namespace) -> tuple[Plan, str, Path]:
+    """The plan to play, a name for what comes of it, and where the user's own code lies."""
     from llem.campaign import parse_budget
     from llem.cli.plan import find_campaign
     from llem.cluster import CampaignFolder
@@ -135,13 +135,13 @@ def _plan(args: argparse.Namespace) -> tuple[Plan, str]:
             text = "is for a CAMPAIGN.yaml; the folder has its plan"
             raise InputError("the call", [Fault(name, text) for name in given])
         plan = CampaignFolder(args.campaign).load_trainings()
-        return replace(plan, rehearsal=None), str(args.campaign).rstrip("/")
+        return replace(plan, rehearsal=None), str(args.campaign).rstrip("/"), args.campaign / "code"
     budget = option("--budget", parse_budget, args.budget) if args.budget else None
     campaign, base = find_campaign(args.campaign)
     planned = plan_campaign(
         campaign, out=Path(campaign.name), base=base, budget=budget, runs=args.runs, write=False
     )
-    return planned.plan, campaign.name
+    return planned.plan, campaign.name, base
 
 
 def _world_of(args: argparse.Namespace, plan: Plan, law: Planted | None) -> Callable[[int], World]:
@@ -154,7 +154,7 @@ def _world_of(args: argparse.Namespace, plan: Plan, law: Planted | None) -> Call
     return lambda seed: World(plan=plan, planted=law, seed=seed, failures=failures, **options)
 
 
-def _play(args: argparse.Namespace, world: World, out: Path) -> int:
+def _play(args: argparse.Namespace, world: World, out: Path, code: Path) -> int:
     from llem.pipeline import finish, rehearse
     from llem.rehearsal import followed
 
@@ -170,8 +170,12 @@ def _play(args: argparse.Namespace, world: World, out: Path) -> int:
             bar(done, max(done + 1, len(world.plan.runs)))
 
         played = rehearse(
-            world, out=out, replace_old=args.replace, interval_s=args.interval, watch=watch
-        )
+            world, out=out, replace_old=args.replace, interval_s=args.interval, code=code,
+            watch=watch,
+        )  # fmt: skip
+    world = played.world
+    if played.unplanned:
+        note(played.unplanned)
     if played.interval_s > (args.interval or played.asked_s):
         note(f"samples every {played.interval_s:g} s, to keep the records small (--interval)")
     if not args.json:
@@ -201,13 +205,13 @@ def _deadline(args: argparse.Namespace) -> float:
     return time.monotonic() + float(option("--exit-after", parse_duration, args.exit_after))
 
 
-def _loop(args: argparse.Namespace, make: Callable[[int], World]) -> int:
-    from llem.rehearsal import followed, play
+def _loop(args: argparse.Namespace, make: Callable[[int], World], code: Path) -> int:
+    from llem.pipeline import play_waves
+    from llem.rehearsal import followed
 
     deadline = _deadline(args)
     for seed in itertools.count(args.seed):
-        world = make(seed)
-        attempts = play(world)
+        world, attempts, _ = play_waves(make(seed), code=code)
         note(f"rehearsal of {world.plan.campaign.name}, seed {seed}: planted {world.planted.text}")
         if not _show(args, world, attempts, followed(attempts), deadline=deadline):
             break
@@ -223,38 +227,43 @@ def _show(
     deadline: float,
 ) -> bool:
     """Play it on the screen, or as lines where there is none; False where it was left early."""
+    from llem.cli._rehearsal import below, play_on
     from llem.cli._status import console
-    from llem.rehearsal import tell
+    from llem.rehearsal import Film, Pace, close_ups, tell
 
     events = tell(world, attempts, follow=follow)
-    speed = args.speed or max(a.t1_s for a in attempts) / SHOW_S
+    film = Film(world, attempts, follow=follow)
+    if args.speed:
+        pace = Pace.even(film.until_s, args.speed)
+    else:
+        pace = close_ups(attempts, follow=follow, until_s=film.until_s, show_s=SHOW_S)
+    screen = console()
     if sys.stdout.isatty() and not (args.plain or args.instant):
-        from llem.cli._rehearsal import play_on
-
-        return play_on(console(), world, attempts, events, follow=follow, speed=speed,
-                       deadline=deadline)  # fmt: skip
+        return play_on(screen, world, film, events, pace=pace, deadline=deadline)
     begun = time.monotonic()
     for event in events:
         if not args.instant:
-            ahead = event.t_s / speed - (time.monotonic() - begun)
+            ahead = pace.when(event.t_s) - (time.monotonic() - begun)
             if ahead > 0:
                 time.sleep(min(ahead, max(0.0, deadline - time.monotonic())))
         if time.monotonic() >= deadline:
             return False
-        print(line_of(event), flush=not args.instant)
+        print(line_of(event), *below(event, screen.width), sep="\n", flush=not args.instant)
     return True
 
 
-def line_of(event: Event) -> str:
-    """`[2026-01-05 08:00:32] INFO 1a2b3c4d5e6f: text`."""
+def line_of(event: Event, *, brief: bool = False) -> str:
+    """`[2026-01-05 08:00:32] INFO 1a2b3c4d5e6f: text`; without the date and INFO where `brief`."""
     from llem.rehearsal.recording import wall_ns
 
-    stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(wall_ns(event.t_s) / 1e9))
-    if not event.run_id:
-        return f"[{stamp}] {event.level.upper():7} {event.text}"
+    moment = time.gmtime(wall_ns(event.t_s) / 1e9)
+    stamp = time.strftime("[%H:%M:%S]" if brief else "[%Y-%m-%d %H:%M:%S]", moment)
+    told = f"{event.run_id}: {event.text}" if event.run_id else event.text
     if event.level == "heading":
-        return f"[{stamp}] ==== {event.run_id}: {event.text} ===="
-    return f"[{stamp}] {event.level.upper():7} {event.run_id}: {event.text}"
+        return f"{stamp} ==== {told} ===="
+    if brief and event.level == "info":
+        return f"{stamp} {told}"
+    return f"{stamp} {event.level.upper():{0 if brief else 7}} {told}"
 
 
 def _told(
@@ -314,11 +323,11 @@ def _ending(played: Rehearsed, fit: dict[str, Any] | None) -> None:
             print(f"  {row['name']:8} {row['planted']:10.5g} {row['fitted']:10.5g}  {interval}")
 
 
-def _repeat(args: argparse.Namespace, make: Callable[[int], World]) -> int:
+def _repeat(args: argparse.Namespace, make: Callable[[int], World], code: Path) -> int:
     from llem.pipeline import repeat_rehearsal
 
     with Progress("rehearsing") as bar:
-        found = repeat_rehearsal(lambda k: make(args.seed + k), args.repeat, watch=bar)
+        found = repeat_rehearsal(lambda k: make(args.seed + k), args.repeat, code=code, watch=bar)
     if args.json:
         print_json({"rehearsal": make(args.seed).mark(), **found.to_dict()})
         return 0
@@ -357,9 +366,12 @@ def _tell_repeated(found: Repeated, world: World) -> None:
         print(f"  {count} without: {reason}")
     for name, count in found.unidentified.items():
         print(f"  {name} was not identified in {count / found.repeats:.1%}")
-    planned = world.plan.totals
+    plan, waves = world.plan, world.plan.campaign.waves
+    planned = f"planned {plan.totals['gpu_hours']:.4g}"
+    if waves > 1:
+        planned = f"{waves} waves within {plan.budget}"
     print(
-        f"runs that completed: {found.completed_runs:.1f} of {planned['runs']}; GPU-hours "
-        f"{found.gpu_hours[0]:.4g} +- {found.gpu_hours[1]:.2g} (planned "
-        f"{planned['gpu_hours']:.4g}); {found.days[0]:.3g} +- {found.days[1]:.2g} days"
+        f"runs that completed: {found.completed_runs:.1f} of {found.runs:.4g}; GPU-hours "
+        f"{found.gpu_hours[0]:.4g} +- {found.gpu_hours[1]:.2g} ({planned}); "
+        f"{found.days[0]:.3g} +- {found.days[1]:.2g} days"
     )

@@ -106,7 +106,7 @@ def _run_wave(planned: Planned | PlannedStudy, *, yes: bool, as_json: bool) -> i
         print(flush=True)
     confirm_spending(folder, plan, yes=yes)
     notifier = Notifier(folder, plan, note)
-    with watching(plan) as watch:
+    with watching(folder, plan) as watch:
         outcome = run_campaign(folder, plan, watch=both(watch, notifier))
     if isinstance(outcome, LocalOutcome):
         return local_status(outcome, folder)

@@ -111,7 +111,7 @@ def run_here(folder: CampaignFolder, plan: AnyPlan, *, as_json: bool) -> int:
     from llem.cluster import Notifier, campaign_state, run_locally
 
     notifier = Notifier(folder, plan, note)
-    with watching(plan) as watch:
+    with watching(folder, plan) as watch:
         outcome = run_locally(folder, plan, watch=both(watch, notifier))
     state = campaign_state(folder, plan)
     if as_json:

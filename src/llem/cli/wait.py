@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     folder = CampaignFolder(args.dir)
     plan = folder.load_plan()
     notifier = Notifier(folder, plan, note)
-    with watching(plan) as watch:
+    with watching(folder, plan) as watch:
         state = wait(folder, plan, watch=both(watch, notifier), timeout_s=timeout_s)
     summary = summarise(folder, plan, state)
     if args.json:

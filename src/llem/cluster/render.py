@@ -20,6 +20,7 @@ from llem.planning import AnyPlan, ArrayJob
 from llem.planning.segments import lead_s
 
 FINISH = "finish"
+REDUCE = "reduce"
 FINISH_TIME_S = 1800
 DOCTOR_TIME_S = 300
 # srun reads how tasks are bound from these; the option undoes it for the sampler, which is one task
@@ -109,6 +110,21 @@ def render_finish(plan: AnyPlan) -> str:
         # A partition of GPUs often refuses a job that asks for none.
         directives=[*_gpus(plan.site, 1, steps=False), *_directives(plan.site)],
         time=slurm_time(min(FINISH_TIME_S, plan.site.limits.time)),
+    )
+
+
+def render_reduce(plan: AnyPlan, *, manifest: str, elements: int) -> str:
+    """The script of the array that reduces records, a slice of the runs an element."""
+    return _render_plan(
+        "reduce.sbatch.j2",
+        plan,
+        REDUCE,
+        log="%x-%A_%a.log",
+        directives=[*_gpus(plan.site, 1, steps=False), *_directives(plan.site)],
+        last=elements - 1,
+        cpus=plan.site.cpus_per_rank,
+        time=slurm_time(min(FINISH_TIME_S, plan.site.limits.time)),
+        manifest=manifest,
     )
 
 

@@ -39,7 +39,13 @@ if TYPE_CHECKING:
     from llem.pipeline.optimal import find_optimal
     from llem.pipeline.power import draw_energy
     from llem.pipeline.refining import refine_campaign, wave_is_due
-    from llem.pipeline.rehearsing import Rehearsed, Repeated, rehearse, repeat_rehearsal
+    from llem.pipeline.rehearsing import (
+        Rehearsed,
+        Repeated,
+        play_waves,
+        rehearse,
+        repeat_rehearsal,
+    )
     from llem.pipeline.result import Answer, Preview, Result
     from llem.pipeline.sealing import SealedFile, check_records, seal_campaign, seal_records
     from llem.pipeline.slices import EdgeMinimaError
@@ -80,6 +86,7 @@ _HOME = {
     "plan_calibration": "calibration",
     "plan_campaign": "campaigns",
     "plan_study": "studies",
+    "play_waves": "rehearsing",
     "read_table": "table",
     "reduce_calibration": "calibration",
     "refine_campaign": "refining",
@@ -128,6 +135,7 @@ __all__ = [
     "plan_calibration",
     "plan_campaign",
     "plan_study",
+    "play_waves",
     "read_table",
     "reduce_calibration",
     "refine_campaign",

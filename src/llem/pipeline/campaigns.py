@@ -256,6 +256,9 @@ def aggregate_campaign(
     slurm_energy: bool = False,
     workers: int | None = None,
     cached: bool = True,
+    slurm: bool = False,
+    elements: int | None = None,
+    say: Callable[[str], None] = lambda _: None,
     write: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> Aggregation:
@@ -266,6 +269,9 @@ def aggregate_campaign(
     `workers` processes read records, by default as many as there are processors and work for. Runs
     whose files have not changed since the last call are not read again, unless `cached` is False;
     `progress` is told how many of all runs are done. The result is the same to the byte.
+
+    With `slurm`, an array of jobs (of so many `elements`) reduces the runs first, which takes the
+    cache; what it did not reduce is reduced here, and the problems say why. `say` is told of it.
 
     What is left None is taken from the site (or, idle power, from the records); nothing runs again
     when it changes. `carbon` is g per kWh, or a CSV of a series in time. `slurm_energy`: SLURM is
@@ -300,6 +306,17 @@ def aggregate_campaign(
                 raise
             # The site's own series may come later, or from another machine: no result waits for it.
             intensity, problems = None, tuple(f"no carbon: {line}" for line in error.lines())
+    cache = folder.results / REDUCTIONS_FILE if cached and write else None
+    if slurm:
+        from llem.cluster.reducing import reduce_by_jobs
+        from llem.results import CarbonSeries
+
+        assert cache is not None, "jobs reduce into the cache"
+        series = intensity if isinstance(intensity, CarbonSeries) else None
+        problems += tuple(
+            reduce_by_jobs(folder, folder.load_plan(), cache=cache, carbon=series,
+                           elements=elements, say=say, progress=progress)
+        )  # fmt: skip
     aggregation = aggregate(
         folder.root,
         pue=late(pue, site.get("pue", 1.0)),
@@ -309,9 +326,13 @@ def aggregate_campaign(
         price_per_gpu_hour=late(price_per_gpu_hour, prices.get("per_gpu_hour")),
         peak_flops_per_gpu=site["device"]["peak_flops"],
         workers=workers,
-        cache=folder.results / REDUCTIONS_FILE if cached and write else None,
+        cache=cache,
         progress=progress,
     )
+    if slurm and cache is not None:
+        from llem.cluster.reducing import tidy
+
+        tidy(cache)
     if slurm_energy:
         from llem.pipeline.slurm_energy import check_against_slurm
 

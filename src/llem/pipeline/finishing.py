@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,14 +72,22 @@ def _report_study(
     )
 
 
-def finish(folder: CampaignFolder, **options: Any) -> Finished:
+def finish(
+    folder: CampaignFolder,
+    *,
+    slurm: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+    **options: Any,
+) -> Finished:
     """Aggregate, fit and report; where no law can be fitted the report says why.
+
+    With `slurm`, jobs reduce the records (see `aggregate_campaign`).
 
     No one stands by to override a refusal, so slices without a minimum are warned of instead.
     """
     from llem.pipeline.campaigns import aggregate_campaign
 
-    aggregation = aggregate_campaign(folder)
+    aggregation = aggregate_campaign(folder, slurm=slurm, say=say)
     if aggregation.served:
         return _finish_study(folder, aggregation.problems)
     options.setdefault("allow_edge_minima", True)

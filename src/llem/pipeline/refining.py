@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from llem.cluster import PATIENCE_S, render_files
 from llem.pipeline.campaigns import (
@@ -17,10 +19,10 @@ from llem.pipeline.campaigns import (
 from llem.planning import measured_from_observations, refine_plan
 
 if TYPE_CHECKING:
-    from llem.campaign import Budget
+    from llem.campaign import Budget, Campaign
     from llem.cluster import CampaignFolder
     from llem.pipeline.campaigns import Foreign
-    from llem.planning import Plan
+    from llem.planning import OwnModel, Plan
 
 
 def refine_campaign(
@@ -49,20 +51,8 @@ def refine_campaign(
         if after is not None and len(plan.waves) > after:
             return Planned(plan, folder, changed=False)
         rows = [asdict(row) for row in aggregate_campaign(folder, write=write).observations]
-        own = foreign.own if foreign is not None else None
-        if foreign is None and plan.campaign.data.dataset:
-            from llem.pipeline.foreign import foreign_of
-
-            own = foreign_of(plan.campaign, base=(folder.root / "code").resolve())[1].own
-        elif foreign is None and plan.campaign.model.family == "custom":
-            own, _ = own_model(plan.campaign, (folder.root / "code").resolve())
-        completed = [row for row in rows if row["status"] == "completed"]
-        seen = measured_from_observations(completed, peak_flops=plan.device.peak_flops)
-        grown = refine_plan(
-            plan, rows, budget=budget, runs=runs, own=own,
-            limits=limits_of(plan.site) if ask_cluster else None,
-            measured=[seen] if seen else [],
-        )  # fmt: skip
+        own = foreign.own if foreign is not None else own_of(plan.campaign, folder.root / "code")
+        grown = grow_plan(plan, rows, budget=budget, runs=runs, own=own, ask_cluster=ask_cluster)
         times = None
         if write:
             wave = grown.waves[-1].number
@@ -71,6 +61,39 @@ def refine_campaign(
             paths[folder.plan_page], times = draw_page(grown)
             folder.write_plan(grown, paths, replace=True)
     return Planned(grown, folder, changed=write, times=times)
+
+
+def grow_plan(
+    plan: Plan,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    budget: Budget | None = None,
+    runs: int | None = None,
+    own: OwnModel | None = None,
+    ask_cluster: bool = False,
+) -> Plan:
+    """The plan with one more wave, chosen from the observations `rows` so far.
+
+    What trainings took tells the device's utilisation and power. Raises InputError, BudgetError.
+    """
+    completed = [row for row in rows if row["status"] == "completed"]
+    seen = measured_from_observations(completed, peak_flops=plan.device.peak_flops)
+    return refine_plan(
+        plan, rows, budget=budget, runs=runs, own=own,
+        limits=limits_of(plan.site) if ask_cluster else None,
+        measured=[seen] if seen else [],
+    )  # fmt: skip
+
+
+def own_of(campaign: Campaign, code: Path) -> OwnModel | None:
+    """How to count a user's own model, whose code is in the folder `code`; None for a family."""
+    if campaign.data.dataset:
+        from llem.pipeline.foreign import foreign_of
+
+        return foreign_of(campaign, base=code.resolve())[1].own
+    if campaign.model.family == "custom":
+        return own_model(campaign, code.resolve())[0]
+    return None
 
 
 def wave_is_due(plan: Plan) -> bool:

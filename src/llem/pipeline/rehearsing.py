@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llem.cluster import CampaignFolder, finite_or_none, write_json
 from llem.errors import Fault, InputError
+from llem.pipeline.refining import grow_plan, own_of, wave_is_due
+from llem.planning import BudgetError
 
 if TYPE_CHECKING:
     from llem.rehearsal import Attempt, Measured, World
@@ -23,14 +25,17 @@ REHEARSAL_SCHEMA = "llem-rehearsal-1"
 TRUTH_FILE = "truth.json"
 # What a rehearsal's samples may come to, in rows, before they are taken less often.
 MOST_SAMPLES = 5_000_000
+# Planning a wave takes a few seconds, and what waits for its end looks twice a minute.
+PLANNING_S = 30.0
 
 
 @dataclass(frozen=True)
 class Rehearsed:
-    """What was played. `truth` maps a run's name to {loss, energy_j} as the simulator knows them:
-    the held-out loss it would end with, and what its attempts used.
+    """What was played, wave after wave; `unplanned` is why a wave that was due is missing.
 
-    `interval_s` is that of the samples; `asked_s` the campaign's own.
+    `truth` maps a run's name to {loss, energy_j} as the simulator knows them:
+    the held-out loss it would end with, and what its attempts used. `interval_s` is that of the
+    samples; `asked_s` the campaign's own.
     """
 
     folder: CampaignFolder
@@ -39,6 +44,7 @@ class Rehearsed:
     truth: dict[str, dict[str, float]]
     interval_s: float
     asked_s: float
+    unplanned: str = ""
 
 
 def rehearse(
@@ -47,42 +53,119 @@ def rehearse(
     out: str | Path,
     replace_old: bool = False,
     interval_s: float | None = None,
+    code: Path | None = None,
     watch: Callable[[Attempt], None] | None = None,
 ) -> Rehearsed:
     """Play the world's plan into the folder `out`, with the records that real runs leave.
 
-    `watch` is told each attempt once its files are written, in the order of their beginnings.
-    `interval_s` is the samples' (default: the campaign's, less often where that would make more
-    than `MOST_SAMPLES`). An earlier rehearsal there is replaced with `replace_old`; a real campaign
-    never is. Raises InputError.
+    Where the campaign asks for more waves each is planned from the records of those before it, as
+    `llem run` does; `code` is the folder of the user's own model, where there is one.
+
+    `watch` is told each attempt once its files are written, wave after wave in the order of their
+    beginnings. `interval_s` is the samples' (default: the campaign's, less often where that would
+    make more than `MOST_SAMPLES`). An earlier rehearsal there is replaced with `replace_old`; a
+    real campaign never is. Raises InputError.
     """
-    from llem.rehearsal import Measured, play, write_attempt
+    from llem.pipeline.campaigns import aggregate_campaign
+    from llem.rehearsal import play
 
     folder = CampaignFolder(Path(out))
     _make_room(folder, replace_old=replace_old)
     mark = world.mark()
-    plan = replace(world.plan, rehearsal=mark)
-    attempts = play(world)
-    asked_s = float(plan.campaign.energy.interval)
-    chosen_s = interval_s or sample_interval(attempts, asked_s)
+    asked_s = float(world.plan.campaign.energy.interval)
     write_json(folder.rehearsal_file, {"schema": REHEARSAL_SCHEMA, **mark,
                                        "planted": world.planted.to_dict()})  # fmt: skip
-    folder.write_plan(plan, {})
+    chosen_s, unplanned = interval_s or 0.0, ""
+    attempts: list[Attempt] = []
     truth: dict[str, dict[str, float]] = {}
-    for attempt in attempts:
-        measured = Measured(world, attempt, interval_s=chosen_s)
-        place = _begin(folder, attempt)
-        write_attempt(place, measured, campaign=plan.campaign.name, digest=plan.digest, mark=mark)
-        if attempt.status != "killed":
-            _end(place, measured, mark)
-        known = truth.setdefault(
-            attempt.run.run_id, {"loss": world.fate(attempt.run).loss, "energy_j": 0.0}
-        )
-        known["energy_j"] += measured.truth_j()
-        if watch is not None:
-            watch(attempt)
+    while True:
+        folder.write_plan(replace(world.plan, rehearsal=mark), {}, replace=bool(attempts))
+        played = play(world)
+        chosen_s = chosen_s or sample_interval(played, asked_s)
+        for attempt in played:
+            used_j = _write(folder, world, attempt, interval_s=chosen_s)
+            known = truth.setdefault(
+                attempt.run.run_id, {"loss": world.fate(attempt.run).loss, "energy_j": 0.0}
+            )
+            known["energy_j"] += used_j
+            if watch is not None:
+                watch(attempt)
+        attempts += played
+        if not wave_is_due(world.plan):
+            break
+        rows = [asdict(row) for row in aggregate_campaign(folder).observations]
+        grown = _grown(world, attempts, rows, code)
+        if isinstance(grown, str):
+            unplanned = grown
+            break
+        world = grown
     write_json(folder.root / TRUTH_FILE, {"schema": REHEARSAL_SCHEMA, **mark, "runs": truth})
-    return Rehearsed(folder, world, tuple(attempts), truth, chosen_s, asked_s)
+    return Rehearsed(folder, world, tuple(attempts), truth, chosen_s, asked_s, unplanned)
+
+
+def play_waves(world: World, *, code: Path | None = None) -> tuple[World, list[Attempt], str]:
+    """The same in memory, where nothing is measured: the grown world, all attempts, and why a wave
+    that was due is missing, else ''."""
+    from llem.rehearsal import play
+
+    attempts = play(world)
+    while wave_is_due(world.plan):
+        grown = _grown(world, attempts, _rows(world, attempts), code)
+        if isinstance(grown, str):
+            return world, attempts, grown
+        world = grown
+        attempts += play(world)
+    return world, attempts, ""
+
+
+def _grown(
+    world: World, attempts: Sequence[Attempt], rows: Sequence[dict[str, Any]], code: Path | None
+) -> World | str:
+    """The world with the next wave, which begins once the last one has ended; or why there is
+    none."""
+    own = own_of(world.plan.campaign, code) if code is not None else None
+    try:
+        plan = grow_plan(world.plan, rows, own=own)
+    except (InputError, BudgetError) as error:
+        return f"wave {len(world.plan.waves) + 1} cannot be planned: {error}"
+    return world.grown(plan, at_s=max(a.t1_s for a in attempts) + PLANNING_S)
+
+
+def _rows(world: World, attempts: Sequence[Attempt]) -> list[dict[str, Any]]:
+    """What an aggregation would tell of the attempts, as far as planning asks for it."""
+    from llem.rehearsal import about_j
+
+    by_run: dict[str, list[Attempt]] = {}
+    for attempt in attempts:
+        by_run.setdefault(attempt.run.run_id, []).append(attempt)
+    rows = []
+    for run_id, own in by_run.items():
+        run, last = own[-1].run, own[-1]
+        trunk = max(a.trunk_steps for a in own)
+        rows.append(
+            {
+                "run_id": run_id, "status": last.status, "params": run.params,
+                "tokens": run.tokens, "loss": last.loss, "flops": run.flops,
+                "gpu_seconds": math.fsum(a.window_s * a.run.layout.ranks for a in own),
+                "energy_j": math.fsum(about_j(a) for a in own), "energy_quality": "counter",
+                "steps_seen": run.steps - trunk, "expected_ranks": run.layout.ranks,
+                "tokens_trunk": float(trunk * run.recipe.batch_tokens),
+            }
+        )  # fmt: skip
+    return rows
+
+
+def _write(folder: CampaignFolder, world: World, attempt: Attempt, *, interval_s: float) -> float:
+    """The attempt's records and its end; the joules that it really used."""
+    from llem.rehearsal import Measured, write_attempt
+
+    mark, plan = world.mark(), world.plan
+    measured = Measured(world, attempt, interval_s=interval_s)
+    place = _begin(folder, attempt)
+    write_attempt(place, measured, campaign=plan.campaign.name, digest=plan.digest, mark=mark)
+    if attempt.status != "killed":
+        _end(place, measured, mark)
+    return measured.truth_j()
 
 
 def sample_interval(attempts: Sequence[Attempt], asked_s: float) -> float:
@@ -160,6 +243,7 @@ def _end(place: Path, measured: Measured, mark: dict[str, Any]) -> None:
             tokens=attempt.step * run.recipe.batch_tokens,
             loss=attempt.loss,
             loss_se=evaluation_loss_se(run) if attempt.status == "completed" else math.nan,
+            trunk=_trunk(world, attempt),
             train_loss_first=float(curve.loss[0]),
             train_loss_last=float(curve.loss[last]) if last >= 0 else math.nan,
             resumed_from=_checkpoint(place, attempt.start_step),
@@ -189,6 +273,14 @@ def _end(place: Path, measured: Measured, mark: dict[str, Any]) -> None:
     write_end(place, run, finite_or_none({**values, **head}), wait=False)
 
 
+def _trunk(world: World, attempt: Attempt) -> dict[str, Any] | None:
+    """Whose steps the run began from, where it did not begin at its first."""
+    if not attempt.trunk_steps:
+        return None
+    trunk = world.trunks[attempt.run.run_id]
+    return {"run_id": trunk.run_id, "steps": attempt.trunk_steps}
+
+
 def _checkpoint(place: Path, step: int) -> str | None:
     """Where the checkpoint lay; a rehearsal writes none."""
     return str(place.parent / "checkpoints" / f"step-{step:09d}") if step else None
@@ -203,7 +295,8 @@ class Repeated:
     holds the truth, by noise alone; `allowed_se` and `allowed_coverage` with the fit's allowance
     for a law that is not quite right; `promised_se`, the plan's for noise. `failed` counts repeats
     without a law, by reason; `unidentified` those in which a parameter of the law was not
-    identified. `gpu_hours` and `days` are means and standard deviations.
+    identified. `runs` and `completed_runs` are means over those in which all waves were played,
+    `gpu_hours` and `days` means and standard deviations.
     """
 
     repeats: int
@@ -211,6 +304,7 @@ class Repeated:
     figures: dict[str, dict[str, float]]
     failed: dict[str, int]
     unidentified: dict[str, int]
+    runs: float
     completed_runs: float
     gpu_hours: tuple[float, float]
     days: tuple[float, float]
@@ -225,16 +319,17 @@ def repeat_rehearsal(
     *,
     bootstrap: int = 400,
     law: str | None = None,
+    code: Path | None = None,
     watch: Callable[[int, int], None] | None = None,
 ) -> Repeated:
-    """Play a plan `repeats` times in memory and fit each; `make(k)` is the k-th world.
+    """Play a plan `repeats` times in memory, all of its waves, and fit each; `make(k)` is the k-th
+    world, and `code` as for `rehearse`.
 
     Only the fit's inputs are made: N, D, FLOP and the loss of what completed. Raises InputError
     where not even one repeat gives a law's optimum.
     """
     import numpy as np
 
-    from llem.rehearsal import play
     from llem.scaling import FlopsModel, Target
 
     plan = make(0).plan
@@ -243,14 +338,17 @@ def repeat_rehearsal(
     rows: list[dict[str, Any]] = []
     failed: dict[str, int] = {}
     unidentified: dict[str, int] = {}
-    hours, days, completed = [], [], []
+    hours, days, planned, completed = [], [], [], []
     model: FlopsModel | None = None
     for k in range(repeats):
-        world = make(k)
-        attempts = play(world)
+        world, attempts, unplanned = play_waves(make(k), code=code)
+        if unplanned:
+            failed[unplanned] = failed.get(unplanned, 0) + 1
+            continue
         hours.append(device_hours(attempts))
         days.append((max(a.t1_s for a in attempts)) / 86400)
         done = [a for a in attempts if a.status == "completed"]
+        planned.append(len(world.plan.runs))
         completed.append(len(done))
         try:
             fit = _fit(done, law or plan.campaign.law, bootstrap=bootstrap, seed=k)
@@ -290,6 +388,7 @@ def repeat_rehearsal(
         },
         failed=failed,
         unidentified=unidentified,
+        runs=float(np.mean(planned)),
         completed_runs=float(np.mean(completed)),
         gpu_hours=(float(np.mean(hours)), float(np.std(hours))),
         days=(float(np.mean(days)), float(np.std(days))),

@@ -47,9 +47,12 @@ def plan_study(
     folder = CampaignFolder(Path(out))
     if budget is not None:
         study = study.model_copy(update={"budget": budget})
-    swept = sweep(study)
     place = Path(base).resolve()
     models, faults = _models(study, place)
+    try:
+        swept = sweep(study)
+    except InputError as error:
+        raise InputError("campaign", [*error.faults, *faults]) from None
     prompts, more = _prompts((s.prompts for s in swept.settings), place)
     if faults or more:
         raise InputError("campaign", [*faults, *more])

@@ -391,6 +391,18 @@ def _warnings(plan: StudyPlan, swept: Swept, found: Expanded) -> list[str]:
             f"order {study.order}: each element holds one deployment, so that no two share a node;"
             " `block: K` puts K together"
         )
+    idle = [
+        some.run.deployment
+        for some in plan.runs.replicates
+        if int(some.run.deployment.effective.get("batch_size") or 1)
+        > math.ceil(some.run.steps / some.run.deployment.replicas)
+    ]
+    if idle:
+        most = max(int(d.effective["batch_size"]) for d in idle)
+        told.append(
+            f"{len(idle)} deployment{'s have' if len(idle) > 1 else ' has'} a batch_size of up to "
+            f"{most}, more than there are prompts to fill a batch"
+        )
     longest = max(r.run.predicted.duration_s for r in plan.runs.replicates) * study.cycles
     if longest > site.limits.time:
         told.append(

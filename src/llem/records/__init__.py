@@ -4,11 +4,12 @@ Public: `rank_writer`, `node_writer`, `RecordWriter`, `RecordWriteError` (writer
 `read_node`, `RankRecord`, `NodeRecord`, `DeviceSeries`, `RecordError` (reader), `host_meta`
 (host), `Phase`, `RequestStatus`, `SampleFlag`, `worst_quality` and the table layouts (schema),
 `seal`, `check_seal`, `read_seal`, `digest`, `Sealed`, `RecordInUseError` (sealing), `Columns`
-(columns).
+(columns), `latest_samples`, `Latest` (latest).
 """
 
 from llem.records.columns import Columns
 from llem.records.host import host_meta
+from llem.records.latest import Latest, latest_samples
 from llem.records.reader import (
     DeviceSeries,
     NodeRecord,
@@ -58,6 +59,7 @@ __all__ = [
     "TOKENS",
     "Columns",
     "DeviceSeries",
+    "Latest",
     "NodeRecord",
     "Phase",
     "RankRecord",
@@ -71,6 +73,7 @@ __all__ = [
     "check_seal",
     "digest",
     "host_meta",
+    "latest_samples",
     "node_writer",
     "rank_writer",
     "read_node",

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# Rows that are read at a time: 5 MB.
-SLAB_ROWS = 65536
+# Rows that are read at a time: half a megabyte, which stays in a processor's own cache.
+SLAB_ROWS = 8192
 
 Table = NDArray[Any]
 
@@ -132,12 +132,9 @@ def _chunk_places(file: Any, table: Any, rows: int) -> _Places | None:
         return None
     if file.get_access_plist().get_driver() != h5fd.SEC2:
         return None
-    found: dict[int, int] = {}
-
-    def place(info: Any) -> None:
-        found[info[0][0]] = info[2]
-
-    table.chunk_iter(place)
+    told: list[Any] = []
+    table.chunk_iter(told.append)
+    found = {info[0][0]: info[2] for info in told}
     try:
         return _Places(chunk, [found[start] for start in range(0, rows, chunk)])
     except KeyError:

@@ -18,7 +18,7 @@ import numpy as np
 from llem.campaign import Run
 from llem.planning import ArrayJob
 from llem.records import Phase
-from llem.rehearsal.curve import Curve, make_curve
+from llem.rehearsal.curve import Curve
 from llem.rehearsal.fleet import Board, Node
 from llem.rehearsal.world import World
 
@@ -36,13 +36,22 @@ TRIES = 50
 
 @dataclass(frozen=True)
 class Block:
-    """A part of an attempt: steps [first, last), or a span (then both are the steps done)."""
+    """A part of an attempt: steps [first, last), or a span (then both are the steps done).
+
+    `fork` is the run that a checkpoint is left for, which begins from it; '' for its own.
+    """
 
     phase: Phase | None
     first: int
     last: int
     t0_s: float
     t1_s: float
+    fork: str = ""
+
+    @property
+    def saves(self) -> bool:
+        """Whether the run itself can go on from here."""
+        return self.phase == Phase.CHECKPOINT and not self.fork
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +60,7 @@ class Attempt:
     `t1_s` its window; `boards` are those of each of `nodes`, a rank each (a package serves all).
 
     `status` is an end record's, or "killed" (no end record). `loss` is NaN unless completed.
+    `trunk_steps` of the run's steps were trained by the run that it branches off.
     """
 
     run: Run
@@ -74,6 +84,7 @@ class Attempt:
     loss: float = math.nan
     evaluations: tuple[tuple[int, float], ...] = ()
     saved_step: int = 0
+    trunk_steps: int = 0
     curve: Curve | None = field(default=None, repr=False)
 
     @property
@@ -95,11 +106,14 @@ class Attempt:
 
 
 def play(world: World) -> list[Attempt]:
-    """Every attempt of the campaign, in the order in which they begin."""
+    """Every attempt of the world's newest wave, in the order in which they begin.
+
+    Of a campaign that begins these are all.
+    """
     course = _Course(world)
     found = [
         attempt
-        for array in world.plan.arrays
+        for array in world.plan.arrays[world.begins[-1].arrays :]
         for index in range(len(array.elements))
         for attempt in course.element(array, index)
     ]
@@ -109,7 +123,8 @@ def play(world: World) -> list[Attempt]:
 class _Course:
     def __init__(self, world: World) -> None:
         self.world = world
-        self.free = [[0.0] * len(node.boards) for node in world.nodes]
+        self.begin_s = world.begins[-1].at_s
+        self.free = [[self.begin_s] * len(node.boards) for node in world.nodes]
         self.at_work: dict[str, list[float]] = defaultdict(list)
         self.jobs = {array.name: 1_000_000 + 10 * i for i, array in enumerate(world.plan.arrays)}
         self.slurm = world.plan.site.executor == "slurm"
@@ -120,8 +135,9 @@ class _Course:
         rng = np.random.default_rng([world.seed, 5, self.jobs[array.name], index])
         open_runs = [world.plan.run(name) for name in array.elements[index]]
         step = {run.run_id: 0 for run in open_runs}
+        begun_at = {run.run_id: 0 for run in open_runs}
         number = {run.run_id: 0 for run in open_runs}
-        earliest = submitted = 0.0
+        earliest = submitted = self.begin_s
         for restart in range(TRIES):
             wait_s = 0.0
             if self.slurm:
@@ -135,12 +151,16 @@ class _Course:
                 run = open_runs[0]
                 attempt = _attempt(
                     world, run, number=number[run.run_id], start_step=step[run.run_id],
+                    trunk_steps=begun_at[run.run_id],
                     t0_s=at, build_s=(1 - BEFORE_RUN) * startup_s, limit_s=limit,
                     where=(array.name, index, str(self.jobs[array.name]), restart), place=place,
                     submitted_s=submitted, began_s=began, slurm=self.slurm,
                 )  # fmt: skip
                 number[run.run_id] += 1
                 step[run.run_id] = attempt.saved_step
+                for block in attempt.blocks:
+                    if block.fork and not number.get(block.fork):
+                        step[block.fork] = begun_at[block.fork] = block.last
                 yield attempt
                 at = attempt.t1_s + BETWEEN_S
                 if attempt.status in ("completed", "diverged"):
@@ -188,6 +208,7 @@ def _attempt(
     *,
     number: int,
     start_step: int,
+    trunk_steps: int,
     t0_s: float,
     build_s: float,
     limit_s: float,
@@ -208,7 +229,7 @@ def _attempt(
     last = run.steps
     diverged = ""
     if fate.diverges:
-        curve = make_curve(world.planted, run, final=fate.loss, seed=world.seed, diverges=True)
+        curve = world.curve(run)
         last, diverged = curve.diverged or (last, "")
     blocks = _blocks(run, start=start_step, last=last, t_s=t0_s + build_s, step_s=step_s,
                      evaluation_s=world.evaluation_s(run) * slower, ends=not diverged)  # fmt: skip
@@ -230,7 +251,7 @@ def _attempt(
         cut_s, killed = moment, True
         status, cause = "failed", "exception"
         reason = "RuntimeError: CUDA error: an illegal memory access was encountered"
-        if world.plan.device.cpu:
+        if world.device.cpu:
             reason = "RuntimeError: DataLoader worker exited unexpectedly"
     if limit_s < min(cut_s, end_s):
         cut_s, killed = limit_s, False
@@ -240,7 +261,7 @@ def _attempt(
         blocks = _cut(run, blocks, cut_s, step_s, killed=killed)
         end_s = max(cut_s, blocks[-1].t1_s) if blocks else max(cut_s, t0_s + build_s)
     step = max((b.last for b in blocks), default=start_step)
-    saved = [b.last for b in blocks if b.phase == Phase.CHECKPOINT]
+    saved = [b.last for b in blocks if b.saves]
     asked = {s for s in run.evaluate_at if start_step < s <= step}
     return Attempt(
         run=run, number=number, array=where[0], element=where[1], job_id=where[2],
@@ -249,8 +270,16 @@ def _attempt(
         blocks=tuple(blocks), status=status, cause=cause, reason=reason,
         loss=fate.loss if status == "completed" else math.nan,
         evaluations=tuple((s, math.nan) for s in sorted(asked)),
-        saved_step=max(saved, default=start_step), curve=curve,
+        saved_step=max(saved, default=start_step), trunk_steps=trunk_steps, curve=curve,
     )  # fmt: skip
+
+
+def about_j(attempt: Attempt) -> float:
+    """About what an attempt used, from the mean power of its boards; its records tell exactly."""
+    busy_w = math.fsum(b.busy_w for own in attempt.boards for b in own)
+    held_w = math.fsum(b.held_w for own in attempt.boards for b in own)
+    worked_s = math.fsum(b.t1_s - b.t0_s for b in attempt.blocks if b.phase != Phase.CHECKPOINT)
+    return busy_w * worked_s + held_w * (attempt.window_s - worked_s)
 
 
 def checkpoint_s(run: Run) -> float:
@@ -268,16 +297,20 @@ def _blocks(
     ends: bool,
 ) -> list[Block]:
     """Steps, and the evaluations and checkpoints among them; `ends` with the held-out loss."""
-    stops: dict[int, list[Phase]] = defaultdict(list)
-    for step in run.evaluate_at:
-        if start < step < last:
-            stops[step].append(Phase.EVALUATION)
+    stops: dict[int, list[tuple[Phase, str]]] = defaultdict(list)
     if run.checkpoint_steps:
         for step in range(run.checkpoint_steps, last, run.checkpoint_steps):
             if step > start:
-                stops[step].append(Phase.CHECKPOINT)
+                stops[step].append((Phase.CHECKPOINT, ""))
+    for step in run.evaluate_at:
+        if start < step < last:
+            stops[step].append((Phase.EVALUATION, ""))
+    for steps in run.branch_at:
+        branch = run.branch(steps)
+        if start < branch.trunk_steps < last:
+            stops[branch.trunk_steps].append((Phase.CHECKPOINT, branch.run_id))
     if ends:
-        stops[last].append(Phase.EVALUATION)
+        stops[last].append((Phase.EVALUATION, ""))
     seconds = {Phase.EVALUATION: evaluation_s, Phase.CHECKPOINT: checkpoint_s(run)}
     found: list[Block] = []
     at, step = t_s, start
@@ -286,8 +319,8 @@ def _blocks(
             end = at + (stop - step) * step_s
             found.append(Block(None, step, stop, at, end))
             at, step = end, stop
-        for kind in stops.get(stop, ()):
-            found.append(Block(kind, stop, stop, at, at + seconds[kind]))
+        for kind, fork in stops.get(stop, ()):
+            found.append(Block(kind, stop, stop, at, at + seconds[kind], fork))
             at += seconds[kind]
     return found
 

@@ -71,9 +71,18 @@ def held_out_loss(planted: Planted, run: Run, *, step: int, final: float) -> flo
 
 
 def make_curve(
-    planted: Planted, run: Run, *, final: float, seed: int, diverges: bool = False
+    planted: Planted,
+    run: Run,
+    *,
+    final: float,
+    seed: int,
+    diverges: bool = False,
+    trunk: Curve | None = None,
 ) -> Curve:
-    """The run's steps, the same for the same seed; `final` is its loss on held-out tokens."""
+    """The run's steps, the same for the same seed; `final` is its loss on held-out tokens.
+
+    The first `run.trunk_steps` are those of `trunk`, where the run branches off that one.
+    """
     rng = np.random.default_rng([seed, 2, int(run.run_id, 16) % 2**63])
     steps, recipe = run.steps, run.recipe
     rate, kind = schedule_of(recipe, steps)
@@ -85,6 +94,11 @@ def make_curve(
     done = np.linspace(0.0, 1.0, steps) if steps > 1 else np.zeros(steps)
     settled = NORM_LAST + (NORM_FIRST - NORM_LAST) * np.exp(-done * 40.0)
     norm = settled * np.exp(NORM_SD * rng.standard_normal(steps)) * (1.0 + NORM_SPIKE * spikes)
+    if trunk is not None:
+        own = slice(0, run.trunk_steps)
+        loss[own], norm[own] = trunk.loss[own], trunk.grad_norm[own]
+        if trunk.diverged is not None and trunk.diverged[0] <= run.trunk_steps:
+            return Curve(loss, norm, rate, kind, diverged=trunk.diverged)
     if not diverges:
         return Curve(loss, norm, rate, kind)
     return _diverging(rng, run, Curve(loss, norm, rate, kind))
@@ -122,8 +136,9 @@ def _spikes(rng: np.random.Generator, rate: Floats) -> Floats:
 
 
 def _diverging(rng: np.random.Generator, run: Run, curve: Curve) -> Curve:
-    """The same curve, which runs away at some step after the warm-up, until it is given up."""
-    least = min(run.steps - 1, run.recipe.warmup_steps)
+    """The same curve, which runs away at some step after the warm-up (and after it has left its
+    trunk), until it is given up."""
+    least = min(run.steps - 1, max(run.recipe.warmup_steps, run.trunk_steps))
     begin = int(rng.integers(least, max(least + 1, run.steps * 3 // 4)))
     growth = DIVERGING ** np.minimum(np.arange(run.steps - begin), 400)
     curve.loss[begin:] *= growth

@@ -15,8 +15,10 @@ from functools import lru_cache
 
 import numpy as np
 
+from llem.campaign import format_duration, format_si
 from llem.records import Phase
-from llem.rehearsal.course import Attempt
+from llem.rehearsal.course import CHECKPOINT_BYTES, Attempt
+from llem.rehearsal.export import export_s, parts_of
 from llem.rehearsal.measure import Measured
 from llem.rehearsal.recording import peak_memory
 from llem.rehearsal.story import title
@@ -27,11 +29,17 @@ KEPT = 64
 # What stands on a device whatever runs there, bytes.
 STANDING = 1.5e9
 DOING = {None: "training", Phase.EVALUATION: "evaluating", Phase.CHECKPOINT: "saving"}
+# Of a start: distributed environment, data, model and its weights.
+LOADING = ((0.15, "meeting the other ranks"), (0.3, "opening the data"), (1.0, "loading weights"))
+NEXT = {Phase.EVALUATION: "an evaluation", Phase.CHECKPOINT: "a checkpoint", None: "the end"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class BoardNow:
-    """One device: degrees, watts, utilisation in percent, bytes; `run_id` is '' where idle."""
+    """One device: degrees, watts, utilisation in percent, bytes; NaN for what nobody measures.
+
+    `run_id` is '' where it is idle; `estimated` where its watts are no meter's.
+    """
 
     node: str
     index: int
@@ -43,11 +51,22 @@ class BoardNow:
     memory_bytes: float
     memory_total: float
     held_back: bool
+    estimated: bool = False
+
+
+@dataclass(frozen=True)
+class StageNow:
+    """What a run does just now, as a bar: its name, how much of it is done, and more words."""
+
+    name: str
+    share: float
+    words: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunNow:
-    """The run that is followed; NaN for what is not known yet. `doing` is a word or two."""
+    """The run that is followed; NaN for what is not known yet. `doing` is a word or two; `stage`
+    is None where nothing tells how far that is."""
 
     run_id: str
     title: str
@@ -62,14 +81,18 @@ class RunNow:
     mfu: float
     elapsed_s: float
     remaining_s: float
+    stage: StageNow | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Frame:
-    """The campaign at `t_s` of `end_s`; counts of runs, and tokens trained of those planned."""
+    """The campaign at `t_s` of `end_s`; counts of runs, and tokens trained of those planned by
+    then, in `wave` of `waves`."""
 
     t_s: float
     end_s: float
+    wave: int
+    waves: int
     runs: int
     done: int
     running: int
@@ -91,6 +114,10 @@ class Film:
         self.attempts = sorted(attempts, key=lambda a: a.t0_s)
         self.follow = follow
         self.end_s = max(a.t1_s for a in attempts)
+        own = [a for a in attempts if a.run.run_id == follow and a.status == "completed"]
+        # The followed run's weights are written when it has ended, and the show goes on till then.
+        self.exported_s = own[0].t1_s + export_s(own[0].run) if own else 0.0
+        self.until_s = max(self.end_s, self.exported_s)
         self._on_board: dict[str, list[Attempt]] = defaultdict(list)
         for attempt in self.attempts:
             for boards in attempt.boards:
@@ -98,6 +125,10 @@ class Film:
                     self._on_board[board.uuid].append(attempt)
         self._place = {a.name: i for i, a in enumerate(self.attempts)}
         self._starts = {k: [a.t0_s for a in found] for k, found in self._on_board.items()}
+        # Tokens of the plan's first so many runs.
+        self._planned = np.concatenate(
+            [[0.0], np.cumsum([float(r.tokens) for r in world.plan.runs])]
+        )
         self.measured = lru_cache(maxsize=KEPT)(self._measured)
 
     def _measured(self, place: int) -> Measured:
@@ -111,12 +142,14 @@ class Film:
         counts: dict[str, int] = defaultdict(int)
         for a in over:
             counts[a.status] += 1
-        chosen = self._chosen(at_work)
-        runs = len(self.world.plan.runs)
+        chosen = self._chosen(at_work, t_s)
+        wave, runs = self.world.wave_at(t_s)
         settled = counts["completed"] + counts["diverged"]
         return Frame(
-            t_s=t_s,
+            t_s=min(t_s, self.end_s),
             end_s=self.end_s,
+            wave=wave,
+            waves=len(self.world.plan.waves),
             runs=runs,
             done=counts["completed"],
             running=len(at_work),
@@ -124,16 +157,20 @@ class Film:
             diverged=counts["diverged"],
             failed_attempts=counts["killed"] + counts["failed"] + counts["interrupted"],
             tokens_done=self._tokens(begun, t_s),
-            tokens=float(sum(r.run.tokens * len(r) for r in self.world.plan.runs.replicates)),
+            tokens=float(self._planned[runs]),
             energy_j=math.fsum(self._joules(a, t_s) for a in begun),
             run=None if chosen is None else self._run(chosen, t_s),
             boards=self._boards(chosen, at_work, t_s, boards),
         )
 
-    def _chosen(self, at_work: Sequence[int]) -> int | None:
+    def _chosen(self, at_work: Sequence[int], t_s: float) -> int | None:
         """The attempt to follow: the wanted run's, else the one that has been at work longest."""
         for place in at_work:
             if self.attempts[place].run.run_id == self.follow:
+                return place
+        for place, a in enumerate(self.attempts):
+            ended = a.run.run_id == self.follow and a.status == "completed"
+            if ended and a.t1_s <= t_s < self.exported_s:
                 return place
         return at_work[0] if at_work else None
 
@@ -162,6 +199,8 @@ class Film:
             else (math.nan,) * 3
         )  # fmt: skip
         doing = DOING[block.phase] if block else ("starting" if at < 0 else "ending")
+        if t_s >= a.t1_s:
+            doing = "exporting"
         left = (run.steps - step - 1) * run.recipe.batch_tokens / rate if rate == rate else math.nan
         peak = self.world.plan.device.peak_flops * run.layout.ranks
         return RunNow(
@@ -169,7 +208,7 @@ class Film:
             step=step + 1 if step >= 0 else a.start_step, steps=run.steps, loss=loss,
             learning_rate=lr, grad_norm=norm, tokens_per_s=rate if at >= 0 else math.nan,
             mfu=rate * float(run.model.flops_per_token) / peak if at >= 0 else math.nan,
-            elapsed_s=t_s - a.t0_s, remaining_s=left,
+            elapsed_s=min(t_s, a.t1_s) - a.t0_s, remaining_s=left, stage=_stage_of(a, t_s),
         )  # fmt: skip
 
     def _boards(
@@ -214,6 +253,48 @@ class Film:
             memory_bytes=peak_memory(found) + (0.0 if board.package else STANDING),
             memory_total=board.memory_bytes, held_back=bool(power.held_back[piece]),
         )  # fmt: skip
+
+
+def _stage_of(a: Attempt, t_s: float) -> StageNow | None:
+    """What the attempt does at this moment, and how far it is with it."""
+    if t_s >= a.t1_s:
+        return _export_stage(a, t_s)
+    first_s = a.blocks[0].t0_s if a.blocks else a.t1_s
+    if t_s < first_s:
+        share = (t_s - a.t0_s) / (first_s - a.t0_s)
+        words = next(words for until, words in LOADING if share <= until)
+        return StageNow("load", share, f"{words}  {_took(t_s - a.t0_s, first_s - t_s)}")
+    number = next((i for i, b in enumerate(a.blocks) if b.t0_s <= t_s < b.t1_s), None)
+    if number is None:
+        return None
+    block = a.blocks[number]
+    share = (t_s - block.t0_s) / (block.t1_s - block.t0_s)
+    times = _took(t_s - block.t0_s, block.t1_s - t_s)
+    if block.phase == Phase.EVALUATION:
+        tokens = float(getattr(a.run.data, "evaluation_tokens", 0) or 0)
+        words = f"{format_si(share * tokens)} of {format_si(tokens)} held-out tokens"
+        return StageNow("evaluate", share, f"{words}  {times}")
+    if block.phase == Phase.CHECKPOINT:
+        size = float(CHECKPOINT_BYTES * a.run.params)
+        words = f"{format_si(share * size, 'B')} of {format_si(size, 'B')}"
+        return StageNow("save", share, f"step-{block.last:09d}: {words}  {times}")
+    after = a.blocks[number + 1].phase if number + 1 < len(a.blocks) else None
+    return StageNow("steps", share, f"{NEXT[after]} after step {block.last}  {times}")
+
+
+def _export_stage(a: Attempt, t_s: float) -> StageNow | None:
+    at_s = a.t1_s
+    for part in parts_of(a.run):
+        if t_s < at_s + part.seconds:
+            share = (t_s - at_s) / part.seconds
+            words = f"{part.words}: {format_si(share * part.size_bytes, 'B')}"
+            return StageNow("export", share, words if part.size_bytes else part.words)
+        at_s += part.seconds
+    return None
+
+
+def _took(done_s: float, left_s: float) -> str:
+    return f"{format_duration(done_s)}<{format_duration(left_s)}"
 
 
 def _step_at(a: Attempt, t_s: float) -> int:

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llem.records import SAMPLES, STEPS, Phase
+from llem.records import SAMPLES, STEPS, Phase, SampleFlag
 from llem.records.schema import SPANS
 from llem.rehearsal.course import Attempt
-from llem.rehearsal.curve import ALIKE, TOKEN_SD, Curve, make_curve
+from llem.rehearsal.curve import ALIKE, TOKEN_SD, Curve
 from llem.rehearsal.fleet import IDLE_MHZ, INERTIA_S, LIMIT_C, PACKAGE_RANGE_MJ, Board, Node
+from llem.rehearsal.meters import MeterFault, meter_fault
 from llem.rehearsal.world import World
 
 Floats = NDArray[np.float64]
@@ -77,10 +78,20 @@ class Measured:
     def curve(self) -> Curve:
         if self.attempt.curve is not None:
             return self.attempt.curve
-        fate = self.world.fate(self.attempt.run)
-        return make_curve(
-            self.world.planted, self.attempt.run, final=fate.loss, seed=self.world.seed
-        )
+        return self.world.curve(self.attempt.run)
+
+    @cached_property
+    def meter_faults(self) -> tuple[MeterFault | None, ...]:
+        """What befalls the meters of each of the attempt's nodes."""
+        places = range(len(self.attempt.nodes))
+        return tuple(meter_fault(self.world, self.attempt, place) for place in places)
+
+    def _fault_of(self, place: int, board: Board) -> MeterFault | None:
+        """The same for one device: a pause of the sampler is all devices'."""
+        fault = self.meter_faults[place]
+        if fault is None or fault.kind == "gap":
+            return fault
+        return fault if self.attempt.boards[place][fault.index] is board else None
 
     @cached_property
     def step_times(self) -> tuple[Integers, Floats, Floats]:
@@ -239,6 +250,9 @@ class Measured:
         at = np.arange(first, last, self.interval_s)
         at = np.append(at + np.abs(2e-4 * rng.standard_normal(len(at))), last)
         at = at[at <= self._until_s(NODE, place)]
+        fault = self._fault_of(place, board)
+        if fault is not None and fault.kind == "gap":
+            at = at[(at <= fault.at_s) | (at >= fault.until_s)]
         table = np.zeros(len(at), dtype=SAMPLES)
         table["t_ns"] = _mono(node, at)
         read = READ_NS * np.exp(0.3 * rng.standard_normal(len(at)))
@@ -246,6 +260,10 @@ class Measured:
         table["energy_mj"] = self._counter(place, board, at)
         for name in ("power_mw", "temperature_c", "utilization", "clock_mhz"):
             table[name] = np.nan
+        silent = np.zeros(len(at), dtype=bool)
+        if fault is not None and fault.kind == "silent":
+            silent = at >= fault.at_s
+            table["flags"][silent] = SampleFlag.READ_FAILED
         if board.package:
             return table
         piece = np.clip(np.searchsorted(power.edges, at, side="right") - 1, 0, len(power.watts) - 1)
@@ -257,16 +275,28 @@ class Measured:
         slowed = np.where(power.held_back[piece], board.slowed, 1.0)
         table["clock_mhz"] = np.where(works, np.rint(board.clock_mhz * slowed / 15) * 15, IDLE_MHZ)
         table["throttle"] = np.where(power.held_back[piece], THERMAL, 0)
+        for name in ("power_mw", "temperature_c", "utilization", "clock_mhz"):
+            table[name][silent] = np.nan
+        table["throttle"][silent] = 0
         return table
 
     def _counter(self, place: int, board: Board, t_s: Floats) -> Floats:
-        """The energy counter as it is read: whole mJ, since long before, behind by a moment."""
+        """The energy counter as it is read: whole mJ, since long before, behind by a moment.
+
+        One that begins anew counts from then on; of one that answers no more nothing is known.
+        """
         power = self.power(place, board)
         # It moves on a clock of its own; what was used before is a guess that only grows.
         seen = np.floor(np.asarray(t_s) / COUNTER_S) * COUNTER_S
         before_mj = round(0.7e3 * board.busy_w * power.edges[0]) + 5_000_000
         counted = np.floor(power.until(seen) * 1e3) + before_mj
         out: Floats = np.mod(counted, PACKAGE_RANGE_MJ) if board.package else counted
+        fault = self._fault_of(place, board)
+        if fault is not None and fault.kind == "reset":
+            since = np.floor(np.maximum(0.0, power.until(seen) - power.until(fault.at_s)) * 1e3)
+            out = np.where(np.asarray(t_s) >= fault.at_s, since, out)
+        elif fault is not None and fault.kind == "silent":
+            out = np.where(np.asarray(t_s) >= fault.at_s, math.nan, out)
         return out
 
 

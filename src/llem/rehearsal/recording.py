@@ -124,7 +124,9 @@ def _write_rank(path: Path, measured: Measured, rank: int, shared: Mapping[str, 
         text = f"after step {attempt.start_step}, from step-{attempt.start_step:09d}"
         events.append((opened_s, "resume", text))
     events += [
-        (b.t1_s, "checkpoint", f"after step {b.last}, in {b.t1_s - b.t0_s:.3f} s")
+        (b.t1_s, "fork", f"after step {b.last}, for run {b.fork}")
+        if b.fork
+        else (b.t1_s, "checkpoint", f"after step {b.last}, in {b.t1_s - b.t0_s:.3f} s")
         for b in attempt.blocks
         if b.phase == Phase.CHECKPOINT
     ]
@@ -202,7 +204,10 @@ def _write_node(path: Path, measured: Measured, place: int, shared: Mapping[str,
     for board in boards:
         writer.extend(samples_table(board.uuid), measured.samples(place, board))
     stamps = [(t, math.nan, math.nan) for t in np.arange(opened_s + 60, closed_s, 60.0)]
-    _close(writer, node, attempt, [], clocks=stamps, until_s=until_s, at_s=closed_s)
+    events = []
+    if (fault := measured.meter_faults[place]) is not None and fault.kind == "silent":
+        events = [(fault.at_s, "meter-failed", f"{boards[fault.index].uuid}: GPU is lost")]
+    _close(writer, node, attempt, events, clocks=stamps, until_s=until_s, at_s=closed_s)
 
 
 def _close(

@@ -18,6 +18,7 @@ import numpy as np
 from llem.campaign import Run, format_duration, format_si
 from llem.records import Phase
 from llem.rehearsal.course import CHECKPOINT_BYTES, Attempt, checkpoint_s
+from llem.rehearsal.export import export_s, parts_of, total_of
 from llem.rehearsal.fleet import LIMIT_C
 from llem.rehearsal.measure import Measured
 from llem.rehearsal.recording import evaluation_loss_se, evaluations_of, peak_memory
@@ -27,20 +28,27 @@ Level = Literal["info", "warning", "error", "heading"]
 
 # Steps of the followed run that get a line, and ranks that get one; spikes above so many sd.
 STEPS_TOLD, RANKS_TOLD, SPIKE_SDS, SPIKES_TOLD = 20, 16, 8.0, 3
-SHARD_BYTES = 5e9
+# Steps that took so many times the median are told, so many of them; memory from this share on.
+SLOW_STEP, SLOW_TOLD, NEAR_FULL = 1.8, 3, 0.85
+# A line of devices for each node after so many of the steps that are told, for so many nodes.
+GRID_EVERY, GRID_NODES = 5, 4
 # The law is fitted from so many runs on, and again after so large a share of all.
 FIT_FROM, FIT_SHARE = 8, 0.15
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened at `t_s` of the campaign; `run_id` is '' for the campaign's own."""
+    """Something that happened at `t_s` of the campaign; `run_id` is '' for the campaign's own.
+
+    `rows` are names and values that belong below it.
+    """
 
     t_s: float
     run_id: str
     text: str
     level: Level = "info"
     kind: str = ""
+    rows: tuple[tuple[str, str], ...] = ()
 
 
 def followed(attempts: Sequence[Attempt]) -> str:
@@ -52,8 +60,22 @@ def followed(attempts: Sequence[Attempt]) -> str:
 def tell(world: World, attempts: Sequence[Attempt], *, follow: str = "") -> Iterator[Event]:
     """All events, in order; the run `follow` in full."""
     ordered = sorted(attempts, key=lambda a: a.t0_s)
-    told = [_close(world, a) if a.run.run_id == follow else _brief(a) for a in ordered]
-    yield from merge(*told, _fits(world, ordered), key=lambda e: e.t_s)
+    own = [a for a in ordered if a.run.run_id == follow]
+    told = [_close(world, a, own) if a.run.run_id == follow else _brief(a) for a in ordered]
+    yield from merge(*told, _waves(world), _fits(world, ordered), key=lambda e: e.t_s)
+
+
+def _waves(world: World) -> Iterator[Event]:
+    """What each later wave is, when it was planned from those before it."""
+    for begin, wave in list(zip(world.begins[::-1], world.plan.waves[::-1], strict=False))[::-1]:
+        if wave.number == 1:
+            continue
+        text = (
+            f"wave {wave.number} of {world.plan.campaign.waves}: {wave.runs} runs for "
+            f"{wave.value:.4g} {world.plan.budget.unit}, chosen from {wave.observed} that "
+            "have ended"
+        )
+        yield Event(begin.at_s, "", text, "heading", "wave")
 
 
 def _fits(world: World, attempts: Sequence[Attempt]) -> Iterator[Event]:
@@ -123,21 +145,25 @@ def _ending(a: Attempt) -> Event:
     return Event(a.t1_s, name, f"{words[a.status]} {after}{then}", level, a.status)
 
 
-def _close(world: World, a: Attempt) -> Iterator[Event]:
-    """One attempt with all that its log would say."""
-    events = sorted(_all(world, a), key=lambda e: e.t_s)
+def _close(world: World, a: Attempt, own: Sequence[Attempt]) -> Iterator[Event]:
+    """One attempt, of those of its run, with all that its log would say."""
+    events = sorted(_all(world, a, own), key=lambda e: e.t_s)
     yield from events
 
 
-def _all(world: World, a: Attempt) -> Iterator[Event]:
+def _all(world: World, a: Attempt, own: Sequence[Attempt]) -> Iterator[Event]:
     run, name = a.run, a.run.run_id
     measured = Measured(world, a, interval_s=1.0)
     yield from _start(world, a)
     yield from _training(world, a, measured)
     yield from _boards(a, measured)
+    yield from _meters(a, measured)
+    yield from _memory(a, measured)
+    yield from _hiccups(a, measured)
     yield _ending(a)
     if a.status == "completed":
-        yield from _export(a, run, name, measured)
+        yield from _export(a, run, name)
+        yield _summary(world, own, measured)
 
 
 def _start(world: World, a: Attempt) -> Iterator[Event]:
@@ -189,12 +215,14 @@ def _training(world: World, a: Attempt, measured: Measured) -> Iterator[Event]:
     if len(number):
         yield Event(a.blocks[0].t0_s, name, "training starts", "heading", "train")
         told = np.unique(np.linspace(0, len(number) - 1, STEPS_TOLD).astype(int))
-        for i in told.tolist():
+        for place, i in enumerate(told.tolist()):
+            if place % GRID_EVERY == GRID_EVERY - 1:
+                yield from _devices(a, measured, float(end[i]))
             step = int(number[i])
             loss, rate = float(curve.loss[step]), a.tokens_per_s
             left = (run.steps - step - 1) * run.recipe.batch_tokens / rate
             mfu = rate * float(run.model.flops_per_token) / (
-                world.plan.device.peak_flops * run.layout.ranks
+                world.device.peak_flops * run.layout.ranks
             )  # fmt: skip
             yield Event(
                 float(end[i]), name,
@@ -205,6 +233,7 @@ def _training(world: World, a: Attempt, measured: Measured) -> Iterator[Event]:
             )  # fmt: skip
         yield from _spikes(a, measured)
     told_at = iter(evaluations_of(world, a))
+    best = math.inf
     for block in a.blocks:
         if block.phase == Phase.EVALUATION:
             step, loss = next(told_at)
@@ -215,6 +244,13 @@ def _training(world: World, a: Attempt, measured: Measured) -> Iterator[Event]:
                 f"ppl {math.exp(min(loss, 700)):.4g} (training {train:.4f}, {loss - train:+.4f}), "
                 f"{block.t1_s - block.t0_s:.1f} s", kind="evaluation",
             )  # fmt: skip
+            if loss >= best:
+                text = f"no better than the best evaluation before it, {best:.4f}"
+                yield Event(block.t1_s, name, text, "warning", "evaluation")
+            best = min(best, loss)
+        elif block.fork:
+            text = f"checkpoint step-{block.last:09d} is left for {block.fork}, which branches off"
+            yield Event(block.t1_s, name, text, kind="fork")
         elif block.phase == Phase.CHECKPOINT:
             size = format_si(CHECKPOINT_BYTES * run.params, "B")
             yield Event(
@@ -248,6 +284,54 @@ def _spikes(a: Attempt, measured: Measured) -> Iterator[Event]:
         yield Event(float(end[i]), a.run.run_id, text, "warning", "spike")
 
 
+def _memory(a: Attempt, measured: Measured) -> Iterator[Event]:
+    """Memory that is nearly full."""
+    board = a.boards[0][0]
+    peak = peak_memory(measured)
+    if a.blocks and not board.package and peak > NEAR_FULL * board.memory_bytes:
+        text = (
+            f"memory: {format_si(peak, 'B')} of {format_si(board.memory_bytes, 'B')} are taken on "
+            "the fullest device"
+        )
+        yield Event(min(a.t1_s, a.blocks[0].t0_s + 1.0), a.run.run_id, text, "warning", "memory")
+
+
+def _hiccups(a: Attempt, measured: Measured) -> Iterator[Event]:
+    """Steps that took much longer than the others, as a slow all-reduce makes them."""
+    number, begin, end = measured.step_times
+    took = end - begin
+    if len(took) < 20:
+        return
+    usual = float(np.median(took))
+    slow = np.flatnonzero(took > SLOW_STEP * usual)
+    for i in slow[:: max(1, len(slow) // SLOW_TOLD)][:SLOW_TOLD].tolist():
+        text = f"step {number[i] + 1} took {took[i]:.3g} s, {took[i] / usual:.1f} times the median"
+        yield Event(float(end[i]), a.run.run_id, text, "warning", "hiccup")
+
+
+def _devices(a: Attempt, measured: Measured, t_s: float) -> Iterator[Event]:
+    """The devices of the attempt's nodes, in a line each; where a screen is, it shows them."""
+    for place, (node, boards) in enumerate(zip(a.nodes, a.boards, strict=True)):
+        if place == GRID_NODES:
+            yield Event(t_s, a.run.run_id, f"... and {len(a.nodes) - place} more nodes",
+                        kind="grid")  # fmt: skip
+            return
+        words = []
+        for index, board in enumerate(boards):
+            power = measured.power(place, board)
+            piece = int(np.clip(np.searchsorted(power.edges, t_s) - 1, 0, len(power.watts) - 1))
+            words.append(f"{index}: {power.celsius[piece]:.0f} C {power.watts[piece]:.0f} W")
+        yield Event(t_s, a.run.run_id, f"{node.name}  {'  '.join(words)}", kind="grid")
+
+
+def _meters(a: Attempt, measured: Measured) -> Iterator[Event]:
+    """Meters that fail."""
+    for node, fault in zip(a.nodes, measured.meter_faults, strict=True):
+        if fault is not None and fault.at_s < a.t1_s:
+            text = f"{node.name}: {fault.text}"
+            yield Event(fault.at_s, a.run.run_id, text, "warning", "meter")
+
+
 def _boards(a: Attempt, measured: Measured) -> Iterator[Event]:
     """Boards that are slow, or hot."""
     for place, (node, boards) in enumerate(zip(a.nodes, a.boards, strict=True)):
@@ -266,24 +350,44 @@ def _boards(a: Attempt, measured: Measured) -> Iterator[Event]:
                     yield Event(at, a.run.run_id, text, "warning", "throttle")
 
 
-def _export(a: Attempt, run: Run, name: str, measured: Measured) -> Iterator[Event]:
-    """The weights, as they would be written, and the run in a line."""
-    size = 4.0 * run.params
-    shards = max(1, math.ceil(size / SHARD_BYTES))
-    at = a.t1_s
-    for i in range(min(shards, 8)):
-        file = f"model-{i + 1:05d}-of-{shards:05d}.safetensors"
-        yield Event(at, name, f"would save {file} ({format_si(size / shards, 'B')})", kind="export")
-    yield Event(at, name, "would save config.json, model.safetensors.index.json", kind="export")
-    peak = format_si(peak_memory(measured), "B")
-    joules = measured.truth_j()
-    tokens = (a.step - a.start_step) * run.recipe.batch_tokens
-    yield Event(
-        at, name,
-        f"summary: {format_duration(a.window_s)}, {run.steps} steps, loss {a.loss:.4f}, peak "
-        f"memory {peak} a rank, {format_si(joules, 'J')}, {joules / max(1, tokens):.3g} J a token; "
-        f"checkpoints take {checkpoint_s(run):.2f} s", "heading", "summary",
-    )  # fmt: skip
+def _export(a: Attempt, run: Run, name: str) -> Iterator[Event]:
+    """The weights, as they would be written."""
+    at, ended = a.t1_s, a.t1_s + export_s(run)
+    yield Event(at, name, "export", "heading", "export")
+    for part in parts_of(run):
+        at = min(ended, at + part.seconds)
+        yield Event(at, name, part.done, kind="export")
+    yield Event(at, name, f"export: {total_of(run)}; llem keeps the checkpoint", kind="export")
+
+
+def _summary(world: World, own: Sequence[Attempt], measured: Measured) -> Event:
+    """The run at a glance, all of its attempts together."""
+    a, run = own[-1], own[-1].run
+    joules = math.fsum(Measured(world, each, interval_s=1.0).truth_j() for each in own)
+    tokens = run.tokens - a.trunk_steps * run.recipe.batch_tokens
+    evaluations = [loss for each in own for _, loss in evaluations_of(world, each)]
+    worked_s = math.fsum(b.t1_s - b.t0_s for b in a.blocks if b.phase != Phase.CHECKPOINT)
+    mfu = a.tokens_per_s * float(run.model.flops_per_token)
+    mfu /= world.device.peak_flops * run.layout.ranks
+    saved = format_si(CHECKPOINT_BYTES * run.params, "B")
+    total_s = math.fsum(each.window_s for each in own)
+    rows = [
+        ("run", title(run)),
+        ("total time", format_duration(total_s)
+         + (f" in {len(own)} attempts" if len(own) > 1 else "")),
+        ("steps", f"{run.steps}, {format_si(run.tokens)} tokens, {run.epochs:.3g} epochs"),
+        ("loss", f"{a.loss:.4f} +- {evaluation_loss_se(run):.4f}"),
+        ("perplexity", f"{math.exp(min(a.loss, 700)):.4g}"),
+        ("best evaluation", f"{min(evaluations):.4f}"),
+        ("throughput", f"{format_si(a.tokens_per_s)} tokens/s, MFU {mfu:.1%}"),
+        ("devices at work", f"{worked_s / a.window_s:.1%} of the last attempt"),
+        ("peak memory", f"{format_si(peak_memory(measured), 'B')} a rank"),
+        ("energy", f"{format_si(joules, 'J')}, {joules / max(1, tokens):.3g} J a token"),
+        ("checkpoints", f"{saved} in {checkpoint_s(run):.2f} s each"),
+        ("weights", total_of(run)),
+    ]  # fmt: skip
+    text = f"completed: loss {a.loss:.4f} after {format_duration(total_s)}"
+    return Event(a.t1_s + export_s(run), run.run_id, text, "heading", "summary", tuple(rows))
 
 
 def _names(names: Sequence[str]) -> str:

@@ -42,7 +42,7 @@ def _rehearsed(fit: Mapping[str, Any]) -> list[str]:
 
 def summary_lines(fit: Mapping[str, Any]) -> list[str]:
     """A fit for the terminal: the answer, its quality, warnings, the law, what else was found."""
-    lines = _rehearsed(fit) + _wrapped(answer(fit))
+    lines = [line for text in (*_rehearsed(fit), answer(fit)) for line in _wrapped(text)]
     quality = quality_line(fit)
     if quality:
         lines += _wrapped(quality)

@@ -5,7 +5,9 @@ Public: `aggregate`, `Aggregation`, `keep_sealed` (aggregate), `LateOptions` (en
 `PhaseEnergy`, `DeviceRow` (phases), `CarbonSeries`, `read_carbon` (carbon), `Ratio`,
 `ratio_of_sums`, `CellRatio`, `ratios_by_cell` (ratio), `device_energies`, `NodeEnergy`,
 `DeviceEnergy`, `PhaseTotal`, `RunEnergy` (devices), `power_traces`, `PowerTraces`, `Trace`
-(traces), `RankRow` (stragglers), `steady_runs`, `Steady` (steady).
+(traces), `RankRow` (stragglers), `steady_runs`, `Steady` (steady), `reducer_version` (reduction),
+`unreduced`, `deal`, `reduce_slice` (slices), `parts_of` (stored), `carbon_told`, `carbon_heard`
+(workers).
 """
 
 from llem.results.aggregate import Aggregation, aggregate, keep_sealed
@@ -21,9 +23,13 @@ from llem.results.observation import (
 )
 from llem.results.phases import DeviceRow, PhaseEnergy
 from llem.results.ratio import CellRatio, Ratio, ratio_of_sums, ratios_by_cell
+from llem.results.reduction import reducer_version
+from llem.results.slices import deal, reduce_slice, unreduced
 from llem.results.steady import Steady, steady_runs
+from llem.results.stored import parts_of
 from llem.results.stragglers import RankRow
 from llem.results.traces import PowerTraces, Trace, power_traces
+from llem.results.workers import carbon_heard, carbon_told
 
 __all__ = [
     "COLUMNS",
@@ -44,14 +50,21 @@ __all__ = [
     "Steady",
     "Trace",
     "aggregate",
+    "carbon_heard",
+    "carbon_told",
+    "deal",
     "device_energies",
     "keep_sealed",
+    "parts_of",
     "power_traces",
     "ratio_of_sums",
     "ratios_by_cell",
     "read_carbon",
     "read_observations",
+    "reduce_slice",
+    "reducer_version",
     "steady_runs",
+    "unreduced",
     "write_observations",
     "write_rows",
 ]

@@ -91,8 +91,7 @@ def aggregate(
         peak_flops_per_gpu=peak_flops_per_gpu or _peak_flops(plan),
     )
     problems: list[str] = []
-    rehearsal = (plan.get("rehearsal") or {}).get("law", "")
-    planned = [{**run, "rehearsal": rehearsal} for run in plan["runs"]]
+    planned = planned_runs(plan)
     looked_ns = time.time_ns()
     inputs = [inputs_of(folder, run, carbon=options.carbon_series) for run in planned]
     with Store(Path(cache), folder) if cache is not None else nullcontext() as store:
@@ -164,7 +163,7 @@ def _reductions(
         index = left[place]
         its = inputs[index]
         found[index] = decode(text, place=folder / "runs" / ids[index])
-        if store is not None and _unchanged(folder, planned[index], carbon, its):
+        if store is not None and unchanged(folder, planned[index], carbon, its):
             store.keep(ids[index], its.key, text, newest_ns=its.newest_ns, looked_ns=looked_ns)
         done += 1
         if progress is not None:
@@ -240,10 +239,17 @@ def keep_sealed(
             store.rename(key_of)
 
 
-def _unchanged(
+def unchanged(
     folder: Path, run: Mapping[str, Any], carbon: CarbonSeries | None, before: Inputs
 ) -> bool:
+    """Whether what a reduction depends on is still what it was before."""
     return inputs_of(folder, run, carbon=carbon).key == before.key
+
+
+def planned_runs(plan: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The runs as they are reduced: each knows whether it was rehearsed."""
+    rehearsal = (plan.get("rehearsal") or {}).get("law", "")
+    return [{**run, "rehearsal": rehearsal} for run in plan["runs"]]
 
 
 def read_plan(path: Path) -> Mapping[str, Any]:

@@ -246,8 +246,10 @@ class Celsius:
             at_ns, celsius = at_ns[known], celsius[known]
         # sensors tell whole degrees: the ends of a time without a change say all of it
         kept = np.ones(len(celsius), dtype=bool)
-        kept[1:-1] = (celsius[1:-1] != celsius[:-2]) | (celsius[1:-1] != celsius[2:])
-        return cls(at_ns=at_ns[kept], celsius=celsius[kept])
+        changed = celsius[1:] != celsius[:-1]
+        kept[1:-1] = changed[:-1] | changed[1:]
+        places = np.flatnonzero(kept)
+        return cls(at_ns=at_ns[places], celsius=celsius[places])
 
     def at(self, t_ns: NDArray[np.int64]) -> Floats:
         """At moments in order."""
@@ -306,13 +308,17 @@ def _stamps(looked_up: _LookedUp, stamps: Sequence[tuple[NDArray[np.int64], Floa
     worst = 0.0
     for at_ns, read_mj in stamps:
         # NaN, where no stamp was taken, compares as false
-        off = np.abs(read_mj / 1e3 - series.base_j - looked_up.at(at_ns))
+        off = read_mj / 1e3
+        off -= series.base_j
+        off -= looked_up.at(at_ns)
+        np.abs(off, out=off)
         inside = (at_ns >= series.start_ns) & (at_ns <= series.end_ns) & np.isfinite(off)
         compared += int(np.count_nonzero(inside))
         doubtful = np.flatnonzero(inside & (off > series.least_doubt_j))
         wrong = off[doubtful] > series.doubt_j(at_ns[doubtful])
         disagree += int(np.count_nonzero(wrong))
-        worst = max(worst, float(off[inside].max(initial=0.0)))
+        if len(doubtful):
+            worst = max(worst, float(off[inside].max()))
     if not disagree:
         return ""
     return f"{disagree} of {compared} step stamps disagree with the samples by {worst:.0f} J"

@@ -139,11 +139,11 @@ def energy_series(device: DeviceSeries) -> EnergySeries | str:
     kept = samples if good.all() else samples.take(good)
     if len(kept) < 2:
         return f"{len(kept)} readable samples of {len(samples)}"
-    if (np.diff(kept["t_ns"]) < 0).any():
+    if (kept["t_ns"][1:] < kept["t_ns"][:-1]).any():
         kept = kept.take(np.argsort(kept["t_ns"], kind="stable"))
     start_ns = int(kept["t_ns"][0])
     at_s: Floats = (kept["t_ns"] - start_ns) / 1e9
-    interval_s = typical(np.diff(at_s))
+    interval_s = typical_gap(at_s)
     power_w: Floats = kept["power_mw"] / 1e3
     notes: list[str] = []
     if quality == "integral" and device.attrs.get("reason"):
@@ -164,7 +164,8 @@ def energy_series(device: DeviceSeries) -> EnergySeries | str:
         gap_s = float(np.diff(at_s).max())
         if gap_s > GAP_SAMPLES * interval_s:
             notes.append(f"power integrated over a gap of {gap_s:.1f} s")
-    joules = np.concatenate([[0.0], np.cumsum(steps_j)])
+    joules: Floats = np.zeros(len(at_s))
+    np.cumsum(steps_j, out=joules[1:])
     if counter:
         notes += _disagreement(at_s, power_w, float(joules[-1]), quality)
     failed = int(np.count_nonzero(samples["flags"] & SampleFlag.READ_FAILED))
@@ -184,6 +185,12 @@ def typical(values: NDArray[Any]) -> float:
     return float(np.median(values[:: max(1, len(values) // TYPICAL_OF)]))
 
 
+def typical_gap(values: NDArray[Any]) -> float:
+    """`typical` of the differences of neighbouring values."""
+    every = max(1, (len(values) - 1) // TYPICAL_OF)
+    return float(np.median(values[1::every] - values[:-1:every]))
+
+
 def _peak_w(at_s: Floats, joules: Floats, power_w: Floats, interval_s: float) -> float:
     """The most of the sampled power and of the counter's mean over as many samples as a second
     usually has."""
@@ -196,14 +203,18 @@ def _peak_w(at_s: Floats, joules: Floats, power_w: Floats, interval_s: float) ->
 
 
 def _trapezoids(at_s: Floats, power_w: Floats) -> Floats:
-    return (power_w[1:] + power_w[:-1]) / 2 * np.diff(at_s)
+    found = power_w[1:] + power_w[:-1]
+    found /= 2
+    found *= np.diff(at_s)
+    return found
 
 
 def _counter_steps(
     samples: Columns, at_s: Floats, power_w: Floats, attrs: Any
 ) -> tuple[Floats, int]:
     """Joules between neighbouring samples; a counter's wrap is undone, a reset is bridged."""
-    steps_j: Floats = np.diff(samples["energy_mj"]) / 1e3
+    steps_j: Floats = np.diff(samples["energy_mj"])
+    steps_j /= 1e3
     backwards = np.flatnonzero(steps_j < 0)
     range_j = float(attrs.get("counter_range_mj", 0) or 0) / 1e3
     if range_j > 0:
@@ -223,6 +234,8 @@ def _counter_steps(
 
 def _still(at_s: Floats, steps_j: Floats) -> list[tuple[int, int]]:
     """Where the counter stood: from sample i to sample j."""
+    if not _stood(at_s, steps_j):
+        return []
     moved = np.flatnonzero(steps_j != 0)
     # between two moves, samples before + 1 to after show one value
     first, last = np.append(0, moved + 1), np.append(moved, len(steps_j))
@@ -232,6 +245,16 @@ def _still(at_s: Floats, steps_j: Floats) -> list[tuple[int, int]]:
     habit_s = typical(np.diff(at_s[moved + 1])) if len(moved) > 2 else 0.0
     long = stood_s >= max(STILL_S, STILL_MOVES * habit_s)
     return list(zip(first[long].tolist(), last[long].tolist(), strict=True))
+
+
+def _stood(at_s: Floats, steps_j: Floats) -> bool:
+    """Whether it stood for long anywhere; most counters never do, and few steps are without."""
+    still = np.flatnonzero(steps_j == 0)
+    if not len(still):
+        return False
+    apart = np.flatnonzero(still[1:] != still[:-1] + 1)
+    first, last = still[np.append(0, apart + 1)], still[np.append(apart, len(still) - 1)] + 1
+    return bool((at_s[last] - at_s[first] >= STILL_S).any())
 
 
 def _bridge(still: list[tuple[int, int]], at_s: Floats, steps_j: Floats, power_w: Floats) -> float:

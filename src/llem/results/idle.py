@@ -60,7 +60,7 @@ def _told(row: Any) -> str:
 
 def _before(samples: Columns, before_ns: int) -> tuple[float, str]:
     """From the longest time before the first step in which the device did nothing."""
-    early = samples.take(samples["t_ns"] < before_ns)
+    early = samples.take(np.flatnonzero(samples["t_ns"] < before_ns))
     idle = (early["utilization"] == 0) & np.isfinite(early["power_mw"])
     best = (0, 0)
     begin = None

@@ -314,7 +314,7 @@ def read_of_run(
 def last_of_each_step(steps: Columns) -> Columns:
     """One row for each step number, sorted: the last that was written."""
     number = steps["step"]
-    if (np.diff(number) > 0).all():
+    if (number[1:] > number[:-1]).all():
         return steps
     _, index = np.unique(number[::-1], return_index=True)
     return steps.take(len(steps) - 1 - index)

@@ -13,6 +13,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,10 +73,12 @@ def time_blocks(joules: Floats, tokens: Floats, seconds: Floats) -> tuple[Floats
         return none, none, math.nan
     middle = np.cumsum(seconds) - seconds / 2
     block = np.minimum((middle / total_s * count).astype(int), count - 1)
-    used = np.unique(block)
+    used = np.flatnonzero(np.bincount(block, minlength=count))
     if len(used) < LEAST_CLUSTERS:
         return none, none, math.nan
-    sums = [np.bincount(block, weights=x, minlength=count)[used] for x in (joules, tokens)]
+    sums: list[Any] = [
+        np.bincount(block, weights=x, minlength=count)[used] for x in (joules, tokens)
+    ]
     return sums[0], sums[1], total_s / len(used)
 
 

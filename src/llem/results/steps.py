@@ -152,7 +152,9 @@ def _on_steps(wanted: Integers, have: Integers, values: Floats) -> Floats:
 
 def _blocks(joules: Floats, tokens: Floats, seconds: Floats) -> Clusters | None:
     good = np.isfinite(joules)
-    block_j, block_t, block_s = time_blocks(joules[good], tokens[good], seconds[good])
+    if not good.all():
+        joules, tokens, seconds = joules[good], tokens[good], seconds[good]
+    block_j, block_t, block_s = time_blocks(joules, tokens, seconds)
     if not len(block_j):
         return None
     return Clusters(joules=block_j, tokens=block_t, what=f"blocks of {block_s:.3g} s")
@@ -183,9 +185,12 @@ def _phases(
         seconds[part.phase] += (part.t1_ns - part.t0_ns) / 1e9
     steps: dict[str, int] = defaultdict(int)
     trained: dict[str, int] = defaultdict(int)
-    place = np.searchsorted(line.first, line.t1_ns, side="left") - 1
-    count = np.bincount(place, minlength=len(line.kind))
-    summed = np.bincount(place, weights=tokens, minlength=len(line.kind))
+    # steps end in order, and a stretch holds those that end after its beginning: sums up to its
+    # edges, which are exact since tokens are whole
+    edges = np.append(np.searchsorted(line.t1_ns, line.first, side="right"), len(tokens))
+    edges[0] = 0
+    count = np.diff(edges)
+    summed = np.diff(np.append(0.0, np.cumsum(tokens))[edges])
     for i in np.flatnonzero(count).tolist():
         kind = line.kind[i]
         steps[kind] += int(count[i])

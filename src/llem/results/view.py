@@ -126,8 +126,12 @@ def step_ends(ranks: Ranks, skews: Mapping[str, int]) -> StepEnds:
             continue
         here = ranks.clocks[rank.boot_id]
         shift = shift_ns(int(rank.t1_ns[0]), here, ranks.reference) - skews.get(rank.boot_id, 0)
-        at = slice(None) if rank.steps is every else np.searchsorted(every, rank.steps)
-        last[at] = np.maximum(last[at], rank.t1_ns + shift)
+        ends = rank.t1_ns + shift
+        if rank.steps is every:
+            np.maximum(last, ends, out=last)
+        else:
+            at = np.searchsorted(every, rank.steps)
+            last[at] = np.maximum(last[at], ends)
     return StepEnds(every, last)
 
 

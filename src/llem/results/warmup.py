@@ -72,8 +72,9 @@ def steady_by_energy(
     if not good.any():
         return SteadyFrom(reason="energy per step is not known")
     place = np.flatnonzero(good)
-    step, joules, tokens = step[good], joules[good], tokens[good]
-    seconds, ends_s = seconds[good], ends_s[good]
+    if len(place) < len(good):
+        step, joules, tokens = step[good], joules[good], tokens[good]
+        seconds, ends_s = seconds[good], ends_s[good]
     size = max(1, math.ceil(LEAST_UNIT_S / max(float(np.median(seconds)), 1e-9)))
     count = len(step) // size
     if count < WINDOW:

@@ -73,7 +73,7 @@ def reduce_runs(
     answers: SimpleQueue[tuple[int, str | LlemError]] = SimpleQueue()
     tasks = iter(enumerate(runs))
     lock = threading.Lock()
-    head = json.dumps({"folder": str(folder), "carbon": _told(carbon)})
+    head = json.dumps({"folder": str(folder), "carbon": carbon_told(carbon)})
     processes = [_start() for _ in range(workers)]
 
     def feed(process: subprocess.Popen[str]) -> None:
@@ -140,7 +140,8 @@ def _start() -> subprocess.Popen[str]:
     )
 
 
-def _told(carbon: CarbonSeries | None) -> dict[str, Any] | None:
+def carbon_told(carbon: CarbonSeries | None) -> dict[str, Any] | None:
+    """A series as JSON has it."""
     if carbon is None:
         return None
     return {
@@ -150,7 +151,8 @@ def _told(carbon: CarbonSeries | None) -> dict[str, Any] | None:
     }
 
 
-def _heard(told: dict[str, Any] | None) -> CarbonSeries | None:
+def carbon_heard(told: dict[str, Any] | None) -> CarbonSeries | None:
+    """The inverse of `carbon_told`, to the bit."""
     if told is None:
         return None
     import numpy as np
@@ -167,6 +169,6 @@ def main() -> None:
     # Ctrl-C is for the process that started it, which ends it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     head = json.loads(sys.stdin.readline())
-    folder, carbon = Path(head["folder"]), _heard(head["carbon"])
+    folder, carbon = Path(head["folder"]), carbon_heard(head["carbon"])
     for line in sys.stdin:
         print(reduce_to_text(folder, json.loads(line), carbon), flush=True)

@@ -5,7 +5,7 @@ import yaml
 
 from llem.campaign import Campaign, campaign_to_dict, load_campaign
 from llem.campaign.load import campaign_from
-from llem.campaign.study import Study
+from llem.campaign.study import Rule, Study
 from llem.campaign.sweep import matches, sweep
 from llem.errors import InputError
 
@@ -241,6 +241,20 @@ def test_another_kind_of_prompts_takes_the_place_of_the_first(tmp_path):
     ],
 )
 def test_a_rule_asks_for_all_of_its_keys(when, values, expected):
-    rule = study_of(sweep={"exclude": [{"when": when, "reason": "r"}]}).sweep.exclude[0]
+    assert matches(Rule(when=when, reason="r"), values) is expected
 
-    assert matches(rule, values) is expected
+
+def test_faults_of_keys_and_of_options_are_told_together():
+    found = faults_of(
+        study_of, cycels=3, options={"batchsize": 1}, sweep={"grid": {"model": ["tony"]}}
+    )
+
+    assert list(found) == ["cycels", "options.batchsize", "sweep.grid.model.0"]
+
+
+def test_the_file_is_named_with_its_faults(tmp_path):
+    place = tmp_path / "study.yaml"
+    place.write_text(yaml.safe_dump({**STUDY, "options": {"batchsize": 1}}))
+
+    with pytest.raises(InputError, match=r"study\.yaml: options\.batchsize"):
+        load_campaign(place)

@@ -41,6 +41,8 @@ def test_each_command_has_help_with_an_example(name, capsys):
         (["aggregate", "nowhere", "--pue", "0.5"], "below 1"),
         (["aggregate", "nowhere", "--carbon", "-3"], "no carbon intensity"),
         (["aggregate", "nowhere", "--idle-power", "-1"], "is negative"),
+        (["aggregate", "nowhere", "--slurm", "--no-cache", "--elements", "0"], "2 faults"),
+        (["aggregate", "nowhere", "--elements", "2"], "is for --slurm"),
         (["init", "--site", "laptopp"], "did you mean 'laptop'"),
         (["measure", "--out", "x.h5"], "is missing"),
         (["image", "build", "--out", "x.sif", "--wheelhouse", "nowhere"], "not a folder"),

@@ -287,3 +287,50 @@ def test_a_log_of_an_element_that_never_began_is_shown_whole(campaign, capsys):
     capsys.readouterr()
     assert main(["logs", "c", array.elements[0][0]]) == 0
     assert capsys.readouterr().out == "python3: No such file or directory\n"
+
+
+def test_devices_of_runs_at_work_are_drawn_as_a_rehearsal_draws_them(tmp_path):
+    """Records that are written just now; a counter alone tells power, a torn record nothing."""
+    import io
+
+    import numpy as np
+    from rich.console import Console
+
+    from llem.cli import _stage, _status
+    from llem.cluster import CampaignFolder, RunState
+    from llem.records import SAMPLES, node_writer, samples_table
+
+    folder = CampaignFolder(tmp_path)
+    place = folder.run("abc") / "attempt-1"
+    place.mkdir(parents=True)
+    names = {"GPU-a": "nvml", "pkg": "rapl"}
+    devices = {
+        uuid: {"name": uuid, "domain": "gpu", "source": source, "quality": "counter"}
+        for uuid, source in names.items()
+    }
+    meta = {"run_id": "abc", "host": "node7", "boot_id": "b", "pid": 1, "pid_space": "p"}
+    writer = node_writer(place / "node-node7.h5", meta=meta, devices=devices)
+    for second in range(30):
+        for uuid in names:
+            row = np.zeros((), dtype=SAMPLES)
+            row["t_ns"], row["energy_mj"] = (1 + second) * 10**9, second * 40e3
+            gpu = uuid == "GPU-a"
+            row["power_mw"] = 3e5 if gpu else np.nan
+            row["temperature_c"], row["utilization"] = (88, 97) if gpu else (np.nan, np.nan)
+            writer.append(samples_table(uuid), row.item())
+    writer.flush()
+    (place / "node-torn.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
+    state = RunState("abc", "a", 0, "running", 2, 0.5, 3.0, "")
+    try:
+        boards = _status.boards_now(folder, [state])
+    finally:
+        writer.close()
+    assert [(b.node, b.run_id, round(b.watts)) for b in boards] == [
+        ("node7", "abc", 300), ("node7", "abc", 40),
+    ]  # fmt: skip
+    screen = Console(width=80, record=True, file=io.StringIO())
+    for line in _stage.device_grid(boards, width=80):
+        screen.print(line)
+    told = screen.export_text()
+    assert f"{_stage.ALARM}  97%  88C  300W" in told and "-%   -C   40W" in told
+    assert _status.boards_now(folder, [RunState("none", "a", 0, "running", 1, 0, None, "")]) == []

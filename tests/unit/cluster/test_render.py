@@ -22,6 +22,7 @@ from llem.cluster.render import (
     render_files,
     render_finish,
     render_manifest,
+    render_reduce,
 )
 from llem.errors import InputError
 
@@ -83,6 +84,13 @@ def test_scripts_are_those_that_were_reviewed(make, kind, request):
     script = render_finish(plan) if kind == "finish" else render_array(plan, plan.arrays[0])
     path = GOLDEN / f"{kind}.sbatch"
     assert normal(script, plan) == path.read_text()
+
+
+def test_the_script_that_reduces_records_is_the_one_that_was_reviewed(make):
+    plan = make()
+    manifest = "results/reductions.cache.parts/first/manifest.json"
+    script = render_reduce(plan, manifest=manifest, elements=3)
+    assert normal(script, plan) == (GOLDEN / "reduce.sbatch").read_text()
 
 
 def test_a_manifest_holds_every_run_whole(make):

@@ -341,3 +341,9 @@ def test_the_same_call_changes_nothing(tmp_path):
     again = plan_study(study, out=tmp_path / "planned")
 
     assert (first.changed, again.changed) == (True, False)
+
+
+def test_a_batch_that_no_prompts_fill_is_told():
+    plan = plan_of(sweep={"grid": {"options.batch_size": [8, 64]}})
+
+    assert any("1 deployment has a batch_size of up to 64" in told for told in plan.warnings)

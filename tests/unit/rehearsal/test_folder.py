@@ -31,7 +31,7 @@ from llem.rehearsal import Failures, World, planted, play
 from llem.rehearsal.measure import FLUSH_S
 
 LAW = planted("chinchilla")
-TROUBLE = Failures(preemption=0.2, node_failure=0.2, exception=0.1, divergence=0.1)
+TROUBLE = Failures(preemption=0.2, node_failure=0.2, exception=0.1, divergence=0.1, meter=0.0)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 
 from llem.cli._stage import ALARM, DOT, scene
-from llem.rehearsal import Failures, Film, Measured, World, followed, planted, play, tell
+from llem.rehearsal import (
+    Failures,
+    Film,
+    Measured,
+    Pace,
+    World,
+    close_ups,
+    followed,
+    planted,
+    play,
+    tell,
+)
 
 LAW = planted("chinchilla")
 TROUBLE = Failures(preemption=0.2, node_failure=0.2, exception=0.1, divergence=0.1)
@@ -125,10 +136,10 @@ def test_the_show_ends_with_the_campaign_and_leaves_only_lines(world, attempts, 
     clock = iter(np.linspace(0, 10, 5000).tolist())
     out = StringIO()
     console = Console(file=out, width=100, height=30, force_terminal=True, no_color=True)
+    film = Film(world, attempts, follow=followed(attempts))
     ended = play_on(
-        console, world, attempts, events, follow=followed(attempts),
-        speed=max(a.t1_s for a in attempts), deadline=1e9, now=lambda: next(clock),
-        sleep=lambda _s: [next(clock) for _ in range(50)],
+        console, world, film, events, pace=Pace.even(film.until_s, film.until_s), deadline=1e9,
+        now=lambda: next(clock), sleep=lambda _s: [next(clock) for _ in range(50)],
     )  # fmt: skip
     assert ended
     assert "REHEARSED" in out.getvalue()
@@ -142,9 +153,71 @@ def test_the_show_is_left_when_its_time_is_over(world, attempts, events):
     console = Console(file=StringIO(), width=100, height=30, force_terminal=True)
     clock = iter(range(100))
     assert not play_on(
-        console, world, attempts, events, follow="", speed=1.0, deadline=10.0,
+        console, world, Film(world, attempts), events, pace=Pace.even(1e9, 1.0), deadline=10.0,
         now=lambda: float(next(clock)), sleep=lambda _s: None,
     )  # fmt: skip
+
+
+def test_the_show_dwells_on_what_the_followed_run_does_in_passing(attempts):
+    follow = followed(attempts)
+    own = [a for a in attempts if a.run.run_id == follow]
+    until_s = max(a.t1_s for a in attempts) + 1.0
+    pace = close_ups(attempts, follow=follow, until_s=until_s, show_s=60.0)
+    assert pace.at(0.0) == 0.0 and pace.at(60.0) == pytest.approx(until_s)
+    assert pace.screen_s == tuple(sorted(pace.screen_s))
+    assert pace.campaign_s == tuple(sorted(pace.campaign_s))
+    seen = [pace.when(b.t1_s) - pace.when(b.t0_s) for a in own for b in a.blocks if b.phase]
+    assert max(seen) > 1.0
+    moments = np.linspace(0, until_s, 50)
+    assert [pace.at(pace.when(t)) for t in moments] == pytest.approx(moments.tolist())
+
+
+def test_every_stage_of_the_followed_run_has_its_bar(world, attempts):
+    follow = followed(attempts)
+    film = Film(world, attempts, follow=follow)
+    a = next(a for a in attempts if a.run.run_id == follow and a.status == "completed")
+    moments = [(a.t0_s + a.blocks[0].t0_s) / 2, *((b.t0_s + b.t1_s) / 2 for b in a.blocks),
+               (a.t1_s + film.exported_s) / 2]  # fmt: skip
+    stages = [film.at(t).run.stage for t in moments]
+    assert stages[0].name == "load" and stages[-1].name == "export"
+    assert {"load", "steps", "evaluate", "save", "export"} == {s.name for s in stages}
+    assert all(0 < s.share < 1 for s in stages)
+
+
+def test_the_summary_is_a_box_with_the_numbers_of_the_records(world, attempts, events):
+    from rich.cells import cell_len
+
+    from llem.cli._rehearsal import below
+
+    event = next(e for e in events if e.kind == "summary")
+    rows = dict(event.rows)
+    a = next(a for a in attempts if a.run.run_id == event.run_id and a.status == "completed")
+    assert rows["loss"].startswith(f"{a.loss:.4f}")
+    assert "joules" not in rows and rows["energy"].endswith("J a token")
+    for width in (40, 80, 200):
+        lines = list(below(event, width))
+        assert len({cell_len(line) for line in lines}) == 1 and cell_len(lines[0]) < width
+
+
+def test_a_box_of_wide_characters_is_aligned():
+    from rich.cells import cell_len
+
+    from llem.cli._stage import box
+
+    lines = box([("名前", "大きなモデル"), ("a", "b")], title="要約", width=24)
+    assert {cell_len(line) for line in lines} == {cell_len(lines[0])}
+    short = box([("名前", "大きなモデル"), ("a", "b")], title="要約", width=15)
+    assert {cell_len(line) for line in short} == {15}
+
+
+def test_what_matters_is_told_however_much_happens_between_two_frames():
+    from llem.cli._rehearsal import LINES_A_FRAME, readable
+    from llem.rehearsal import Event
+
+    many = [Event(float(i), "x", "line") for i in range(100)]
+    many[3] = Event(3.0, "x", "completed", "heading", "summary")
+    told = readable(many)
+    assert len(told) <= LINES_A_FRAME and many[3] in told and told[-1] is many[-1]
 
 
 def test_a_hot_board_is_told_without_colours(world, attempts):
@@ -156,3 +229,102 @@ def test_a_hot_board_is_told_without_colours(world, attempts):
     lines = text(replace(frame, boards=(hot, *frame.boards[1:])), width=120)
     assert sum(ALARM in line for line in lines) >= 1
     assert f"{ALARM} " in next(line for line in lines if hot.node in line)
+
+
+class Writes(StringIO):
+    """A terminal's end of the line, that keeps each write."""
+
+    def __init__(self):
+        super().__init__()
+        self.each = []
+
+    def write(self, text):
+        self.each.append(text)
+        return super().write(text)
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (120, 40), (200, 50)])
+def test_a_frame_is_one_write_that_takes_away_what_the_last_one_drew(
+    world, attempts, events, width, height
+):
+    from rich.console import Console
+
+    from llem.cli._rehearsal import play_on
+
+    out = Writes()
+    console = Console(file=out, width=width, height=height, force_terminal=True)
+    film = Film(world, attempts, follow=followed(attempts))
+    frames = 30
+    clock = iter(np.linspace(0, 1, frames).tolist())
+    sleeps = []
+    play_on(
+        console, world, film, events, pace=Pace.even(film.until_s, film.until_s), deadline=1e9,
+        now=lambda: next(clock, 1.0), sleep=sleeps.append,
+    )  # fmt: skip
+    text = "".join(out.each)
+    assert text.index("\x1b[?25l") < text.index("campaign  ") and text.count("\x1b[?25h") == 1
+    pictures = [part for part in out.each if "campaign  " in part]
+    # each of them whole, and no second write to any; the last is drawn again before it goes
+    assert len(pictures) == len(sleeps) + 2
+    drawn = 0
+    for picture in pictures[:-1]:
+        assert picture.count("\x1b[1A") == max(0, drawn - 1)
+        assert picture.count("REHEARSED, seed") == 1
+        drawn = picture[picture.rindex("campaign  ") :].count("\n") + 1
+        assert drawn <= height
+    # nothing of the picture is left when it is over
+    before, after = pictures[-1].split("campaign  ")
+    assert before.count("\x1b[1A") == drawn - 1
+    assert after.count("\x1b[1A\x1b[2K") == drawn
+
+
+def test_without_colours_nothing_is_coloured(world, attempts, events, monkeypatch):
+    import re
+
+    from rich.console import Console
+
+    from llem.cli._rehearsal import play_on
+
+    monkeypatch.setenv("NO_COLOR", "1")
+    out = StringIO()
+    console = Console(file=out, width=100, height=30, force_terminal=True, highlight=False)
+    film = Film(world, attempts)
+    clock = iter(np.linspace(0, 1, 12).tolist())
+    play_on(
+        console, world, film, events, pace=Pace.even(film.until_s, film.until_s), deadline=1e9,
+        now=lambda: next(clock, 1.0), sleep=lambda _s: None,
+    )  # fmt: skip
+    codes = set(re.findall(r"\x1b\[([0-9;]*)m", out.getvalue()))
+    assert codes <= {"", "0", "1", "2"}  # bold and dim alone
+
+
+def test_a_narrow_terminal_has_short_stamps(events):
+    from llem.cli.rehearse import line_of
+
+    event = next(e for e in events if e.kind == "step")
+    time_of_day = line_of(event)[12:20]
+    assert line_of(event, brief=True) == f"[{time_of_day}] {event.run_id}: {event.text}"
+    trouble = next(e for e in events if e.level == "error")
+    assert " ERROR " in line_of(trouble, brief=True)
+
+
+def test_wide_characters_count_as_two_columns():
+    from rich.cells import cell_len
+
+    from llem.cli._stage import bar
+
+    for words in ("データセット" * 30, "数 a" * 40):
+        assert cell_len(bar("run", 0.5, words, width=79).plain) <= 79
+
+
+def test_runs_at_work_leave_room_below_them(world, attempts):
+    from llem.cli._stage import at_work
+
+    film = Film(world, attempts)
+    a = max(attempts, key=lambda a: a.window_s)
+    frame = film.at((a.blocks[0].t0_s + a.t1_s) / 2)
+    whole = at_work([frame.run, frame.run], frame.boards, width=130, height=99)
+    assert len(whole) == 2 * 4 + 4  # of each run four rows, of each node one
+    assert [line.plain for line in at_work([frame.run] * 2, frame.boards, width=130, height=9)] == [
+        line.plain for line in whole[:9]
+    ]

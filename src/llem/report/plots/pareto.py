@@ -44,7 +44,8 @@ def plot(rows: Sequence[Row], by: Sequence[str]) -> Plot | None:
         "pareto",
         "Joules per token against latency and throughput",
         "Each point is a deployment over its cycles, with the 95 % interval of its joules per "
-        "token. On the lines are those that no other of the same model beats in both; the best "
+        f"token (drawn to a factor of {MOST_FACTOR:g} at most). On the lines are those that "
+        "no other of the same model beats in both; the best "
         "corner is at the bottom left of the left plot, and at the bottom right of the right one.",
         "Two plots with logarithmic axes of joules per token, against the median time between "
         "tokens and against tokens per second, with the Pareto front marked.",
