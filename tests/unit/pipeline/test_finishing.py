@@ -92,7 +92,7 @@ def test_the_end_of_a_campaign_warns_of_edge_minima_and_does_not_stop(folder, mo
     monkeypatch.setattr(
         campaigns,
         "aggregate_campaign",
-        lambda _: SimpleNamespace(served=(), observations=rows, problems=()),
+        lambda _, **__: SimpleNamespace(served=(), observations=rows, problems=()),
     )
     monkeypatch.setattr("llem.report.page.can_plot", lambda: False)
     with pytest.raises(InputError, match="no minimum inside"):
@@ -110,7 +110,7 @@ def test_where_no_law_can_be_fitted_the_report_says_why_and_the_old_law_goes(fol
     monkeypatch.setattr(
         campaigns,
         "aggregate_campaign",
-        lambda _: SimpleNamespace(served=(), observations=rows, problems=()),
+        lambda _, **__: SimpleNamespace(served=(), observations=rows, problems=()),
     )
     monkeypatch.setattr("llem.report.page.can_plot", lambda: False)
     done = finish(folder)
