@@ -90,7 +90,9 @@ def test_the_end_of_a_campaign_warns_of_edge_minima_and_does_not_stop(folder, mo
     rows = observations(shift=20.0)
     write_observations(rows, folder.results / "observations.csv")
     monkeypatch.setattr(
-        campaigns, "aggregate_campaign", lambda _: SimpleNamespace(observations=rows, problems=())
+        campaigns,
+        "aggregate_campaign",
+        lambda _, **__: SimpleNamespace(observations=rows, problems=()),
     )
     monkeypatch.setattr("llem.report.page.can_plot", lambda: False)
     with pytest.raises(InputError, match="no minimum inside"):
@@ -106,7 +108,9 @@ def test_where_no_law_can_be_fitted_the_report_says_why_and_the_old_law_goes(fol
     rows = observations()[:3]
     write_observations(rows, folder.results / "observations.csv")
     monkeypatch.setattr(
-        campaigns, "aggregate_campaign", lambda _: SimpleNamespace(observations=rows, problems=())
+        campaigns,
+        "aggregate_campaign",
+        lambda _, **__: SimpleNamespace(observations=rows, problems=()),
     )
     monkeypatch.setattr("llem.report.page.can_plot", lambda: False)
     done = finish(folder)
