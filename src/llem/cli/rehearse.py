@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from llem.cli._answer import Progress
 from llem.cli._command import add_json, note, option, print_json
+from llem.cli.plan import add_waves, find_campaign, in_waves
 from llem.errors import Fault, InputError, did_you_mean
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--budget", help="as in `llem plan`, for a CAMPAIGN.yaml")
     parser.add_argument("--runs", type=int, metavar="K", help="as in `llem plan`")
+    add_waves(parser)
     parser.add_argument(
         "--law", metavar="NAME|E=..,A=..,..",
         help="the law to plant: chinchilla, hoffmann, muennighoff, or a law's parameters "
@@ -125,12 +127,13 @@ def _check(args: argparse.Namespace) -> Planted | None:
 def _plan(args: argparse.Namespace) -> tuple[Plan, str, Path]:
     """The plan to play, a name for what comes of it, and where the user's own code lies."""
     from llem.campaign import parse_budget
-    from llem.cli.plan import find_campaign
     from llem.cluster import CampaignFolder
     from llem.pipeline import plan_campaign
 
     if args.campaign is not None and args.campaign.is_dir():
-        given = [f"--{name}" for name in ("budget", "runs") if getattr(args, name) is not None]
+        given = [
+            f"--{name}" for name in ("budget", "runs", "waves") if getattr(args, name) is not None
+        ]
         if given:
             text = "is for a CAMPAIGN.yaml; the folder has its plan"
             raise InputError("the call", [Fault(name, text) for name in given])
@@ -138,6 +141,7 @@ def _plan(args: argparse.Namespace) -> tuple[Plan, str, Path]:
         return replace(plan, rehearsal=None), str(args.campaign).rstrip("/"), args.campaign / "code"
     budget = option("--budget", parse_budget, args.budget) if args.budget else None
     campaign, base = find_campaign(args.campaign)
+    campaign = in_waves(campaign, args.waves)
     planned = plan_campaign(
         campaign, out=Path(campaign.name), base=base, budget=budget, runs=args.runs, write=False
     )

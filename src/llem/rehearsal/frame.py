@@ -202,7 +202,8 @@ class Film:
         if t_s >= a.t1_s:
             doing = "exporting"
         left = (run.steps - step - 1) * run.recipe.batch_tokens / rate if rate == rate else math.nan
-        peak = self.world.plan.device.peak_flops * run.layout.ranks
+        device = self.world.device
+        peak = math.nan if device.cpu else device.peak_flops * run.layout.ranks
         return RunNow(
             run_id=run.run_id, title=title(run), doing=doing, attempt=a.number,
             step=step + 1 if step >= 0 else a.start_step, steps=run.steps, loss=loss,

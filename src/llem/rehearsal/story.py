@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from llem.campaign import Run, format_duration, format_si
+from llem.campaign import CustomModel, Run, format_duration, format_si
 from llem.records import Phase
 from llem.rehearsal.course import CHECKPOINT_BYTES, Attempt, checkpoint_s
 from llem.rehearsal.export import export_s, parts_of, total_of
@@ -176,10 +176,7 @@ def _start(world: World, a: Attempt) -> Iterator[Event]:
         return Event(next(marks), name, text, level, "start")
 
     yield Event(a.t0_s, name, f"Attempt {a.number}: {title(run)}", "heading", "begin")
-    shape = [f"{getattr(model, 'layers', '?')} layers", f"hidden {getattr(model, 'width', '?')}",
-             f"{getattr(model, 'heads', '?')} heads"]  # fmt: skip
-    family = getattr(model, "family", "model")
-    yield event(f"model: {family}, {format_si(run.params)} parameters ({', '.join(shape)})")
+    yield event(f"model: {_shape(run)}")
     recipe = run.recipe
     yield event(
         f"precision {recipe.precision}; {recipe.optimiser}, peak rate {recipe.learning_rate:.3g}, "
@@ -208,12 +205,32 @@ def _start(world: World, a: Attempt) -> Iterator[Event]:
         yield event(f"resumed after step {a.start_step} from checkpoint step-{a.start_step:09d}")
 
 
+def _shape(run: Run) -> str:
+    """What the model is: a decoder's layers and widths, or a user's class and its size."""
+    model, params = run.model, f"{format_si(run.params)} parameters"
+    if isinstance(model, CustomModel):
+        return f"{model.class_path}, {params} ({model.size} {model.value})"
+    return (
+        f"{model.family}, {params} ({model.layers} layers, hidden {model.width}, {model.heads} "
+        "heads)"
+    )
+
+
+def _mfu(world: World, a: Attempt) -> str:
+    """`MFU 43.2%`; nothing on a processor, whose peak is a guess."""
+    if world.device.cpu:
+        return ""
+    peak = world.device.peak_flops * a.run.layout.ranks
+    return f"MFU {a.tokens_per_s * float(a.run.model.flops_per_token) / peak:.1%}"
+
+
 def _training(world: World, a: Attempt, measured: Measured) -> Iterator[Event]:
     """Steps, spikes, evaluations and checkpoints, with the numbers of the records."""
     run, name, curve = a.run, a.run.run_id, measured.curve
     number, _, end = measured.step_times
     if len(number):
         yield Event(a.blocks[0].t0_s, name, "training starts", "heading", "train")
+        mfu = f"{_mfu(world, a)}  ".lstrip()
         told = np.unique(np.linspace(0, len(number) - 1, STEPS_TOLD).astype(int))
         for place, i in enumerate(told.tolist()):
             if place % GRID_EVERY == GRID_EVERY - 1:
@@ -221,14 +238,11 @@ def _training(world: World, a: Attempt, measured: Measured) -> Iterator[Event]:
             step = int(number[i])
             loss, rate = float(curve.loss[step]), a.tokens_per_s
             left = (run.steps - step - 1) * run.recipe.batch_tokens / rate
-            mfu = rate * float(run.model.flops_per_token) / (
-                world.device.peak_flops * run.layout.ranks
-            )  # fmt: skip
             yield Event(
                 float(end[i]), name,
                 f"step {step + 1:{len(str(run.steps))}d}/{run.steps}  loss {loss:.4f}  ppl "
                 f"{math.exp(min(loss, 700)):.4g}  lr {curve.learning_rate[step]:.2e}  grad "
-                f"{curve.grad_norm[step]:.3f}  {format_si(rate)} tokens/s  MFU {mfu:.1%}  left "
+                f"{curve.grad_norm[step]:.3f}  {format_si(rate)} tokens/s  {mfu}left "
                 f"{format_duration(left)}", kind="step",
             )  # fmt: skip
         yield from _spikes(a, measured)
@@ -367,8 +381,6 @@ def _summary(world: World, own: Sequence[Attempt], measured: Measured) -> Event:
     tokens = run.tokens - a.trunk_steps * run.recipe.batch_tokens
     evaluations = [loss for each in own for _, loss in evaluations_of(world, each)]
     worked_s = math.fsum(b.t1_s - b.t0_s for b in a.blocks if b.phase != Phase.CHECKPOINT)
-    mfu = a.tokens_per_s * float(run.model.flops_per_token)
-    mfu /= world.device.peak_flops * run.layout.ranks
     saved = format_si(CHECKPOINT_BYTES * run.params, "B")
     total_s = math.fsum(each.window_s for each in own)
     rows = [
@@ -379,7 +391,7 @@ def _summary(world: World, own: Sequence[Attempt], measured: Measured) -> Event:
         ("loss", f"{a.loss:.4f} +- {evaluation_loss_se(run):.4f}"),
         ("perplexity", f"{math.exp(min(a.loss, 700)):.4g}"),
         ("best evaluation", f"{min(evaluations):.4f}"),
-        ("throughput", f"{format_si(a.tokens_per_s)} tokens/s, MFU {mfu:.1%}"),
+        ("throughput", f"{format_si(a.tokens_per_s)} tokens/s  {_mfu(world, a)}".rstrip()),
         ("devices at work", f"{worked_s / a.window_s:.1%} of the last attempt"),
         ("peak memory", f"{format_si(peak_memory(measured), 'B')} a rank"),
         ("energy", f"{format_si(joules, 'J')}, {joules / max(1, tokens):.3g} J a token"),

@@ -126,18 +126,18 @@ def claim_devices(
     cuts: dict[tuple[int, int], Cuts] = {}
     for device in record.devices:
         series = energy_series(device)
-        own = _window(device, series) if window is None else window
+        own = _sampled(device) if window is None else window
         if own not in cuts:
             cuts[own] = view.cuts(own)
         found.append(_claim(record, device, series, owner, cuts[own], own, view))
     return found
 
 
-def _window(device: DeviceSeries, series: EnergySeries | str) -> tuple[int, int]:
-    if isinstance(series, EnergySeries):
-        return series.start_ns, series.end_ns
+def _sampled(device: DeviceSeries) -> tuple[int, int]:
+    """From the device's first sample to its last, those that could not be read among them: one that
+    falls silent is not measured till the end."""
     times = device.samples["t_ns"]
-    return (int(times[0]), int(times[-1])) if len(times) else (0, 0)
+    return (int(times.min()), int(times.max())) if len(times) else (0, 0)
 
 
 def _claim(

@@ -22,6 +22,7 @@ GROUP = "llem.backends"
 # llem's own, which need no installed metadata.
 OWN = {
     "transformers": "llem.serving.transformers_backend:TransformersBackend",
+    "openai": "llem.serving.openai_backend:OpenAIBackend",
 }
 
 

@@ -126,11 +126,15 @@ class Log:
              self.t0_ns + round(request.arrival_s * 1e9), t_start_ns, t_first_ns, t_last_ns,
              int(status)),
         )  # fmt: skip
-        self.tokens_in += read
+        if t_first_ns:
+            self.tokens_in += read
         if status in (RequestStatus.FINISHED, RequestStatus.STOPPED):
             self.finished += 1
         elif status is RequestStatus.FAILED:
             self.failed += 1
+
+    def event(self, code: str, text: str) -> None:
+        self._record.event(code, text)
 
     def stopping(self) -> bool:
         """Whether to leave now."""

@@ -19,7 +19,8 @@ from llem.errors import Fault, InputError, UnavailableError
 from llem.serving.batching import Batching, Queue
 from llem.serving.log import Log
 from llem.serving.replica import Replica
-from llem.serving.requests import Bytes, Request, Tokenizer
+from llem.serving.requests import Request, Tokenizer
+from llem.serving.tokenizers import tokenizer_of
 
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 FLASH = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
@@ -71,11 +72,7 @@ class TransformersBackend:
         self._generator = self._make_generator()
 
     def tokenizer(self) -> Tokenizer:
-        model = self.run.deployment.model
-        folder = Path(model.path) if model.path else None
-        if folder is not None and any(folder.glob("tokenizer*")):
-            return _OfFolder(folder)
-        return Bytes(model.vocabulary)
+        return tokenizer_of(self.run.deployment.model)
 
     def effective(self) -> dict[str, Any]:
         config = self.model.config
@@ -258,23 +255,6 @@ class _Static:
                 cache.reset()
                 return cache
         return self._made.setdefault((rows, length), self._make(length))
-
-
-class _OfFolder:
-    """The tokenizer that lies beside a model."""
-
-    def __init__(self, folder: Path) -> None:
-        from transformers import AutoTokenizer
-
-        try:
-            self._tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-        except LOAD_ERRORS as error:
-            said = " ".join(str(error).split())[:500]
-            raise InputError(str(folder), [f"its tokenizer cannot be read: {said}"]) from error
-        self.name = type(self._tokenizer).__name__
-
-    def encode(self, text: str) -> list[int]:
-        return list(self._tokenizer(text)["input_ids"])
 
 
 def _config(model: ServedModel) -> Any:

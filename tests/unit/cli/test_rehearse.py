@@ -113,6 +113,7 @@ def test_all_that_is_wrong_with_a_call_is_told_at_once(campaign, capsys):
         (["--repeat", "1"], "--repeat: 1 is less than 2"),
         (["--repeat", "5", "--out", "x"], "--out: goes with no --repeat"),
         (["--noise", "2"], "--noise: 2 is not in 0 to 1"),
+        (["--waves", "0"], "--waves: 0 is not between 1 and"),
         (["--follow", "nosuch"], "--follow: there is no run 'nosuch'"),
     ],
 )

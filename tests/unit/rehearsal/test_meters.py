@@ -90,3 +90,28 @@ def test_a_package_has_no_reset(laptop_plan):
     world = World(plan=laptop_plan, planted=LAW, failures=replace(Failures.none(), meter=1.0))
     kinds = {meter_fault(world, a, 0).kind for a in play(world)}
     assert kinds == {"gap", "silent"}
+
+
+def test_a_device_that_falls_silent_in_a_job_that_is_killed_is_not_taken_for_measured(
+    gpu_plan, tmp_path
+):
+    """Without an end record the samples alone tell the window: those that failed as well."""
+    failures = replace(Failures.none(), meter=0.5, node_failure=0.5)
+    for seed in range(50):
+        world = World(plan=gpu_plan, planted=LAW, seed=seed, failures=failures)
+        wanted = [
+            a.run.run_id
+            for a in play(world)
+            if a.status == "killed"
+            and [f for place in range(len(a.nodes)) if (f := meter_fault(world, a, place))]
+            and all(
+                f is None or f.kind == "silent"
+                for f in (meter_fault(world, a, place) for place in range(len(a.nodes)))
+            )
+        ]
+        if wanted:
+            break
+    played = rehearse(world, out=tmp_path / "out", interval_s=0.5)
+    rows = {row.run_id: row for row in aggregate_campaign(played.folder).observations}
+    for name in wanted:
+        assert math.isnan(rows[name].energy_j) and "not sampled" in rows[name].energy_reason
