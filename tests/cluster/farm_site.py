@@ -24,14 +24,16 @@ def farm_profile(
 ) -> str:
     """The farm's profile, a key a line; `keys` are added or take the place of its own.
 
-    With an image elements run in it; with `nvml`, a stand-in library, they meter two GPUs of 250 W.
+    With an image elements run in it; with `nvml`, a stand-in library, they meter two GPUs of 250 W,
+    unless `environment` says otherwise.
     """
     site = FARM | keys
     if image is not None:
         bound = [*([f"{nvml}:{NVML}:ro"] if nvml else []), *binds]
         site["container"] = {"image": str(image), "gpu": "none", "binds": bound}
     if nvml is not None:
-        site["environment"] = {"FAKE_NVML_GPUS": "2", "FAKE_NVML_BASE_W": "250"}
+        asked = keys.get("environment", {})
+        site["environment"] = {"FAKE_NVML_GPUS": "2", "FAKE_NVML_BASE_W": "250", **asked}
     return "".join(f"{key}: {json.dumps(value)}\n" for key, value in site.items())
 
 

@@ -345,20 +345,31 @@ class Rank:
             delete_checkpoints(self.folder.checkpoints(run.run_id))
 
     def _cool_down(self, run: Serving) -> None:
-        """Leave the devices idle before a run, where the campaign asks for it."""
+        """Leave the devices idle before a run, where the campaign asks for it, or until this job
+        has to leave: the attempt then ends before it has loaded anything."""
         if not run.cooldown_s:
             return
         from llem.energy import SamplerLink
 
-        with SamplerLink(socket_path()) as link:
-            answer = link.idle(baseline_s=run.cooldown_s)
-        if not answer.ok:
-            # No sampler is to be had: the pause is kept all the same.
-            time.sleep(run.cooldown_s)
+        # No rank speaks with another meanwhile: each has to look itself.
+        self.leaving.looks = True
+        began_s = time.monotonic()
+        with SamplerLink(socket_path(), timeout_s=min(30.0, run.cooldown_s)) as link:
+            answer = link.idle(baseline_s=run.cooldown_s, leave=self._must_leave)
+        # Where no sampler is to be had the pause is kept all the same.
+        while (rest_s := began_s + run.cooldown_s - time.monotonic()) > 0:
+            if self._must_leave():
+                break
+            time.sleep(min(rest_s, 0.2))
         if self.rank == 0:
+            took_s = time.monotonic() - began_s
+            of = f" of {run.cooldown_s:g} s" if self._must_leave() else ""
             why = "" if answer.ok else f" ({answer.reason})"
-            log(f"run {run.run_id}: cooled down for {run.cooldown_s:g} s{why}")
+            log(f"run {run.run_id}: cooled down for {took_s:.3g} s{of}{why}")
         self.world.barrier()
+
+    def _must_leave(self) -> bool:
+        return self.leaving.why() is not None
 
     def _serve(self, run: Serving, attempt: Path, meta: dict[str, Any], unmeasured: str) -> Served:
         from llem.serving import serve_run

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import select
 import subprocess
 import sys
 import time
@@ -22,6 +23,8 @@ from llem.energy.place import SocketError, connect_socket
 
 # A child sampler whose rank was killed goes away by itself.
 CHILD_LINGER_S = 15.0
+# How often a wait asks whether to leave.
+LOOK_S = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,14 +89,22 @@ class SamplerLink:
         """Write what is in memory; what was sampled until now survives any kill. Never raises."""
         return self._ask('{"op": "flush"}', connect=False)
 
-    def idle(self, *, baseline_s: float, cool_s: float = 0.0, slope: float = 0.0) -> Answer:
+    def idle(
+        self,
+        *,
+        baseline_s: float,
+        cool_s: float = 0.0,
+        slope: float = 0.0,
+        leave: Callable[[], bool] | None = None,
+    ) -> Answer:
         """Wait, with the devices left in peace, until they were watched; see the sampler's `idle`.
 
         Every rank of the node asks, on a link of its own: who waits here keeps no device busy,
-        as a collective would. Never raises for a failure.
+        as a collective would. It hangs up once `leave` says so. Never raises for a failure.
         """
         request = {"op": "idle", "baseline_s": baseline_s, "cool_s": cool_s, "slope": slope}
-        return self._ask(json.dumps(request), connect=True, more_s=max(baseline_s, cool_s))
+        more_s = max(baseline_s, cool_s)
+        return self._ask(json.dumps(request), connect=True, more_s=more_s, leave=leave)
 
     def end(self) -> Answer:
         """Take the last sample and close the record. Never raises for a failure."""
@@ -135,7 +146,14 @@ class SamplerLink:
     ) -> None:
         self.close()
 
-    def _ask(self, line: str, *, connect: bool, more_s: float = 0.0) -> Answer:
+    def _ask(
+        self,
+        line: str,
+        *,
+        connect: bool,
+        more_s: float = 0.0,
+        leave: Callable[[], bool] | None = None,
+    ) -> Answer:
         try:
             if self._connection is None:
                 if not connect:
@@ -143,6 +161,8 @@ class SamplerLink:
                 self._connect()
             assert self._connection is not None and self._received is not None
             self._connection.sendall(line.encode() + b"\n")
+            if leave is not None:
+                self._look(leave, at_most_s=more_s)
             self._connection.settimeout(self._timeout_s + more_s)
             received = self._received.readline()
             self._connection.settimeout(self._timeout_s)
@@ -161,6 +181,15 @@ class SamplerLink:
             self.close()
             text = str(error) or type(error).__name__
             return Answer(ok=False, reason=f"sampler at {self.socket_path}: {text}")
+
+    def _look(self, leave: Callable[[], bool], *, at_most_s: float) -> None:
+        """Until the answer begins or its time is over, look now and then whether to leave."""
+        deadline = time.monotonic() + at_most_s
+        while time.monotonic() < deadline:
+            if leave():
+                raise OSError("left before it answered")
+            if select.select([self._connection], [], [], LOOK_S)[0]:
+                return
 
     def _connect(self) -> None:
         deadline = time.monotonic() + self._timeout_s

@@ -275,6 +275,9 @@ class Sampler:
 
     def _drop(self, fd: int) -> None:
         client = self._clients.pop(fd)
+        if self._idle is not None and fd in self._idle.waiting:
+            # its number may be the next client's
+            self._idle.waiting.remove(fd)
         self._selector.unregister(client.connection)
         client.connection.close()
         name = self._those.leave(fd)

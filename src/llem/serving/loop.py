@@ -35,6 +35,7 @@ from llem.training.pulse import Counter, NoCounter
 from llem.training.recording import Recording
 from llem.training.world import World, versions
 
+NOT_WARMED_UP = WarmedUp(rounds=0, spread=math.nan, converged=False, duration_s=0.0)
 # Beside what every rank's versions hold.
 PACKAGES = ("transformers", "tokenizers", "bitsandbytes", "vllm", "tensorrt_llm")
 
@@ -125,9 +126,13 @@ class _Server:
         # Of all ranks, or of none: a file on a parallel file system may be there for one alone.
         requests = make_requests(self.run, self.backend.tokenizer)
         mine = self.replica.share(requests)
-        load_s = self._load()
-        effective = self.backend.effective()
-        warmed, stopped = self._warm_up(mine)
+        # Of rank 0 for all, which load together.
+        stopped = self.world.first(self.should_stop) if self.should_stop is not None else None
+        load_s, effective, warmed = 0.0, {}, NOT_WARMED_UP
+        if stopped is None:
+            load_s = self._load()
+            effective = self.backend.effective()
+            warmed, stopped = self._warm_up(mine)
         loaded = self.memory.read()
         self.memory.begin_window()
         self.world.barrier()

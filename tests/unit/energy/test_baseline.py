@@ -110,6 +110,20 @@ def test_ranks_that_keep_still_are_told_together_when_it_is_over(sampler, tmp_pa
     assert told[b"thermal-floor"].startswith("not reached in 1 s")
 
 
+def test_who_has_to_leave_does_not_wait_for_the_end_of_a_pause(sampler, tmp_path):
+    process = sampler()
+    asked = iter([False] * 3)
+    with process.link() as link:
+        began = time.monotonic()
+        answer = link.idle(baseline_s=60.0, leave=lambda: next(asked, True))
+        assert time.monotonic() - began < 10
+        assert not answer.ok and "left before it answered" in answer.reason
+        # the same link goes on: what it is answered is what it asked
+        assert link.begin(tmp_path / "node-a.h5", {}).ok
+        ended = link.end()
+        assert ended.ok and ended.closed
+
+
 def test_the_thermal_floor_is_reached_when_temperature_stands_still():
     watch = IdleWatch(contexts=lambda _uuid: 0)
     for s in range(200):

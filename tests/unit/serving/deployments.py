@@ -27,6 +27,7 @@ def serving(
     cycle=0,
     warmup=None,
     backend="transformers",
+    cooldown_s=0.0,
 ):
     """A run of one deployment; what is not named is the smallest that makes sense."""
     config = {**LLAMA, **(config or {})}
@@ -44,4 +45,5 @@ def serving(
         cycle=cycle,
         predicted=UNKNOWN,
         warmup=Warmup(**{"least": 1, "most": 1, **(warmup or {})}),
+        cooldown_s=cooldown_s,
     )

@@ -137,6 +137,14 @@ def test_without_a_warm_up_there_is_none(world, tmp_path):
     assert not (record.forwards["phase"] == Phase.WARMUP).any()
 
 
+def test_a_run_that_has_to_leave_before_it_begins_loads_nothing(world, tmp_path):
+    outcome, record = serve(serving(), tmp_path, world, should_stop=lambda: "asked to leave")
+    assert (outcome.status, outcome.reason, outcome.step) == ("interrupted", "asked to leave", 0)
+    assert record.closed and not len(record.forwards) and outcome.load_s == 0
+    assert record.spans["phase"].tolist() == [Phase.SERVE]
+    assert (record.requests["status"] == RequestStatus.LEFT).all() and len(record.requests) == 6
+
+
 @pytest.mark.parametrize("after", [1, 12, 30])
 def test_a_run_that_has_to_leave_says_so_and_keeps_what_it_recorded(world, tmp_path, after):
     left = iter([None] * after)

@@ -1,0 +1,78 @@
+"""The pause before a run: as long as the campaign asks for, and no longer than the job is left."""
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+from deployments import serving
+
+from llem.cluster.folder import CampaignFolder
+from llem.cluster.job import socket_path
+from llem.cluster.rank import Rank
+from llem.energy import start_sampler
+
+
+class World:
+    """Who is alone."""
+
+    def barrier(self):
+        pass
+
+
+@pytest.fixture
+def rank(tmp_path, monkeypatch):
+    """A rank as it is between two runs, in a job of its own."""
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    made = Rank({"runs": []}, CampaignFolder(tmp_path))
+    made.rank, made.world = 0, World()
+    return made
+
+
+@pytest.fixture
+def sampler(rank):
+    with start_sampler(socket_path(), environ={**os.environ, "LLEM_SYSFS": "/nonexistent"}) as it:
+        with it.link() as link:  # it is there
+            assert link.idle(baseline_s=0.0).ok
+        yield it
+
+
+def cool_down(rank, seconds):
+    began = time.monotonic()
+    rank._cool_down(serving(cooldown_s=seconds))
+    return time.monotonic() - began
+
+
+def test_devices_are_left_idle_before_a_run_and_the_log_says_so(rank, sampler, capsys):
+    took_s = cool_down(rank, 1.0)
+    assert 1.0 <= took_s < 5
+    said = capsys.readouterr().out
+    assert "cooled down for 1" in said and " of " not in said and "(" not in said
+
+
+def test_the_pause_is_kept_without_a_sampler_too(rank, capsys):
+    assert 0.8 <= cool_down(rank, 0.8) < 5
+    assert "(sampler at " in capsys.readouterr().out
+
+
+def test_without_a_pause_there_is_none(rank, capsys):
+    assert cool_down(rank, 0.0) < 0.1 and not capsys.readouterr().out
+
+
+def test_a_signal_ends_the_pause(rank, sampler, capsys, monkeypatch):
+    before = signal.getsignal(signal.SIGUSR1)
+    rank.leaving.catch_signals((signal.SIGUSR1,))
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+    try:
+        assert cool_down(rank, 60.0) < 10
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert " of 60 s (sampler at " in capsys.readouterr().out
+
+
+def test_a_campaign_that_is_cancelled_ends_the_pause(rank, sampler):
+    rank.folder.stop_file.parent.mkdir(parents=True, exist_ok=True)
+    threading.Timer(0.5, rank.folder.stop_file.touch).start()
+    assert cool_down(rank, 60.0) < 10
