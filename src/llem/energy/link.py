@@ -184,6 +184,7 @@ class SamplerLink:
 
     def _look(self, leave: Callable[[], bool], *, at_most_s: float) -> None:
         """Until the answer begins or its time is over, look now and then whether to leave."""
+        assert self._connection is not None
         deadline = time.monotonic() + at_most_s
         while time.monotonic() < deadline:
             if leave():
