@@ -73,10 +73,10 @@ def study(login, image, nvml):
     before = names_in(login.home)
     login.llem("plan", "study.yaml", "--out", "study")
     folder = login.home / "study"
-    jobs = json.loads(login.llem("submit", "study", "--json").stdout)["new"]
-    wait_for(lambda: len(ends(folder)) >= RUNS // 3, what="a third of the runs", timeout_s=400,
+    login.llem("submit", "study")
+    wait_for(lambda: len(ends(folder)) >= RUNS // 2, what="half of the runs", timeout_s=400,
              told=lambda: log(folder))  # fmt: skip
-    preempted = preempt(login, jobs)
+    preempted = preempt(login, folder)
     login.llem("wait", "study", check=False, timeout=600)
     return {
         "folder": folder,
@@ -90,19 +90,30 @@ def names_in(home):
     return {path.name for path in home.iterdir()}
 
 
-def preempt(login, jobs):
-    """Drive out whatever is at work on one node; the elements that were there."""
-    asked = ["squeue", "--noheader", "--states=R", "--array", "--format=%A %N %P"]
+def preempt(login, folder):
+    """Drive out whatever is at work on a node where a run has just begun to serve; the jobs."""
+    found = []
+    wait_for(lambda: bool(found.extend(serving_now(folder)) or found),
+             what="a run that serves", timeout_s=60)  # fmt: skip
+    node = found[0]["node"]
+    asked = ["squeue", "--noheader", "--states=R", "--array", "--partition=gpu", "--format=%A %N"]
     lines = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.splitlines()
-    at_work = [line.split() for line in lines]
-    at_work = [(job, node) for job, node, partition in at_work if partition == "gpu"]
-    node = at_work[0][1]
+    driven_out = [job for job, its in map(str.split, lines) if its == node]
     where = ["--partition=urgent", f"--nodelist={node}", "--nodes=1", "--exclusive"]
     login.run("sbatch", "--parsable", *where, "--output=/dev/null", "--wrap=sleep 1")
-    driven_out = [job for job, its in at_work if its == node]
     wait_for(lambda: all(int(show_job(job)["Restarts"]) == 1 for job in driven_out),
              what="preemption", timeout_s=60)  # fmt: skip
     return driven_out
+
+
+def serving_now(folder):
+    """The beginnings of attempts that have answered a few requests and have most before them."""
+    found = []
+    for attempt in folder.glob("runs/*/attempt-*"):
+        told = read_json(attempt / "progress.json")
+        if told and 0 < told["step"] <= REQUESTS // 3 and not (attempt / "end.json").exists():
+            found.append(read_json(attempt / "begin.json"))
+    return found
 
 
 def ends(folder):
@@ -194,7 +205,7 @@ def test_what_was_driven_out_went_on_by_itself_and_nothing_was_served_twice(stud
     assert all(found.count("completed") == 1 for found in statuses.values()), statuses
     assert all(found[-1] == "completed" for found in statuses.values()), statuses
     again = {run: found for run, found in statuses.items() if len(found) > 1}
-    # one run of each element that was there, at most: one that leaves between runs leaves none
+    # one run of each job that was there, at most: a job that leaves between two runs leaves none
     assert 1 <= len(again) <= len(study["preempted"])
     assert Counter(map(len, again.values())) == {2: len(again)}
     for run in again:
@@ -275,7 +286,7 @@ def test_the_user_sees_the_study_at_its_end(login, study):
 
 
 def test_a_pause_is_kept_before_each_run(study):
-    assert log(study["folder"]).count("cooled down for 1") >= RUNS
+    assert log(study["folder"]).count("cooled down for 1 s") >= RUNS
 
 
 def test_nothing_is_written_but_records(study):

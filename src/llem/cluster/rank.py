@@ -272,6 +272,8 @@ class Rank:
     def _run(self, run: Run | Serving) -> str:
         """Train or serve one run, unless it is settled already; returns its status."""
         world = self.world
+        if isinstance(run, Serving) and not self._ready(run):
+            return "interrupted"
         start = world.first(lambda: self._decide(run))
         if start.attempt is None or start.layout is None:
             return start.status
@@ -290,8 +292,6 @@ class Rank:
             "job_started_ns": self.job_started_ns,
             "image_digest": self.element["image_digest"],
         }
-        if isinstance(run, Serving):
-            self._cool_down(run)
         # Rank 0's reason may differ from another node's: each says its own in its own record.
         unmeasured = ""
         if self.link is not None:
@@ -344,17 +344,35 @@ class Rank:
         if self.rank == 0:
             delete_checkpoints(self.folder.checkpoints(run.run_id))
 
+    def _ready(self, run: Serving) -> bool:
+        """Make ready to serve a run; whether this job is still left to it then.
+
+        A job that has to leave begins no attempt: it would only tell of itself, and its sampler,
+        which the signal has ended as well, would not have measured it.
+        """
+        if self.world.first(lambda: self.folder.final_end(run.run_id) is not None):
+            return True
+        from llem.serving import backend_class
+
+        with suppress(Exception):
+            backend_class(run.deployment.backend).prepare(run)
+        self._cool_down(run)
+        reason = self.world.first(self.leaving.why)
+        if reason is not None and self.rank == 0:
+            log(f"run {run.run_id}: not begun: {reason}")
+        return reason is None
+
     def _cool_down(self, run: Serving) -> None:
         """Leave the devices idle before a run, where the campaign asks for it, or until this job
-        has to leave: the attempt then ends before it has loaded anything."""
-        if not run.cooldown_s:
+        has to leave."""
+        if not run.cooldown_s or self._must_leave():
             return
         from llem.energy import SamplerLink
 
         # No rank speaks with another meanwhile: each has to look itself.
         self.leaving.looks = True
         began_s = time.monotonic()
-        with SamplerLink(socket_path(), timeout_s=min(30.0, run.cooldown_s)) as link:
+        with SamplerLink(socket_path(), timeout_s=min(5.0, run.cooldown_s)) as link:
             answer = link.idle(baseline_s=run.cooldown_s, leave=self._must_leave)
         # Where no sampler is to be had the pause is kept all the same.
         while (rest_s := began_s + run.cooldown_s - time.monotonic()) > 0:

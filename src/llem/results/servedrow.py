@@ -151,8 +151,7 @@ def observe_served(
     own = next(of for a, of in zip(attempts, claims, strict=True) if a is chosen)
     served = together(chosen.ranks.served)
     measured = [_measured(claim) for claim in own]
-    # its reasons are in the columns of the measured window
-    whole = energy_columns(attempts, claims, options)["energy_j"]
+    whole = energy_columns(attempts, claims, options)
     energy = energy_columns([chosen], [measured], options)
     joules = energy["energy_j"]
     duration_s = served.window_ns / 1e9 or NAN
@@ -164,6 +163,9 @@ def observe_served(
     tokens_in = float(served.tokens_in) if served.done else NAN
     tokens_out = float(served.tokens_out) if served.done else NAN
     split = _split(chosen, own, served)
+    reasons = _reasons(chosen, served, expected)
+    if math.isfinite(joules) and not math.isfinite(whole["energy_j"]):
+        reasons.append(f"energy_total_j is not known: {whole['energy_reason']}")
     end = chosen.end
     row = ServedRow(
         **{**planned, "expected_ranks": chosen.expected_ranks,
@@ -173,14 +175,14 @@ def observe_served(
         **_percentiles(served),
         attempt=chosen.number,
         status=chosen.status,
-        reason="; ".join(dict.fromkeys(r for r in _reasons(chosen, served, expected) if r)),
+        reason="; ".join(dict.fromkeys(r for r in reasons if r)),
         requests=served.requests,
         requests_done=served.done,
         tokens_in=tokens_in,
         tokens_out=tokens_out,
         duration_s=duration_s,
         span_s=span_s,
-        energy_total_j=whole,
+        energy_total_j=whole["energy_j"],
         j_per_token=quotient(joules, tokens_out),
         j_per_request=quotient(joules, served.done),
         prefill_j_per_token=quotient(split["prefill_j"], tokens_in),

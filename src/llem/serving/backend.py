@@ -38,6 +38,11 @@ class Backend(Protocol):
         """Raises InputError or UnavailableError where the options cannot be had here: before
         anything is loaded."""
 
+    @staticmethod
+    def prepare(run: Serving) -> None:
+        """Import what serving takes, before anything is measured. What fails here is not told: it
+        fails again when the run begins."""
+
     def load(self) -> None:
         """Load the model. Raises LlemError."""
 

@@ -71,6 +71,10 @@ class OpenAIBackend:
         self.model = ""
         self.told: dict[str, Any] = {}
 
+    @staticmethod
+    def prepare(run: Serving) -> None:
+        """A server imports for itself."""
+
     def load(self) -> None:
         if not self.replica.lead:
             return

@@ -53,10 +53,15 @@ class TransformersBackend:
             faults.append(Fault("options.tensor_parallel", text, hint))
         if faults:
             raise InputError(f"run {run.run_id}", faults)
-        # Now: libraries are no part of what the model takes of memory, or of loading it.
+        # Libraries are no part of what the model takes of memory, or of loading it.
         self.config = _config(run.deployment.model)
         self.model: Any = None
         self._generator: Any = None
+
+    @staticmethod
+    def prepare(run: Serving) -> None:
+        """transformers, and its code of the model: seconds that no run should pay for alone."""
+        _config(run.deployment.model)
 
     def load(self) -> None:
         import torch

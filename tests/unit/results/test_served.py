@@ -120,6 +120,20 @@ def test_attempts_that_failed_are_in_the_total_and_not_in_joules_per_token(plant
     )
 
 
+def test_a_total_that_is_not_known_says_why_and_leaves_the_window_as_it_is(planted, course):
+    its = course()
+    planted.serving(course=its)
+    planted.served_rank(course=its, batches=1)
+    planted.end(status="interrupted", reason="signal SIGTERM", window_s=(0.0, 5.0))
+    planted.served_rank(course=its, number=1)
+    planted.node(number=1, power_w=its.power_w, to_s=its.end_s + 1, devices=["GPU-1"])
+    planted.end(number=1, window_s=(0.0, its.end_s))
+    row, _ = the_row(planted.folder)
+    assert row.energy_j == pytest.approx(its.joules("prefill", "decode", "serve", "idle"))
+    assert math.isnan(row.energy_total_j)
+    assert "energy_total_j is not known: attempt 0: " in row.reason
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_rows_are_the_same_from_the_cache_and_from_processes(planted, course, tmp_path, workers):
     for i in range(3):

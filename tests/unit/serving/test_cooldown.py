@@ -20,6 +20,9 @@ class World:
     def barrier(self):
         pass
 
+    def first(self, function):
+        return function()
+
 
 @pytest.fixture
 def rank(tmp_path, monkeypatch):
@@ -72,7 +75,11 @@ def test_a_signal_ends_the_pause(rank, sampler, capsys, monkeypatch):
     assert " of 60 s (sampler at " in capsys.readouterr().out
 
 
-def test_a_campaign_that_is_cancelled_ends_the_pause(rank, sampler):
-    rank.folder.stop_file.parent.mkdir(parents=True, exist_ok=True)
-    threading.Timer(0.5, rank.folder.stop_file.touch).start()
-    assert cool_down(rank, 60.0) < 10
+def test_a_run_is_not_begun_by_a_job_that_has_to_leave(rank, tmp_path, capsys):
+    rank.leaving.reason = "signal SIGTERM"
+    run = serving(cooldown_s=60.0)
+    began = time.monotonic()
+    rank.runs = [run]
+    assert rank.all_runs() == ["interrupted"] and time.monotonic() - began < 30
+    assert f"run {run.run_id}: not begun: signal SIGTERM" in capsys.readouterr().out
+    assert not (tmp_path / "runs").exists()
