@@ -23,6 +23,14 @@ site: laptop
 """
 
 
+@pytest.fixture(scope="module", autouse=True)
+def undrawn():
+    """Reports without plots, which take most of a rehearsal's time and are tested elsewhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("llem.report.page.can_plot", lambda: False)
+        yield
+
+
 @pytest.fixture
 def campaign(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -31,7 +39,7 @@ def campaign(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def played(tmp_path_factory):
+def played(undrawn, tmp_path_factory):
     """A folder with a plan and its rehearsal, and what the rehearsal told."""
     place = tmp_path_factory.mktemp("rehearse")
     (place / "campaign.yaml").write_text(CAMPAIGN)
