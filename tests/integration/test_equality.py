@@ -3,8 +3,8 @@
     LLEM_EQUALITY=all pytest -s tests/integration/test_equality.py
 
 takes every combination, some minutes, and prints the table of docs/training.md; by default a few
-of each kind are taken, with LLEM_EQUALITY=zero those of DeepSpeed alone, which tests/cluster runs in
-the image. Ranks are processes over gloo; all train in fp32 for 200 steps.
+of each kind are taken, with LLEM_EQUALITY=zero those of DeepSpeed alone, which tests/cluster has
+the image run. Ranks are processes over gloo; all train in fp32 for 200 steps.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ WHOLE = ASKED == "all"
 WORKER = Path(__file__).parents[1] / "unit" / "training" / "worker.py"
 STEPS, BATCH_WINDOWS, CONTEXT = 200, 16, 32
 CHECKPOINT_STEPS = 25
-# At twice this rate the training is on the edge of stability: on some texts rounding then grows from
-# 2e-7 to 2e-4 within the run, of mere accumulation too, and hides what is to be compared.
+# At twice this rate the training is on the edge of stability: on some texts rounding then grows
+# from 2e-7 to 2e-4 within the run, of mere accumulation too, and hides what is to be compared.
 LEARNING_RATE = 5e-3
 # Sums of another order round otherwise, and training makes more of it.
 RELATIVE = 1e-4

@@ -1,4 +1,4 @@
-"""`find_optimal` as people start it: a script under `accelerate launch`, and cells of a notebook."""
+"""`find_optimal` as people start it: a script under `accelerate launch`, cells of a notebook."""
 
 from __future__ import annotations
 
@@ -58,6 +58,14 @@ if __name__ == "__main__":
     result.to_json(f"{sys.argv[1]}-{os.environ.get('RANK', 'alone')}.json")
 """
 )
+CHANGED = "class MLP(MLP):\n    def forward(self, x):\n        return 2 * self.net(x)"
+COUNTED = "print(len({r['run_id'] for r in first.observations + third.observations}))"
+ELSEWHERE = """\
+try:
+    ask(executor="slurm", site="slurm", out="s")
+except llem.InputError as error:
+    print(error)
+"""
 SOURCE = str(Path(llem.__file__).parents[1])
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": SOURCE}
 
@@ -116,11 +124,8 @@ def test_in_a_notebook_a_class_of_a_cell_is_trained_and_for_slurm_it_is_said_wha
         # The class defined anew, as it was: nothing is trained again.
         f"{MODEL}\nsecond = ask()\n[r['run_id'] for r in second.observations]",
         # A changed line is another model.
-        "class MLP(MLP):\n    def forward(self, x):\n        return 2 * self.net(x)\n"
-        "third = ask()\n"
-        "print(len({r['run_id'] for r in first.observations + third.observations}))",
-        "try:\n    ask(executor='slurm', site='slurm', out='s')\n"
-        "except llem.InputError as error:\n    print(error)",
+        f"{CHANGED}\nthird = ask()\n{COUNTED}",
+        ELSEWHERE,
         "import os\n{'RANK', 'WORLD_SIZE', 'MASTER_ADDR'} & set(os.environ)",
     ]
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
