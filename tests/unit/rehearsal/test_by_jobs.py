@@ -16,6 +16,9 @@ from llem.errors import ClusterError, InputError
 from llem.pipeline import aggregate_campaign, rehearse
 from llem.rehearsal import Failures, World, planted
 
+# Every element is a process that imports llem.
+pytestmark = pytest.mark.slow
+
 # Runs the elements of an array at once, one after the other; `lose` names those that it does not.
 PROGRAMS = {
     "sbatch": """\
