@@ -75,6 +75,23 @@ def test_a_signal_ends_the_pause(rank, sampler, capsys, monkeypatch):
     assert " of 60 s (sampler at " in capsys.readouterr().out
 
 
+def test_libraries_are_imported_before_the_pause_and_what_fails_there_is_not_told(
+    rank, monkeypatch
+):
+    order = []
+
+    class Backend:
+        @staticmethod
+        def prepare(run):
+            order.append("prepared")
+            raise ImportError("no such library")
+
+    monkeypatch.setattr("llem.serving.backend.backend_class", lambda name: Backend)
+    monkeypatch.setattr(rank, "_cool_down", lambda run: order.append("cooled down"))
+    assert rank._ready(serving(cooldown_s=1.0))
+    assert order == ["prepared", "cooled down"]
+
+
 def test_a_run_is_not_begun_by_a_job_that_has_to_leave(rank, tmp_path, capsys):
     rank.leaving.reason = "signal SIGTERM"
     run = serving(cooldown_s=60.0)
