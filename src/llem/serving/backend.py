@@ -23,6 +23,8 @@ GROUP = "llem.backends"
 OWN = {
     "transformers": "llem.serving.transformers_backend:TransformersBackend",
     "openai": "llem.serving.openai_backend:OpenAIBackend",
+    "vllm": "llem.serving.engines:VllmBackend",
+    "tensorrt-llm": "llem.serving.engines:TensorRTBackend",
 }
 
 
