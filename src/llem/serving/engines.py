@@ -7,6 +7,7 @@ their own, and tokens are recorded as they arrive, as of any server with the Ope
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
 import tempfile
@@ -95,13 +96,12 @@ class TensorRTBackend(_Engine):
     _file: Path | None = None
 
     def words(self) -> list[str]:
-        handle = tempfile.NamedTemporaryFile("w", prefix="llem-trtllm-", suffix=".yaml",
-                                             delete=False)  # fmt: skip
-        with handle as stream:
+        handle, name = tempfile.mkstemp(prefix="llem-trtllm-", suffix=".yaml")
+        with os.fdopen(handle, "w") as stream:
             # JSON is YAML
             json.dump(tensorrt_settings(self.asked), stream)
-        self._file = Path(handle.name)
-        return tensorrt_command(handle.name)
+        self._file = Path(name)
+        return tensorrt_command(name)
 
     def close(self) -> None:
         super().close()

@@ -1,6 +1,6 @@
 """`run_experiment` and `run_study`: what is refused, and a study from the call to its answer.
 
-What is served here is a server that knows no model (tests/unit/serving/standin.py): planning, ranks,
+What serves here is a server that knows no model (tests/unit/serving/standin.py): planning, ranks,
 records, aggregation and intervals are the real ones.
 """
 
