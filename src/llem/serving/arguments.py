@@ -1,8 +1,8 @@
-"""What vLLM and TensorRT-LLM call the options of llem: one table for each, and their command lines.
+"""What vLLM and TensorRT-LLM call the options of llem: a table for each, and their command lines.
 
-An option that was not asked for is not on the line: the package's own default holds. Names are those
-of `vllm.EngineArgs` and `vllm.SamplingParams`, of `tensorrt_llm.llmapi.TorchLlmArgs` (a dot leads
-into its `kv_cache_config` and `quant_config`) and `tensorrt_llm.SamplingParams`;
+An option that was not asked for is not on the line: the package's own default holds. Names are of
+`vllm.EngineArgs` and `vllm.SamplingParams`; of `tensorrt_llm.llmapi.TorchLlmArgs`, where a dot
+leads into its `kv_cache_config` and `quant_config`, and `tensorrt_llm.SamplingParams`.
 `tests/unit/serving/test_arguments.py` holds them against the packages where these are installed.
 """
 
