@@ -64,8 +64,8 @@ class DeviceRow:
     idle_source: str
     duration_s: float
     coverage: float
-    slowed_s: float
-    capped_s: float
+    slowed_s: float = NAN
+    capped_s: float = NAN
     reason: str
 
 
