@@ -48,9 +48,9 @@ class Timeline:
         return replace(self, **moved)
 
 
-def timeline(steps: Columns, spans: NDArray[Any]) -> Timeline:
-    """From a rank's `steps` (each step once) and `spans`."""
-    if (steps["t1_ns"][1:] < steps["t1_ns"][:-1]).any():
+def timeline(steps: Columns, spans: NDArray[Any], *, ordered: bool = False) -> Timeline:
+    """From a rank's `steps` (each step once) and `spans`; `ordered`: their ends are known to be."""
+    if not ordered and (steps["t1_ns"][1:] < steps["t1_ns"][:-1]).any():
         steps = steps.take(np.argsort(steps["t1_ns"], kind="stable"))
     spans = spans[np.argsort(spans["t1_ns"], kind="stable")]
     ends, n = steps["t1_ns"], len(steps)

@@ -33,6 +33,8 @@ FUNCTIONS = {
     "llem_slopes": ("ippp", None),
     "llem_lookup": ("ipppiipp", None),
     "llem_difference": ("ippp", ctypes.c_double),
+    "llem_waited": ("ippip", ctypes.c_int64),
+    "llem_blocks": ("ipppdippp", ctypes.c_int64),
     "llem_doubtful": ("ipppdiid", ctypes.c_int64),
     "llem_changes": ("ipp", ctypes.c_int64),
     "llem_scan": ("ippppp", None),
@@ -153,6 +155,28 @@ class Library:
         return float(
             self._call["llem_difference"](len(later), _at(later), _at(earlier), _at(scratch))
         )
+
+    def waited(
+        self, from_ns: Integers, to_ns: Integers, *, same_ns: int = 0
+    ) -> tuple[int, int, int]:
+        """(to_ns - from_ns).sum(), how many are shorter than `same_ns` and how many below 0."""
+        told = np.empty(2, dtype=np.int64)
+        total = self._call["llem_waited"](
+            len(from_ns), _at(from_ns), _at(to_ns), same_ns, _at(told)
+        )
+        return int(total), int(told[0]), int(told[1])
+
+    def blocks(
+        self, joules: Floats, tokens: Floats, seconds: Floats, *, total_s: float, count: int
+    ) -> tuple[Integers, Floats, Floats] | None:
+        """Steps, joules and tokens of each of `count` equal parts of the steps' time; None where
+        something is not finite."""
+        steps, block_j, block_t = np.zeros(count, np.int64), np.zeros(count), np.zeros(count)
+        done = self._call["llem_blocks"](
+            len(joules), _at(joules), _at(tokens), _at(seconds), total_s, count,
+            _at(steps), _at(block_j), _at(block_t),
+        )  # fmt: skip
+        return (steps, block_j, block_t) if done else None
 
     def doubtful(
         self,

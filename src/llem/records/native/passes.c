@@ -12,6 +12,7 @@
 
 /* Rows that are parted at a time: they stay in the processor's first cache. */
 #define PARTED 128
+#define BLOCK 256
 
 static void part(
     const char *rows, int64_t count, int64_t row_bytes, int64_t start, int64_t columns,
@@ -114,24 +115,30 @@ void llem_series(
     int64_t *told, double *found)
 {
     int64_t bad = 0, dark = 0, late = 0, back = 0, fails = 0;
-    double most = 0.0, longest = 0.0;
-    for (int64_t i = 0; i < n; i++)
-        at_s[i] = (double)(t_ns[i] - t_ns[0]) / 1e9;
-    for (int64_t i = 0; i < n; i++)
-        bad += !isfinite(energy_mj[i]);
-    for (int64_t i = 0; i < n; i++)
-        dark += !isfinite(power_mw[i]);
-    for (int64_t i = 0; i < n; i++)
-        fails += (flags[i] & failed) != 0;
-    for (int64_t i = 1; i < n; i++)
-        late += t_ns[i] < t_ns[i - 1];
-    for (int64_t i = 0; i < n; i++)
-        scratch[i] = power_mw[i] / 1e3;
-    for (int64_t i = 0; i < n; i++)
-        most = scratch[i] > most ? scratch[i] : most;
-    for (int64_t i = 0; i + 1 < n; i++) {
-        double mean = (scratch[i + 1] + scratch[i]) / 2;
-        scratch[i] = mean * (at_s[i + 1] - at_s[i]);
+    double most = 0.0, longest = 0.0, power_w[BLOCK + 1];
+    at_s[0] = 0.0;
+    /* in blocks that stay in the first cache, each loop of a kind that compilers make wide */
+    for (int64_t first = 0; first < n; first += BLOCK) {
+        int64_t end = first + BLOCK < n ? first + BLOCK : n;
+        int64_t next = end < n ? end + 1 : n; /* a trapezoid reaches into the next block */
+        for (int64_t i = first; i < next; i++)
+            at_s[i] = (double)(t_ns[i] - t_ns[0]) / 1e9;
+        for (int64_t i = first; i < end; i++) {
+            bad += !isfinite(energy_mj[i]);
+            dark += !isfinite(power_mw[i]);
+        }
+        for (int64_t i = first; i < end; i++)
+            fails += (flags[i] & failed) != 0;
+        for (int64_t i = first; i + 1 < next; i++)
+            late += t_ns[i + 1] < t_ns[i];
+        for (int64_t i = first; i < next; i++)
+            power_w[i - first] = power_mw[i] / 1e3;
+        for (int64_t i = first; i < end; i++)
+            most = power_w[i - first] > most ? power_w[i - first] : most;
+        for (int64_t i = first; i + 1 < next; i++) {
+            double mean = (power_w[i + 1 - first] + power_w[i - first]) / 2;
+            scratch[i] = mean * (at_s[i + 1] - at_s[i]);
+        }
     }
     found[2] = 0.0 + pairwise(scratch, n - 1);
     for (int64_t i = 0; i + 1 < n; i++)
@@ -176,8 +183,6 @@ void llem_slopes(int64_t n, const double *x, const double *y, double *slope)
     for (int64_t i = 0; i + 1 < n; i++)
         slope[i] = (y[i + 1] - y[i]) / (x[i + 1] - x[i]);
 }
-
-#define BLOCK 256
 
 /* numpy's interp at moments that mostly rise, x in order, n >= 2. */
 void llem_lookup(
@@ -233,6 +238,44 @@ double llem_difference(int64_t n, const double *later, const double *earlier, do
     for (int64_t i = 0; i < n; i++)
         scratch[i] = later[i] - earlier[i];
     return 0.0 + pairwise(scratch, n);
+}
+
+/* How long some waited from each moment to the other, ns, all together; told: how many of the waits
+ * are shorter than `same_ns`, and how many are below 0. */
+int64_t llem_waited(
+    int64_t n, const int64_t *from_ns, const int64_t *to_ns, int64_t same_ns, int64_t *told)
+{
+    int64_t sum = 0, short_ = 0, late = 0;
+    for (int64_t i = 0; i < n; i++) {
+        int64_t wait = to_ns[i] - from_ns[i];
+        sum += wait;
+        short_ += wait < same_ns;
+        late += from_ns[i] > to_ns[i];
+    }
+    told[0] = short_, told[1] = late;
+    return sum;
+}
+
+/* numpy's bincounts of whole steps by equal parts of their time, `count` of them: how many steps,
+ * joules and tokens. Whether all joules are finite; what is not gives up. */
+int64_t llem_blocks(
+    int64_t n, const double *joules, const double *tokens, const double *seconds, double total_s,
+    int64_t count, int64_t *steps, double *block_j, double *block_t)
+{
+    double ended = 0.0;
+    for (int64_t i = 0; i < n; i++) {
+        if (!isfinite(joules[i]) || !isfinite(seconds[i]))
+            return 0;
+        ended = i ? ended + seconds[i] : seconds[i];
+        double part = (ended - seconds[i] / 2) / total_s * (double)count;
+        if (!(part > -1.0 && part < 9e15))
+            return 0;
+        int64_t block = (int64_t)part < count - 1 ? (int64_t)part : count - 1;
+        steps[block]++;
+        block_j[block] += joules[i];
+        block_t[block] += tokens[i];
+    }
+    return 1;
 }
 
 /* How many readings of a counter at moments within [first_ns, last_ns] are off by more than
