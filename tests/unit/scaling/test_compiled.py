@@ -297,9 +297,18 @@ def test_the_second_use_finds_the_library_of_the_first(
     assert [p.name for p in first.path.parent.iterdir()] == [first.path.name]
 
 
+def key_of(
+    compiler: tuple[str, ...],
+    *,
+    sources: tuple[Path, ...] = compiled.SOURCES,
+    processor: str | None = None,
+) -> str:
+    return _compiling.cache_key(compiler, sources, compiled.FLAGS, processor=processor)
+
+
 @needs_compiler
 def test_the_name_of_a_library_tells_sources_compiler_and_processor(
-    environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    environment: dict[str, str], tmp_path: Path
 ) -> None:
     compiler = _compiling.find_compiler(environment)
     other = (script(tmp_path / "other", "exit 1"),)
@@ -313,10 +322,9 @@ def test_the_name_of_a_library_tells_sources_compiler_and_processor(
     keys.append(key_of(other))
     changed = tmp_path / "changed.c"
     changed.write_text("int changed;\n", encoding="utf-8")
-    monkeypatch.setattr(compiled, "SOURCES", (changed,))
-    keys.append(key_of(compiler))
+    keys.append(key_of(compiler, sources=(changed,)))
     assert len(set(keys)) == len(keys)
-    assert key_of(compiler) == keys[-1]
+    assert key_of(compiler, sources=(changed,)) == keys[-1]
     assert _compiling.describe_processor() == _compiling.describe_processor()
 
 

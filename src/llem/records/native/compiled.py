@@ -98,7 +98,7 @@ class Library:
     ) -> None:
         """Fill `columns`, each of `rows` values, from chunks at these places of a file. Raises
         OSError, and EOFError where the file ends before."""
-        fields = dtype.fields or {}
+        fields: Mapping[str, Any] = dtype.fields or {}
         chunks = max(1, slab_rows // chunk_rows)
         slab = np.empty(min(chunks, len(places)) * chunk_rows * dtype.itemsize, np.uint8)
         at = np.array(places, dtype=np.int64)
@@ -139,9 +139,7 @@ class Library:
         self._call["llem_slopes"](len(x), _at(x), _at(y), _at(slopes))
         return slopes
 
-    def lookup(
-        self, x: Floats, y: Floats, slopes: Floats, start_ns: int, t_ns: Integers
-    ) -> Floats:
+    def lookup(self, x: Floats, y: Floats, slopes: Floats, start_ns: int, t_ns: Integers) -> Floats:
         """np.interp((t_ns - start_ns) / 1e9, x, y), of two points or more."""
         found = np.empty(len(t_ns))
         self._call["llem_lookup"](
@@ -246,10 +244,10 @@ def agrees_with_numpy(found: Library) -> bool:
     """Whether the library gives numpy's bits on this machine: its sums and its interpolation may
     be compiled otherwise elsewhere."""
     n = 1237
-    chance = np.sin(np.arange(4.0 * n) * 1.7) * 1e3
-    t_ns = 10**15 + np.cumsum(10**8 + (chance[:n] * 1e4).astype(np.int64))
-    energy_mj = 3e12 + np.round(np.cumsum(6e4 + 20 * chance[n : 2 * n]))
-    power_mw = 6e5 + chance[2 * n : 3 * n]
+    chance: Floats = np.sin(np.arange(4.0 * n) * 1.7) * 1e3
+    t_ns: Integers = 10**15 + np.cumsum(10**8 + (chance[:n] * 1e4).astype(np.int64))
+    energy_mj: Floats = 3e12 + np.round(np.cumsum(6e4 + 20 * chance[n : 2 * n]))
+    power_mw: Floats = 6e5 + chance[2 * n : 3 * n]
     got = found.series(t_ns, energy_mj, power_mw, np.zeros(n, np.uint16), failed=1)
     at_s = (t_ns - t_ns[0]) / 1e9
     joules = np.append(0.0, np.cumsum(np.diff(energy_mj) / 1e3))
