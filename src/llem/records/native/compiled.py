@@ -246,7 +246,7 @@ def agrees_with_numpy(found: Library) -> bool:
     n = 1237
     chance: Floats = np.sin(np.arange(4.0 * n) * 1.7) * 1e3
     t_ns: Integers = 10**15 + np.cumsum(10**8 + (chance[:n] * 1e4).astype(np.int64))
-    energy_mj: Floats = 3e12 + np.round(np.cumsum(6e4 + 20 * chance[n : 2 * n]))
+    energy_mj: Floats = np.asarray(3e12 + np.round(np.cumsum(6e4 + 20 * chance[n : 2 * n])), float)
     power_mw: Floats = 6e5 + chance[2 * n : 3 * n]
     got = found.series(t_ns, energy_mj, power_mw, np.zeros(n, np.uint16), failed=1)
     at_s = (t_ns - t_ns[0]) / 1e9
