@@ -92,6 +92,10 @@ def test_sums_and_counts_are_those_of_numpy(library, n):
     chance = np.random.default_rng(n)
     a, b = np.cumsum(chance.normal(0, 1e3, n)), chance.normal(0, 1e-3, n)
     assert library.difference(a, b) == (a - b).sum()
+    x = a - a.mean()
+    wanted = float((x * b).sum()) / float((x * x).sum()) if n > 1 else np.nan
+    assert same(library.slope(a, b), wanted)
+    assert np.isnan(library.slope(a, np.append(b[1:], np.inf)))
     t = chance.integers(-(2**62), 2**62, n)
     u = t + chance.integers(-1000, 3000, n)
     got = library.waited(t, u, same_ns=500)

@@ -33,6 +33,7 @@ FUNCTIONS = {
     "llem_slopes": ("ippp", None),
     "llem_lookup": ("ipppiipp", None),
     "llem_difference": ("ippp", ctypes.c_double),
+    "llem_slope": ("ippp", ctypes.c_double),
     "llem_waited": ("ippip", ctypes.c_int64),
     "llem_blocks": ("ipppdippp", ctypes.c_int64),
     "llem_doubtful": ("ipppdiid", ctypes.c_int64),
@@ -153,6 +154,11 @@ class Library:
         return float(
             self._call["llem_difference"](len(later), _at(later), _at(earlier), _at(scratch))
         )
+
+    def slope(self, x: Floats, y: Floats) -> float:
+        """The slope of a least-squares line; NaN where a y is not finite."""
+        scratch = np.empty(len(x))
+        return float(self._call["llem_slope"](len(x), _at(x), _at(y), _at(scratch)))
 
     def waited(
         self, from_ns: Integers, to_ns: Integers, *, same_ns: int = 0

@@ -240,6 +240,23 @@ double llem_difference(int64_t n, const double *later, const double *earlier, do
     return 0.0 + pairwise(scratch, n);
 }
 
+/* The slope of a least-squares line through y over x; NaN where a y is not finite. */
+double llem_slope(int64_t n, const double *x, const double *y, double *scratch)
+{
+    int64_t bad = 0;
+    for (int64_t i = 0; i < n; i++)
+        bad += !isfinite(y[i]);
+    if (bad)
+        return NAN;
+    double mean = (0.0 + pairwise(x, n)) / (double)n;
+    for (int64_t i = 0; i < n; i++)
+        scratch[i] = (x[i] - mean) * y[i];
+    double along = 0.0 + pairwise(scratch, n);
+    for (int64_t i = 0; i < n; i++)
+        scratch[i] = (x[i] - mean) * (x[i] - mean);
+    return along / (0.0 + pairwise(scratch, n));
+}
+
 /* How long some waited from each moment to the other, ns, all together; told: how many of the waits
  * are shorter than `same_ns`, and how many are below 0. */
 int64_t llem_waited(
