@@ -37,12 +37,14 @@ def plan_study(
     ask_cluster: bool = False,
     replace_old: bool = False,
     write: bool = True,
+    calibration: str | Path | None = None,
 ) -> PlannedStudy:
     """Plan `study` into the folder `out`; a second identical call changes nothing.
 
     `base` is the folder that relative paths of models and prompts start from, `budget` overrides
     the file's; with `ask_cluster` the scheduler here is asked for its limits. With `write=False`
-    nothing is written. Raises InputError with every fault.
+    nothing is written. `calibration` is the folder of a study that ran on the site, in place of the
+    file's: what is expected rests on it. Raises InputError with every fault.
     """
     folder = CampaignFolder(Path(out))
     if budget is not None:
@@ -56,18 +58,27 @@ def plan_study(
     prompts, more = _prompts((s.prompts for s in swept.settings), place)
     if faults or more:
         raise InputError("campaign", [*faults, *more])
-    limits = limits_of(site_of(study)) if ask_cluster else None
-    plan = make_study_plan(study, swept, models=models, prompts=prompts, limits=limits)
+    site = site_of(study)
+    limits = limits_of(site) if ask_cluster else None
+    if calibration is None and study.calibration is not None:
+        calibration = place / Path(study.calibration).expanduser()
+    measured = None
+    if calibration is not None:
+        from llem.pipeline.served import laws_of_study
+
+        measured = laws_of_study(calibration, site)
+    plan = make_study_plan(
+        study, swept, models=models, prompts=prompts, limits=limits, measured=measured
+    )
     changed = False
     if write:
-        site = plan.site
         files = render_files(
             plan,
             image_digest=image_digest(plan),
             image_digests={
-                backend: digest_of_image(site.image_for(backend))
+                backend: digest_of_image(plan.site.image_for(backend))
                 for backend in dict.fromkeys(a.backend for a in plan.arrays)
-                if site.image_for(backend) != site.image
+                if plan.site.image_for(backend) != plan.site.image
             },
         )
         paths = {folder.jobs / name: text for name, text in files.items()}
