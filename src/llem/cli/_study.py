@@ -41,7 +41,7 @@ def plan(args: argparse.Namespace, study: Study, base: Path, budget: Budget | No
     if args.dry_run:
         note(f"dry run: {where} was not written")
     elif planned.changed:
-        note(f"written: {where}; next: llem submit {where}")
+        note(f"written: {where}; read {planned.folder.plan_page}; next: llem submit {where}")
     else:
         note(f"{where} holds this plan already; nothing was changed")
     return 0
@@ -135,7 +135,11 @@ def _left_out(plan: StudyPlan) -> Iterator[tuple[str, str]]:
 
     by_reason: dict[str, list[str]] = {}
     for item in plan.excluded:
-        by_reason.setdefault(item.reason, []).append(named(item.what))
+        reason, name = item.reason, named(item.what)
+        if item.by == "memory":
+            # Each needs something else: one line for all of them.
+            reason, name = "more memory than a device has", f"{name} {reason.partition(' on ')[0]}"
+        by_reason.setdefault(reason, []).append(name)
     for reason, names in by_reason.items():
         yield "excluded", f"{len(names)}: {reason} ({_some(names)})"
     if plan.duplicates:

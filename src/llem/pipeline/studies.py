@@ -15,6 +15,7 @@ from llem.cluster import CampaignFolder, render_files
 from llem.errors import Fault, InputError
 from llem.pipeline.campaigns import digest_of_image, image_digest, limits_of
 from llem.planning import StudyPlan, make_study_plan
+from llem.report.plan import Timeline, render_study_page, times_of_study
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,8 @@ class PlannedStudy:
     plan: StudyPlan
     folder: CampaignFolder
     changed: bool
-    # Trainings have a timeline of their waves, for their page.
-    times: None = None
+    # How its jobs follow each other, where that was worked out for its page.
+    times: Timeline | None = None
 
 
 def plan_study(
@@ -70,7 +71,7 @@ def plan_study(
     plan = make_study_plan(
         study, swept, models=models, prompts=prompts, limits=limits, measured=measured
     )
-    changed = False
+    changed, times = False, None
     if write:
         files = render_files(
             plan,
@@ -82,8 +83,30 @@ def plan_study(
             },
         )
         paths = {folder.jobs / name: text for name, text in files.items()}
+        paths[folder.plan_page], times = draw_study(plan)
         changed = folder.write_plan(plan, paths, replace=replace_old)
-    return PlannedStudy(plan, folder, changed)
+    return PlannedStudy(plan, folder, changed, times)
+
+
+def draw_study(plan: StudyPlan) -> tuple[str, Timeline | None]:
+    """The plan's page, and the timeline in it."""
+    cells = [
+        {
+            "run_ids": some.run_ids,
+            "level": some.run.level,
+            "deployment_id": some.run.deployment.deployment_id,
+            "told": plan.told(some.run),
+            "predicted": vars(some.run.predicted),
+            "layout": vars(some.run.layout),
+            "params": some.run.params,
+            "tokens": some.run.tokens,
+            "backend": some.run.deployment.backend,
+        }
+        for some in plan.runs.replicates
+    ]
+    values = {**plan.head(), "arrays": [vars(array) for array in plan.arrays], "cells": cells}
+    times = times_of_study(values)
+    return render_study_page(values, times=times), times
 
 
 def _models(study: Study, base: Path) -> tuple[dict[str, ServedModel], list[Fault]]:
