@@ -31,17 +31,15 @@ from llem.planning.hardware import (
 
 FloatArray = NDArray[np.float64]
 
-# What large products reach of a GPU's peak in a prefill, attention of the same; what a stream of
-# weights gets of the memory's bandwidth: 105 tokens/s of Llama-2-7B in bf16 on an A100-80GB, with
-# CUDA graphs at batch 1 (gpt-fast's README), are 0.68 of it with all that lies between kernels.
+# Of a GPU: what large products reach of its peak in a prefill, and attention; what a stream of
+# weights gets of its memory's bandwidth. Host seconds of a pass and of a layer, kernel by kernel,
+# and with CUDA graphs. A compromise between public measurements of decoding at batch 1, which
+# `tests/unit/planning/test_servinglaw.py` lists: llem has measured none of it, and the error is how
+# far they lie from this.
 GPU_UTILISATION, GPU_ATTENTION, GPU_BANDWIDTH = 0.6, 0.3, 0.75
-# Host seconds of a layer: 25.5 tokens/s of the same model on the same device without graphs, one
-# kernel after the other (pytorch.org/blog/accelerating-generative-ai-2), are 1.2 ms a layer; what
-# newer hosts and fused kernels need is about half. With graphs little is left.
-GPU_LAYER_S, GPU_FORWARD_S = 7e-4, 2e-3
-GRAPH_LAYER_S, GRAPH_FORWARD_S = 3e-5, 1e-3
-# None of this was measured by llem: public figures lie within about this error.
-GPU_TIME_ERROR = 0.5
+GPU_FORWARD_S, GPU_LAYER_S = 2e-3, 7e-4
+GRAPH_FORWARD_S, GRAPH_LAYER_S = 1e-3, 3e-5
+GPU_TIME_ERROR = 0.7
 # Of a backend on the CPU that was not measured there.
 OTHER_TIME_ERROR = 0.7
 # Values that pass between memory and kernels, for each of the residual stream and by layer.

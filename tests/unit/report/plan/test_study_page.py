@@ -86,7 +86,7 @@ def test_no_word_of_trainings_is_in_it(page):
 def test_it_says_how_far_figures_may_be_off_and_what_they_rest_on(plan, page):
     words = words_of(page)
 
-    assert "GPU time" in words and "×/÷ 1.65" in words
+    assert "GPU time" in words and "×/÷ 2.01" in words
     assert "prior: data sheets and public measurements" in words
 
 
