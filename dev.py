@@ -176,6 +176,8 @@ def pip(python: Path, *words: str) -> None:
 def run(program: str, *words: str) -> int:
     """Run a program of `.venv` from the repository's root; its exit status."""
     environment = {**os.environ, "PATH": f"{VENV / 'bin'}:{os.environ['PATH']}"}
+    # Workers and the commands that they start are many: each would compile all of llem anew.
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     command = [str(VENV / "bin" / program), *words]
     status = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
     # as a shell has it, for a negative one would pass for less than success

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import gc
 
+from hypothesis import HealthCheck, settings
+
+# How long an example takes is the machine's matter, and others may be at work on it.
+settings.register_profile("llem", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("llem")
+
 # Until all is imported there is nothing to collect, and looking for it takes long.
 gc.disable()
 

@@ -162,7 +162,8 @@ class _Sizes:
 
     between: a residual stream between blocks, of all blocks. block: what one keeps for its backward
     pass, its input included. last: the last norm. work: what a block's backward pass needs besides.
-    loss: the logits, their softmax and its gradient. copies, of_output: autocast's bf16 weights,
+    loss: the logits, their softmax and its gradient; on the CPU, where the loss is taken in parts,
+    never all three of them at once. copies, of_output: autocast's bf16 weights,
     all and the output layer's. output, block_weights: gradients of the output layer, of one block.
     evaluating, evaluating_loss: forward of an evaluation batch, its hidden part and its last part.
     """
@@ -209,7 +210,7 @@ def _sizes(model: Architecture, recipe: Recipe, layout: Layout, *, cpu: bool) ->
         block=block * tokens,
         last=tokens * ((2 if cpu else 1) * stream + number * width),
         work=tokens * (2 * number * inner + 2 * stream),
-        loss=3.0 * FP32 * vocabulary * tokens,
+        loss=(FP32 + number if cpu else 3.0 * FP32) * vocabulary * tokens,
         copies=BF16 * (layers * in_block + vocabulary * width) if bf16 else 0.0,
         of_output=BF16 * vocabulary * width if bf16 else 0.0,
         output=FP32 * vocabulary * width,

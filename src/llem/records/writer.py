@@ -131,6 +131,14 @@ class RecordWriter:
             if time.monotonic() - self._last_flush >= self._flush_s:
                 self._flush()
 
+    def append_rows(self, table: str, rows: Sequence[Row]) -> None:
+        """The same for several rows: what is called a thousand times a second gathers them."""
+        with self._lock:
+            self._check()
+            self._buffers[table].extend(rows)
+            if time.monotonic() - self._last_flush >= self._flush_s:
+                self._flush()
+
     def extend(self, table: str, rows: NDArray[Any]) -> None:
         """Write many rows at once, as an array of the table's own dtype, and flush."""
         with self._lock:

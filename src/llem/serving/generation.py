@@ -74,8 +74,11 @@ class _Batch:
         )
         self.given.append(tokens)
         self.known_ns.append(now[0])
-        ended = self._due.get(step + 1, set()) & set(self.live)
-        stopped = {row for row in self.live if tokens[row] in self.ends} if self.ends else set()
+        due = self._due.get(step + 1)
+        if not due and not self.ends:
+            return now
+        ended = (due or set()) & set(self.live)
+        stopped = {row for row in self.live if tokens[row] in self.ends}
         for row in ended | stopped:
             how = RequestStatus.STOPPED if row in stopped else RequestStatus.FINISHED
             self.ended[row] = (step + 1, how)

@@ -17,6 +17,9 @@ from llem.training.pulse import Counter
 from llem.training.recording import Recording
 
 PROGRESS_INTERVAL_S = 1.0
+# Forward passes are handed to the record in so many at once, and at least as often as progress is
+# told: between two passes of some milliseconds every line of Python comes from cold memory.
+GATHERED = 64
 
 # A moment: CLOCK_MONOTONIC in ns, and the device's counter in mJ.
 Stamp = tuple[int, float]
@@ -52,14 +55,15 @@ class Log:
         self.finished = self.failed = 0
         self.tokens_in = self.tokens_out = 0
         self._record = record
-        self._counter = counter
+        self._read = counter.read
+        self._passes: list[tuple[int | float, ...]] = []
         self._should_stop = should_stop
         self._told = told
         self._requests = requests
         self._next_told_ns = self.t0_ns
 
     def now(self) -> Stamp:
-        return time.monotonic_ns(), self._counter.read()
+        return time.monotonic_ns(), self._read()
 
     def now_s(self) -> float:
         """Seconds since arrivals count."""
@@ -82,18 +86,25 @@ class Log:
         context: int,
     ) -> Stamp:
         """A forward pass whose tokens are known now; returns this moment, when the next begins."""
-        ended = time.monotonic_ns(), self._counter.read()
+        ended = time.monotonic_ns(), self._read()
         kind = Phase.WARMUP if self.warmup else phase
-        self._record.append(
-            "forwards",
+        self._passes.append(
             (self.forwards, batch, began[0], ended[0], sequences, tokens_in, tokens_out, context,
-             began[1], ended[1], int(kind)),
+             began[1], ended[1], kind)
         )  # fmt: skip
         self.forwards += 1
         self.tokens_out += tokens_out
-        if self._told is not None and ended[0] >= self._next_told_ns:
-            self._tell(ended)
+        if len(self._passes) >= GATHERED or ended[0] >= self._next_told_ns:
+            self.hand_over()
+            if ended[0] >= self._next_told_ns:
+                self._tell(ended)
         return ended
+
+    def hand_over(self) -> None:
+        """Give the record what was gathered; whoever has served calls it, however that ended."""
+        if self._passes:
+            self._record.append_rows("forwards", self._passes)
+            self._passes = []
 
     def token(self, request: Request, index: int, t_ns: int) -> None:
         """A token that a server sent; its forward pass was nobody's to see."""
@@ -101,8 +112,8 @@ class Log:
             return
         self._record.append("tokens", (request.number, index, t_ns))
         self.tokens_out += 1
-        if self._told is not None and t_ns >= self._next_told_ns:
-            self._tell((t_ns, self._counter.read()))
+        if t_ns >= self._next_told_ns:
+            self._tell((t_ns, self._read()))
 
     def request(
         self,
@@ -156,8 +167,9 @@ class Log:
 
     def _tell(self, now: Stamp) -> None:
         self._next_told_ns = now[0] + round(PROGRESS_INTERVAL_S * 1e9)
+        if self._told is None:
+            return
         took_s = (now[0] - self.t0_ns) / 1e9
-        assert self._told is not None
         self._told(
             ServingProgress(
                 step=self.finished,

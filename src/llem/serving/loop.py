@@ -205,7 +205,10 @@ class _Server:
             while batch and rounds < wanted.most:
                 log = self._log(warmup=True, first_batch=batches)
                 t0_ns = time.monotonic_ns()
-                self.backend.serve(batch, log)
+                try:
+                    self.backend.serve(batch, log)
+                finally:
+                    log.hand_over()
                 batches, rounds = log.batches, rounds + 1
                 took.append((time.monotonic_ns() - t0_ns) / 1e9)
                 spread = _spread(took, wanted.window)
@@ -270,6 +273,7 @@ class _Server:
             t1_ns, e1_mj = time.monotonic_ns(), self.counter.read()
             if log is not None:
                 log.t_end_ns = t1_ns
+                log.hand_over()
             done = log.finished if log is not None else 0
             self.record.append("spans", (done, t0_ns, t1_ns, e0_mj, e1_mj, int(phase)))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,9 @@ class Recording:
 
     def append(self, table: str, row: tuple[Any, ...]) -> None:
         self._do(lambda writer: writer.append(table, row))
+
+    def append_rows(self, table: str, rows: Sequence[tuple[Any, ...]]) -> None:
+        self._do(lambda writer: writer.append_rows(table, rows))
 
     def event(self, code: str, text: str = "") -> None:
         self._do(lambda writer: writer.event(code, text))

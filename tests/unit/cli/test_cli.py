@@ -3,15 +3,31 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from llem.cli import COMMANDS, main
 
 
-def llem(*words, cwd=None):
+def started(*words, cwd=None):
+    """The command as a process of its own, for what only that shows."""
     command = [sys.executable, "-m", "llem", *map(str, words)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def llem(tmp_path, monkeypatch, capsys):
+    """The command in this process and in the test's folder: its status and what it wrote."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words):
+        capsys.readouterr()
+        status = main([str(word) for word in words])
+        told = capsys.readouterr()
+        return SimpleNamespace(returncode=status, stdout=told.out, stderr=told.err)
+
+    return call
 
 
 def test_help_lists_every_command_and_tells_examples(capsys):
@@ -63,71 +79,71 @@ def test_a_wrong_call_ends_with_status_2_and_says_what_to_do(
     assert "Traceback" not in captured.err
 
 
-def test_plan_writes_a_folder_and_nothing_a_second_time(tmp_path):
-    first = llem("plan", "--out", "c", "--json", cwd=tmp_path)
+def test_plan_writes_a_folder_and_nothing_a_second_time(llem, tmp_path):
+    first = llem("plan", "--out", "c", "--json")
     assert first.returncode == 0, first.stderr
     plan = json.loads(first.stdout)
     assert plan["totals"]["runs"] == len(plan["runs"])
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "c").rglob("*") if p.is_file()}
-    second = llem("plan", "--out", "c", cwd=tmp_path)
+    second = llem("plan", "--out", "c")
     assert "nothing was changed" in second.stderr
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "c").rglob("*") if p.is_file()} == before
 
 
-def test_plan_shows_what_will_run_and_what_it_costs(tmp_path):
-    done = llem("plan", "--out", "c", "--dry-run", cwd=tmp_path)
+def test_plan_shows_what_will_run_and_what_it_costs(llem, tmp_path):
+    done = llem("plan", "--out", "c", "--dry-run")
     assert "20 runs" in done.stdout
     assert "expected:" in done.stdout
     assert "rests on:" in done.stdout
     assert list(tmp_path.iterdir()) == []
 
 
-def test_init_writes_a_campaign_that_plans(tmp_path):
-    assert llem("init", cwd=tmp_path).returncode == 0
-    assert llem("init", cwd=tmp_path).returncode == 2
-    done = llem("plan", "--out", "c", cwd=tmp_path)
+def test_init_writes_a_campaign_that_plans(llem, tmp_path):
+    assert llem("init").returncode == 0
+    assert llem("init").returncode == 2
+    done = llem("plan", "--out", "c")
     assert done.returncode == 0, done.stderr
 
 
-def test_init_writes_a_study_that_plans(tmp_path):
-    assert llem("init", "--workload", "inference", cwd=tmp_path).returncode == 0
-    done = llem("plan", "--out", "c", cwd=tmp_path)
+def test_init_writes_a_study_that_plans(llem):
+    assert llem("init", "--workload", "inference").returncode == 0
+    done = llem("plan", "--out", "c")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("serving: 3 deployments x 3 cycles = 9 runs")
 
 
 @pytest.mark.parametrize("option", ["--runs", "--waves"])
-def test_options_of_trainings_are_refused_for_a_study(tmp_path, option):
-    llem("init", "--workload", "inference", cwd=tmp_path)
-    done = llem("plan", option, "3", cwd=tmp_path)
+def test_options_of_trainings_are_refused_for_a_study(llem, option):
+    llem("init", "--workload", "inference")
+    done = llem("plan", option, "3")
     assert done.returncode == 2
     assert f"{option}: is of trainings" in done.stderr
 
 
-def test_rehearse_and_calibrate_say_that_a_study_is_not_theirs(tmp_path):
-    llem("init", "--workload", "inference", cwd=tmp_path)
+def test_rehearse_and_calibrate_say_that_a_study_is_not_theirs(llem):
+    llem("init", "--workload", "inference")
     for command in ("rehearse", "calibrate"):
-        done = llem(command, "campaign.yaml", cwd=tmp_path)
+        done = llem(command, "campaign.yaml")
         assert done.returncode == 2
         assert "this is for campaigns of trainings" in done.stderr
 
 
-def test_fit_of_a_table_needs_three_columns_and_names_those_that_lack(tmp_path):
+def test_fit_of_a_table_needs_three_columns_and_names_those_that_lack(llem, tmp_path):
     (tmp_path / "x.csv").write_text("param,tokens\n1,2\n")
-    done = llem("fit", "x.csv", cwd=tmp_path)
+    done = llem("fit", "x.csv")
     assert done.returncode == 2
     assert "params: column is missing (did you mean 'param'?)" in done.stderr
     assert "loss: column is missing" in done.stderr
 
 
-def test_fit_of_a_table_finds_the_law_it_was_made_from(tmp_path):
+def test_fit_of_a_table_finds_the_law_it_was_made_from(llem, tmp_path):
     rows = ["N,D,L"]
     for params in (1e6, 3e6, 1e7, 3e7):
         for tokens in (2e7, 1e8, 5e8):
             rows.append(f"{params},{tokens},{1.5 + 300 * params**-0.4 + 500 * tokens**-0.35}")
     (tmp_path / "x.csv").write_text("\n".join(rows))
     words = ["fit", "x.csv", "--json", "--bootstrap", "0", "--target", "1e17"]
-    done = llem(*words, cwd=tmp_path)
+    done = llem(*words)
     assert done.returncode == 0, done.stderr
     fit = json.loads(done.stdout)
     truth = {"E": 1.5, "A": 300, "B": 500, "alpha": 0.4, "beta": 0.35}
@@ -136,7 +152,7 @@ def test_fit_of_a_table_finds_the_law_it_was_made_from(tmp_path):
 
 
 def test_json_stands_alone_on_standard_output(tmp_path):
-    done = llem("plan", "--out", "c", "--json", cwd=tmp_path)
+    done = started("plan", "--out", "c", "--json", cwd=tmp_path)
     json.loads(done.stdout)
     assert "campaign.yaml" in done.stderr
 
@@ -152,23 +168,25 @@ def test_a_reader_that_leaves_is_no_error(tmp_path):
 
 def test_measure_and_energy_tell_joules_with_their_quality(tmp_path):
     words = ["measure", "--out", "run.h5", "--", sys.executable, "-c", "sum(range(10**7))"]
-    done = llem(*words, cwd=tmp_path)
+    done = started(*words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    energy = json.loads(llem("energy", "run.h5", "--json", cwd=tmp_path).stdout)
+    energy = json.loads(started("energy", "run.h5", "--json", cwd=tmp_path).stdout)
     assert energy["energy_j"] > 0
     device = energy["devices"][0]
     assert {"uuid", "domain", "source", "quality", "duration_s", "coverage", "reason"} <= set(
         device
     )
-    assert llem("energy", "nowhere.h5", cwd=tmp_path).returncode == 2
+    assert started("energy", "nowhere.h5", cwd=tmp_path).returncode == 2
 
 
 def test_measure_passes_on_the_status_of_what_it_measured(tmp_path):
     words = ["measure", "--out", "run.h5", "--", sys.executable, "-c", "raise SystemExit(7)"]
-    assert llem(*words, cwd=tmp_path).returncode == 7
+    assert started(*words, cwd=tmp_path).returncode == 7
 
 
-def test_doctor_takes_a_site_a_campaign_file_or_a_folder_with_its_image(tmp_path, monkeypatch):
+def test_doctor_takes_a_site_a_campaign_file_or_a_folder_with_its_image(
+    llem, tmp_path, monkeypatch
+):
     from llem.cli.doctor import named
 
     image = tmp_path / "x.sif"
@@ -177,23 +195,23 @@ def test_doctor_takes_a_site_a_campaign_file_or_a_folder_with_its_image(tmp_path
         "name: x\ntarget: 1e13\nbudget: 1e12\nmodel: {vocabulary: 256, context: 128}\n"
         f"site: {{base: slurm, container: {{image: {image}}}}}\n"
     )
-    assert llem("plan", "c.yaml", "--out", "c", cwd=tmp_path).returncode == 0
+    assert llem("plan", "c.yaml", "--out", "c").returncode == 0
     monkeypatch.chdir(tmp_path)
     assert [named(text)[0].name for text in ("laptop", "c.yaml", "c")] == ["laptop"] + 2 * ["slurm"]
     assert [named(text)[1][:7] for text in ("laptop", "c.yaml", "c")] == ["", "", "sha256:"]
 
 
 def test_doctor_tells_people_and_machines_the_same(tmp_path):
-    told = llem("doctor", "--json", cwd=tmp_path)
+    told = started("doctor", "--json", cwd=tmp_path)
     checks = json.loads(told.stdout)
     assert told.returncode == (0 if checks["ok"] else 1)
-    shown = llem("doctor", cwd=tmp_path).stdout
+    shown = started("doctor", cwd=tmp_path).stdout
     for check in checks["checks"]:
         assert f"[{check['state']:>4}] {check['name']}" in shown
 
 
-def test_init_names_what_only_the_user_knows_of_a_shipped_site(tmp_path):
-    assert llem("init", "--site", "lumi-g", cwd=tmp_path).returncode == 0
+def test_init_names_what_only_the_user_knows_of_a_shipped_site(llem, tmp_path):
+    assert llem("init", "--site", "lumi-g").returncode == 0
     text = (tmp_path / "campaign.yaml").read_text()
     assert "site: {base: lumi-g}" in text
     assert "give here: account, container.image" in text

@@ -7,24 +7,21 @@ from pathlib import Path
 
 import pytest
 
+from llem.cli import main
+
 EXAMPLES = Path(__file__).parents[3] / "examples"
 
 
-def llem(*words, cwd):
-    command = [sys.executable, "-m", "llem", *map(str, words)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
-
-
 @pytest.mark.parametrize("name", sorted(p.name for p in EXAMPLES.glob("*.yaml")))
-def test_each_campaign_plans(name, tmp_path):
-    done = llem("plan", EXAMPLES / name, "--out", "c", "--json", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    plan = json.loads(done.stdout)
+def test_each_campaign_plans(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["plan", str(EXAMPLES / name), "--out", "c", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
     assert plan["budget"]["spent"] >= 0.9 * plan["budget"]["value"]
     assert len(plan["runs"]) >= 8
     if plan["site"]["executor"] == "slurm":
-        scripts = llem("submit", "c", "--dry-run", cwd=tmp_path)
-        assert "#SBATCH --array=" in scripts.stdout
+        assert main(["submit", "c", "--dry-run"]) == 0
+        assert "#SBATCH --array=" in capsys.readouterr().out
 
 
 def test_every_campaign_is_named_in_the_readme():

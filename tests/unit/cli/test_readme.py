@@ -18,9 +18,10 @@ def blocks(language):
     return [text for kind, text in BLOCKS if kind == language]
 
 
-def test_its_campaign_and_its_site_are_valid():
-    campaign, site = (yaml.safe_load(text) for text in blocks("yaml"))
+def test_its_campaign_its_study_and_its_site_are_valid():
+    campaign, study, site = (yaml.safe_load(text) for text in blocks("yaml"))
     assert campaign_from(campaign).name == "llama-de"
+    assert campaign_from({**study, "site": site}).workload == "inference"
     assert Site.model_validate(site).name == "mycluster"
 
 

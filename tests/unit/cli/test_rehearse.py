@@ -23,6 +23,14 @@ site: laptop
 """
 
 
+@pytest.fixture(scope="module", autouse=True)
+def undrawn():
+    """Reports without plots, which take most of a rehearsal's time and are tested elsewhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("llem.report.page.can_plot", lambda: False)
+        yield
+
+
 @pytest.fixture
 def campaign(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -31,7 +39,7 @@ def campaign(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def played(tmp_path_factory):
+def played(undrawn, tmp_path_factory):
     """A folder with a plan and its rehearsal, and what the rehearsal told."""
     place = tmp_path_factory.mktemp("rehearse")
     (place / "campaign.yaml").write_text(CAMPAIGN)
@@ -92,9 +100,9 @@ def test_json_stands_alone_and_names_the_law_the_fit_and_how_attempts_ended(camp
 
 def test_repeats_tell_how_good_the_answer_would_be_and_write_nothing(campaign, capsys):
     before = sorted(campaign.rglob("*"))
-    assert main(["rehearse", "campaign.yaml", "--repeat", "6", "--json"]) == 0
+    assert main(["rehearse", "campaign.yaml", "--repeat", "3", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["repeats"] == 6
+    assert told["repeats"] == 3
     assert {"bias", "sd", "told_se", "coverage", "promised_se"} <= set(told["figures"]["params"])
     assert sorted(campaign.rglob("*")) == before
 

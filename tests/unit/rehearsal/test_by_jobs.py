@@ -7,6 +7,7 @@ import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,6 +15,9 @@ from llem.cluster import reducing
 from llem.errors import ClusterError, InputError
 from llem.pipeline import aggregate_campaign, rehearse
 from llem.rehearsal import Failures, World, planted
+
+# Every element is a process that imports llem.
+pytestmark = pytest.mark.slow
 
 # Runs the elements of an array at once, one after the other; `lose` names those that it does not.
 PROGRAMS = {
@@ -157,7 +161,8 @@ def test_a_second_call_waits_for_the_first_ones_array_and_submits_no_run_twice(
         raise SystemExit
 
     with monkeypatch.context() as patch:
-        patch.setattr(reducing.time, "sleep", leave)
+        # its own pause alone: a busy machine has subprocess sleep as well
+        patch.setattr(reducing, "time", SimpleNamespace(**{**vars(time), "sleep": leave}))
         patch.setattr(reducing.slurm, "cancel", lambda jobs: None)
         with pytest.raises(SystemExit):
             aggregate_campaign(folder, slurm=True)

@@ -44,7 +44,10 @@ def played(gpu_plan, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(played):
-    return finish(played.folder, bootstrap=100)
+    with pytest.MonkeyPatch.context() as patch:
+        # Plots take long and are tested elsewhere.
+        patch.setattr("llem.report.page.can_plot", lambda: False)
+        return finish(played.folder, bootstrap=100)
 
 
 @pytest.fixture(scope="module")

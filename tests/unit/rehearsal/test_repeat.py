@@ -11,7 +11,7 @@ LAW = planted("chinchilla")
 
 @pytest.fixture(scope="module")
 def found(gpu_plan):
-    return repeat_rehearsal(lambda k: World(plan=gpu_plan, planted=LAW, seed=k), 16, bootstrap=20)
+    return repeat_rehearsal(lambda k: World(plan=gpu_plan, planted=LAW, seed=k), 10, bootstrap=20)
 
 
 def test_the_answers_scatter_about_the_planted_optimum(found):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llem.report.plots import LIGHT, make_plots
+from llem.report.plots import DARK, LIGHT, Plot, make_plots
 from llem.report.plots.theme import MAX_POINTS, count, thinned
 from llem.report.runs import gather, gather_columns
 from llem.scaling import fit_law
@@ -73,6 +73,19 @@ def test_a_parameter_that_is_not_identified_is_said_to_be(
     plot.svg(LIGHT)
     titles = [ax.get_title(loc="left") for ax in plot._drawn["light"].axes]
     assert [t for t in titles if "not identified" in t] == ["B = 1864, not identified"]
+
+
+def test_a_page_is_drawn_the_same_whether_the_other_was_before_it_or_not(
+    rows: list[dict[str, Any]], fit: dict[str, Any]
+) -> None:
+    """Axes and colour bar stand where the first drawing placed them."""
+
+    def loss() -> Plot:
+        return next(p for p in make_plots(gather(rows, fit), fit) if p.name == "loss")
+
+    second = loss()
+    second.svg(LIGHT)
+    assert second.svg(DARK) == loss().svg(DARK)
 
 
 def test_a_great_table_is_thinned() -> None:

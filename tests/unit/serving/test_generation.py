@@ -28,6 +28,9 @@ class Kept:
     def append(self, table, row):
         self.rows[table].append(row)
 
+    def append_rows(self, table, rows):
+        self.rows[table].extend(rows)
+
 
 @pytest.fixture(scope="module")
 def world():
@@ -53,7 +56,9 @@ def backend_of(world, *, lengths=LENGTHS, output_tokens=8, **options):
 def served(backend, requests, *, seed=0, **log):
     kept = Kept()
     torch.manual_seed(seed)
-    tokens = backend._generator.generate(requests, Log(kept, counter=NoCounter(), **log))
+    told = Log(kept, counter=NoCounter(), **log)
+    tokens = backend._generator.generate(requests, told)
+    told.hand_over()
     return tokens, kept
 
 

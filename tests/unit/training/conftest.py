@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ import sysconfig
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,16 @@ MODEL = Decoder(layers=2, width=16, heads=2, mlp_width=32, vocabulary=256, conte
 # Freed memory goes back to the kernel at once, so that what is resident is what is in use.
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "131072"}
 MakeRun = Callable[..., Run]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def imported() -> None:
+    """What a first step imports, left out of the collection that each training ends with."""
+    if find_spec("torch") and find_spec("accelerate"):
+        import accelerate  # noqa: F401
+        import torch._dynamo  # noqa: F401
+
+        gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,8 @@ from llem.records import read_rank
 pytest.importorskip("torch")
 pytest.importorskip("accelerate")
 
-pytestmark = pytest.mark.train
+# All of one module's ranks start together: eight seconds of a processor.
+pytestmark = [pytest.mark.train, pytest.mark.slow]
 
 Results = dict[str, list[dict[str, Any]]]
 
@@ -73,7 +74,6 @@ def records(folder: Path, name: str, ranks: int) -> list[Any]:
     return [read_rank(folder / str(ranks) / name / f"rank-{r:05d}.h5") for r in range(ranks)]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 @pytest.mark.parametrize("accum", [1, 2])
 def test_the_evaluation_loss_does_not_depend_on_ranks_or_accumulation(

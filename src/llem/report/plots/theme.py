@@ -109,11 +109,14 @@ class Plot:
             ax.grid(True, which="major")
             ax.set_axisbelow(True)
         self.draw(figure, theme)
-        # Axes are placed once, not at every saving.
+        # Axes are placed once, not at every saving, and alike on both pages.
+        twin = next(iter(self._drawn.values()), None)
         engine = figure.get_layout_engine()
-        if engine is not None:
+        if engine is not None and twin is None:
             engine.execute(figure)
         figure.set_layout_engine(None)
+        for ax, placed in zip(figure.axes, twin.axes if twin else (), strict=False):
+            ax.set_position(placed.get_position(original=True))
         return figure
 
 
