@@ -20,6 +20,7 @@ import os
 import random
 import sys
 import time
+from inspect import signature
 from itertools import product
 from typing import Any
 
@@ -74,6 +75,8 @@ def measure(served: Deployment) -> dict[str, Any]:
     model = model.to(getattr(torch, PRECISIONS[str(served.options["precision"])])).eval()
     rows, tokens = served.prompts.count, served.prompts.input_tokens or 1
     ids = torch.randint(0, served.model.vocabulary, (rows, tokens))
+    # The cache has another name in transformers 5.24 and after.
+    name = "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
     prefill: list[float] = []
     decode: list[float] = []
     began, rounds = time.process_time(), 0
@@ -82,8 +85,7 @@ def measure(served: Deployment) -> dict[str, Any]:
             cache, given = DynamicCache(config=config), ids
             for step in range(OUT):
                 t0 = time.process_time()
-                found = model(input_ids=given, use_cache=True, past_key_values=cache,
-                              logits_to_keep=1)  # fmt: skip
+                found = model(input_ids=given, use_cache=True, logits_to_keep=1, **{name: cache})
                 given = found.logits[:, -1].argmax(-1)[:, None]
                 given.tolist()
                 # The first round warms up.
