@@ -47,9 +47,9 @@ PASSED = 40.0
 # Seconds to start a backend in an element, and bytes of weights that it reads a second.
 START_S = {"transformers": 15.0, "vllm": 90.0, "tensorrt-llm": 120.0, "openai": 90.0}
 LOAD_BYTES_PER_S = 1e9
-# One standard error of the logarithm of a peak of memory: on the CPU from the same benchmark's
-# studies, on GPUs a guess.
-CPU_MEMORY_ERROR, GPU_MEMORY_ERROR = 0.15, 0.15
+# One standard error of the logarithm of a peak of memory: on the CPU by the same benchmark, on
+# GPUs a guess.
+CPU_MEMORY_ERROR, GPU_MEMORY_ERROR = 0.2, 0.15
 # Rounds of warm-up until a window of them take equally long.
 WARMUP_ROUNDS = 5.0
 # How sure the starting values are that a calibration corrects, where its runs do not tell.
