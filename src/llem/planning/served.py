@@ -147,4 +147,6 @@ def _with_memory(law: ServingLaw, runs: Sequence[ServedRun], device: Accelerator
     ]
     if len(off) < 2:
         return law
-    return replace(law, memory=math.exp(fmean(off)), memory_error=max(LEAST_ERROR, stdev(off)))
+    # What an allocator keeps differs from run to run and size to size: never surer than the prior.
+    error = max(law.memory_error, stdev(off))
+    return replace(law, memory=math.exp(fmean(off)), memory_error=error)
