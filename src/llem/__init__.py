@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from llem.data import prepare_data
     from llem.errors import InputError, LlemError
     from llem.pipeline import (
+        ExperimentResult,
         Result,
+        StudyResult,
         aggregate_campaign,
         calibrate,
         find_optimal,
@@ -29,14 +31,18 @@ if TYPE_CHECKING:
         refine_campaign,
         report_campaign,
         run_campaign,
+        run_experiment,
+        run_study,
     )
     from llem.scaling import fit_law
 
 __all__ = [
     "Campaign",
+    "ExperimentResult",
     "InputError",
     "LlemError",
     "Result",
+    "StudyResult",
     "__version__",
     "aggregate_campaign",
     "calibrate",
@@ -51,6 +57,8 @@ __all__ = [
     "refine_campaign",
     "report_campaign",
     "run_campaign",
+    "run_experiment",
+    "run_study",
 ]
 
 _HOME = {

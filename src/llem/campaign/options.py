@@ -6,11 +6,12 @@ what it really did, the backend tells itself when it has loaded, and the end rec
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib import metadata
 from typing import Any
 
-from llem.errors import Fault, did_you_mean
+from llem.errors import Fault, InputError, did_you_mean
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 
@@ -183,15 +184,63 @@ OPENAI = (
     *_sampling(),
 )  # fmt: skip
 
-BACKENDS: Mapping[str, Mapping[str, Option]] = {
-    name: {option.name: option for option in options}
-    for name, options in (
-        ("transformers", TRANSFORMERS),
-        ("vllm", VLLM),
-        ("tensorrt-llm", TENSORRT_LLM),
-        ("openai", OPENAI),
-    )
+OWN: Mapping[str, tuple[Option, ...]] = {
+    "transformers": TRANSFORMERS,
+    "vllm": VLLM,
+    "tensorrt-llm": TENSORRT_LLM,
+    "openai": OPENAI,
 }
+# Entry points of other packages' backends; what one names has its `options`.
+GROUP = "llem.backends"
+
+
+class _Backends(Mapping[str, Mapping[str, Option]]):
+    """The options of each backend by name: llem's own, and other packages' when they are asked for.
+
+    Raises InputError for one whose package cannot be imported, or tells no options.
+    """
+
+    def __init__(self) -> None:
+        self._read = {name: {o.name: o for o in options} for name, options in OWN.items()}
+
+    def __getitem__(self, name: str) -> Mapping[str, Option]:
+        if name not in self._read:
+            self._read[name] = {o.name: o for o in _options_of(self._others()[name])}
+        return self._read[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._read or name in self._others()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys([*OWN, *sorted(self._others())]))
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    @staticmethod
+    def _others() -> dict[str, metadata.EntryPoint]:
+        return {point.name: point for point in metadata.entry_points(group=GROUP)}
+
+
+def _options_of(point: metadata.EntryPoint) -> tuple[Option, ...]:
+    try:
+        return tuple(point.load().options)
+    except (ImportError, AttributeError) as error:
+        text = f"{point.name}: {point.value} cannot be asked for its options: {error}"
+        raise InputError("campaign", [Fault("backend", text)]) from error
+
+
+BACKENDS: Mapping[str, Mapping[str, Option]] = _Backends()
+
+
+def check_backend(name: str) -> str:
+    """The name of a backend that there is. Raises ValueError."""
+    if name in BACKENDS:
+        return name
+    near = did_you_mean(name, list(BACKENDS))
+    raise ValueError(
+        f"{name!r} is not one of {', '.join(BACKENDS)}" + (f" ({near})" if near else "")
+    )
 
 
 def unknown_option(backends: tuple[str, ...], name: str, *, path: str) -> Fault:

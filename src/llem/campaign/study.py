@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     Discriminator,
     Field,
@@ -17,9 +18,10 @@ from pydantic import (
 
 from llem.campaign.campaign import Amount, Count, Energy, SiteChoice
 from llem.campaign.guards import DataText, Name
+from llem.campaign.options import check_backend
 from llem.campaign.site import Notify, Seconds, Strict
 
-BackendName = Literal["transformers", "vllm", "tensorrt-llm", "openai"]
+BackendName = Annotated[str, AfterValidator(check_backend)]
 Order = Literal["sequential", "interleaved", "shuffled", "reverse", "latin-square"]
 
 

@@ -178,7 +178,7 @@ def _show(args: argparse.Namespace) -> int:
     for name, title, fields in (
         ("phases", "phases", ("attempt", "phase", "duration_s", "steps", "tokens", "energy_j")),
         ("devices", "devices", ("attempt", "host", "uuid", "domain", "quality", "energy_j",
-                                "coverage", "reason")),
+                                "coverage", "slowed_s", "capped_s", "reason")),
         ("ranks", "ranks", ("attempt", "rank", "host", "steps", "tokens", "wait_s", "last_share",
                             "clock_off_s", "clock")),
     ):  # fmt: skip

@@ -22,6 +22,8 @@ class Device:
     `counter_range_mj`: the counter starts again at 0 there (0: it does not within a job's time).
     `interval_s`: how often a slow source is read; 0: with every sample. `node_wide`: it counts for
     all who run on the node, and is this job's own only where the job holds the node.
+    `power_limit_w` is what its driver holds it to, `persistence` (1, 0) whether the driver stays
+    loaded between programs; NaN and -1 where it does not say.
     """
 
     uuid: str
@@ -37,6 +39,8 @@ class Device:
     counter_range_mj: float = 0.0
     interval_s: float = 0.0
     node_wide: bool = False
+    power_limit_w: float = math.nan
+    persistence: int = -1
 
     def attrs(self) -> dict[str, Any]:
         """The device as the attributes of its group in a node's record."""

@@ -171,7 +171,20 @@ class NvmlMeter:
             reason=reason,
             share=share,
             power=power,
+            power_limit_w=self._asked(lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle)) / 1e3,
+            persistence=self._persistence(handle),
         )
+
+    def _asked(self, read: Callable[[], float]) -> float:
+        """A number, NaN where the driver does not say."""
+        try:
+            return float(read())
+        except self._nvml.NVMLError:
+            return math.nan
+
+    def _persistence(self, handle: Any) -> int:
+        told = self._asked(lambda: self._nvml.nvmlDeviceGetPersistenceMode(handle))
+        return -1 if math.isnan(told) else int(told)
 
     def _power(self, handle: Any, field: int, scope: int) -> float:
         nvml = self._nvml

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         run_campaign,
     )
     from llem.pipeline.datasets import resolve_data
+    from llem.pipeline.experiments import run_experiment, run_study
     from llem.pipeline.finishing import Finished, finish, report_campaign
     from llem.pipeline.fitting import (
         FIT_FILE,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from llem.pipeline.sealing import SealedFile, check_records, seal_campaign, seal_records
     from llem.pipeline.slices import EdgeMinimaError
     from llem.pipeline.studies import PlannedStudy, plan_study
+    from llem.pipeline.studyresult import ExperimentResult, StudyResult
     from llem.pipeline.table import Table, TableError, read_table
     from llem.pipeline.viewing import Rows, compare_runs, load_rows, show_run
 
@@ -57,6 +59,7 @@ _HOME = {
     "Answer": "result",
     "Calibrated": "calibration",
     "EdgeMinimaError": "slices",
+    "ExperimentResult": "studyresult",
     "FIT_FILE": "fitting",
     "Finished": "finishing",
     "Measured": "measuring",
@@ -69,6 +72,7 @@ _HOME = {
     "Result": "result",
     "Rows": "viewing",
     "SealedFile": "sealing",
+    "StudyResult": "studyresult",
     "Table": "table",
     "TableError": "table",
     "aggregate_campaign": "campaigns",
@@ -96,6 +100,8 @@ _HOME = {
     "resolve_data": "datasets",
     "run_calibration": "calibration",
     "run_campaign": "campaigns",
+    "run_experiment": "experiments",
+    "run_study": "experiments",
     "seal_campaign": "sealing",
     "seal_records": "sealing",
     "show_run": "viewing",
@@ -108,6 +114,7 @@ __all__ = [
     "Answer",
     "Calibrated",
     "EdgeMinimaError",
+    "ExperimentResult",
     "Finished",
     "Measured",
     "Planned",
@@ -118,6 +125,7 @@ __all__ = [
     "Result",
     "Rows",
     "SealedFile",
+    "StudyResult",
     "Table",
     "TableError",
     "aggregate_campaign",
@@ -145,6 +153,8 @@ __all__ = [
     "resolve_data",
     "run_calibration",
     "run_campaign",
+    "run_experiment",
+    "run_study",
     "seal_campaign",
     "seal_records",
     "show_run",

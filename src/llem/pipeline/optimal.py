@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from llem.campaign import Budget, Run, Site, parse_budget
+from llem.campaign import Budget, Campaign, Run, Site, parse_budget
 from llem.errors import Fault, InputError, LlemError, did_you_mean
 from llem.pipeline.campaigns import (
     Foreign,
@@ -43,7 +43,6 @@ from llem.pipeline.saying import Say, notes_of
 from llem.pipeline.sizes import SIZES, Ladder, find_ladder, ladder_of
 
 if TYPE_CHECKING:
-    from llem.campaign import Campaign
     from llem.planning import Plan
     from llem.training import World
     from llem.training.samples import Objects

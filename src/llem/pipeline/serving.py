@@ -50,6 +50,15 @@ class Variant:
             "laws": {name: law.to_dict() for name, law in self.laws.items()},
         }
 
+    def __str__(self) -> str:
+        from llem.report.serving import law_lines
+
+        lines = [f"{self.name}: {self.runs} runs"]
+        lines += [f"  no law: {self.reason}"] if self.reason else []
+        for law in self.laws.values():
+            lines += law_lines(_plain(law.to_dict()))
+        return "\n".join(lines)
+
 
 @dataclass(frozen=True)
 class ServeQuestion:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from llem.records import Columns, DeviceSeries, NodeRecord, RecordError, read_node
 from llem.results.counter import SAMPLE_COLUMNS, EnergySeries, energy_series
 from llem.results.idle import idle_power
+from llem.results.slowdown import CAPPED, SLOWED, slowed_seconds
 from llem.results.timeline import PHASES, Cuts, Timeline
 from llem.results.view import HostView
 
@@ -36,10 +37,13 @@ Floats = NDArray[np.float64]
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Pieces:
     """A claim's window cut by phase and carbon intensity: the `cuts`, which the claims of a node
-    have in common, and the joules seen in each."""
+    have in common, and the joules seen in each. `slowed_s` and `capped_s` are the seconds of each
+    in which the device said so (`slowdown`); None where it never did."""
 
     cuts: Cuts
     energy_j: Floats
+    slowed_s: Floats | None = None
+    capped_s: Floats | None = None
 
     def by_phase(self) -> dict[str, float]:
         """Joules seen in each phase."""
@@ -171,7 +175,10 @@ def _claim(
     wait_j = nan if view.waits else 0.0
     if isinstance(series, EnergySeries):
         found = series.at(cuts.t1_ns) - series.at(cuts.t0_ns)
-        pieces = Pieces(cuts=cuts, energy_j=found)
+        slowed_s, capped_s = (
+            slowed_seconds(device, mask, cuts.t0_ns, cuts.t1_ns) for mask in (SLOWED, CAPPED)
+        )
+        pieces = Pieces(cuts=cuts, energy_j=found, slowed_s=slowed_s, capped_s=capped_s)
         looked_up = _LookedUp(series)
         wait_j = _wait_j(device.uuid, looked_up, view)
         if view.line is not None:

@@ -51,7 +51,8 @@ AWAKE_W = 1.0
 
 # What of the samples is read.
 SAMPLE_COLUMNS = (
-    "t_ns", "read_ns", "energy_mj", "power_mw", "temperature_c", "utilization", "flags",
+    "t_ns", "read_ns", "energy_mj", "power_mw", "temperature_c", "utilization", "throttle",
+    "flags",
 )  # fmt: skip
 
 Floats = NDArray[np.float64]

@@ -17,6 +17,7 @@ from llem.results.claims import Claim
 from llem.results.domains import ACCELERATORS
 from llem.results.energy import LateOptions, idle_of
 from llem.results.observation import NAN
+from llem.results.slowdown import slowed_columns
 from llem.results.steps import PhaseTime
 from llem.results.timeline import PHASES, REST
 
@@ -42,7 +43,11 @@ class PhaseEnergy:
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceRow:
-    """One device in one attempt; NaN with a reason where its energy is not known."""
+    """One device in one attempt; NaN with a reason where its energy is not known.
+
+    `slowed_s` and `capped_s` are the seconds in which it ran slower for its heat or supply, and at
+    its power limit, by its own word; NaN where it does not tell.
+    """
 
     run_id: str
     attempt: int
@@ -59,6 +64,8 @@ class DeviceRow:
     idle_source: str
     duration_s: float
     coverage: float
+    slowed_s: float = NAN
+    capped_s: float = NAN
     reason: str
 
 
@@ -126,6 +133,7 @@ def device_rows(
                 idle_source=idle_source,
                 duration_s=claim.duration_s,
                 coverage=claim.coverage,
+                **slowed_columns([claim]),
                 reason=claim.reason,
             )
         )

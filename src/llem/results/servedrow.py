@@ -19,6 +19,7 @@ from llem.results.phases import phase_energy
 from llem.results.pool import Pool
 from llem.results.row import cost_of, quotient
 from llem.results.served import MEASURED, Served, together
+from llem.results.slowdown import slowed_columns
 from llem.results.timeline import PHASES, Cuts
 
 PERCENTILES = (50, 90, 99)
@@ -50,6 +51,8 @@ class ServedRow:
     flops             forward FLOPs of prompts and tokens with attention; mfu is flops / (span_s x
                       ranks x peak)
     wait_energy_j     as a training's, of all forward passes of the attempt
+    slowed_s          device-seconds slowed by heat or supply, capped_s at the power limit, by the
+                      devices' own word; NaN where none tells
     coverage          least of requests, ranks and device-seconds seen / expected
     """
 
@@ -113,6 +116,8 @@ class ServedRow:
     carbon_reason: str = ""
     gpu_seconds: float = NAN
     wait_energy_j: float = NAN
+    slowed_s: float = NAN
+    capped_s: float = NAN
     ranks: int = 0
     replicas: int = 0
     nodes: int = 0
@@ -170,6 +175,7 @@ def observe_served(
            "expected_nodes": chosen.expected_nodes},
         **energy,
         **split,
+        **slowed_columns(measured),
         **_percentiles(served),
         attempt=chosen.number,
         status=chosen.status,
@@ -289,7 +295,13 @@ def _measured(claim: Claim) -> Claim:
         claim,
         t0_ns=int(inside.t0_ns[0]),
         t1_ns=int(inside.t1_ns[-1]),
-        pieces=replace(claim.pieces, cuts=inside, energy_j=joules),
+        pieces=replace(
+            claim.pieces,
+            cuts=inside,
+            energy_j=joules,
+            slowed_s=None if claim.pieces.slowed_s is None else claim.pieces.slowed_s[kept],
+            capped_s=None if claim.pieces.capped_s is None else claim.pieces.capped_s[kept],
+        ),
         # a claim whose energy is not known is not known in its parts either
         energy_j=total if math.isfinite(claim.energy_j) else NAN,
         undivided_j=total if math.isfinite(claim.energy_j) else NAN,

@@ -13,23 +13,26 @@ from importlib import import_module, metadata
 from typing import Any, Protocol
 
 from llem.campaign import Serving
+from llem.campaign.options import GROUP
 from llem.errors import Fault, InputError, LlemError, UnavailableError, did_you_mean
 from llem.serving.log import Log
 from llem.serving.replica import Replica
 from llem.serving.requests import Request, Tokenizer
 
-GROUP = "llem.backends"
 # llem's own, which need no installed metadata.
 OWN = {
     "transformers": "llem.serving.transformers_backend:TransformersBackend",
     "openai": "llem.serving.openai_backend:OpenAIBackend",
+    "vllm": "llem.serving.engines:VllmBackend",
+    "tensorrt-llm": "llem.serving.engines:TensorRTBackend",
 }
 
 
 class Backend(Protocol):
     """One replica of a deployment, on the ranks of `replica`.
 
-    `sees_forwards` says whether it records its forward passes, or tokens as they come.
+    `sees_forwards` says whether it records its forward passes, or tokens as they come. A class of
+    another package tells its options as well: `options`, of `llem.campaign.options.Option`.
     """
 
     sees_forwards: bool

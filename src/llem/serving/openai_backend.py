@@ -56,26 +56,36 @@ class OpenAIBackend:
         self.run = run
         self.replica = replica
         self.options = run.deployment.effective
-        command = self.options.get("command")
-        if not command:
-            text = "is required: what starts the server"
-            hint = "e.g. vllm serve {path} --port {port}"
-            raise InputError(f"run {run.run_id}", [Fault("options.command", text, hint)])
+        command = self.command()
         if replica.size > 1 and replica.count > 1:
             text = "servers that split a model need a job for each replica"
             raise InputError(f"run {run.run_id}", [Fault("options.tensor_parallel", text)])
         model = run.deployment.model
         self.server = Server(
-            str(command), values={"path": model.path or model.name, "gpus": replica.size}
+            command, values={"path": model.path or model.name, "gpus": replica.size}
         )
         self.model = ""
         self.told: dict[str, Any] = {}
+
+    def command(self) -> str:
+        """What starts the server. Raises InputError or UnavailableError."""
+        command = self.options.get("command")
+        if not command:
+            text = "is required: what starts the server"
+            hint = "e.g. vllm serve {path} --port {port}"
+            raise InputError(f"run {self.run.run_id}", [Fault("options.command", text, hint)])
+        return str(command)
+
+    @property
+    def ready_s(self) -> float:
+        """How long it may take to answer."""
+        return float(self.options.get("ready_s") or TIMEOUT_S)
 
     def load(self) -> None:
         if not self.replica.lead:
             return
         self.server.start()
-        self.server.wait(self._answers, timeout_s=float(self.options.get("ready_s") or TIMEOUT_S))
+        self.server.wait(self._answers, timeout_s=self.ready_s)
 
     def tokenizer(self) -> Tokenizer:
         return tokenizer_of(self.run.deployment.model)
@@ -238,9 +248,12 @@ class OpenAIBackend:
             "seed": self.run.seed * 1_000_003 + request.number,
             "ignore_eos": bool(options.get("ignore_eos", True)),
         }
+        # It changes the likeliest token too.
+        if (penalty := options.get("repetition_penalty", 1.0)) != 1.0:
+            body["repetition_penalty"] = penalty
         if not options.get("sample"):
             return {**body, "temperature": 0.0}
-        names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+        names = ("temperature", "top_k", "top_p", "min_p")
         return {**body, **{n: options[n] for n in names if options.get(n) is not None}}
 
 

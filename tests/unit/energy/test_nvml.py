@@ -50,6 +50,8 @@ def test_a_gpu_reads_counter_power_and_the_rest(ask):
     assert (device["quality"], device["domain"], device["power"]) == ("counter", "gpu", "instant")
     assert reading["power_mw"] == 300_000 and reading["energy_mj"] > 0
     assert reading["clock_mhz"] == 1410 and reading["temperature_c"] == 45
+    # what a reader of the figures has to know of the board
+    assert (device["power_limit_w"], device["persistence"]) == (700.0, 1)
     assert reasons == []
 
 

@@ -51,7 +51,7 @@ def device(job, energy_j):
     return DeviceRow(
         run_id="a", attempt=0, job=job, host="n", uuid="GPU-0", name="", domain="gpu",
         source="nvml", quality="counter", energy_j=energy_j, wait_energy_j=0.0, idle_w=math.nan,
-        idle_source="", duration_s=1.0, coverage=1.0, reason="",
+        idle_source="", duration_s=1.0, coverage=1.0, slowed_s=0.0, capped_s=0.0, reason="",
     )  # fmt: skip
 
 

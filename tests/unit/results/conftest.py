@@ -176,6 +176,7 @@ class Planted:
              from_s: float = 0.0, to_s: float = 12.0, interval_s: float = 0.1,
              attrs: Mapping[str, Any] | None = None,
              energy_at: Callable[[float], float] | None = None,
+             throttle: Callable[[float], int] = lambda _s: 0,
              idle_w: float | None = None, **meta: Any) -> Path:  # fmt: skip
         """`power_w(uuid, seconds)` is integrated exactly where it is constant over an interval;
         `energy_at(seconds)` in joules replaces the counter."""
@@ -200,7 +201,8 @@ class Planted:
                         joules += power_w(uuid, s - interval_s / 2) * interval_s
                     energy = energy_at(s) if energy_at else joules
                     mj = energy * 1e3 if kind["counter"] else math.nan
-                    row = (host.at(s), 1000, mj, power_w(uuid, s) * 1e3, 40, 90, 1400, 0, 0)
+                    row = (host.at(s), 1000, mj, power_w(uuid, s) * 1e3, 40, 90, 1400,
+                           throttle(s), 0)  # fmt: skip
                     writer.append(samples_table(uuid), row)
         return path
 
