@@ -167,6 +167,9 @@ class Study(Strict):
     layout: PlacesChoice | None = None
     energy: Energy = Energy()
     site: SiteChoice = "laptop"
+    calibration: DataText | None = Field(
+        None, description="a study that ran on the site: its DIR. What it took tells the times"
+    )
     notify: Notify | None = Field(None, description="instead of the site's")
 
     @property

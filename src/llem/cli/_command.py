@@ -90,7 +90,8 @@ def add_calibration(parser: argparse.ArgumentParser) -> None:
     """The `--calibration` of commands that plan."""
     parser.add_argument(
         "--calibration", type=Path, metavar="DIR|FILE",
-        help="rest the figures on what `llem calibrate` measured (overrides the campaign's)",
+        help="rest the figures on what `llem calibrate` measured, or of a study on one that ran "
+        "on the site (overrides the campaign's)",
     )  # fmt: skip
 
 

@@ -171,7 +171,10 @@ def _head(summary: Summary) -> RenderableType:
     grid.add_row(_done(summary), bar)
     share = summary.gpu_hours / summary.gpu_hours_budget if summary.gpu_hours_budget else 0.0
     hours = f"{_hours(summary.gpu_hours)} of {_hours(summary.gpu_hours_budget)} device-hours"
-    grid.add_row("used", _text(f"{hours} ({share:.1%}); budget {summary.budget}"))
+    told = f"({share:.1%}); budget {summary.budget}"
+    if summary.budget == "none":
+        told = f"that were expected ({share:.0%}); no budget"
+    grid.add_row("used", _text(f"{hours} {told}"))
     if summary.finished_runs:
         measured = f"{summary.energy_runs} of {summary.finished_runs} finished runs"
         energy = f"{format_si(summary.energy_j, 'J')} in {measured}"

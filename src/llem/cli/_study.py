@@ -27,9 +27,10 @@ TOLD = 4
 
 def plan(args: argparse.Namespace, study: Study, base: Path, budget: Budget | None) -> int:
     """`llem plan` of a study. Raises InputError for options that are of trainings."""
-    given = {"--runs": args.runs, "--waves": args.waves, "--calibration": args.calibration}
+    given = {"--runs": args.runs, "--waves": args.waves}
     planned = _planned(
         study, given, out=args.out or Path(study.name), base=base, budget=budget,
+        calibration=args.calibration,
         ask_cluster=args.ask_cluster, replace_old=args.replace, write=not args.dry_run,
     )  # fmt: skip
     if args.json:
@@ -40,7 +41,7 @@ def plan(args: argparse.Namespace, study: Study, base: Path, budget: Budget | No
     if args.dry_run:
         note(f"dry run: {where} was not written")
     elif planned.changed:
-        note(f"written: {where}; next: llem submit {where}")
+        note(f"written: {where}; read {planned.folder.plan_page}; next: llem submit {where}")
     else:
         note(f"{where} holds this plan already; nothing was changed")
     return 0
@@ -50,8 +51,11 @@ def planned_to_run(
     args: argparse.Namespace, study: Study, base: Path, budget: Budget | None
 ) -> PlannedStudy:
     """The plan that `llem run` of a study begins with. Raises InputError."""
-    given = {"--runs": args.runs, "--waves": args.waves, "--calibration": args.calibration}
-    return _planned(study, given, out=args.out or Path(study.name), base=base, budget=budget)
+    given = {"--runs": args.runs, "--waves": args.waves}
+    return _planned(
+        study, given, out=args.out or Path(study.name), base=base, budget=budget,
+        calibration=args.calibration,
+    )  # fmt: skip
 
 
 def _planned(study: Study, of_trainings: dict[str, Any], **options: Any) -> PlannedStudy:
@@ -96,10 +100,9 @@ def study_tables(plan: StudyPlan) -> None:
 
 
 def _figures(plan: StudyPlan) -> Iterator[tuple[str, str]]:
-    from llem.planning.spend import uncertainty
     from llem.planning.study import spent
 
-    study, totals, known = plan.campaign, plan.totals, uncertainty(plan.device)
+    study, totals, known = plan.campaign, plan.totals, plan.uncertainty
     together = [len(names) // study.cycles for a in plan.arrays for names in a.elements]
     text = f"{study.order}, within elements of {_range(min(together), max(together))} deployment"
     yield "order", text + ("s" if max(together) > 1 else "")
@@ -109,11 +112,12 @@ def _figures(plan: StudyPlan) -> Iterator[tuple[str, str]]:
         f"{spent(plan.runs, plan.budget.unit, plan.site):.4g}{of} = "
         f"{format_si(totals['requests'])} requests, {format_si(totals['tokens'])} tokens out, "
         f"{format_si(totals['gpu_hours'])} GPU-hours (x/ {off['gpu_hours']:.2f}), "
-        f"{format_si(totals['energy_j'], 'J')} (x/ {off['energy_j']:.2f})"
+        f"{format_si(totals['energy_j'], 'J')} (x/ {off['energy_j']:.2f}), memory "
+        f"x/ {off['memory']:.2f}; each at one standard error"
     )
     yield "expected", text
     source = known["source"]
-    yield "rests on", f"utilisation {source['utilisation']}; power {source['power']}"
+    yield "rests on", f"times: {source['time']}; power: {source['power']}"
     if plan.limits is not None:
         yield "limits", plan.limits.source
     models = {id(m): m for some in plan.runs.replicates if (m := some.run.deployment.model)}
@@ -131,7 +135,11 @@ def _left_out(plan: StudyPlan) -> Iterator[tuple[str, str]]:
 
     by_reason: dict[str, list[str]] = {}
     for item in plan.excluded:
-        by_reason.setdefault(item.reason, []).append(named(item.what))
+        reason, name = item.reason, named(item.what)
+        if item.by == "memory":
+            # Each needs something else: one line for all of them.
+            reason, name = "more memory than a device has", f"{name} {reason.partition(' on ')[0]}"
+        by_reason.setdefault(reason, []).append(name)
     for reason, names in by_reason.items():
         yield "excluded", f"{len(names)}: {reason} ({_some(names)})"
     if plan.duplicates:

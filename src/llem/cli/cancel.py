@@ -20,7 +20,8 @@ def run(args: argparse.Namespace) -> int:
     plan = folder.load_plan()
     jobs = cancel(folder, plan)
     if plan.site.executor == "local":
-        note("asked the running elements to write a checkpoint and stop")
+        trains = plan.campaign.workload == "training"
+        note(f"asked the running elements to {'write a checkpoint and ' * trains}stop")
     else:
         note(f"cancelled: {', '.join(jobs)}" if jobs else "nothing was submitted")
     return 0

@@ -15,6 +15,7 @@ from llem.cluster import CampaignFolder, render_files
 from llem.errors import Fault, InputError
 from llem.pipeline.campaigns import digest_of_image, image_digest, limits_of
 from llem.planning import StudyPlan, make_study_plan
+from llem.report.plan import Timeline, render_study_page, times_of_study
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,8 @@ class PlannedStudy:
     plan: StudyPlan
     folder: CampaignFolder
     changed: bool
-    # Trainings have a timeline of their waves, for their page.
-    times: None = None
+    # How its jobs follow each other, where that was worked out for its page.
+    times: Timeline | None = None
 
 
 def plan_study(
@@ -37,12 +38,14 @@ def plan_study(
     ask_cluster: bool = False,
     replace_old: bool = False,
     write: bool = True,
+    calibration: str | Path | None = None,
 ) -> PlannedStudy:
     """Plan `study` into the folder `out`; a second identical call changes nothing.
 
     `base` is the folder that relative paths of models and prompts start from, `budget` overrides
     the file's; with `ask_cluster` the scheduler here is asked for its limits. With `write=False`
-    nothing is written. Raises InputError with every fault.
+    nothing is written. `calibration` is the folder of a study that ran on the site, in place of the
+    file's: what is expected rests on it. Raises InputError with every fault.
     """
     folder = CampaignFolder(Path(out))
     if budget is not None:
@@ -56,23 +59,54 @@ def plan_study(
     prompts, more = _prompts((s.prompts for s in swept.settings), place)
     if faults or more:
         raise InputError("campaign", [*faults, *more])
-    limits = limits_of(site_of(study)) if ask_cluster else None
-    plan = make_study_plan(study, swept, models=models, prompts=prompts, limits=limits)
-    changed = False
+    site = site_of(study)
+    limits = limits_of(site) if ask_cluster else None
+    if calibration is None and study.calibration is not None:
+        calibration = place / Path(study.calibration).expanduser()
+    measured = None
+    if calibration is not None:
+        from llem.pipeline.served import laws_of_study
+
+        measured = laws_of_study(calibration, site)
+    plan = make_study_plan(
+        study, swept, models=models, prompts=prompts, limits=limits, measured=measured
+    )
+    changed, times = False, None
     if write:
-        site = plan.site
         files = render_files(
             plan,
             image_digest=image_digest(plan),
             image_digests={
-                backend: digest_of_image(site.image_for(backend))
+                backend: digest_of_image(plan.site.image_for(backend))
                 for backend in dict.fromkeys(a.backend for a in plan.arrays)
-                if site.image_for(backend) != site.image
+                if plan.site.image_for(backend) != plan.site.image
             },
         )
         paths = {folder.jobs / name: text for name, text in files.items()}
+        paths[folder.plan_page], times = draw_study(plan)
         changed = folder.write_plan(plan, paths, replace=replace_old)
-    return PlannedStudy(plan, folder, changed)
+    return PlannedStudy(plan, folder, changed, times)
+
+
+def draw_study(plan: StudyPlan) -> tuple[str, Timeline | None]:
+    """The plan's page, and the timeline in it."""
+    cells = [
+        {
+            "run_ids": some.run_ids,
+            "level": some.run.level,
+            "deployment_id": some.run.deployment.deployment_id,
+            "told": plan.told(some.run),
+            "predicted": vars(some.run.predicted),
+            "layout": vars(some.run.layout),
+            "params": some.run.params,
+            "tokens": some.run.tokens,
+            "backend": some.run.deployment.backend,
+        }
+        for some in plan.runs.replicates
+    ]
+    values = {**plan.head(), "arrays": [vars(array) for array in plan.arrays], "cells": cells}
+    times = times_of_study(values)
+    return render_study_page(values, times=times), times
 
 
 def _models(study: Study, base: Path) -> tuple[dict[str, ServedModel], list[Fault]]:

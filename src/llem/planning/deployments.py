@@ -14,9 +14,12 @@ from llem.campaign.sweep import Setting, matches
 from llem.errors import Fault, InputError
 from llem.planning.hardware import Accelerator
 from llem.planning.serving import memory_of_serving
+from llem.planning.servinglaw import ServingLaw
 
 # Faults that are told one by one, however many deployments have them.
 MOST_TOLD = 20
+# So many standard errors of what is needed decide what surely does not fit, and what may not.
+MEMORY_ERRORS = 2.0
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,8 @@ class Expanded:
     duplicates: tuple[Duplicate, ...]
     notes: tuple[str, ...] = ()
     varied: tuple[str, ...] = ()
+    # How many are expected to fit into memory by less than the error of that.
+    tight: int = 0
 
 
 def expand(
@@ -58,15 +63,19 @@ def expand(
     rules: Sequence[Rule],
     site: Site,
     device: Accelerator,
+    laws: Mapping[str, ServingLaw],
 ) -> Expanded:
     """Every deployment that is to be served, in the order of the settings.
 
-    Excluded are those that a rule names, and those that cannot fit into memory. Of deployments
+    Excluded are those that a rule names, and those that do not fit into memory even if they need
+    two standard errors less than is expected. Of deployments
     that llem knows to be the same the first is kept. Raises InputError where a parallelism, a
     layout or a text's length fits neither model nor site: once for each way in which it does not.
     """
     varied = _varied(settings)
-    made = _Expansion(models=models, prompts=prompts, site=site, device=device, varied=varied)
+    made = _Expansion(
+        models=models, prompts=prompts, site=site, device=device, laws=laws, varied=varied
+    )
     used = [0] * len(rules)
     for setting in settings:
         made.take(setting, rules, used)
@@ -83,6 +92,7 @@ def expand(
         duplicates=tuple(made.duplicates),
         notes=tuple(notes),
         varied=varied,
+        tight=made.tight,
     )
 
 
@@ -92,7 +102,9 @@ class _Expansion:
     prompts: Mapping[PromptChoice, Prompts]
     site: Site
     device: Accelerator
+    laws: Mapping[str, ServingLaw]
     varied: tuple[str, ...]
+    tight: int = 0
     deployments: dict[Any, Deployment] = field(default_factory=dict)
     excluded: list[Excluded] = field(default_factory=list)
     duplicates: list[Duplicate] = field(default_factory=list)
@@ -132,10 +144,14 @@ class _Expansion:
             arrival=arrival,
             layout=layout,
         )
-        needed = memory_of_serving(deployment, self.device).total
-        if needed > self.device.memory_bytes:
+        law = self.laws[setting.backend]
+        needed = memory_of_serving(deployment, self.device, factor=law.memory).total
+        off = math.exp(MEMORY_ERRORS * law.memory_error)
+        self.tight += needed / off <= self.device.memory_bytes < needed * off
+        # What is left out is never known to be wrong; what runs out of memory says so.
+        if needed / off > self.device.memory_bytes:
             reason = (
-                f"needs about {needed / 1e9:.3g} GB on each device, which has "
+                f"needs about {needed / 1e9:.3g} GB (x/ {off:.2f}) on each device, which has "
                 f"{self.device.memory_bytes / 1e9:.3g} GB"
             )
             self.excluded.append(Excluded(self._what(setting, effective), reason, "memory"))

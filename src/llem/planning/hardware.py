@@ -112,6 +112,22 @@ BANDWIDTHS: Mapping[str, float] = {
     "MI300X": 5300e9,
     "cpu": 10e9,
 }
+# FLOP/s in fp32 without tensor cores, as torch multiplies by default, by the same data sheets.
+FP32_FLOPS: Mapping[str, float] = {
+    "V100": 15.7e12,
+    "A100-40GB": 19.5e12,
+    "A100-64GB": 22.4e12,
+    "A100-80GB": 19.5e12,
+    "L40S": 91.6e12,
+    "H100": 67e12,
+    "H200": 67e12,
+    "GH200": 67e12,
+    "B200": 75e12,
+    "MI250X": 23.95e12,
+    "MI300X": 163.4e12,
+}
+# The same as a part of the peak, of a device that is not in the table.
+FP32_SHARE = 1 / 16
 # FLOPs of the peak for a byte of bandwidth, of a device that is not in the table: a usual balance.
 FLOPS_PER_BYTE = 250.0
 
@@ -119,6 +135,11 @@ FLOPS_PER_BYTE = 250.0
 def bandwidth_of(device: Accelerator) -> float:
     """Bytes a second between the device and its memory."""
     return BANDWIDTHS.get(device.name, device.peak_flops / FLOPS_PER_BYTE)
+
+
+def fp32_flops_of(device: Accelerator) -> float:
+    """FLOP/s in fp32 without tensor cores."""
+    return FP32_FLOPS.get(device.name, device.peak_flops * FP32_SHARE)
 
 
 def accelerator_of(site: Site, measured: Sequence[Measured] = ()) -> Accelerator:

@@ -35,11 +35,13 @@ from llem.planning.limits import ClusterLimits, narrowed
 from llem.planning.orders import ordered
 from llem.planning.plan import PLAN_SCHEMA, Plan
 from llem.planning.serving import predict
-from llem.planning.spend import cost_of, uncertainty
+from llem.planning.servinglaw import ServingLaw, law_of
+from llem.planning.spend import cost_of
 
 STUDY = "deployments"
-# Twice the prediction and five minutes, as for trainings: predictions are priors.
-TIME_FACTOR, TIME_MORE_S = 2, 300
+# An element may take as long as is expected and so many standard errors more, and a time for what
+# has nothing to do with serving: a container that starts slowly, a file system that is busy.
+LIMIT_ERRORS, LIMIT_MORE_S = 2.0, 180.0
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,8 @@ class StudyPlan:
     varied: tuple[str, ...]
     warnings: tuple[str, ...]
     device: Accelerator
+    # What serves, by backend.
+    laws: Mapping[str, ServingLaw]
     limits: ClusterLimits | None = None
     rehearsal: Mapping[str, Any] | None = None
 
@@ -94,6 +98,32 @@ class StudyPlan:
             "energy_j": self.runs.total(lambda r: r.predicted.energy_j),
         }
 
+    @cached_property
+    def uncertainty(self) -> dict[str, Any]:
+        """How far what is spent may be off: one standard error of each logarithm, and the sources.
+
+        Of several backends the least known counts.
+        """
+        laws = self.laws.values()
+        return {
+            "uncertainty": {
+                "flops": 0.0,
+                "gpu_hours": max(law.time_error for law in laws),
+                "energy_j": max(math.hypot(law.time_error, law.power_error) for law in laws),
+                "memory": max(law.memory_error for law in laws),
+            },
+            "source": {
+                "time": _by_backend({b: law.source for b, law in self.laws.items()}),
+                "power": _by_backend(
+                    {
+                        b: f"{law.power_w:.4g} W +- {law.power_error:.0%} a device: "
+                        f"{law.power_source}"
+                        for b, law in self.laws.items()
+                    }
+                ),
+            },
+        }
+
     def told(self, run: Serving) -> dict[str, str]:
         """What sets a run's deployment apart, by the short name of each key."""
         return {short(key): said(value_of(run.deployment, key)) for key in self.varied}
@@ -116,8 +146,9 @@ class StudyPlan:
                 "flops": totals["flops"],
                 "gpu_hours": totals["gpu_hours"],
                 "energy_j": totals["energy_j"],
-                **uncertainty(self.device),
+                **self.uncertainty,
             },
+            "laws": {backend: asdict(law) for backend, law in self.laws.items()},
             "totals": dict(totals),
             "design": {
                 "kind": STUDY,
@@ -160,11 +191,19 @@ class StudyPlan:
                 varied=tuple(values["design"]["varied"]),
                 warnings=tuple(values["warnings"]),
                 device=Accelerator(**values["site"]["device"]),
+                laws={b: ServingLaw(**law) for b, law in values["laws"].items()},
                 limits=ClusterLimits(**limits) if limits else None,
                 rehearsal=values.get("rehearsal"),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise InputError("plan.json", [f"not a plan of a study: {error!r}"]) from None
+
+
+def _by_backend(told: Mapping[str, str]) -> str:
+    """What holds for every backend, or for each."""
+    if len(set(told.values())) == 1:
+        return next(iter(told.values()))
+    return "; ".join(f"{backend}: {text}" for backend, text in told.items())
 
 
 def value_of(deployment: Deployment, key: str) -> Any:
@@ -231,10 +270,12 @@ def make_study_plan(
     models: Mapping[str, ServedModel],
     prompts: Mapping[PromptChoice, Prompts],
     limits: ClusterLimits | None = None,
+    measured: Mapping[str, ServingLaw] | None = None,
 ) -> StudyPlan:
     """Plan every deployment of a study, `cycles` times each.
 
-    `models` and `prompts` are what those of the file turned out to be. Raises InputError where a
+    `models` and `prompts` are what those of the file turned out to be; `measured` are the laws of
+    backends that have served on the site. Raises InputError where a
     deployment cannot be served on the site, nothing is left to serve, or the budget does not
     suffice.
     """
@@ -242,6 +283,8 @@ def make_study_plan(
     if limits is not None:
         site = narrowed(site, limits)
     device = accelerator_of(site)
+    backends = dict.fromkeys(setting.backend for setting in swept.settings)
+    laws = {b: (measured or {}).get(b) or law_of(device, b) for b in backends}
     found = expand(
         swept.settings,
         models=models,
@@ -249,13 +292,16 @@ def make_study_plan(
         rules=study.sweep.exclude,
         site=site,
         device=device,
+        laws=laws,
     )
     if not found.deployments:
         reasons = dict.fromkeys(e.reason for e in found.excluded)
         text = f"leaves nothing to serve: all {len(found.excluded)} deployments are excluded"
         raise InputError("campaign", [Fault("sweep", text, "; ".join(list(reasons)[:3]))])
-    runs = runs_of(study, found.deployments, site, device)
-    arrays = pack_study(runs, study, site)
+    served = {deployment.backend for deployment in found.deployments}
+    laws = {backend: law for backend, law in laws.items() if backend in served}
+    runs = runs_of(study, found.deployments, site, device, laws)
+    arrays = pack_study(runs, study, site, laws)
     expected = runs.total(lambda r: r.predicted.gpu_hours)
     budget = study.budget or Budget(expected, "GPUh")
     plan = StudyPlan(
@@ -269,6 +315,7 @@ def make_study_plan(
         varied=found.varied,
         warnings=(),
         device=device,
+        laws=laws,
         limits=limits,
     )
     cost = spent(runs, budget.unit, site)
@@ -276,11 +323,17 @@ def make_study_plan(
         text = f"{cost:.4g} {budget.unit} are expected, and {budget} may be spent"
         hint = "fewer cycles, deployments or prompts; or a larger --budget"
         raise InputError("campaign", [Fault("budget", text, hint)])
-    return replace(plan, warnings=tuple(_warnings(plan, swept, found)))
+    unknown = [backend for backend in laws if measured is not None and backend not in measured]
+    told = [f"the calibration has not measured {backend}: times are a prior" for backend in unknown]
+    return replace(plan, warnings=(*told, *_warnings(plan, swept, found)))
 
 
 def runs_of(
-    study: Study, deployments: Sequence[Deployment], site: Site, device: Accelerator
+    study: Study,
+    deployments: Sequence[Deployment],
+    site: Site,
+    device: Accelerator,
+    laws: Mapping[str, ServingLaw],
 ) -> Runs[Serving]:
     """Every cycle of every deployment, a cell for each deployment."""
     asked = study.warmup
@@ -292,10 +345,13 @@ def runs_of(
     length = pack_length_s(site)
 
     def predicted(deployment: Deployment) -> Predicted:
-        alone = predict(deployment, device=device, warmup=warmup, cooldown_s=cooldown)
+        law = laws[deployment.backend]
+        alone = predict(deployment, device=device, law=law, warmup=warmup, cooldown_s=cooldown)
+        # The start of an element is shared by what it holds.
         share = min(1.0, alone.duration_s / length) if length > 0 else 1.0
-        device_s = (alone.duration_s + share * site.startup_s) * deployment.layout.ranks
-        return replace(alone, gpu_hours=device_s / 3600, energy_j=device_s * device.power_w)
+        start = share * (site.startup_s + law.start_s)
+        device_s = (alone.duration_s + start) * deployment.layout.ranks
+        return replace(alone, gpu_hours=device_s / 3600, energy_j=device_s * law.power_w)
 
     cycles = range(study.cycles)
     return Runs(
@@ -313,7 +369,9 @@ def runs_of(
     )
 
 
-def pack_study(runs: Runs[Serving], study: Study, site: Site) -> tuple[ServingArray, ...]:
+def pack_study(
+    runs: Runs[Serving], study: Study, site: Site, laws: Mapping[str, ServingLaw]
+) -> tuple[ServingArray, ...]:
     """Blocks of deployments with all their cycles, one to an element, in the study's order.
 
     Deployments of one block have one backend and shape and follow each other in the file; there
@@ -339,14 +397,15 @@ def pack_study(runs: Runs[Serving], study: Study, site: Site) -> tuple[ServingAr
     for shape in sorted(blocks):
         classes: dict[int, list[tuple[float, tuple[str, ...]]]] = defaultdict(list)
         for block in blocks[shape]:
-            seconds = site.startup_s + sum(s.run.predicted.duration_s * len(s) for s in block)
+            seconds = site.startup_s + laws[shape[2]].start_s
+            seconds += sum(s.run.predicted.duration_s * len(s) for s in block)
             rank = math.ceil(math.log(max(seconds, 60.0), TIME_CLASS))
             places = ordered(study.order, len(block), study.cycles, seed=study.seed + number)
             names = tuple(block[d].run_ids[c] for d, c in places)
             classes[rank].append((seconds, names))
             number += 1
         for rank in sorted(classes):
-            jobs.extend(_arrays(shape, rank, classes[rank], site))
+            jobs.extend(_arrays(shape, rank, classes[rank], site, laws[shape[2]]))
     return tuple(jobs)
 
 
@@ -355,10 +414,11 @@ def _arrays(
     time_class: int,
     elements: Sequence[tuple[float, tuple[str, ...]]],
     site: Site,
+    law: ServingLaw,
 ) -> list[ServingArray]:
     nodes, gpus, backend = shape
     longest = max(seconds for seconds, _ in elements)
-    limit = math.ceil((TIME_FACTOR * longest + TIME_MORE_S) / 60) * 60
+    limit = math.ceil((math.exp(LIMIT_ERRORS * law.time_error) * longest + LIMIT_MORE_S) / 60) * 60
     size = min(site.limits.array_size, site.limits.submit or site.limits.array_size)
     return [
         ServingArray(
@@ -402,6 +462,11 @@ def _warnings(plan: StudyPlan, swept: Swept, found: Expanded) -> list[str]:
         told.append(
             f"{len(idle)} deployment{'s have' if len(idle) > 1 else ' has'} a batch_size of up to "
             f"{most}, more than there are prompts to fill a batch"
+        )
+    if found.tight:
+        told.append(
+            f"{found.tight} deployment{'s' if found.tight > 1 else ''} may need more memory than a "
+            "device has: expected to fit, but by less than the error of what is expected"
         )
     longest = max(r.run.predicted.duration_s for r in plan.runs.replicates) * study.cycles
     if longest > site.limits.time:

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llem.records.native import compiled
+
 # Rows that are read at a time: half a megabyte, which stays in a processor's own cache.
 SLAB_ROWS = 8192
 
@@ -79,8 +81,15 @@ def read_columns(
         return None
     [rows] = table.shape
     columns = {name: np.empty(rows, dtype[name]) for name in wanted}
-    slab = np.empty(min(rows, SLAB_ROWS), dtype)
     places = _chunk_places(file.id, table, rows)
+    native = compiled.library()
+    if places is not None and native is not None:
+        native.read_columns(
+            file.id.get_vfd_handle(), places=places.at, chunk_rows=places.rows, rows=rows,
+            dtype=dtype, slab_rows=SLAB_ROWS, columns=columns,
+        )  # fmt: skip
+        return Columns(columns, rows)
+    slab = np.empty(min(rows, SLAB_ROWS), dtype)
     for start in range(0, rows, SLAB_ROWS):
         part = slab[: min(SLAB_ROWS, rows - start)]
         if places is None:

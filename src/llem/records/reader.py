@@ -332,9 +332,12 @@ def _attributes(holder: Any) -> dict[str, Any]:
     from h5py import h5a, h5t
 
     found: dict[str, Any] = {}
-    for index in range(h5a.get_num_attrs(holder.id)):
-        attribute = h5a.open(holder.id, index=index)
-        name = attribute.name.decode("utf-8", "surrogateescape")
+    names: list[bytes] = []
+    # opened by number, each would have HDF5 put all of them in order once more
+    h5a.iterate(holder.id, lambda name, *_: names.append(name))
+    for raw in names:
+        attribute = h5a.open(holder.id, raw)
+        name = raw.decode("utf-8", "surrogateescape")
         kind = attribute.get_type()
         text = kind.get_class() == h5t.STRING
         if attribute.shape != () or (text and kind.is_variable_str()):

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llem.records import Columns, DeviceSeries, NodeRecord, RecordError, read_node
+from llem.records.native import compiled
 from llem.results.counter import SAMPLE_COLUMNS, EnergySeries, energy_series
 from llem.results.idle import idle_power
 from llem.results.slowdown import CAPPED, SLOWED, slowed_seconds
@@ -245,6 +246,11 @@ class Celsius:
     @classmethod
     def of(cls, device: DeviceSeries) -> Celsius | None:
         samples = Columns.of(device.samples)
+        native = compiled.library()
+        if native is not None and len(samples):
+            found = native.changes(samples["temperature_c"])
+            if found is not None:
+                return cls(at_ns=samples["t_ns"][found], celsius=samples["temperature_c"][found])
         known = np.isfinite(samples["temperature_c"])
         if not known.any():
             return None
@@ -277,13 +283,44 @@ class _LookedUp:
     def __init__(self, series: EnergySeries) -> None:
         self.series = series
         self._found: dict[int, tuple[NDArray[np.int64], Floats]] = {}
+        self._native = compiled.library()
+        self._slopes: Floats | None = None
 
     def at(self, t_ns: NDArray[np.int64]) -> Floats:
         known = self._found.get(id(t_ns))
         if known is None:
             # the array is kept as well: its id stays its own
-            known = self._found[id(t_ns)] = (t_ns, self.series.at(t_ns))
+            known = self._found[id(t_ns)] = (t_ns, self._look(t_ns))
         return known[1]
+
+    def used(self, from_ns: NDArray[np.int64], to_ns: NDArray[np.int64]) -> float:
+        """The sum of what was used between these moments."""
+        ends, begins = self.at(to_ns), self.at(from_ns)
+        if self._native is not None:
+            return self._native.difference(ends, begins)
+        return float((ends - begins).sum())
+
+    def doubtful(self, at_ns: NDArray[np.int64], read_mj: Floats) -> bool:
+        """Whether any reading may be further off than it can be; True where that is not known."""
+        if self._native is None:
+            return True
+        series = self.series
+        moments, read_mj = np.ascontiguousarray(at_ns), np.ascontiguousarray(read_mj)
+        return bool(self._native.doubtful(
+            moments, read_mj, self.at(at_ns), base_j=series.base_j,
+            within_ns=(series.start_ns, series.end_ns), least_j=series.least_doubt_j,
+        ))  # fmt: skip
+
+    def _look(self, t_ns: NDArray[np.int64]) -> Floats:
+        series = self.series
+        if self._native is None or len(series.at_s) < 2:
+            return series.at(t_ns)
+        if self._slopes is None:
+            self._slopes = self._native.slopes(series.at_s, series.joules)
+        moments = np.ascontiguousarray(t_ns)
+        return self._native.lookup(
+            series.at_s, series.joules, self._slopes, series.start_ns, moments
+        )
 
 
 def _steps_j(looked_up: _LookedUp, line: Timeline) -> Floats:
@@ -300,7 +337,7 @@ def _steps_j(looked_up: _LookedUp, line: Timeline) -> Floats:
 def _wait_j(uuid: str, looked_up: _LookedUp, view: HostView) -> float:
     """What a device used while ranks of it had ended a step and others had not."""
     return sum(
-        wait.weight * float((looked_up.at(wait.to_ns) - looked_up.at(wait.from_ns)).sum())
+        wait.weight * looked_up.used(wait.from_ns, wait.to_ns)
         for wait in view.waits
         if wait.device in ("", uuid)
     )
@@ -309,7 +346,7 @@ def _wait_j(uuid: str, looked_up: _LookedUp, view: HostView) -> float:
 def _stamps(looked_up: _LookedUp, stamps: Sequence[tuple[NDArray[np.int64], Floats]]) -> str:
     """What is wrong with a rank's stamps against the samples; '' where they agree."""
     series = looked_up.series
-    if math.isnan(series.base_j):
+    if math.isnan(series.base_j) or not any(looked_up.doubtful(*own) for own in stamps):
         return ""
     compared = disagree = 0
     worst = 0.0

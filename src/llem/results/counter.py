@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llem.records import Columns, DeviceSeries, SampleFlag
+from llem.records.native import compiled
 
 # A window may reach beyond the samples by so much before its energy is unknown: three samples,
 # or this share of the window. The rest is extrapolated at the power of the second beside it.
@@ -135,6 +136,8 @@ def energy_series(device: DeviceSeries) -> EnergySeries | str:
         return str(device.attrs.get("reason") or "the meter reads no energy")
     counter = bool(device.attrs.get("counter", False))
     samples = Columns.of(device.samples)
+    if counter and (found := _in_one_pass(samples, quality, device.attrs)) is not None:
+        return found
     column = "energy_mj" if counter else "power_mw"
     good = np.isfinite(samples[column])
     kept = samples if good.all() else samples.take(good)
@@ -181,6 +184,33 @@ def energy_series(device: DeviceSeries) -> EnergySeries | str:
     )  # fmt: skip
 
 
+def _in_one_pass(samples: Columns, quality: str, attrs: Any) -> EnergySeries | None:
+    """The series of a counter at which nothing is odd, as `energy_series` finds it, by one pass in
+    C. None where that is not so, or there is no compiler."""
+    native = compiled.library()
+    if native is None or len(samples) < 2:
+        return None
+    t_ns, energy_mj, power_mw = samples["t_ns"], samples["energy_mj"], samples["power_mw"]
+    found = native.series(
+        t_ns, energy_mj, power_mw, samples["flags"], failed=int(SampleFlag.READ_FAILED)
+    )
+    if found.unknown or found.dark or found.late or found.back or found.failed:
+        return None
+    at_s, joules = found.at_s, found.joules
+    stands = quality == "counter" and found.stood_s >= STILL_S
+    if stands or _differ(at_s, float(joules[-1]), found.integral_j, quality):
+        return None
+    interval_s = typical_gap(at_s)
+    apart = _apart(interval_s)
+    notes = (str(attrs["reason"]),) if quality == "integral" and attrs.get("reason") else ()
+    return EnergySeries(
+        int(t_ns[0]), at_s, joules, interval_s, quality, notes,
+        base_j=float(energy_mj[0]) / 1e3 if quality == "counter" else math.nan,
+        peak_w=max(float(joules[-1] / at_s[-1]), found.most_w, native.most(at_s, joules, apart)),
+        read_s=typical(samples["read_ns"]) / 1e9,
+    )  # fmt: skip
+
+
 def typical(values: NDArray[Any]) -> float:
     """The median of at most TYPICAL_OF values, which lie evenly among them."""
     return float(np.median(values[:: max(1, len(values) // TYPICAL_OF)]))
@@ -197,10 +227,14 @@ def _peak_w(at_s: Floats, joules: Floats, power_w: Floats, interval_s: float) ->
     usually has."""
     with np.errstate(invalid="ignore"):
         drawn = float(np.fmax.reduce(power_w, initial=0.0))
-    apart = max(1, round(1.0 / interval_s)) if interval_s > 0 else 1
+    apart = _apart(interval_s)
     means = (joules[apart:] - joules[:-apart]) / (at_s[apart:] - at_s[:-apart])
     mean_w = float(joules[-1] / at_s[-1])
     return max(mean_w, drawn, float(means.max(initial=0.0)))
+
+
+def _apart(interval_s: float) -> int:
+    return max(1, round(1.0 / interval_s)) if interval_s > 0 else 1
 
 
 def _trapezoids(at_s: Floats, power_w: Floats) -> Floats:
@@ -285,15 +319,21 @@ def _still_reason(still: list[tuple[int, int]], at_s: Floats) -> str:
     return f"the counter stood still for {still_s:.1f} s, and no power was read to take its place"
 
 
+def _differ(at_s: Floats, counted_j: float, integral_j: float, quality: str) -> bool:
+    if quality == "model" or at_s[-1] < DISAGREEMENT_MIN_S:
+        return False
+    return not abs(counted_j - integral_j) <= DISAGREEMENT * abs(integral_j)
+
+
 def _disagreement(at_s: Floats, power_w: Floats, counted_j: float, quality: str) -> list[str]:
     good = np.isfinite(power_w)
     if quality == "model" or good.sum() < 2 or at_s[-1] < DISAGREEMENT_MIN_S:
         return []
     known_w, known_s = (power_w, at_s) if good.all() else (power_w[good], at_s[good])
     integral_j = float(_trapezoids(known_s, known_w).sum())
-    off_j = counted_j - integral_j
-    if abs(off_j) <= DISAGREEMENT * abs(integral_j):
+    if not _differ(at_s, counted_j, integral_j, quality):
         return []
+    off_j = counted_j - integral_j
     spread_w = float(known_w.std(ddof=1))
     error_j = DISAGREEMENT_ERRORS * spread_w / math.sqrt(len(known_w)) * float(at_s[-1])
     if abs(off_j) <= DISAGREEMENT * abs(integral_j) + error_j:

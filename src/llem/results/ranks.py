@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llem.records import Columns, NodeRecord, RankRecord, RecordError, read_rank
+from llem.records.native import compiled
+from llem.records.native.compiled import Scan
 from llem.results.clock import HostClock, translate
 from llem.results.served import Served, as_training, served_by
 from llem.results.timeline import Timeline, timeline
@@ -144,7 +146,10 @@ def read_ranks(paths: Sequence[Path], *, run_id: str, rehearsed: bool = False) -
         if (told := served_by(record)) is not None:
             served.append(told)
         record = as_training(record)
-        steps = last_of_each_step(Columns.of(record.steps))
+        steps = Columns.of(record.steps)
+        scan = _scanned(steps)
+        if scan is None or not scan.numbered:
+            steps = last_of_each_step(steps)
         numbers = sums.add(steps)
         if len(record.clock):
             boot_id = str(record.meta.get("boot_id") or record.meta.get("host") or path.stem)
@@ -154,7 +159,8 @@ def read_ranks(paths: Sequence[Path], *, run_id: str, rehearsed: bool = False) -
             devices.add(device)
             stamped: dict[str, float] = {}
             if stamps or boot_id not in lines:
-                line = timeline(steps, record.spans)
+                ordered = scan is not None and scan.numbered and scan.ordered
+                line = timeline(steps, record.spans, ordered=ordered)
                 lines.setdefault(boot_id, line)
                 stamped = _by_phase(line) if stamps else {}
             kept_bytes += steps["t1_ns"].nbytes + sum(read.nbytes for _, read in stamps)
@@ -169,14 +175,18 @@ def read_ranks(paths: Sequence[Path], *, run_id: str, rehearsed: bool = False) -
                     device=device[1],
                     steps=numbers,
                     t1_ns=steps["t1_ns"] if kept else NONE,
-                    tokens=int(steps["tokens_rank"].sum()),
+                    tokens=scan.tokens
+                    if scan is not None and scan.numbered
+                    else int(steps["tokens_rank"].sum()),
                     stamps=stamps if kept else (),
                     stamped_j=stamped,
                 )
             )
             if reference is None or rank == 0:
                 reference = clock
-            if len(steps):
+            if scan is not None and scan.numbered:
+                spans.append((clock, scan.first_ns, scan.last_ns))
+            elif len(steps):
                 spans.append((clock, int(record.steps["t0_ns"].min()), int(steps["t1_ns"].max())))
         if rank == 0 and len(record.evals):
             last = record.evals[np.argmax(record.evals["step"])]
@@ -252,6 +262,14 @@ class _StepTokens:
 
 def _read_rank(path: Path) -> RankRecord:
     return read_rank(path, columns=STEP_COLUMNS)
+
+
+def _scanned(steps: Columns) -> Scan | None:
+    """What one pass in C says of them; None where there is nothing, or no compiler."""
+    native = compiled.library()
+    if native is None or not len(steps):
+        return None
+    return native.scan(steps["step"], steps["t0_ns"], steps["t1_ns"], steps["tokens_rank"])
 
 
 def _stamps(steps: Columns, spans: NDArray[Any]) -> tuple[tuple[Integers, Floats], ...]:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llem.records.native import compiled
 from llem.results.observation import Observation
 
 Floats = NDArray[np.float64]
@@ -71,6 +72,14 @@ def time_blocks(joules: Floats, tokens: Floats, seconds: Floats) -> tuple[Floats
     none: Floats = np.array([])
     if count < LEAST_CLUSTERS or not math.isfinite(total_s):
         return none, none, math.nan
+    native = compiled.library()
+    if native is not None:
+        found = native.blocks(joules, tokens, seconds, total_s=total_s, count=count)
+        if found is not None:
+            used = np.flatnonzero(found[0])
+            if len(used) < LEAST_CLUSTERS:
+                return none, none, math.nan
+            return found[1][used], found[2][used], total_s / len(used)
     middle = np.cumsum(seconds) - seconds / 2
     block = np.minimum((middle / total_s * count).astype(int), count - 1)
     used = np.flatnonzero(np.bincount(block, minlength=count))

@@ -132,6 +132,8 @@ def reducer_version() -> str:
 
     digest = hashlib.blake2b(np.__version__.encode(), digest_size=16)
     here = Path(__file__).parent
-    for source in sorted([*here.glob("*.py"), *(here.parent / "records").glob("*.py")]):
+    records = here.parent / "records"
+    native = (*records.glob("native/*.py"), *records.glob("native/*.c"))
+    for source in sorted([*here.glob("*.py"), *records.glob("*.py"), *native]):
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
     return digest.hexdigest()

@@ -77,7 +77,10 @@ def sum_steps(
             joules: Floats = np.full(len(line.step), np.nan)
         else:
             joules = _on_steps(line.step, on.step, claim.steps_j)
-        by_host[claim.boot_id] = by_host.get(claim.boot_id, 0.0) + joules
+        if claim.boot_id in by_host:
+            by_host[claim.boot_id] += joules
+        else:
+            by_host[claim.boot_id] = joules.copy()
     every: Floats = sum(by_host.values(), np.zeros(len(line.step)))
     if not by_host:
         every = np.full(len(line.step), np.nan)
@@ -107,8 +110,9 @@ def _reference(ranks: Ranks) -> Timeline | None:
 
 
 def _tokens_of(steps: Integers, ranks: Ranks) -> Floats:
-    index = np.searchsorted(ranks.steps, steps)
-    return ranks.tokens[index].astype(float)
+    if steps is ranks.steps or np.array_equal(steps, ranks.steps):
+        return ranks.tokens.astype(float)
+    return ranks.tokens[np.searchsorted(ranks.steps, steps)].astype(float)
 
 
 class _Hottest:

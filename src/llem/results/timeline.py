@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llem.records import Columns, Phase
+from llem.records.native import compiled
 
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -47,27 +48,23 @@ class Timeline:
         return replace(self, **moved)
 
 
-def timeline(steps: Columns, spans: NDArray[Any]) -> Timeline:
-    """From a rank's `steps` (each step once) and `spans`."""
-    if (steps["t1_ns"][1:] < steps["t1_ns"][:-1]).any():
+def timeline(steps: Columns, spans: NDArray[Any], *, ordered: bool = False) -> Timeline:
+    """From a rank's `steps` (each step once) and `spans`; `ordered`: their ends are known to be."""
+    if not ordered and (steps["t1_ns"][1:] < steps["t1_ns"][:-1]).any():
         steps = steps.take(np.argsort(steps["t1_ns"], kind="stable"))
     spans = spans[np.argsort(spans["t1_ns"], kind="stable")]
     ends, n = steps["t1_ns"], len(steps)
     # each span comes before the step of this place
     place = np.searchsorted(ends, spans["t1_ns"], side="right")
-    starts = _after(steps["t0_ns"][:1], ends, place, spans["t1_ns"])
-    np.minimum(starts, ends, out=starts)
-    step_j = (
-        steps["e1_mj"] - _after(steps["e0_mj"][:1], steps["e1_mj"], place, spans["e1_mj"])
-    ) / 1e3
-    # a new stretch begins where the phase changes and after a span
-    new = np.zeros(n, dtype=bool)
-    new[:1] = True
-    new[1:] = steps["phase"][1:] != steps["phase"][:-1]
-    new[place[place < n]] = True
-    begins = np.flatnonzero(new)
+    native = compiled.library()
+    if native is not None and n:
+        starts, step_j, begins = native.line(
+            steps, place, np.ascontiguousarray(spans["t1_ns"]),
+            np.ascontiguousarray(spans["e1_mj"]),
+        )  # fmt: skip
+    else:
+        starts, step_j, begins = _line(steps, spans, place)
     first, span_j = _spans(steps, spans, place)
-    step_j[step_j < 0] = np.nan  # the counter began anew
     span_j[span_j < 0] = np.nan
     phase = np.concatenate([steps["phase"][begins], spans["phase"]])
     last = np.concatenate([ends[np.append(begins[1:], n)[: len(begins)] - 1], spans["t1_ns"]])
@@ -82,6 +79,25 @@ def timeline(steps: Columns, spans: NDArray[Any]) -> Timeline:
         last=last[order],
         stamped_j=np.concatenate([stamped, span_j])[order],
     )
+
+
+def _line(
+    steps: Columns, spans: NDArray[Any], place: NDArray[np.intp]
+) -> tuple[Integers, Floats, NDArray[np.intp]]:
+    """Where each step begins, its stamped energy, and the steps that stretches begin with."""
+    ends, n = steps["t1_ns"], len(steps)
+    starts = _after(steps["t0_ns"][:1], ends, place, spans["t1_ns"])
+    np.minimum(starts, ends, out=starts)
+    step_j = (
+        steps["e1_mj"] - _after(steps["e0_mj"][:1], steps["e1_mj"], place, spans["e1_mj"])
+    ) / 1e3
+    step_j[step_j < 0] = np.nan  # the counter began anew
+    # a new stretch begins where the phase changes and after a span
+    new = np.zeros(n, dtype=bool)
+    new[:1] = True
+    new[1:] = steps["phase"][1:] != steps["phase"][:-1]
+    new[place[place < n]] = True
+    return starts, step_j, np.flatnonzero(new)
 
 
 def _after(

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from llem.records.native import compiled
 from llem.results.carbon import CarbonSeries
 from llem.results.clock import HostClock, shift_ns
 from llem.results.ranks import Ranks, RankTimes, timed
@@ -158,15 +159,21 @@ def _waits(
             to = ends.t1_ns if alike else ends.t1_ns[np.searchsorted(ends.steps, rank.steps)]
             to = to + shift_ns(int(to[0]), reference, clock) + skew
             shared = to if alike else shared
-        late = rank.t1_ns > to
         found.append(
             Wait(
                 rank=rank.rank,
                 device=rank.device if known else "",
                 from_ns=rank.t1_ns,
                 # the same array for many ranks, whose energies are then looked up once
-                to_ns=np.maximum(to, rank.t1_ns) if late.any() else to,
+                to_ns=np.maximum(to, rank.t1_ns) if _any_late(rank.t1_ns, to) else to,
                 weight=1 / (on_device[rank.device] if known else len(own)),
             )
         )
     return tuple(found)
+
+
+def _any_late(ends: Integers, last: Integers) -> bool:
+    native = compiled.library()
+    if native is not None:
+        return native.waited(ends, last)[2] > 0
+    return bool((ends > last).any())

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from llem.records.native import compiled
+
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
@@ -106,13 +108,21 @@ def _moves(
     # at least a minute, from before the window where that is shorter
     since = min(first, int(np.searchsorted(ends_s, ends_s[last] - LEAST_HEATING_S)))
     at, among = ends_s[since : last + 1], place[since : last + 1]
-    c = temperature_c(slice(int(among[0]), int(among[-1]) + 1))[among - among[0]]
+    c = temperature_c(slice(int(among[0]), int(among[-1]) + 1))
+    if len(c) > len(among):
+        c = c[among - among[0]]
+    native = compiled.library()
+    if native is not None and len(at) >= 3 and at[-1] - at[0] >= LEAST_HEATING_S / 2:
+        steep = native.slope(at, c)
+        if math.isfinite(steep):
+            return abs(steep) * 60 >= MOST_HEATING_C_PER_MIN
     known = np.isfinite(c)
     if known.sum() < 3 or at[-1] - at[0] < LEAST_HEATING_S / 2:
         # a sensor that tells nothing, or too short a time for a whole degree to mean anything
         return False
     x = at[known] - at[known].mean()
-    slope = float(x @ c[known]) / float(x @ x)
+    # sums as numpy has them everywhere: a product by BLAS depends on the processor
+    slope = float((x * c[known]).sum()) / float((x * x).sum())
     return abs(slope) * 60 >= MOST_HEATING_C_PER_MIN
 
 

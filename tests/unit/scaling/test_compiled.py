@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from llem import _compiling
 from llem.scaling.fitting.minimiser import Minima, minimise, newton_step
 from llem.scaling.fitting.problem import PARTS, Local
 from llem.scaling.laws.chinchilla import ChinchillaProblem
@@ -20,7 +21,7 @@ from llem.scaling.native import compiled
 FloatArray = compiled.FloatArray
 
 needs_compiler = pytest.mark.skipif(
-    not any(shutil.which(name) for name in compiled.COMPILERS), reason="no C compiler"
+    not any(shutil.which(name) for name in _compiling.COMPILERS), reason="no C compiler"
 )
 
 
@@ -209,10 +210,10 @@ def test_minima_are_those_of_numpy(fresh: pytest.MonkeyPatch, folder: Path) -> N
         return minimise(p, np.tile(points(1), (300, 1)), weight, delta=1e-2)
 
     fresh.setenv("XDG_CACHE_HOME", str(folder))
-    fresh.delenv(compiled.SWITCH, raising=False)
+    fresh.delenv(_compiling.SWITCH, raising=False)
     ours, status = minima(), compiled.status()
     assert status.active, status.reason
-    fresh.setenv(compiled.SWITCH, "no")
+    fresh.setenv(_compiling.SWITCH, "no")
     theirs = minima()
     assert not compiled.status().active
     assert ours.converged.all()
@@ -224,7 +225,7 @@ def test_minima_are_those_of_numpy(fresh: pytest.MonkeyPatch, folder: Path) -> N
     ("change", "reason"),
     [
         ({"PATH": ""}, "no C compiler"),
-        ({compiled.SWITCH: "no"}, "LLEM_COMPILE=no"),
+        ({_compiling.SWITCH: "no"}, "LLEM_COMPILE=no"),
         ({"CC": "'"}, "CC="),
         ({"CC": "false"}, "failed"),
         ({"XDG_CACHE_HOME": os.devnull}, "no cache folder"),
@@ -245,7 +246,7 @@ def test_what_is_missing_is_named_and_numpy_takes_over(
 def test_a_fit_needs_no_compiler(fresh: pytest.MonkeyPatch, tmp_path: Path) -> None:
     fresh.setenv("PATH", str(tmp_path))
     fresh.delenv("CC", raising=False)
-    fresh.delenv(compiled.SWITCH, raising=False)
+    fresh.delenv(_compiling.SWITCH, raising=False)
     fresh.setenv("XDG_CACHE_HOME", str(tmp_path))
     p, theta, delta = problem(30), points(3), np.full(3, 0.01)
     got = p.evaluate(theta, np.ones((1, 30)), delta, slice(0, 30))
@@ -263,7 +264,7 @@ def script(path: Path, text: str) -> str:
 def test_a_compiler_that_hangs_is_given_up(
     environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compiled, "TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(_compiling, "TIMEOUT_SECONDS", 0.2)
     slow = {"CC": script(tmp_path / "slow", "exec sleep 60"), "XDG_CACHE_HOME": str(tmp_path)}
     found, status = compiled.look(environment | slow)
     assert found is None
@@ -275,7 +276,7 @@ def test_a_compiler_that_hangs_is_given_up(
 def test_a_compiler_that_cannot_tune_is_asked_without(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
-    true = compiled.find_compiler(environment)[0]
+    true = _compiling.find_compiler(environment)[0]
     text = f'case "$*" in *=native*) exit 1;; esac\nexec {true} "$@"'
     plain = {"CC": script(tmp_path / "plain", text), "XDG_CACHE_HOME": str(tmp_path)}
     found, status = compiled.look(environment | plain)
@@ -296,27 +297,35 @@ def test_the_second_use_finds_the_library_of_the_first(
     assert [p.name for p in first.path.parent.iterdir()] == [first.path.name]
 
 
+def key_of(
+    compiler: tuple[str, ...],
+    *,
+    sources: tuple[Path, ...] = compiled.SOURCES,
+    processor: str | None = None,
+) -> str:
+    return _compiling.cache_key(compiler, sources, compiled.FLAGS, processor=processor)
+
+
 @needs_compiler
 def test_the_name_of_a_library_tells_sources_compiler_and_processor(
-    environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    environment: dict[str, str], tmp_path: Path
 ) -> None:
-    compiler = compiled.find_compiler(environment)
+    compiler = _compiling.find_compiler(environment)
     other = (script(tmp_path / "other", "exit 1"),)
     keys = [
-        compiled.cache_key(compiler),
-        compiled.cache_key(compiler, processor="another"),
-        compiled.cache_key((*compiler, "-g")),
-        compiled.cache_key(other),
+        key_of(compiler),
+        key_of(compiler, processor="another"),
+        key_of((*compiler, "-g")),
+        key_of(other),
     ]
     os.utime(other[0], (1, 1))
-    keys.append(compiled.cache_key(other))
+    keys.append(key_of(other))
     changed = tmp_path / "changed.c"
     changed.write_text("int changed;\n", encoding="utf-8")
-    monkeypatch.setattr(compiled, "SOURCES", (changed,))
-    keys.append(compiled.cache_key(compiler))
+    keys.append(key_of(compiler, sources=(changed,)))
     assert len(set(keys)) == len(keys)
-    assert compiled.cache_key(compiler) == keys[-1]
-    assert compiled.describe_processor() == compiled.describe_processor()
+    assert key_of(compiler, sources=(changed,)) == keys[-1]
+    assert _compiling.describe_processor() == _compiling.describe_processor()
 
 
 @needs_compiler
@@ -375,7 +384,7 @@ def test_a_file_that_is_no_library_is_not_used(environment: dict[str, str], tmp_
 def test_four_processes_may_compile_at_once(environment: dict[str, str], tmp_path: Path) -> None:
     code = "from llem.scaling.native import compiled as c; s = c.status(); print(s.active, s.path)"
     here = os.environ | environment | {"XDG_CACHE_HOME": str(tmp_path)}
-    here.pop(compiled.SWITCH, None)
+    here.pop(_compiling.SWITCH, None)
     here.pop("CC", None)
     command = [sys.executable, "-c", code]
     running = [

@@ -237,8 +237,16 @@ class Cost:
         return next(i for i, s in enumerate(sums, 1) if s >= half * (1 - 1e-12))
 
 
-def cost(found: Cost) -> str:
-    """A bar for each cell, the dearest first, and below what the cells up to each make of all."""
+def named_cell(cell: Cell) -> str:
+    """What a bar's cell trains."""
+    return f"{format_count(cell.params)} parameters on {format_count(cell.tokens)} tokens"
+
+
+def cost(found: Cost, *, named: Callable[[Cell], str] = named_cell, what: str = "cell") -> str:
+    """A bar for each cell, the dearest first, and below what the cells up to each make of all.
+
+    `named` says what a cell is, `what` what all of them are called.
+    """
     shown = found.cells[:MOST_BARS]
     left, right = 66.0, WIDTH - 8
     slot = (right - left) / len(shown)
@@ -256,8 +264,7 @@ def cost(found: Cost) -> str:
         so_far += value
         at = left + index * slot
         sums.append((at + slot, share.at(so_far / whole)))
-        told = f"{format_count(cell.params)} parameters on {format_count(cell.tokens)} tokens: "
-        told += f"{found.told(value)}, {percent(value / whole)} of all"
+        told = f"{named(cell)}: {found.told(value)}, {percent(value / whole)} of all"
         class_ = f"bar l{found.places[cell.level]}"
         parts.append(svg.bar(at + 0.5 * gap, at + slot - 0.5 * gap, y.at(value / unit), y.start,
                              class_, told=told))  # fmt: skip
@@ -266,18 +273,18 @@ def cost(found: Cost) -> str:
         svg.area(sums, share.start, "sum"),
         svg.polyline(sums, "sum"),
         svg.text((left, share.end - 12), "share of all, summed from the left", "tick"),
-        svg.text((right, y.start + 17), "each bar a cell, the dearest first", "tick",
+        svg.text((right, y.start + 17), f"each bar a {what}, the dearest first", "tick",
                  anchor="end"),
     ]  # fmt: skip
     half = left + found.half * slot
     if found.half <= len(shown):
-        words = f"half: {found.half} of {len(found.cells)} cells"
+        words = f"half: {found.half} of {len(found.cells)} {what}s"
         near_end = half > 0.6 * right
         beside = (half - 8 if near_end else half + 8, share.at(0.5) + 16)
         parts.append(svg.dot((half, sums[found.half][1]), 3.5, "sum"))
         parts.append(svg.text(beside, words, anchor="end" if near_end else ""))
-    return svg.picture(WIDTH, share.start + 12, parts, told="Cost by cell, the dearest first, and "
-                       "the share of all summed up")  # fmt: skip
+    told = f"Cost by {what}, the dearest first, and the share of all summed up"
+    return svg.picture(WIDTH, share.start + 12, parts, told=told)
 
 
 def _unit(found: Cost, top: float) -> tuple[float, Callable[[float], str]]:
@@ -300,7 +307,7 @@ def schedule(found: Timeline, arrays: Sequence[Mapping[str, Any]], *, local: boo
     x = Axis(0.0, found.end_s, left, right)
     floor = 12 + ROW * (len(shown) + 1) + 10
     ticks = svg.time_ticks(found.end_s)
-    parts = svg.across(x, ticks, _clock(ticks[-1] - ticks[-2]), top=8, floor=floor)
+    parts = svg.across(x, ticks, clock(ticks[-1] - ticks[-2]), top=8, floor=floor)
     for row, index in enumerate(shown):
         array, steps = arrays[index], found.elements[index]
         base = 12 + ROW * (row + 1) - 5
@@ -330,7 +337,7 @@ def _count(value: float) -> str:
     return format_count(value, digits=digits)
 
 
-def _clock(step_s: float) -> Callable[[float], str]:
+def clock(step_s: float) -> Callable[[float], str]:
     """How times are written on an axis with ticks that far apart: all in the unit of the step."""
     units = ((86400, "d"), (3600, "h"), (60, "min"))
     size, name = next((unit for unit in units if step_s % unit[0] == 0), (1, "s"))

@@ -66,7 +66,7 @@ def render_plan_page(plan: Mapping[str, Any], *, times: Timeline | None = None) 
         lead=together(_lead(plan, cells, goal)),
         facts=[tuple(map(together, fact)) for fact in _facts(plan, cells, times, device)],
         warnings=[together(str(text)) for text in plan.get("warnings") or []],
-        colours=[(_colour(s, ON_LIGHT), _colour(s, ON_DARK)) for s in _shares(levels)],
+        colours=[(colour(s, ON_LIGHT), colour(s, ON_DARK)) for s in _shares(levels)],
         promise=promises(plan["design"]),
         waves=waves_in_rows(plan),
         noise=percent(plan["design"].get("noise")),
@@ -82,7 +82,7 @@ def render_plan_page(plan: Mapping[str, Any], *, times: Timeline | None = None) 
         cells=len(cells),
         dearest=dearest_cells(cost),
         schedule=figures.schedule(times, plan["arrays"], local=local) if times else "",
-        times=together(_schedule_text(times, plan, local=local)) if times else "",
+        times=together(schedule_text(times, plan, local=local)) if times else "",
         local=local,
         arrays_drawn=min(len(plan["arrays"]), figures.MOST_ROWS),
         arrays=arrays_in_rows(plan["arrays"], local=local),
@@ -93,7 +93,7 @@ def render_plan_page(plan: Mapping[str, Any], *, times: Timeline | None = None) 
         layouts=layouts(cells, plan["site"]["device"]),
         dropped=_dropped(plan.get("dropped") or []),
         rest=_rest(plan),
-        provenance=_provenance(plan),
+        provenance=provenance_of(plan),
     )
     return NOT_XML.sub("\ufffd", text)
 
@@ -117,7 +117,7 @@ def _goal(plan: Mapping[str, Any]) -> Goal:
 def _lead(plan: Mapping[str, Any], cells: Sequence[Cell], goal: Goal) -> str:
     runs = sum(c.seeds for c in cells)
     counted = f"{runs:,}".replace(",", "\u202f")
-    spent = _budget(plan["budget"], "spent")
+    spent = budget_told(plan["budget"], "spent")
     text = (
         f"{counted} training{'s' if runs > 1 else ''} of "
         f"{span([c.params for c in cells], format_count)} parameters, for {spent}, to say how "
@@ -129,7 +129,8 @@ def _lead(plan: Mapping[str, Any], cells: Sequence[Cell], goal: Goal) -> str:
     return f"{text}."
 
 
-def _budget(budget: Mapping[str, Any], key: str) -> str:
+def budget_told(budget: Mapping[str, Any], key: str) -> str:
+    """`500 GPUh`: a value of the budget with its unit."""
     value, unit = number(budget[key]), str(budget["unit"])
     return f"{format_flops(value) if unit == 'FLOP' else format_money(value)} {unit}"
 
@@ -147,7 +148,7 @@ def _facts(
 
     share = number(budget["spent"]) / number(budget["value"])
     facts = [
-        (f"of {_budget(budget, 'value')} spent", f"{100 * share:.4g} %", ""),
+        (f"of {budget_told(budget, 'value')} spent", f"{100 * share:.4g} %", ""),
         ("compute", f"{format_flops(totals['flops'])} FLOP", "exact"),
     ]
     if known(totals.get("gpu_hours")):
@@ -165,7 +166,8 @@ def _shares(levels: Sequence[Level]) -> list[float]:
     return [(math.log(v.flops) - low) / (high - low) if high > low else 0.5 for v in levels]
 
 
-def _colour(share: float, ends: tuple[float, float]) -> str:
+def colour(share: float, ends: tuple[float, float]) -> str:
+    """Between the two ends of the palette, as #rrggbb."""
     at = (ends[0] + share * (ends[1] - ends[0])) * (len(VIRIDIS) - 1)
     below = min(int(at), len(VIRIDIS) - 2)
     pair = [[int(c[i : i + 2], 16) for i in (0, 2, 4)] for c in VIRIDIS[below : below + 2]]
@@ -201,7 +203,7 @@ def _dropped(dropped: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     return rows
 
 
-def _schedule_text(times: Timeline, plan: Mapping[str, Any], *, local: bool) -> str:
+def schedule_text(times: Timeline, plan: Mapping[str, Any], *, local: bool) -> str:
     """What the picture shows, and what nobody knows."""
     chained = max(int(a.get("segments", 1)) for a in plan["arrays"])
     words = f"If the site were free, all of it would take {format_days(times.end_s)}"
@@ -241,7 +243,8 @@ def _rest(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def _provenance(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
+def provenance_of(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Site, limits, and what made the plan."""
     site = plan["site"]
     place = [str(site.get("name", "")), str(site.get("executor", ""))]
     if site.get("partition"):

@@ -167,7 +167,7 @@ def layouts(cells: Sequence[Cell], device: Mapping[str, Any]) -> Table:
             f"{nodes} × {devices}", str(stage) + (", activations recomputed" if again else ""),
             str(sum(c.seeds for c in group)), span([c.params for c in group], format_count),
             span([c.run["layout"]["micro_batch"] for c in group], str),
-            span([c.run["layout"]["grad_accum"] for c in group], str), _meter(most, memory),
+            span([c.run["layout"]["grad_accum"] for c in group], str), meter(most, memory),
         ])  # fmt: skip
     return Table(["Nodes × ranks", "ZeRO", "#Runs", "#Parameters", "#Micro-batch", "#Accumulation",
                   f"Most memory, of {format_si(memory, 'B')} ({device['name']})"],
@@ -192,13 +192,14 @@ def _whole(value: float) -> str:
     return f"{value:.0f}" if value < 1000 else format_count(value)
 
 
-def _meter(used: float, there_is: float) -> Markup | str:
-    """A bar as full as the memory is."""
+def meter(used: float, there_is: float, *, share: bool = True) -> Markup | str:
+    """A bar as full as the memory is, with what is used and, if asked for, its share of all."""
     if not math.isfinite(used):
         return UNKNOWN
-    bar = '<span class="meter"><span style="width: {:.0f}%"></span></span>{}, {}'
-    share = used / there_is
-    return Markup(bar).format(100 * share, format_si(used, "B"), percent(round(share, 3)))
+    bar = '<span class="meter"><span style="width: {:.0f}%"></span></span>{}'
+    full = used / there_is
+    told = format_si(used, "B") + (f", {percent(round(full, 3))}" if share else "")
+    return Markup(bar).format(100 * min(full, 1.0), told if share else told.replace(" ", "\u00a0"))
 
 
 def span(values: Sequence[float], form: Callable[[float], str]) -> str:

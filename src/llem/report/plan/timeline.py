@@ -198,7 +198,7 @@ def _places(plan: Mapping[str, Any], lengths: Mapping[str, float]) -> tuple[int,
     parts = math.lcm(*held)
     arrays = []
     for index, (array, fit) in enumerate(zip(values, held, strict=True)):
-        jobs = _jobs(array, lengths, start_s)
+        jobs = _jobs(array, lengths, start_s + number(array.get("start_s", 0.0)))
         arrays.append(
             _Array(
                 index=index,
