@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llem.campaign import format_duration, format_si
-from llem.cli._command import note, print_json
 from llem.cli._show import array_table, lines, table
 from llem.errors import Fault, InputError
 
@@ -25,26 +24,16 @@ SHOWN = 40
 TOLD = 4
 
 
-def plan(args: argparse.Namespace, study: Study, base: Path, budget: Budget | None) -> int:
-    """`llem plan` of a study. Raises InputError for options that are of trainings."""
+def planned_as(
+    args: argparse.Namespace, study: Study, base: Path, budget: Budget | None
+) -> PlannedStudy:
+    """What `llem plan` asks for. Raises InputError for options that are of trainings."""
     given = {"--runs": args.runs, "--waves": args.waves}
-    planned = _planned(
+    return _planned(
         study, given, out=args.out or Path(study.name), base=base, budget=budget,
         calibration=args.calibration,
         ask_cluster=args.ask_cluster, replace_old=args.replace, write=not args.dry_run,
     )  # fmt: skip
-    if args.json:
-        print_json({**planned.plan.to_dict(), "folder": str(planned.folder.root)})
-    else:
-        study_tables(planned.plan)
-    where = planned.folder.root
-    if args.dry_run:
-        note(f"dry run: {where} was not written")
-    elif planned.changed:
-        note(f"written: {where}; read {planned.folder.plan_page}; next: llem submit {where}")
-    else:
-        note(f"{where} holds this plan already; nothing was changed")
-    return 0
 
 
 def planned_to_run(

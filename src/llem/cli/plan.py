@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from llem.errors import Fault, InputError
 if TYPE_CHECKING:
     from llem.campaign import Budget, Campaign
     from llem.campaign.study import Study
-    from llem.pipeline import Planned
+    from llem.pipeline import Planned, PlannedStudy
 
 EXAMPLE = """  llem plan campaign.yaml --budget "500 GPUh" --out runs/first
   llem plan --budget 1e12FLOP --out /tmp/try      # campaign.yaml here, or the built-in one
@@ -67,21 +68,28 @@ def _run(args: argparse.Namespace) -> int:
     else:
         asked, base = find_any_campaign(args.campaign)
         if asked.workload == "inference":
-            from llem.cli._study import plan
+            from llem.cli._study import planned_as, study_tables
 
-            return plan(args, asked, base, budget)
+            study = planned_as(args, asked, base, budget)
+            return _tell(args, study, lambda: study_tables(study.plan))
         campaign = in_waves(asked, args.waves)
         planned = plan_campaign(
             campaign, out=args.out or Path(campaign.name), base=base, budget=budget,
             runs=positive("--runs", args.runs), ask_cluster=args.ask_cluster,
             replace_old=args.replace, write=not args.dry_run, calibration=args.calibration,
         )  # fmt: skip
+    from llem.cli._show import plan_tables
+
+    return _tell(args, planned, lambda: plan_tables(planned.plan, planned.times))
+
+
+def _tell(
+    args: argparse.Namespace, planned: Planned | PlannedStudy, show: Callable[[], None]
+) -> int:
     if args.json:
         print_json({**planned.plan.to_dict(), "folder": str(planned.folder.root)})
     else:
-        from llem.cli._show import plan_tables
-
-        plan_tables(planned.plan, planned.times)
+        show()
     where = planned.folder.root
     if args.dry_run:
         note(f"dry run: {where} was not written")

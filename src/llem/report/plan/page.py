@@ -15,6 +15,7 @@ from llem.report.plan.rows import (
     dearest_cells,
     layouts,
     levels_in_rows,
+    prices_in_rows,
     promises,
     recipes,
     span,
@@ -234,13 +235,7 @@ def _rest(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
             off = f"; {what} may be off by a factor of {significant(math.exp(value))} (one "
             off += "standard error)"
             rows.append((key, f"{source[key]}{off if value > 0 else ''}"))
-    prices = plan["site"].get("prices") or {}
-    for key, unit in (("per_gpu_hour", "a device-hour"), ("per_kwh", "a kWh")):
-        if known(prices.get(key)):
-            rows.append((f"price of {unit}", f"{prices[key]:g} {prices.get('currency', '')}"))
-    if number(plan["site"].get("pue", 1.0)) > 1:
-        rows.append(("PUE", f"{plan['site']['pue']:g}: in kWh and money, not in the energy above"))
-    return rows
+    return rows + prices_in_rows(plan["site"])
 
 
 def provenance_of(plan: Mapping[str, Any]) -> list[tuple[str, str]]:

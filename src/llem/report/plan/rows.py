@@ -20,6 +20,7 @@ from llem.report.tables import (
     format_energy,
     format_hours,
     format_si,
+    known,
     number,
     percent,
     significant,
@@ -200,6 +201,18 @@ def meter(used: float, there_is: float, *, share: bool = True) -> Markup | str:
     full = used / there_is
     told = format_si(used, "B") + (f", {percent(round(full, 3))}" if share else "")
     return Markup(bar).format(100 * min(full, 1.0), told if share else told.replace(" ", "\u00a0"))
+
+
+def prices_in_rows(site: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The site's prices and PUE, as far as it has them."""
+    rows = []
+    prices = site.get("prices") or {}
+    for key, unit in (("per_gpu_hour", "a device-hour"), ("per_kwh", "a kWh")):
+        if known(prices.get(key)):
+            rows.append((f"price of {unit}", f"{prices[key]:g} {prices.get('currency', '')}"))
+    if number(site.get("pue", 1.0)) > 1:
+        rows.append(("PUE", f"{site['pue']:g}: in kWh and money, not in the energy above"))
+    return rows
 
 
 def span(values: Sequence[float], form: Callable[[float], str]) -> str:

@@ -19,7 +19,7 @@ from llem.report.plan.page import (
     schedule_text,
     together,
 )
-from llem.report.plan.rows import MOST_ARRAYS, Table, meter, span
+from llem.report.plan.rows import MOST_ARRAYS, Table, meter, prices_in_rows, span
 from llem.report.plan.timeline import Timeline, times_of
 from llem.report.svg import NOT_XML, Axis
 from llem.report.tables import (
@@ -30,7 +30,6 @@ from llem.report.tables import (
     format_energy,
     format_hours,
     format_si,
-    known,
     number,
     significant,
 )
@@ -224,13 +223,7 @@ def _rest(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("power", f"{source['power']}; {off('energy_j', 'energy')}"),
         ("memory", f"weights, cache of a full batch, tensors of a prefill; {off('memory', 'it')}"),
     ]
-    prices = plan["site"].get("prices") or {}
-    for key, unit in (("per_gpu_hour", "a device-hour"), ("per_kwh", "a kWh")):
-        if known(prices.get(key)):
-            rows.append((f"price of {unit}", f"{prices[key]:g} {prices.get('currency', '')}"))
-    if number(plan["site"].get("pue", 1.0)) > 1:
-        rows.append(("PUE", f"{plan['site']['pue']:g}: in kWh and money, not in the energy above"))
-    return rows
+    return rows + prices_in_rows(plan["site"])
 
 
 def _laws(laws: Mapping[str, Mapping[str, Any]]) -> Table:
