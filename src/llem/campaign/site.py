@@ -33,6 +33,7 @@ from llem.campaign.guards import (
     WebAddress,
     check_data_text,
 )
+from llem.campaign.options import check_backend
 from llem.campaign.quantities import parse_bytes, parse_duration
 
 Seconds = Annotated[int, BeforeValidator(parse_duration)]
@@ -110,7 +111,7 @@ class Container(Strict):
     cannot share an environment each have one of their own in `images`."""
 
     image: ScriptPath | None = None
-    images: dict[Literal["transformers", "vllm", "tensorrt-llm", "openai"], ScriptPath] = Field(
+    images: dict[Annotated[str, AfterValidator(check_backend)], ScriptPath] = Field(
         default_factory=dict, description="by backend, in place of `image`"
     )
     runtime: Literal["apptainer", "singularity"] = "apptainer"

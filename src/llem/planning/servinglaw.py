@@ -46,6 +46,7 @@ OTHER_TIME_ERROR = 0.7
 PASSED = 40.0
 # Seconds to start a backend in an element, and bytes of weights that it reads a second.
 START_S = {"transformers": 15.0, "vllm": 90.0, "tensorrt-llm": 120.0, "openai": 90.0}
+OTHER_START_S = 60.0
 LOAD_BYTES_PER_S = 1e9
 # One standard error of the logarithm of a peak of memory: on the CPU by the same benchmark, on
 # GPUs a guess.
@@ -160,6 +161,7 @@ CPU = ServingLaw(
 
 def law_of(device: Accelerator, backend: str) -> ServingLaw:
     """The prior: what is known of a device before anything was served on it with a backend."""
+    start_s = START_S.get(backend, OTHER_START_S)
     if device.cpu:
         # The site may say that its cores do more, or less, than those of the table.
         share = device.peak_flops / ACCELERATORS["cpu"].peak_flops
@@ -167,7 +169,7 @@ def law_of(device: Accelerator, backend: str) -> ServingLaw:
             CPU,
             rates={name: share * rate for name, rate in CPU.rates.items()},
             attention_rate=share * CPU.attention_rate,
-            start_s=CPU.start_s if backend == "transformers" else START_S[backend],
+            start_s=CPU.start_s if backend == "transformers" else start_s,
             time_error=CPU.time_error if backend == "transformers" else OTHER_TIME_ERROR,
             power_w=device.power_w,
             power_error=device.power_error,
@@ -186,7 +188,7 @@ def law_of(device: Accelerator, backend: str) -> ServingLaw:
         rates={"bf16": peak, "fp16": peak, "fp32": fp32_flops_of(device) * GPU_UTILISATION},
         attention_rate=device.peak_flops * GPU_ATTENTION,
         overlap=True,
-        start_s=START_S[backend],
+        start_s=start_s,
         load_s=2.0,
         load_bytes=LOAD_BYTES_PER_S,
         power_w=device.power_w,

@@ -331,6 +331,12 @@ def test_a_backend_runs_in_its_own_image(tmp_path):
     assert "/images/llem.sif" not in scripts["vllm"]
 
 
+def test_an_image_for_a_backend_that_there_is_not_is_told_with_the_nearest():
+    container = {"images": {"vlm": "/images/vllm.sif"}}
+    with pytest.raises(InputError, match=r"site.container.images.vlm: .*did you mean 'vllm'"):
+        campaign_from({**STUDY, "site": {**SITE, "container": container}})
+
+
 def test_a_manifest_holds_every_run_of_its_elements_in_their_order(tmp_path):
     study = campaign_from({**STUDY, "cycles": 2, "sweep": {"grid": {"options.beams": [1, 2]}}})
 
