@@ -15,7 +15,7 @@ from farm_site import farm_site
 CAMPAIGN = """\
 name: trunks
 target: 4e11 FLOP
-budget: 5e10 FLOP
+budget: 1e11 FLOP
 waves: 2
 model: {vocabulary: 256, context: 128}
 data: {builtin: python-sources, evaluation_tokens: 32768}
