@@ -354,8 +354,9 @@ def main() -> int:
         return 0 if measure(args.folder, args.repeats) else 1
     with tempfile.TemporaryDirectory(prefix="llem-scale-") as scratch:
         # in a process of its own: what is started by a large process counts its memory as its own
-        subprocess.run([sys.executable, __file__, *sys.argv[1:], "--make", scratch], check=True)
-        return 0 if measure(Path(scratch), args.repeats) else 1
+        folder = Path(scratch) / "campaign"
+        subprocess.run([sys.executable, __file__, *sys.argv[1:], "--make", str(folder)], check=True)
+        return 0 if measure(folder, args.repeats) else 1
 
 
 if __name__ == "__main__":
