@@ -205,21 +205,22 @@ class _Backends(Mapping[str, Mapping[str, Option]]):
 
     def __getitem__(self, name: str) -> Mapping[str, Option]:
         if name not in self._read:
-            self._read[name] = {o.name: o for o in _options_of(self._others()[name])}
+            self._read[name] = {o.name: o for o in _options_of(backends_of_others()[name])}
         return self._read[name]
 
     def __contains__(self, name: object) -> bool:
-        return name in self._read or name in self._others()
+        return name in self._read or name in backends_of_others()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(dict.fromkeys([*OWN, *sorted(self._others())]))
+        return iter(dict.fromkeys([*OWN, *sorted(backends_of_others())]))
 
     def __len__(self) -> int:
         return len(list(iter(self)))
 
-    @staticmethod
-    def _others() -> dict[str, metadata.EntryPoint]:
-        return {point.name: point for point in metadata.entry_points(group=GROUP)}
+
+def backends_of_others() -> dict[str, metadata.EntryPoint]:
+    """The backends that other packages have installed, by name."""
+    return {point.name: point for point in metadata.entry_points(group=GROUP)}
 
 
 def _options_of(point: metadata.EntryPoint) -> tuple[Option, ...]:

@@ -14,6 +14,7 @@ from llem.campaign import Runs, SampleData, format_duration, format_si
 
 if TYPE_CHECKING:
     from llem.campaign import Replicates
+    from llem.pipeline import Planned, PlannedStudy
     from llem.planning import AnyPlan, Dropped, Plan
     from llem.report.plan import Timeline
 
@@ -34,6 +35,18 @@ def table(columns: list[str], rows: list[list[Any]], *, title: str = "") -> None
         words = [first.ljust(widths[0])]
         words += [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
         print("  ".join(words).rstrip())
+
+
+def any_plan_tables(planned: Planned | PlannedStudy) -> None:
+    """What was planned, of whichever workload."""
+    from llem.planning import StudyPlan
+
+    if isinstance(planned.plan, StudyPlan):
+        from llem.cli._study import study_tables
+
+        study_tables(planned.plan)
+    else:
+        plan_tables(planned.plan, planned.times)
 
 
 def plan_tables(plan: Plan, times: Timeline | None = None) -> None:

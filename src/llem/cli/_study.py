@@ -24,40 +24,24 @@ SHOWN = 40
 TOLD = 4
 
 
-def planned_as(
-    args: argparse.Namespace, study: Study, base: Path, budget: Budget | None
+def planned_study(
+    args: argparse.Namespace, study: Study, base: Path, budget: Budget | None, **options: Any
 ) -> PlannedStudy:
-    """What `llem plan` asks for. Raises InputError for options that are of trainings."""
-    given = {"--runs": args.runs, "--waves": args.waves}
-    return _planned(
-        study, given, out=args.out or Path(study.name), base=base, budget=budget,
-        calibration=args.calibration,
-        ask_cluster=args.ask_cluster, replace_old=args.replace, write=not args.dry_run,
-    )  # fmt: skip
-
-
-def planned_to_run(
-    args: argparse.Namespace, study: Study, base: Path, budget: Budget | None
-) -> PlannedStudy:
-    """The plan that `llem run` of a study begins with. Raises InputError."""
-    given = {"--runs": args.runs, "--waves": args.waves}
-    return _planned(
-        study, given, out=args.out or Path(study.name), base=base, budget=budget,
-        calibration=args.calibration,
-    )  # fmt: skip
-
-
-def _planned(study: Study, of_trainings: dict[str, Any], **options: Any) -> PlannedStudy:
+    """The plan that a call asks for; `options` are further ones of `plan_study`. Raises InputError
+    for options that are of trainings."""
     from llem.pipeline import plan_study
 
     faults = [
         Fault(name, "is of trainings, and this is a study of deployments")
-        for name, value in of_trainings.items()
+        for name, value in (("--runs", args.runs), ("--waves", args.waves))
         if value is not None
     ]
     if faults:
         raise InputError("the call", faults)
-    return plan_study(study, **options)
+    return plan_study(
+        study, out=args.out or Path(study.name), base=base, budget=budget,
+        calibration=args.calibration, **options,
+    )  # fmt: skip
 
 
 def study_tables(plan: StudyPlan) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,33 +62,28 @@ def _run(args: argparse.Namespace) -> int:
     from llem.pipeline import plan_campaign
 
     budget = option("--budget", parse_budget, args.budget) if args.budget else None
+    own = {"ask_cluster": args.ask_cluster, "replace_old": args.replace, "write": not args.dry_run}
+    planned: Planned | PlannedStudy
     if args.refine is not None:
         planned = _refine(args, budget)
     else:
         asked, base = find_any_campaign(args.campaign)
         if asked.workload == "inference":
-            from llem.cli._study import planned_as, study_tables
+            from llem.cli._study import planned_study
 
-            study = planned_as(args, asked, base, budget)
-            return _tell(args, study, lambda: study_tables(study.plan))
-        campaign = in_waves(asked, args.waves)
-        planned = plan_campaign(
-            campaign, out=args.out or Path(campaign.name), base=base, budget=budget,
-            runs=positive("--runs", args.runs), ask_cluster=args.ask_cluster,
-            replace_old=args.replace, write=not args.dry_run, calibration=args.calibration,
-        )  # fmt: skip
-    from llem.cli._show import plan_tables
-
-    return _tell(args, planned, lambda: plan_tables(planned.plan, planned.times))
-
-
-def _tell(
-    args: argparse.Namespace, planned: Planned | PlannedStudy, show: Callable[[], None]
-) -> int:
+            planned = planned_study(args, asked, base, budget, **own)
+        else:
+            campaign = in_waves(asked, args.waves)
+            planned = plan_campaign(
+                campaign, out=args.out or Path(campaign.name), base=base, budget=budget,
+                runs=positive("--runs", args.runs), calibration=args.calibration, **own,
+            )  # fmt: skip
     if args.json:
         print_json({**planned.plan.to_dict(), "folder": str(planned.folder.root)})
     else:
-        show()
+        from llem.cli._show import any_plan_tables
+
+        any_plan_tables(planned)
     where = planned.folder.root
     if args.dry_run:
         note(f"dry run: {where} was not written")

@@ -243,7 +243,8 @@ def _compare_groups(args: argparse.Namespace) -> int:
                     "ratios": [vars(pair) for pair in pairs]})  # fmt: skip
         return 0
     from llem.cli._show import table
-    from llem.results.where import is_known
+    from llem.results.deployments import group_name
+    from llem.results.where import known_or_none
 
     _tell_rehearsal(every.rehearsal)
     heads = [*args.by, *(head for _, head in SHOWN_GROUP)]
@@ -256,19 +257,18 @@ def _compare_groups(args: argparse.Namespace) -> int:
         if len(found.rows) > FEW_GROUPS:
             best = min(found.rows, key=lambda row: (row["j_per_token"] != row["j_per_token"],
                                                     row["j_per_token"]))  # fmt: skip
-            key = tuple(value if is_known(value := best[name]) else None for name in args.by)
+            key = tuple(known_or_none(best[name]) for name in args.by)
             pairs = [
                 p if p.first == key else p.turned() for p in pairs if key in (p.first, p.second)
             ]
             print("against the least (all pairs: --json)")
-        lines = [[_key(p.second), _key(p.first), _ratio(p.ratio), _interval(p.low, p.high), p.how]
-                 for p in pairs]  # fmt: skip
+        lines = [
+            [group_name(p.second), group_name(p.first), _ratio(p.ratio), _interval(p.low, p.high),
+             p.how]
+            for p in pairs
+        ]  # fmt: skip
         table(["J/token of", "over", "ratio", "95 % interval", "cycles"], lines)
     return 0
-
-
-def _key(values: tuple[Any, ...]) -> str:
-    return ", ".join("(default)" if v is None else str(v) for v in values)
 
 
 def _with_interval(name: str, row: Any) -> str:

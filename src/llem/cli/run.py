@@ -46,10 +46,10 @@ def run(args: argparse.Namespace) -> int:
 def _run_study(args: argparse.Namespace, study: Study, base: Path, budget: Budget | None) -> int:
     """Plan, serve and aggregate a study; the exit status."""
     from llem.cli._answer import tell_finished
-    from llem.cli._study import planned_to_run
+    from llem.cli._study import planned_study
     from llem.pipeline import finish
 
-    planned = planned_to_run(args, study, base, budget)
+    planned = planned_study(args, study, base, budget)
     status = _run_wave(planned, yes=args.yes, as_json=args.json)
     if status == INTERRUPTED:
         return status
@@ -88,20 +88,15 @@ def run_all(
 def _run_wave(planned: Planned | PlannedStudy, *, yes: bool, as_json: bool) -> int:
     """Run what is planned and not settled yet; 0 where every run came to an end."""
     from llem.cli._progress import watching
-    from llem.cli._show import plan_tables
+    from llem.cli._show import any_plan_tables
     from llem.cli._status import both
-    from llem.cli._study import study_tables
     from llem.cli.submit import confirm_spending, local_status
     from llem.cluster import LocalOutcome, Notifier
     from llem.pipeline import run_campaign
-    from llem.planning import StudyPlan
 
     folder, plan = planned.folder, planned.plan
     if not as_json:
-        if isinstance(plan, StudyPlan):
-            study_tables(plan)
-        else:
-            plan_tables(plan, planned.times)
+        any_plan_tables(planned)
         # Progress goes to standard error: what belongs before it must not wait in a buffer.
         print(flush=True)
     confirm_spending(folder, plan, yes=yes)

@@ -19,11 +19,12 @@ from llem.campaign.study import Study
 from llem.errors import Fault, InputError, LlemError, did_you_mean
 from llem.pipeline.campaigns import aggregate_campaign, run_campaign
 from llem.pipeline.saying import Say
-from llem.pipeline.studies import PlannedStudy, plan_study
+from llem.pipeline.studies import PlannedStudy, study_plan, write_study
 from llem.pipeline.studyresult import ExperimentResult, StudyResult
 
 if TYPE_CHECKING:
     from llem.campaign import Campaign
+    from llem.planning import StudyPlan
 
 SOURCE = {"experiment": "run_experiment", "study": "run_study"}
 EXECUTORS = ("local", "slurm")
@@ -112,9 +113,10 @@ def _run(
     place = base if base is not None else _folder_of(config)
     study = _study(what, config, model=model, executor=executor, keys=keys, base=Path(place))
     root = Path(out) if out is not None else Path(study.name)
+    plan = study_plan(study, base=place)
     if what == "experiment":
-        _one_deployment(plan_study(study, out=root, base=place, write=False))
-    planned = plan_study(study, out=root, base=place, replace_old=True)
+        _one_deployment(plan)
+    planned = write_study(plan, out=root, replace_old=True)
     say = Say(progress)
     _tell_plan(say, planned)
     outcome = run_campaign(planned.folder, planned.plan, watch=say.watch)
@@ -218,8 +220,8 @@ def _executor_faults(study: Study, executor: str) -> list[Fault]:
     return [Fault("site", f"{site.name} is a SLURM site, and the executor is local", hint)]
 
 
-def _one_deployment(planned: PlannedStudy) -> None:
-    count = len(planned.plan.runs.replicates)
+def _one_deployment(plan: StudyPlan) -> None:
+    count = len(plan.runs.replicates)
     if count != 1:
         text = f"asks for {count} deployments, and an experiment is of one"
         raise InputError(

@@ -10,12 +10,12 @@ from typing import Any
 from llem.campaign import Site
 from llem.cluster import CampaignFolder
 from llem.errors import Fault, InputError
-from llem.pipeline.campaigns import is_study
 from llem.pipeline.viewing import load_rows
 from llem.planning import accelerator_of
 from llem.planning.served import ServedRun, laws_from_runs
 from llem.planning.servinglaw import WARMUP_ROUNDS, ServingLaw
 from llem.planning.study import StudyPlan
+from llem.report.tables import number
 
 
 def laws_of_study(path: str | Path, site: Site) -> dict[str, ServingLaw]:
@@ -25,11 +25,10 @@ def laws_of_study(path: str | Path, site: Site) -> dict[str, ServingLaw]:
     InputError where it is no study, ran on other devices, or no run of it was completed.
     """
     folder = CampaignFolder(Path(path))
-    if not is_study(folder.plan_values()):
+    plan = folder.load_plan()
+    if not isinstance(plan, StudyPlan):
         fault = Fault("", "is of trainings", "a study needs the DIR of a study that ran")
         raise InputError(str(path), [fault])
-    plan = folder.load_plan()
-    assert isinstance(plan, StudyPlan)
     if plan.device.name != site.gpu.name:
         text = f"ran on {plan.device.name!r}, the study is planned for {site.gpu.name!r}"
         raise InputError(str(path), [Fault("gpu.name", text)])
@@ -56,36 +55,29 @@ def _run(
     whole, window = _seconds(end, "t0_ns", "t1_ns"), _seconds(end, "window_t0_ns", "window_t1_ns")
     warmup = end.get("warmup") or {}
     # One that was cut short does not say how many rounds it takes.
-    rounds = _number(warmup.get("rounds"))
+    rounds = number(warmup.get("rounds"))
     enough = warmup.get("converged") or rounds > WARMUP_ROUNDS
-    load = _number(end.get("load_s"))
-    rest = whole - window - load - _number(warmup.get("duration_s"))
-    energy = _number(row.get("energy_total_j"))
+    load = number(end.get("load_s"))
+    rest = whole - window - load - number(warmup.get("duration_s"))
+    energy = number(row.get("energy_total_j"))
     # Joules of earlier attempts are in the total, and their seconds are in no end record.
     alone = row.get("attempts") == 1
     return ServedRun(
         deployment=run.deployment,
-        span_s=_number(row.get("span_s")),
-        pass_s=_number(row.get("itl_p50_s")) if _number(row.get("decodes")) > 0 else math.nan,
-        pass_rows=_number(row.get("batch_mean")),
-        pass_context=_number(row.get("context_mean")),
+        span_s=number(row.get("span_s")),
+        pass_s=number(row.get("itl_p50_s")) if number(row.get("decodes")) > 0 else math.nan,
+        pass_rows=number(row.get("batch_mean")),
+        pass_context=number(row.get("context_mean")),
         load_s=load,
         rest_s=rest - run.cooldown_s,
         first=run.run_id in first,
         warmup_rounds=rounds if enough else math.nan,
-        energy_j=energy if alone else _number(row.get("energy_j")),
+        energy_j=energy if alone else number(row.get("energy_j")),
         device_s=(whole if alone else window) * run.layout.ranks,
         energy_quality=str(row.get("energy_quality") or ""),
-        peak_memory_bytes=_number(row.get("peak_memory_bytes")),
+        peak_memory_bytes=number(row.get("peak_memory_bytes")),
     )
 
 
 def _seconds(end: Mapping[str, Any], begin: str, until: str) -> float:
-    return (_number(end.get(until)) - _number(end.get(begin))) / 1e9
-
-
-def _number(value: Any) -> float:
-    try:
-        return math.nan if value in (None, "") else float(value)
-    except (TypeError, ValueError):
-        return math.nan
+    return (number(end.get(until)) - number(end.get(begin))) / 1e9

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from llem.cluster import finite_or_none, write_json
 from llem.errors import Fault, InputError
 from llem.pipeline.fitting import FIT_FILE
+from llem.report.tables import number
+from llem.results.where import known_or_none
 
 if TYPE_CHECKING:
     from llem.cluster import CampaignFolder
@@ -56,7 +58,7 @@ class Variant:
         lines = [f"{self.name}: {self.runs} runs"]
         lines += [f"  no law: {self.reason}"] if self.reason else []
         for law in self.laws.values():
-            lines += law_lines(_plain(law.to_dict()))
+            lines += law_lines(finite_or_none(law.to_dict()))
         return "\n".join(lines)
 
 
@@ -79,7 +81,7 @@ class ServeQuestion:
             if law is not None:
                 life = train_and_serve(fit.ensemble, law, loss=self.loss, use=self.use,
                                        served_tokens=self.served_tokens)  # fmt: skip
-                found.append({"variant": variant.name, **_plain(life.to_dict())})
+                found.append({"variant": variant.name, **finite_or_none(life.to_dict())})
         return sorted(found, key=lambda entry: (entry["total_j"] is None, entry["total_j"]))
 
 
@@ -111,11 +113,11 @@ def study_variants(
         for name in every.kinds
         if name.startswith(KINDS)
         and name.rpartition(".")[2] not in IN_THE_LAW
-        and len({_known(row[name]) for row in used}) > 1
+        and len({known_or_none(row[name]) for row in used}) > 1
     ]
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in used:
-        key = (row["backend"], *(_known(row[name]) for name in names))
+        key = (row["backend"], *(known_or_none(row[name]) for name in names))
         groups.setdefault(key, []).append(row)
     options = {"bootstrap": bootstrap, "level": level, "seed": seed}
     keys = ("backend", *names)
@@ -126,11 +128,9 @@ def study_variants(
 
 def fit_study(folder: CampaignFolder, **options: Any) -> dict[str, Any]:
     """Fit the study's laws and write `results/fit.json`; options as of `study_variants`."""
-    from llem.cluster import write_json
-
     variants, left_out = study_variants(folder, **options)
     values = folder.plan_values()
-    fit: dict[str, Any] = _plain(
+    fit: dict[str, Any] = finite_or_none(
         {
             "schema": SCHEMA,
             "variants": [variant.to_dict() for variant in variants],
@@ -150,11 +150,11 @@ def _unfit(row: Row) -> str:
     """Why a run tells the law nothing; empty where it does."""
     if row["status"] != "completed":
         return f"{row['status']}: {row['reason']}" if row["reason"] else str(row["status"])
-    if not _number(row["energy_j"]) > 0:
+    if not number(row["energy_j"]) > 0:
         return f"energy unknown: {row['energy_reason']}"
-    if not _number(row["prefills"]) + _number(row["decodes"]) > 0:
+    if not number(row["prefills"]) + number(row["decodes"]) > 0:
         return "forward passes are the server's own"
-    if not _number(row["params"]) > 0:
+    if not number(row["params"]) > 0:
         return "size unknown"
     return ""
 
@@ -166,7 +166,7 @@ def _variant(common: Mapping[str, Any], rows: Sequence[Row], options: Mapping[st
     laws = {}
     for quantity, unit, cost in (
         # what the devices draw while no request is there is the arrivals' doing
-        ("energy_j", "J", [r["energy_j"] - max(0.0, _number(r["idle_j"])) for r in rows]),
+        ("energy_j", "J", [r["energy_j"] - max(0.0, number(r["idle_j"])) for r in rows]),
         ("gpu_seconds", "s", [r["span_s"] * max(1, r["ranks"]) for r in rows]),
     ):
         try:
@@ -182,17 +182,17 @@ def _columns(rows: Sequence[Row]) -> dict[str, Any]:
     """The columns of `fit_serving` but the cost."""
 
     def sequences(row: Row) -> float:
-        return float(_number(row["batch_mean"]) * row["decodes"])
+        return float(number(row["batch_mean"]) * row["decodes"])
 
     return {
         "params": [row["params"] for row in rows],
         "passes": [row["prefills"] + row["decodes"] for row in rows],
         "tokens": [row["tokens_in"] + row["tokens_out"] - row["requests_done"] for row in rows],
         "context": [
-            _number(row["context_mean"]) * sequences(row) if sequences(row) > 0 else 0.0
+            number(row["context_mean"]) * sequences(row) if sequences(row) > 0 else 0.0
             for row in rows
         ],
-        "kv": [_number(row["kv_per_token"]) for row in rows],
+        "kv": [number(row["kv_per_token"]) for row in rows],
         "batch": [_batch(row) for row in rows],
         "tokens_in": [row["tokens_in"] / row["requests_done"] for row in rows],
         "tokens_out": [row["tokens_out"] / row["requests_done"] for row in rows],
@@ -206,25 +206,5 @@ def _batch(row: Row) -> float:
         value = row.get(name)
         if isinstance(value, (int, float)) and value >= 1:
             return float(value)
-    mean = _number(row["batch_mean"])
+    mean = number(row["batch_mean"])
     return mean if mean >= 1 else 1.0
-
-
-def _known(value: Any) -> Any:
-    """Not known compares equal to itself."""
-    return None if value is None or value == "" or value != value else value
-
-
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, (int, float)) else math.nan
-
-
-def _plain(value: Any) -> Any:
-    """What JSON does not know becomes null."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

@@ -47,7 +47,23 @@ def plan_study(
     nothing is written. `calibration` is the folder of a study that ran on the site, in place of the
     file's: what is expected rests on it. Raises InputError with every fault.
     """
-    folder = CampaignFolder(Path(out))
+    plan = study_plan(
+        study, base=base, budget=budget, ask_cluster=ask_cluster, calibration=calibration
+    )
+    if not write:
+        return PlannedStudy(plan, CampaignFolder(Path(out)), changed=False)
+    return write_study(plan, out=out, replace_old=replace_old)
+
+
+def study_plan(
+    study: Study,
+    *,
+    base: str | Path = ".",
+    budget: Budget | None = None,
+    ask_cluster: bool = False,
+    calibration: str | Path | None = None,
+) -> StudyPlan:
+    """The plan alone; arguments and errors as of `plan_study`."""
     if budget is not None:
         study = study.model_copy(update={"budget": budget})
     place = Path(base).resolve()
@@ -68,23 +84,27 @@ def plan_study(
         from llem.pipeline.served import laws_of_study
 
         measured = laws_of_study(calibration, site)
-    plan = make_study_plan(
+    return make_study_plan(
         study, swept, models=models, prompts=prompts, limits=limits, measured=measured
     )
-    changed, times = False, None
-    if write:
-        files = render_files(
-            plan,
-            image_digest=image_digest(plan),
-            image_digests={
-                backend: digest_of_image(plan.site.image_for(backend))
-                for backend in dict.fromkeys(a.backend for a in plan.arrays)
-                if plan.site.image_for(backend) != plan.site.image
-            },
-        )
-        paths = {folder.jobs / name: text for name, text in files.items()}
-        paths[folder.plan_page], times = draw_study(plan)
-        changed = folder.write_plan(plan, paths, replace=replace_old)
+
+
+def write_study(plan: StudyPlan, *, out: str | Path, replace_old: bool = False) -> PlannedStudy:
+    """Write a plan and all that its jobs need into the folder `out`. Raises InputError where
+    another one is there, unless `replace_old`."""
+    folder = CampaignFolder(Path(out))
+    files = render_files(
+        plan,
+        image_digest=image_digest(plan),
+        image_digests={
+            backend: digest_of_image(plan.site.image_for(backend))
+            for backend in dict.fromkeys(a.backend for a in plan.arrays)
+            if plan.site.image_for(backend) != plan.site.image
+        },
+    )
+    paths = {folder.jobs / name: text for name, text in files.items()}
+    paths[folder.plan_page], times = draw_study(plan)
+    changed = folder.write_plan(plan, paths, replace=replace_old)
     return PlannedStudy(plan, folder, changed, times)
 
 

@@ -191,10 +191,12 @@ class StudyResult(_Served):
     @property
     def varied(self) -> list[str]:
         """The settings in which deployments differ, by their keys in the campaign file."""
+        from llem.results.where import known_or_none
+
         rows = self.deployments
         names = [name for name in (rows[0] if rows else ())
                  if name in NAMED or name.startswith(SETTINGS)]  # fmt: skip
-        return [n for n in names if len({_same(row[n]) for row in rows}) > 1]
+        return [n for n in names if len({known_or_none(row[n]) for row in rows}) > 1]
 
     def table(self, by: str | Sequence[str] | None = None) -> Rows:
         """What serving cost: for each deployment, or for each set of values of the fields `by`.
@@ -210,10 +212,11 @@ class StudyResult(_Served):
         """Joules per token of each two groups against each other: `of` over `over`, with its 95 %
         interval; `cycles` says whether they were paired by cycle. Raises InputError."""
         from llem.pipeline.viewing import compare_groups
+        from llem.results.deployments import group_name
 
         _, pairs = compare_groups(self._chosen, _names(by))
         return Rows(
-            {"of": _key(pair.second), "over": _key(pair.first), "ratio": pair.ratio,
+            {"of": group_name(pair.second), "over": group_name(pair.first), "ratio": pair.ratio,
              "interval": (pair.low, pair.high), "cycles": pair.how}
             for pair in pairs
         )  # fmt: skip
@@ -354,15 +357,6 @@ def _percentiles(row: Mapping[str, Any], name: str) -> dict[str, Estimate]:
 
 def _names(by: str | Sequence[str]) -> list[str]:
     return [by] if isinstance(by, str) else list(by)
-
-
-def _key(values: tuple[Any, ...]) -> str:
-    return ", ".join("(default)" if value is None else str(value) for value in values)
-
-
-def _same(value: Any) -> Any:
-    """Not known compares equal to itself."""
-    return None if value is None or value == "" or value != value else value
 
 
 def _short(value: float) -> str:

@@ -133,12 +133,13 @@ def load_rows(folder: CampaignFolder, table: str = "observations") -> Rows:
     of = {"observations": Observation, "phases": PhaseEnergy, "devices": DeviceRow,
           "ranks": RankRow, "cells": CellRatio}  # fmt: skip
     plan = folder.plan_values()
-    tables = STUDY_TABLES if is_study(plan) else TABLES
+    study = is_study(plan)
+    tables = STUDY_TABLES if study else TABLES
     if table not in tables:
         hint = did_you_mean(table, tables)
         raise InputError("the call", [Fault("table", f"there is no {table!r}", hint)])
     law = str((plan.get("rehearsal") or {}).get("law", ""))
-    if is_study(plan) and (found := _load_study(folder, table)) is not None:
+    if study and (found := _load_study(folder, table)) is not None:
         return found._marked(law)
     path = folder.results / f"{table}.csv"
     if not path.is_file():

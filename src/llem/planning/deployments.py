@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from llem.campaign import Arrival, Deployment, Layout, Prompts, ServedModel, Site
@@ -123,8 +124,7 @@ class _Expansion:
             for number, rule in enumerate(rules):
                 if matches(rule, values):
                     used[number] += 1
-                    what = {key: values[key] for key in self.varied if key in values}
-                    self.excluded.append(Excluded(what, rule.reason, "rule"))
+                    self.excluded.append(Excluded(self._what(values), rule.reason, "rule"))
                     return
         layout = self._layout(setting, effective, model)
         if layout is None or not self._long_enough(setting, model, prompts):
@@ -132,7 +132,7 @@ class _Expansion:
         arrival = self._arrival(setting.arrival)
         same = (model.digest, setting.backend, tuple(effective.items()), prompts, arrival, layout)
         if (first := self.deployments.get(same)) is not None:
-            what = self._what(setting, effective)
+            what = self._what(values_of(setting, effective))
             self.duplicates.append(Duplicate(what, first.deployment_id))
             return
         deployment = Deployment(
@@ -154,12 +154,13 @@ class _Expansion:
                 f"needs about {needed / 1e9:.3g} GB (x/ {off:.2f}) on each device, which has "
                 f"{self.device.memory_bytes / 1e9:.3g} GB"
             )
-            self.excluded.append(Excluded(self._what(setting, effective), reason, "memory"))
+            what = self._what(values_of(setting, effective))
+            self.excluded.append(Excluded(what, reason, "memory"))
             return
         self.deployments[same] = deployment
 
-    def _what(self, setting: Setting, effective: Mapping[str, Any]) -> dict[str, Any]:
-        values = values_of(setting, effective)
+    def _what(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Of a setting's values those that set it apart."""
         return {key: values[key] for key in self.varied if key in values}
 
     def _arrival(self, choice: ArrivalChoice | None) -> Arrival:
@@ -238,12 +239,10 @@ class _Expansion:
         return None
 
 
-_LAYOUTS: dict[tuple[int, int], Layout] = {}
-
-
+@lru_cache
 def _layout(nodes: int, ranks: int) -> Layout:
     """One object for each place: thousands of deployments share a few."""
-    return _LAYOUTS.setdefault((nodes, ranks), Layout(nodes=nodes, gpus_per_node=ranks))
+    return Layout(nodes=nodes, gpus_per_node=ranks)
 
 
 def values_of(setting: Setting, effective: Mapping[str, Any]) -> dict[str, Any]:

@@ -175,6 +175,11 @@ class PairRatio:
                        low=1 / self.high, high=1 / self.low)  # fmt: skip
 
 
+def group_name(values: tuple[Any, ...]) -> str:
+    """A group by its values; None is the backend's own default."""
+    return ", ".join("(default)" if value is None else str(value) for value in values)
+
+
 def pair_ratios(
     rows: Sequence[Row], by: Sequence[str], *, of: str = "j_per_token", level: float = LEVEL
 ) -> list[PairRatio]:

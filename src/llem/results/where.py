@@ -45,6 +45,11 @@ def is_known(value: Any) -> bool:
     )
 
 
+def known_or_none(value: Any) -> Any:
+    """What is not known compares equal to itself as None: NaN does not."""
+    return value if is_known(value) else None
+
+
 def parse_where(
     text: str, kinds: Mapping[str, str], *, words: Mapping[str, tuple[str, ...]] | None = None
 ) -> Test:

@@ -9,11 +9,11 @@ Another package adds one in its own pyproject.toml:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import Any, Protocol
 
 from llem.campaign import Serving
-from llem.campaign.options import GROUP
+from llem.campaign.options import BACKENDS, backends_of_others
 from llem.errors import Fault, InputError, LlemError, UnavailableError, did_you_mean
 from llem.serving.log import Log
 from llem.serving.replica import Replica
@@ -67,16 +67,15 @@ class Backend(Protocol):
 
 def backend_names() -> list[str]:
     """All backends that are to be had by name, sorted."""
-    return sorted({*OWN, *(point.name for point in metadata.entry_points(group=GROUP))})
+    return sorted(BACKENDS)
 
 
 def backend_class(name: str) -> type[Backend]:
     """The class of a backend. Raises InputError for a name that nothing has, UnavailableError
     where what it names cannot be imported."""
     target = OWN.get(name)
-    if target is None:
-        points = {point.name: point.value for point in metadata.entry_points(group=GROUP)}
-        target = points.get(name)
+    if target is None and (point := backends_of_others().get(name)) is not None:
+        target = point.value
     if target is None:
         known = backend_names()
         hint = did_you_mean(name, known) or f"there are: {', '.join(known)}"

@@ -11,6 +11,7 @@ import os
 import shlex
 import shutil
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from llem.serving.requests import Request
 READY_S = 1800.0
 
 
-class _Engine(OpenAIBackend):
+class _Engine(OpenAIBackend, ABC):
     """A server whose command llem makes; `batch_size` is the engine's own limit."""
 
     program = ""
@@ -58,8 +59,9 @@ class _Engine(OpenAIBackend):
             )
         return shlex.join(self.words())
 
+    @abstractmethod
     def words(self) -> list[str]:
-        raise NotImplementedError
+        """What starts the server, word by word; {path} and {port} are filled in later."""
 
     @property
     def asked(self) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from llem.serving.log import Log
 from llem.serving.outcome import Served, ServingProgress, Status, WarmedUp
 from llem.serving.replica import Replica
 from llem.serving.requests import Request, make_requests
-from llem.training.clocks import compare_clocks
+from llem.training.clocks import tie_clock
 from llem.training.memory import PeakMemory, largest
 from llem.training.outcome import ShouldStop
 from llem.training.pulse import Counter, NoCounter
@@ -122,7 +122,7 @@ class _Server:
     should_stop: ShouldStop | None
 
     def run_to_end(self, *, began_ns: int, wall_ns: int) -> Served:
-        self._compare_clocks()
+        tie_clock(self.record, self.world)
         # Of all ranks, or of none: a file on a parallel file system may be there for one alone.
         requests = make_requests(self.run, self.backend.tokenizer)
         mine = self.replica.share(requests)
@@ -153,7 +153,7 @@ class _Server:
         reasons = [part["stop"] for part in parts if part["stop"]]
         status: Status = "interrupted" if reasons else "completed"
         self.record.event(status, reasons[0] if reasons else "")
-        self._compare_clocks()
+        tie_clock(self.record, self.world)
         self.record.stamp_clock()
         self.record.flush()
         # Also a barrier: every rank has its result on disk when rank 0 tells the run's end.
@@ -259,14 +259,6 @@ class _Server:
             "wall1_ns": wall1_ns,
         }
         return [json.loads(text or "{}") for text in self.world.gather_text(json.dumps(mine))]
-
-    def _compare_clocks(self) -> None:
-        """Tie this node's clock to rank 0's, at the attempt's beginning and end."""
-        found = compare_clocks(self.world)
-        if math.isfinite(found.offset_ns):
-            self.record.stamp_clock(peer_offset_ns=found.offset_ns, rtt_ns=found.rtt_ns)
-        elif found.reason:
-            self.record.event("clock", f"not compared with rank 0's: {found.reason}")
 
     @contextmanager
     def _span(self, phase: Phase, *, log: Log | None = None) -> Iterator[None]:

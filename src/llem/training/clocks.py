@@ -16,9 +16,13 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from llem.records import host_meta
 from llem.training.world import World
+
+if TYPE_CHECKING:
+    from llem.training.recording import Recording
 
 ROUNDS = 16
 TIMEOUT_S = 5.0
@@ -33,6 +37,15 @@ class Compared:
     offset_ns: float = math.nan
     rtt_ns: float = math.nan
     reason: str = ""
+
+
+def tie_clock(record: Recording, world: World) -> None:
+    """Tie this node's clock to rank 0's in a rank's record, or say there why it is not."""
+    found = compare_clocks(world)
+    if math.isfinite(found.offset_ns):
+        record.stamp_clock(peer_offset_ns=found.offset_ns, rtt_ns=found.rtt_ns)
+    elif found.reason:
+        record.event("clock", f"not compared with rank 0's: {found.reason}")
 
 
 def compare_clocks(world: World) -> Compared:

@@ -26,7 +26,7 @@ from llem.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from llem.training.clocks import compare_clocks
+from llem.training.clocks import tie_clock
 from llem.training.data import Share, share_of
 from llem.training.divergence import DivergenceWatch
 from llem.training.engine import Engine, TorchEngine
@@ -216,7 +216,7 @@ class _Trainer:
 
     def run_to_end(self, *, began_ns: int, wall_ns: int) -> Outcome:
         resumed = self._resume()
-        self._compare_clocks()
+        tie_clock(self.record, self.world)
         self._steps()
         status, reason, loss, loss_se = self._end()
         peak = self.memory.read()
@@ -225,7 +225,7 @@ class _Trainer:
         if self.counter.reason != self.stamps_reason:
             self.record.event("stamps", self.counter.reason)
         self.record.event(status, reason)
-        self._compare_clocks()
+        tie_clock(self.record, self.world)
         self.record.stamp_clock()
         self.record.flush()
         # Also a barrier: every rank has its result on disk when rank 0 tells the run's end.
@@ -255,14 +255,6 @@ class _Trainer:
             evaluations=tuple(self.evaluations[step] for step in sorted(self.evaluations)),
             trunk=self.trunk,
         )
-
-    def _compare_clocks(self) -> None:
-        """Tie this node's clock to rank 0's, at the attempt's beginning and end."""
-        found = compare_clocks(self.world)
-        if math.isfinite(found.offset_ns):
-            self.record.stamp_clock(peer_offset_ns=found.offset_ns, rtt_ns=found.rtt_ns)
-        elif found.reason:
-            self.record.event("clock", f"not compared with rank 0's: {found.reason}")
 
     def _resume(self) -> Checkpoint | None:
         found = find_whole(self.checkpoints, world=self.world, run_id=self.run.run_id)
