@@ -15,6 +15,7 @@ import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,11 @@ LAST_STEP_S = 0.05
 # The program that is started where it is not on the path.
 PROGRAM = "LLEM_VLLM"
 ATTENTION = re.compile(r"Using (?:AttentionBackendEnum\.)?(\w+) (?:attention )?backend")
+# vLLM 0.32, vllm/v1/worker/gpu_model_runner.py: the whole engine ends with this.
+NO_SEED = (
+    "a request's own seed ends vLLM on a CPU where a prompt is read in parts (CPU Generator does "
+    "not use offset): tokens are drawn by the server's seed, in the order of its steps"
+)
 # Where a step says how many tokens it made.
 MADE = 5
 
@@ -123,6 +129,15 @@ class VllmBackend(_Engine):
         asked = {**self.asked, ARGUMENTS: self.run.deployment.options.get(ARGUMENTS)}
         program, *words = vllm_command(asked, seed=self.run.seed)
         return [self.found() or program, *words]
+
+    def load(self) -> None:
+        super().load()
+        assert self._engine is not None
+        on_cpu = self._engine.configuration().get("device_config.device_type") == "cpu"
+        if on_cpu and self.options.get("sample"):
+            left_out = (*self.dialect.left_out, "seed")
+            refused = (*self.dialect.refused, NO_SEED)
+            self.dialect = replace(self.dialect, left_out=left_out, refused=refused)
 
     def environment(self) -> dict[str, str]:
         names = [argument.told for argument in VLLM.values() if argument.told]

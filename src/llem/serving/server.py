@@ -136,7 +136,7 @@ class Server:
         plain = (PREFIX.sub("", line) for line in lines[:-TOLD_LINES])
         # Once each, as workers and their server tell the same; the first is what began it.
         early = list(dict.fromkeys(line for line in plain if CAUSE.match(line)))[:TOLD_CAUSES]
-        told = [*early, *(["..."] if early else []), *lines[-TOLD_LINES:]]
+        told = [*early, "...", *lines[-TOLD_CAUSES:]] if early else lines[-TOLD_LINES:]
         return "\n".join(f"  {line[:400]}" for line in told)
 
     def processes(self) -> list[int]:
