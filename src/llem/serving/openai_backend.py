@@ -249,24 +249,33 @@ class OpenAIBackend:
         return min(len(requests), MOST_UNDER_WAY)
 
     def _answers(self) -> bool:
-        """Whether the server tells its model; one that has none loaded yet is asked for ours."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=5.0)
+        """Whether the server tells its model; of one that is well and tells none, the model is
+        ours."""
+        ours = self.run.deployment.model.path or self.run.deployment.model.name
         try:
-            connection.request("GET", "/v1/models")
-            answer = connection.getresponse()
-            body = answer.read()
-            if answer.status != 200:
+            status, body = self._get("/v1/models")
+            if status == 200:
+                models = [dict(model) for model in json.loads(body)["data"]]
+                named = [m for m in models if ours in (m.get("id"), m.get("root"))]
+                self.told = (named or models or [{"id": ours}])[0]
+            elif self._get("/health")[0] == 200:
+                # transformers serve: its list is of what was fetched before
+                self.told = {"id": ours}
+            else:
                 return False
-            ours = self.run.deployment.model.path
-            models = [dict(model) for model in json.loads(body)["data"]]
-            named = [m for m in models if ours in (m.get("id"), m.get("root"))]
-            self.told = (named or models or [{"id": ours}])[0]
             self.model = str(self.told["id"])
         except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError):
             return False
+        return True
+
+    def _get(self, path: str) -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=5.0)
+        try:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            return answer.status, answer.read()
         finally:
             connection.close()
-        return True
 
     def _ask(
         self,

@@ -7,7 +7,8 @@ own, whose id it writes to FILE. As vLLM 0.32 does, it sends ids of tokens where
 without text while a character is not whole (`--half`), several tokens in one piece (`--together`),
 and tells an error within a stream (`--err N`). Servers that know less: `--only-text` refuses ids as
 prompts, `--unknown NAME` a field, `--no-ids` sends none back, `--no-usage` counts nothing. `--die
-N` ends it at the request of that first token id. `--prompts FILE` writes each prompt as it came.
+N` ends it at the request of that first token id. `--only-health` tells no
+model, as transformers serve does. `--prompts FILE` writes each prompt as it came.
 """
 
 import argparse
@@ -36,6 +37,7 @@ parser.add_argument("--unknown", action="append", default=[])
 parser.add_argument("--no-ids", action="store_true")
 parser.add_argument("--no-usage", action="store_true")
 parser.add_argument("--context", type=int, default=99)
+parser.add_argument("--only-health", action="store_true")
 parser.add_argument("--prompts", default="")
 asked = parser.parse_args()
 
@@ -52,6 +54,9 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self):
+        if asked.only_health:
+            self.answer(200 if self.path == "/health" else 500, "{}")
+            return
         self.answer(200, json.dumps({"data": [{"id": "standin", "max_model_len": asked.context}]}))
 
     def answer(self, status, text):
@@ -61,7 +66,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        assert body["model"] == "standin" and body["stream"] and body["temperature"] == 0.0
+        assert body["model"] == ("tiny" if asked.only_health else "standin")
+        assert body["stream"] and body["temperature"] == 0.0
         prompt = body["prompt"]
         if asked.prompts:
             with open(asked.prompts, "a") as file:

@@ -39,7 +39,7 @@ if {says!r}:
     # as llem.serving.vllm_logger does in vLLM itself
     with open(os.environ["LLEM_ENGINE_FILE"], "w") as file:
         file.write({says!r})
-os.execv(sys.executable, [sys.executable, {standin!r}, port])
+os.execv(sys.executable, [sys.executable, {standin!r}, port, "--pause-s", "0.04"])
 """
 
 

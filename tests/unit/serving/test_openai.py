@@ -109,6 +109,11 @@ def test_what_a_server_does_not_take_is_left_out_and_told(world, tmp_path):
     assert len(record.requests) == 5
 
 
+def test_a_server_that_is_well_and_tells_no_model_serves_ours(world, tmp_path):
+    outcome, _ = serve(run_of("--only-health"), tmp_path, world)
+    assert (outcome.step, outcome.effective["served_model"]) == (5, "tiny")
+
+
 def test_a_server_that_takes_nothing_is_told_once_and_no_request_fails(world, tmp_path):
     with pytest.raises(InputError, match=r"takes no request of llem's: status 422"):
         serve(run_of("--unknown", "prompt"), tmp_path, world)
