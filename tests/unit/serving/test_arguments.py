@@ -107,26 +107,30 @@ def test_vllm_has_every_argument():
 
 def test_vllm_reads_the_command_line_as_it_was_meant():
     pytest.importorskip("vllm", reason="vllm is not installed")
-    from vllm.entrypoints.openai.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+    try:
+        from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    except ImportError:  # before 0.32
+        from vllm.entrypoints.openai.cli_args import make_arg_parser
+
     parser = make_arg_parser(FlexibleArgumentParser())
-    values = {
-        "int": 2, "float": 0.5, "bool": False, "text": None,
-    }  # fmt: skip
+    values = {"int": 2, "float": 0.5, "bool": False}
     texts = {"quantisation": "fp8", "attention": "FLASH_ATTN", "arguments": "--max-logprobs 3"}
     for name, option in BACKENDS["vllm"].items():
         if name != ARGUMENTS and VLLM[name].request:
             continue
-        choices = option.choices or (values[option.kind] or texts[name],)
+        choices = option.choices or (texts.get(name, values.get(option.kind)),)
         for value in (*choices, *([True] if option.kind == "bool" else [])):
             asked = {name: value}
-            parsed = parser.parse_args(vllm_command(asked, seed=3)[3:])
+            words = [word.format(path="m", port=1) for word in vllm_command(asked, seed=3)]
+            parsed = parser.parse_args(words[3:])
             assert (parsed.seed, parsed.generation_config) == (3, "vllm")
             for argument, word in engine_arguments(VLLM, asked).items():
                 group, _, key = argument.partition(".")
                 found = getattr(parsed, group)
-                found = found[key] if key else found
+                if key:
+                    found = found[key] if isinstance(found, dict) else getattr(found, key)
                 assert str(getattr(found, "name", found)) == str(word), name
             if name == ARGUMENTS:
                 assert parsed.max_logprobs == 3
