@@ -145,7 +145,7 @@ class Log:
              self.t0_ns + round(request.arrival_s * 1e9), t_start_ns, t_first_ns, t_last_ns,
              int(status)),
         )  # fmt: skip
-        if t_first_ns:
+        if t_first_ns or tokens_out:
             self.tokens_in += read
         if status in (RequestStatus.FINISHED, RequestStatus.STOPPED):
             self.finished += 1

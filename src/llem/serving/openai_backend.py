@@ -202,6 +202,8 @@ class OpenAIBackend:
                 t_last_ns=one.times_ns[-1] if one.times_ns else 0,
                 status=one.status,
             )
+            # Those that the server counted and sent no piece for.
+            log.tokens_out += one.tokens_out - len(one.times_ns)
             if one.reason:
                 failed = True
                 log.event("request", f"request {one.request.number}: {one.reason}")

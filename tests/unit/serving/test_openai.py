@@ -92,6 +92,7 @@ def test_a_server_that_sends_no_ids_is_counted_by_its_own_usage(world, tmp_path)
     assert outcome.effective["token_times"] == "of pieces of text"
     assert outcome.effective["tokens_counted_by"] == "the server"
     assert record.requests["tokens_out"].tolist() == [6] * 5
+    assert (outcome.tokens_in, outcome.tokens_out) == (5 * 4, 5 * 6)
     # one piece of text for each, and results say that times of tokens are missing
     assert len(record.tokens) == 5
 
