@@ -20,22 +20,12 @@ if TYPE_CHECKING:
         reduce_calibration,
         run_calibration,
     )
-    from llem.pipeline.campaigns import (
-        OBSERVATIONS_FILE,
-        Planned,
-        aggregate_campaign,
-        plan_campaign,
-        run_campaign,
-    )
+    from llem.pipeline.campaigns import Planned, aggregate_campaign, plan_campaign, run_campaign
     from llem.pipeline.datasets import resolve_data
     from llem.pipeline.experiments import run_experiment, run_study
+    from llem.pipeline.files import FIT_FILE, OBSERVATIONS_FILE
     from llem.pipeline.finishing import Finished, finish, report_campaign
-    from llem.pipeline.fitting import (
-        FIT_FILE,
-        compare_observations,
-        fit_campaign,
-        fit_observations,
-    )
+    from llem.pipeline.fitting import compare_observations, fit_campaign, fit_observations
     from llem.pipeline.measuring import Measured, measure
     from llem.pipeline.optimal import find_optimal
     from llem.pipeline.power import draw_energy
@@ -60,10 +50,10 @@ _HOME = {
     "Calibrated": "calibration",
     "EdgeMinimaError": "slices",
     "ExperimentResult": "studyresult",
-    "FIT_FILE": "fitting",
+    "FIT_FILE": "files",
     "Finished": "finishing",
     "Measured": "measuring",
-    "OBSERVATIONS_FILE": "campaigns",
+    "OBSERVATIONS_FILE": "files",
     "Planned": "campaigns",
     "PlannedStudy": "studies",
     "Preview": "result",

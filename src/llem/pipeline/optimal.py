@@ -19,15 +19,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from llem.campaign import Budget, Campaign, Run, Site, parse_budget
 from llem.errors import Fault, InputError, LlemError, did_you_mean
-from llem.pipeline.campaigns import (
-    Foreign,
-    Planned,
-    aggregate_campaign,
-    plan_campaign,
-    run_campaign,
-)
-from llem.pipeline.fitting import FIT_FILE, campaign_table, fit_campaign
+from llem.pipeline.campaigns import Planned, aggregate_campaign, plan_campaign, run_campaign
+from llem.pipeline.files import FIT_FILE
+from llem.pipeline.fitting import campaign_table, fit_campaign
 from llem.pipeline.foreign import (
+    Foreign,
     Looked,
     folder_of_module,
     in_session,

@@ -526,7 +526,7 @@ def _plan_values(folder: Path) -> dict[str, Any]:
 def _observations(folder: Path) -> tuple[Mapping[str, Any], ...]:
     from dataclasses import asdict
 
-    from llem.pipeline.campaigns import OBSERVATIONS_FILE
+    from llem.pipeline.files import OBSERVATIONS_FILE
     from llem.results import read_observations
 
     return tuple(asdict(row) for row in read_observations(folder / "results" / OBSERVATIONS_FILE))
