@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from llem.pipeline.answers import Answer
     from llem.pipeline.calibration import (
         Calibrated,
         calibrate,
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
         rehearse,
         repeat_rehearsal,
     )
-    from llem.pipeline.result import Answer, Preview, Result
+    from llem.pipeline.result import Preview, Result
     from llem.pipeline.sealing import SealedFile, check_records, seal_campaign, seal_records
     from llem.pipeline.slices import EdgeMinimaError
     from llem.pipeline.studies import PlannedStudy, plan_study
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from llem.pipeline.viewing import Rows, compare_runs, load_rows, show_run
 
 _HOME = {
-    "Answer": "result",
+    "Answer": "answers",
     "Calibrated": "calibration",
     "EdgeMinimaError": "slices",
     "ExperimentResult": "studyresult",
