@@ -9,6 +9,7 @@ from llem.cli._command import note, print_json
 
 EXAMPLE = """  llem image build --kind cuda --out llem-cuda.sif
   llem image build --kind cpu --wheelhouse wheels/ --base base.sif --out llem-cpu.sif  # offline
+  llem image build --kind vllm --out llem-vllm.sif
   llem image verify llem-cpu.sif"""
 
 
@@ -16,7 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="build|verify")
     build = actions.add_parser("build", help="build an image as an ordinary user")
     build.add_argument("--out", type=Path, required=True, metavar="IMAGE.sif")
-    build.add_argument("--kind", choices=("cpu", "cuda"), default="cuda", help="default: cuda")
+    build.add_argument("--kind", choices=("cpu", "cuda", "vllm"), default="cuda",
+                       help="default: cuda; vllm: what the backend vllm serves with")  # fmt: skip
     build.add_argument("--wheelhouse", type=Path, metavar="DIR", help="wheels; nothing is fetched")
     build.add_argument("--base", metavar="IMAGE", help="a SIF, or a name in a registry")
     build.add_argument("--squash-args", metavar="ARGS",

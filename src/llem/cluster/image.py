@@ -21,13 +21,14 @@ from llem.cluster.gate import run_program
 from llem.errors import ClusterError, Fault, InputError, LlemError
 
 BUILD_TIMEOUT_S = 4 * 3600.0
-KINDS = ("cpu", "cuda")
+KINDS = ("cpu", "cuda", "vllm")
 
 # Runs inside the image with its own Python and prints one JSON object on its last line.
 _PROBE = """
 import json, os, sys, tempfile
 seen = {"python": sys.version.split()[0]}
-for name in ("llem", "torch", "accelerate", "deepspeed", "h5py", "numpy", "submitit"):
+for name in ("llem", "torch", "accelerate", "deepspeed", "h5py", "numpy", "submitit",
+             "vllm"):
     try:
         seen[name] = __import__("importlib.metadata").metadata.version(name)
     except Exception as error:
@@ -136,11 +137,12 @@ def verify_image(image: Path, *, runtime: str = "apptainer") -> list[Check]:
         there = seen[name] is not None
         rows.append(Check(name, OK if there else FAIL, seen[name] or "not installed"))
     works = seen["deepspeed_import"] == "ok"
-    rows.append(
-        Check(
-            "deepspeed", OK if works else FAIL, f"{seen['deepspeed']}: {seen['deepspeed_import']}"
-        )
-    )
+    if seen["vllm"] is not None:
+        # An image that serves, and never trains.
+        rows.append(Check("vllm", OK, seen["vllm"]))
+    else:
+        said = f"{seen['deepspeed']}: {seen['deepspeed_import']}"
+        rows.append(Check("deepspeed", OK if works else FAIL, said))
     rows.append(Check("HDF5 records", OK if seen["hdf5"] == "ok" else FAIL, seen["hdf5"]))
     if seen["user_site"]:
         rows.append(Check("user site", WARN, "~/.local can shadow the image's packages",

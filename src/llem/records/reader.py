@@ -24,6 +24,7 @@ from llem.records.salvage import READ_ERRORS, salvage, without_holes
 from llem.records.schema import (
     BASELINE,
     CLOCK,
+    ENGINE,
     EVALS,
     EVENTS,
     FORWARDS,
@@ -54,8 +55,8 @@ class RankRecord:
     `forwards` as columns where these were asked for.
 
     `workload` says whose tables have rows: a training's `steps` and `evals`, or those of a served
-    model, `requests`, `forwards` and `tokens`; the others are empty. `problems` name the parts that
-    cannot be read, and how many rows they had.
+    model, `requests`, `forwards`, `tokens` and `engine`; the others are empty. `problems` name the
+    parts that cannot be read, and how many rows they had.
     """
 
     path: Path
@@ -70,6 +71,7 @@ class RankRecord:
     requests: Table = field(default_factory=lambda: np.empty(0, REQUESTS))
     forwards: Table | Columns = field(default_factory=lambda: np.empty(0, FORWARDS))
     tokens: Table = field(default_factory=lambda: np.empty(0, TOKENS))
+    engine: Table = field(default_factory=lambda: np.empty(0, ENGINE))
 
     @property
     def workload(self) -> str:
@@ -168,6 +170,7 @@ def _rank(path: Path, *, columns: Sequence[str] | None) -> RankRecord:
                 requests=record.table("requests", REQUESTS),
                 forwards=record.rows("forwards", FORWARDS, columns),
                 tokens=record.table("tokens", TOKENS),
+                engine=record.later_table("engine", ENGINE),
                 spans=record.table("spans", SPANS),
                 clock=record.table("clock", CLOCK),
                 events=record.table("events", EVENTS),

@@ -102,6 +102,27 @@ FORWARDS = np.dtype(
 # One row per token that arrived, where forward passes are another process's (a server).
 TOKENS = np.dtype([("request", "<i8"), ("index", "<i8"), ("t_ns", "<i8")])
 
+# One row per step of a server's engine, as that tells it itself: `t_ns` is when its server had what
+# the step made. `running` and `waiting` requests are there after it; `tokens_in` of prompts it
+# computed, `tokens_cached` it found in its cache, in the step in which their prompt was done.
+# `tokens_out` it made, `drafted` were guessed and `accepted` of these right; `preempted` requests
+# lost their cache; `cache_used` is a share of all blocks.
+ENGINE = np.dtype(
+    [
+        ("step", "<i8"),
+        ("t_ns", "<i8"),
+        ("running", "<i4"),
+        ("waiting", "<i4"),
+        ("tokens_in", "<i8"),
+        ("tokens_cached", "<i8"),
+        ("tokens_out", "<i8"),
+        ("preempted", "<i4"),
+        ("drafted", "<i4"),
+        ("accepted", "<i4"),
+        ("cache_used", "<f4"),
+    ]
+)
+
 # One row per device and sample; `read_ns` is how long the reading took, in steps of 1024 ns.
 SAMPLES = np.dtype(
     [
@@ -143,12 +164,18 @@ BASELINE = np.dtype(
 # takes the space of a chunk: tables that stay short have short ones.
 CHUNK_ROWS = 1024
 SHORT_CHUNK_ROWS = 64
-LONG_TABLES = ("steps", "samples", "forwards", "tokens")
+LONG_TABLES = ("steps", "samples", "forwards", "tokens", "engine")
 
 # What a rank's record holds, by the workload of its run.
 RANK_TABLES = {
     "training": {"steps": STEPS, "evals": EVALS, "spans": SPANS},
-    "inference": {"requests": REQUESTS, "forwards": FORWARDS, "tokens": TOKENS, "spans": SPANS},
+    "inference": {
+        "requests": REQUESTS,
+        "forwards": FORWARDS,
+        "tokens": TOKENS,
+        "engine": ENGINE,
+        "spans": SPANS,
+    },
 }
 
 

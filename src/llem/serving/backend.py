@@ -31,7 +31,9 @@ OWN = {
 class Backend(Protocol):
     """One replica of a deployment, on the ranks of `replica`.
 
-    `sees_forwards` says whether it records its forward passes, or tokens as they come. A class of
+    `sees_forwards` says whether it records its forward passes, or tokens as they come. One whose
+    model is in other processes has `memory()` too, which tells their peaks as `PeakMemory` does,
+    and a function `leave`, which is set before loading and says whether to give that up. A class of
     another package tells its options as well: `options`, of `llem.campaign.options.Option`.
     """
 

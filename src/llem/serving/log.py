@@ -51,7 +51,7 @@ class Log:
         self.lead = lead
         self.stop_reason: str | None = None
         self.batches = first_batch
-        self.forwards = 0
+        self.forwards = self.engine = 0
         self.finished = self.failed = 0
         self.tokens_in = self.tokens_out = 0
         self._record = record
@@ -115,6 +115,14 @@ class Log:
         if t_ns >= self._next_told_ns:
             self._tell((t_ns, self._read()))
 
+    def engine_steps(self, steps: Sequence[tuple[int | float, ...]]) -> None:
+        """Steps of a server's engine, by its own word; see `llem.records.schema.ENGINE`."""
+        if self.warmup or not steps:
+            return
+        rows = [(self.engine + i, *step) for i, step in enumerate(steps)]
+        self.engine += len(steps)
+        self._record.append_rows("engine", rows)
+
     def request(
         self,
         request: Request,
@@ -137,7 +145,7 @@ class Log:
              self.t0_ns + round(request.arrival_s * 1e9), t_start_ns, t_first_ns, t_last_ns,
              int(status)),
         )  # fmt: skip
-        if t_first_ns:
+        if t_first_ns or tokens_out:
             self.tokens_in += read
         if status in (RequestStatus.FINISHED, RequestStatus.STOPPED):
             self.finished += 1

@@ -28,6 +28,7 @@ from llem.serving.log import Log
 from llem.serving.outcome import Served, ServingProgress, Status, WarmedUp
 from llem.serving.replica import Replica
 from llem.serving.requests import Request, make_requests
+from llem.serving.server_memory import ServerMemory
 from llem.training.clocks import tie_clock
 from llem.training.memory import PeakMemory, largest
 from llem.training.outcome import ShouldStop
@@ -64,12 +65,14 @@ def serve_run(
     """
     began_ns, wall_ns = time.monotonic_ns(), time.time_ns()
     attempt = Path(attempt_dir)
-    replica = Replica(world, ranks=run.deployment.tensor_parallel)
+    deployment = run.deployment
+    replica = Replica(world, ranks=deployment.tensor_parallel * deployment.pipeline_parallel)
     counter = counter or NoCounter()
     # Refused here, before anything is read, where the options cannot be had.
     with closing(backend_class(run.deployment.backend)(run, replica)) as backend:
         world.first(lambda: attempt.mkdir(parents=True, exist_ok=True))
-        memory = PeakMemory(world.device)
+        # Where the model is in other processes, the backend knows which.
+        memory = backend.memory() if hasattr(backend, "memory") else PeakMemory(world.device)
         path = attempt / f"rank-{world.rank:05d}.h5"
         own = {**_own_meta(run, world, replica), "device_uuid": world.device_uuid or counter.uuid}
         with closing(Recording(path, meta={**own, **meta}, rank=world.rank)) as record:
@@ -115,7 +118,7 @@ class _Server:
     world: World
     replica: Replica
     backend: Backend
-    memory: PeakMemory
+    memory: PeakMemory | ServerMemory
     counter: Counter
     record: Recording
     told: Told | None
@@ -130,7 +133,8 @@ class _Server:
         stopped = self.world.first(self.should_stop) if self.should_stop is not None else None
         load_s, effective, warmed = 0.0, {}, NOT_WARMED_UP
         if stopped is None:
-            load_s = self._load()
+            load_s, stopped = self._load()
+        if stopped is None:
             effective = self.backend.effective()
             warmed, stopped = self._warm_up(mine)
         loaded = self.memory.read()
@@ -188,12 +192,19 @@ class _Server:
             record="; ".join(f"rank {i}: {text}" for i, text in enumerate(problems) if text),
         )
 
-    def _load(self) -> float:
+    def _load(self) -> tuple[float, str | None]:
+        """How long it took, and why to leave, None where not."""
         t0_ns = time.monotonic_ns()
+        if self.should_stop is not None and hasattr(self.backend, "leave"):
+            self.backend.leave = self._leaves
         with self._span(Phase.LOAD):
             self.backend.load()
             self.world.barrier()
-        return (time.monotonic_ns() - t0_ns) / 1e9
+        stopped = self.world.first(self.should_stop) if self.should_stop is not None else None
+        return (time.monotonic_ns() - t0_ns) / 1e9, stopped
+
+    def _leaves(self) -> bool:
+        return self.should_stop is not None and self.should_stop() is not None
 
     def _warm_up(self, requests: Sequence[Request]) -> tuple[WarmedUp, str | None]:
         """Serve the same batch until it takes equally long; and why to leave, None where not."""

@@ -1,32 +1,46 @@
 """Any server with the OpenAI interface, started in the job: vLLM, SGLang, llama.cpp, TGI, ...
 
-Its forward passes are its own, so that tokens are recorded as they arrive: one row for each piece
-of the stream that has text. Prompts are sent as token ids, which is what was counted.
+Its forward passes are its own, so that tokens are recorded as they arrive. What a server takes is
+found out by a first request (`llem.serving.dialect`): prompts are token ids where it takes them,
+and tokens are counted by the ids that it sends back, else by the pieces of the stream with text.
 """
 
 from __future__ import annotations
 
 import http.client
 import json
+import os
 import queue
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from llem.campaign import Serving
 from llem.errors import Fault, InputError, LlemError
 from llem.records import RequestStatus
+from llem.serving.dialect import Dialect, Refused, find_dialect
 from llem.serving.log import Log
 from llem.serving.replica import Replica
 from llem.serving.requests import Request, Tokenizer
 from llem.serving.server import Server
-from llem.serving.tokenizers import tokenizer_of
+from llem.serving.server_memory import ServerMemory
+from llem.serving.tokenizers import texts_of, tokenizer_of
 
 TIMEOUT_S = 600.0
 # With arrivals of a rate, as many requests may be under way as come.
 MOST_UNDER_WAY = 1024
+PATH = "/v1/completions"
+HEADERS = {"Content-Type": "application/json"}
+DEVICES = "CUDA_VISIBLE_DEVICES"
+# Some servers keep a seed in 32 bits, with a sign.
+MOST_SEED = 2**31
+# How a stream says that a text came to its end; all else is a failure of the server's.
+ENDS = {"stop": RequestStatus.STOPPED, "length": RequestStatus.FINISHED}
+# How long a server whose requests fail is given to be gone.
+DEATH_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -56,16 +70,19 @@ class OpenAIBackend:
         self.run = run
         self.replica = replica
         self.options = run.deployment.effective
-        command = self.command()
-        if replica.size > 1 and replica.count > 1:
-            text = "servers that split a model need a job for each replica"
-            raise InputError(f"run {run.run_id}", [Fault("options.tensor_parallel", text)])
+        self.gpus = self._gpus()
         model = run.deployment.model
         self.server = Server(
-            command, values={"path": model.path or model.name, "gpus": replica.size}
+            self.command(),
+            values={"path": model.path or model.name, "gpus": replica.size},
+            environment=self.environment(),
         )
         self.model = ""
         self.told: dict[str, Any] = {}
+        self.dialect = Dialect()
+        # Whether to leave; asked while the server is waited for.
+        self.leave: Callable[[], bool] = lambda: False
+        self._rounds = 0
 
     @staticmethod
     def prepare(run: Serving) -> None:
@@ -80,6 +97,38 @@ class OpenAIBackend:
             raise InputError(f"run {self.run.run_id}", [Fault("options.command", text, hint)])
         return str(command)
 
+    def environment(self) -> dict[str, str]:
+        """What the server has in its environment beside ours: its own GPUs, of several."""
+        if not self.gpus:
+            return {}
+        seen = [part for part in os.environ.get(DEVICES, "").split(",") if part]
+        return {DEVICES: ",".join(seen[i] if seen else str(i) for i in self.gpus)}
+
+    def _gpus(self) -> list[int]:
+        """The numbers of this replica's GPUs among those that this rank sees.
+
+        Every rank sees all of its node's, or where SLURM binds them, its own alone. Raises
+        InputError where they do not suffice.
+        """
+        import torch
+
+        world, size = self.replica.world, self.replica.size
+        if world.device.type != "cuda" or not self.replica.lead:
+            return []
+        seen, first = torch.cuda.device_count(), world.device.index or 0
+        if first + size > seen:
+            text = f"a server on {size} GPUs cannot be started by a rank that sees {seen}"
+            hint = "site.gpu_request: gpus-per-node, and a replica within a node"
+            raise InputError(
+                f"run {self.run.run_id}", [Fault("options.tensor_parallel", text, hint)]
+            )
+        return list(range(first, first + size))
+
+    def memory(self) -> ServerMemory:
+        """Of the server, whose the model is."""
+        device = self.replica.world.device
+        return ServerMemory(self.server.processes, device, devices=self.gpus)
+
     @property
     def ready_s(self) -> float:
         """How long it may take to answer."""
@@ -89,7 +138,14 @@ class OpenAIBackend:
         if not self.replica.lead:
             return
         self.server.start()
-        self.server.wait(self._answers, timeout_s=self.ready_s)
+        self.server.wait(self._answers, timeout_s=self.ready_s, leave=self.leave)
+        if not self.model:
+            return
+        try:
+            self.dialect = find_dialect(self._post, self._body(self._probe()), text=self._text)
+        except Refused as error:
+            text = f"the server takes no request of llem's: {error}"
+            raise InputError(f"run {self.run.run_id}", [Fault("backend", text)]) from None
 
     def tokenizer(self) -> Tokenizer:
         return tokenizer_of(self.run.deployment.model)
@@ -97,7 +153,7 @@ class OpenAIBackend:
     def effective(self) -> dict[str, Any]:
         names = ("max_model_len", "owned_by")
         known = {str(key): value for key, value in self.told.items() if key in names}
-        return {**self.options, "served_model": self.model, **known}
+        return {**self.options, "served_model": self.model, **known, **self.dialect.told()}
 
     def warmup_requests(self, requests: Sequence[Request]) -> Sequence[Request]:
         return list(requests[: self._together(requests)])
@@ -105,6 +161,8 @@ class OpenAIBackend:
     def serve(self, requests: Sequence[Request], log: Log) -> None:
         if not self.replica.lead:
             return
+        self._check_lengths(requests)
+        requests = self._not_cached(requests, log)
         work: queue.SimpleQueue[Request] = queue.SimpleQueue()
         for request in sorted(requests, key=lambda r: (r.arrival_s, r.number)):
             work.put(request)
@@ -117,6 +175,7 @@ class OpenAIBackend:
         for thread in threads:
             thread.start()
         open_requests = {request.number: request for request in requests}
+        failed = False
         while open_requests:
             if log.stopping():
                 leave.set()
@@ -127,8 +186,7 @@ class OpenAIBackend:
                     break
                 if (status := self.server.ended()) is not None:
                     leave.set()
-                    words = self.server.last_words()
-                    raise LlemError(f"the server ended with status {status}:\n{words}") from None
+                    raise self._died(status) from None
                 continue
             if isinstance(one, _Token):
                 log.token(one.request, one.index, one.t_ns)
@@ -144,12 +202,47 @@ class OpenAIBackend:
                 t_last_ns=one.times_ns[-1] if one.times_ns else 0,
                 status=one.status,
             )
+            # Those that the server counted and sent no piece for.
+            log.tokens_out += one.tokens_out - len(one.times_ns)
             if one.reason:
+                failed = True
                 log.event("request", f"request {one.request.number}: {one.reason}")
         log.left(list(open_requests.values()))
+        # Requests of a server that dies fail before it is gone: they were not refused one by one.
+        if failed and not leave.is_set() and (status := self._ending()) is not None:
+            raise self._died(status)
 
     def close(self) -> None:
         self.server.stop()
+
+    def _died(self, status: int) -> LlemError:
+        return LlemError(f"the server ended with status {status}:\n{self.server.last_words()}")
+
+    def _ending(self) -> int | None:
+        """The exit status of a server that answers no more; None of one that does."""
+        return None if self._answers() else self.server.ended(patience_s=DEATH_S)
+
+    def _check_lengths(self, requests: Sequence[Request]) -> None:
+        """Raises InputError for requests that the server would refuse one by one."""
+        most = self.told.get("max_model_len")
+        longest = max((len(r.tokens) + r.output_tokens for r in requests), default=0)
+        if isinstance(most, int) and longest > most:
+            text = f"a request of {longest} tokens, in and out, and the server takes {most}"
+            raise InputError(
+                f"run {self.run.run_id}", [Fault("prompts", text, "shorter ones, or more context")]
+            )
+
+    def _not_cached(self, requests: Sequence[Request], log: Log) -> list[Request]:
+        """In the warm-up, prompts that no other round has: a server keeps what prompts share, and
+        would find the window's prompts in its cache."""
+        if not log.warmup:
+            return list(requests)
+        self._rounds += 1
+        vocabulary = self.run.deployment.model.vocabulary
+        return [
+            replace(r, tokens=[(r.tokens[0] + self._rounds) % vocabulary, *r.tokens[1:]])
+            for r in requests
+        ]
 
     def _together(self, requests: Sequence[Request]) -> int:
         """How many requests may be under way at one time."""
@@ -158,21 +251,33 @@ class OpenAIBackend:
         return min(len(requests), MOST_UNDER_WAY)
 
     def _answers(self) -> bool:
-        """Whether the server tells its model."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=5.0)
+        """Whether the server tells its model; of one that is well and tells none, the model is
+        ours."""
+        ours = self.run.deployment.model.path or self.run.deployment.model.name
         try:
-            connection.request("GET", "/v1/models")
-            answer = connection.getresponse()
-            body = answer.read()
-            if answer.status != 200:
+            status, body = self._get("/v1/models")
+            if status == 200:
+                models = [dict(model) for model in json.loads(body)["data"]]
+                named = [m for m in models if ours in (m.get("id"), m.get("root"))]
+                self.told = (named or models or [{"id": ours}])[0]
+            elif self._get("/health")[0] == 200:
+                # transformers serve: its list is of what was fetched before
+                self.told = {"id": ours}
+            else:
                 return False
-            self.told = dict(json.loads(body)["data"][0])
             self.model = str(self.told["id"])
         except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError):
             return False
+        return True
+
+    def _get(self, path: str) -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=5.0)
+        try:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            return answer.status, answer.read()
         finally:
             connection.close()
-        return True
 
     def _ask(
         self,
@@ -203,21 +308,21 @@ class OpenAIBackend:
         usage: Mapping[str, Any] = {}
         ended = ""
         status, reason = RequestStatus.FINISHED, ""
-        connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=TIMEOUT_S)
+        connection = self._connection()
         try:
-            body = json.dumps(self._body(request))
-            connection.request(
-                "POST", "/v1/completions", body, {"Content-Type": "application/json"}
-            )
+            body = self.dialect.body(self._body(request), text=self._text)
+            connection.request("POST", PATH, json.dumps(body), HEADERS)
             answer = connection.getresponse()
             if answer.status != 200:
                 words = answer.read(500).decode("utf-8", "replace")
                 raise ValueError(f"status {answer.status}: {words}")
             for part, t_ns in _stream(answer):
+                if (error := part.get("error")) is not None:
+                    raise ValueError(str(error.get("message", error)))
                 usage = part.get("usage") or usage
                 for choice in part.get("choices", ()):
                     ended = choice.get("finish_reason") or ended
-                    if choice.get("text"):
+                    for _ in range(self.dialect.tokens(choice)):
                         said.put(_Token(request, len(times), t_ns))
                         times.append(t_ns)
                 if leave.is_set():
@@ -226,7 +331,9 @@ class OpenAIBackend:
             else:
                 if not ended:
                     raise ValueError("the stream ended before its text did")
-                status = RequestStatus.STOPPED if ended == "stop" else RequestStatus.FINISHED
+                if ended not in ENDS:
+                    raise ValueError(f"the server ended it: {ended}")
+                status = ENDS[ended]
         except (OSError, http.client.HTTPException, ValueError, AttributeError) as error:
             status, reason = RequestStatus.FAILED, str(error) or type(error).__name__
         finally:
@@ -241,6 +348,41 @@ class OpenAIBackend:
             reason=reason,
         )
 
+    def _connection(self) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=TIMEOUT_S)
+
+    def _post(self, body: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The parts of the answer to a body. Raises Refused with the server's words."""
+        connection = self._connection()
+        try:
+            connection.request("POST", PATH, json.dumps(body), HEADERS)
+            answer = connection.getresponse()
+            if answer.status != 200:
+                words = " ".join(answer.read(2000).decode("utf-8", "replace").split())
+                raise Refused(f"status {answer.status}: {words[:500]}")
+            parts = [part for part, _ in _stream(answer)]
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise Refused(str(error) or type(error).__name__) from None
+        finally:
+            connection.close()
+        for part in parts:
+            if part.get("error") is not None:
+                raise Refused(str(part["error"]))
+        return parts
+
+    def _probe(self) -> Request:
+        """A request that asks for little, to hear what the server takes."""
+        tokens = [i % self.run.deployment.model.vocabulary for i in (65, 66, 67)]
+        return Request(number=0, prompt=0, tokens=tokens, output_tokens=4)
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        """A prompt's text, of a server that takes no ids."""
+        return self._texts(tokens)
+
+    @cached_property
+    def _texts(self) -> Callable[[Sequence[int]], str]:
+        return texts_of(self.run.deployment.model)
+
     def _body(self, request: Request) -> dict[str, Any]:
         options = self.options
         body: dict[str, Any] = {
@@ -249,7 +391,8 @@ class OpenAIBackend:
             "max_tokens": request.output_tokens,
             "stream": True,
             "stream_options": {"include_usage": True},
-            "seed": self.run.seed * 1_000_003 + request.number,
+            "return_token_ids": True,
+            "seed": (self.run.seed * 1_000_003 + request.number) % MOST_SEED,
             "ignore_eos": bool(options.get("ignore_eos", True)),
         }
         # It changes the likeliest token too.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from llem.campaign import ServedModel
@@ -34,3 +35,15 @@ class _OfFolder:
 
     def encode(self, text: str) -> list[int]:
         return list(self._tokenizer(text)["input_ids"])
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(tokens)))
+
+
+def texts_of(model: ServedModel) -> Callable[[Sequence[int]], str]:
+    """What token ids say, of this model; without a tokenizer, their bytes as characters. Raises as
+    `tokenizer_of`."""
+    tokenizer = tokenizer_of(model)
+    if isinstance(tokenizer, _OfFolder):
+        return tokenizer.decode
+    return lambda tokens: bytes(i % 256 for i in tokens).decode("latin-1")

@@ -7,7 +7,8 @@ import zipfile
 import pytest
 
 from llem import __version__
-from llem.cluster.image import build_image, own_wheel
+from llem._resources import resource_folder
+from llem.cluster.image import KINDS, build_image, own_wheel
 from llem.errors import InputError
 
 
@@ -30,6 +31,13 @@ def test_the_running_llem_packs_itself_into_a_wheel_that_installs(tmp_path):
     assert version == __version__
     assert where.startswith(str(target))
     assert definitions == str(target / "llem" / "apptainer")
+
+
+def test_every_kind_has_its_definition_and_what_it_holds():
+    folder = resource_folder("apptainer")
+    for kind in KINDS:
+        assert (folder / f"llem-{kind}.def").is_file()
+        assert (folder / f"requirements-{kind}.txt").is_file()
 
 
 def test_the_same_llem_gives_the_same_bytes(tmp_path):

@@ -1,6 +1,9 @@
 """A server that the job starts, asked over HTTP: a stand-in that streams a token now and then."""
 
+import json
+import math
 import shlex
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -10,6 +13,7 @@ import pytest
 
 pytest.importorskip("torch", reason="torch is not installed")
 
+import torch
 from deployments import serving
 
 from llem.errors import InputError, LlemError
@@ -17,6 +21,7 @@ from llem.records import Phase, RequestStatus, read_rank
 from llem.serving import serve_run
 from llem.serving.requests import make_requests
 from llem.serving.server import Server, filled
+from llem.serving.server_memory import ServerMemory
 from llem.training.world import start_world
 
 STANDIN = Path(__file__).with_name("standin.py")
@@ -68,6 +73,176 @@ def test_tokens_are_recorded_as_they_arrive(world, tmp_path):
     assert {Phase.LOAD, Phase.SERVE} <= set(record.spans["phase"].tolist())
 
 
+def test_every_token_counts_also_those_of_a_piece_without_text(world, tmp_path):
+    """vLLM sends a piece for each token of a character that is not whole, and for several tokens
+    at once where the reader was slow."""
+    run = run_of("--half", "--together", "2", "--no-usage", "--pause-s", "0.01")
+    outcome, record = serve(run, tmp_path, world)
+    assert outcome.tokens_out == 5 * 6 and len(record.tokens) == 5 * 6
+    assert outcome.effective["token_times"] == "of token ids"
+    first = record.tokens[record.tokens["request"] == 0]
+    assert len(set(first["t_ns"].tolist())) == 3
+    # the first one is known long before the first text
+    row = record.requests[record.requests["request"] == 0][0]
+    assert row["t_last_ns"] - row["t_first_ns"] >= 2 * 10e6
+
+
+def test_a_server_that_sends_no_ids_is_counted_by_its_own_usage(world, tmp_path):
+    outcome, record = serve(run_of("--no-ids", "--half"), tmp_path, world)
+    assert outcome.effective["token_times"] == "of pieces of text"
+    assert outcome.effective["tokens_counted_by"] == "the server"
+    assert record.requests["tokens_out"].tolist() == [6] * 5
+    assert (outcome.tokens_in, outcome.tokens_out) == (5 * 4, 5 * 6)
+    # one piece of text for each, and results say that times of tokens are missing
+    assert len(record.tokens) == 5
+
+
+def test_what_a_server_does_not_take_is_left_out_and_told(world, tmp_path):
+    flags = ["--only-text", "--unknown", "ignore_eos", "--unknown", "return_token_ids"]
+    outcome, record = serve(run_of(*flags), tmp_path, world)
+    assert (outcome.status, outcome.step, outcome.failed) == ("completed", 5, 0)
+    effective = outcome.effective
+    assert effective["prompts_sent_as"] == "text"
+    assert effective["not_taken"] == ["return_token_ids", "ignore_eos"]
+    assert effective["ignore_eos"] is False
+    for words in ("prompt must be a string", "Unexpected keys in the request: ['ignore_eos']"):
+        assert any(words in text for text in effective["refused"])
+    assert len(record.requests) == 5
+
+
+def test_a_server_that_is_well_and_tells_no_model_serves_ours(world, tmp_path):
+    outcome, _ = serve(run_of("--only-health"), tmp_path, world)
+    assert (outcome.step, outcome.effective["served_model"]) == (5, "tiny")
+
+
+def test_a_server_that_takes_nothing_is_told_once_and_no_request_fails(world, tmp_path):
+    with pytest.raises(InputError, match=r"takes no request of llem's: status 422"):
+        serve(run_of("--unknown", "prompt"), tmp_path, world)
+
+
+def test_requests_beyond_what_the_server_takes_are_one_fault(world, tmp_path):
+    with pytest.raises(InputError, match=r"a request of 10 tokens, in and out, .* takes 9"):
+        serve(run_of("--context", "9"), tmp_path, world)
+
+
+def test_an_error_within_a_stream_is_told_in_the_servers_words(world, tmp_path):
+    run = run_of("--err", str(first_token(run_of(), 2)))
+    outcome, record = serve(run, tmp_path, world)
+    assert (outcome.step, outcome.failed) == (4, 1)
+    said = [e["text"].decode() for e in record.events if e["code"] == b"request"]
+    assert said == ["request 2: Token id 320 is out of vocabulary"]
+
+
+def test_a_server_that_dies_while_it_serves_fails_the_run_not_its_requests(world, tmp_path):
+    run = run_of("--die", str(first_token(run_of(), 4)), batch_size=5)
+    with pytest.raises(LlemError, match="the server ended with status 3"):
+        serve(run, tmp_path, world)
+
+
+def test_the_warm_up_serves_no_prompt_that_the_window_has(world, tmp_path):
+    run = run_of("--prompts", str(tmp_path / "prompts"), batch_size=5,
+                 warmup={"least": 2, "most": 2})  # fmt: skip
+    serve(run, tmp_path, world)
+    sent = [tuple(json.loads(line)) for line in (tmp_path / "prompts").read_text().splitlines()]
+    # a first one to hear what the server takes, two rounds, the window
+    assert len(sent) == len(set(sent)) == 1 + 3 * 5
+    assert len({prompt[1:] for prompt in sent[1:]}) == 5
+
+
+def test_a_server_is_not_waited_for_by_whoever_has_to_leave(world, tmp_path):
+    asked = []
+
+    def should_stop():
+        asked.append(None)
+        return "signal SIGUSR1" if len(asked) > 3 else None
+
+    began = time.monotonic()
+    outcome, record = serve(run_of("--late-s", "60"), tmp_path, world, should_stop=should_stop)
+    assert time.monotonic() - began < 20
+    assert (outcome.status, outcome.reason) == ("interrupted", "signal SIGUSR1")
+    assert record.requests["status"].tolist() == [RequestStatus.LEFT] * 5
+
+
+def test_a_port_that_was_taken_meanwhile_is_changed_for_another(tmp_path):
+    marker = tmp_path / "once"
+    code = (
+        "import pathlib, sys, time\n"
+        f"marker = pathlib.Path({str(marker)!r})\n"
+        "if not marker.exists():\n"
+        "    marker.write_text(sys.argv[1])\n"
+        "    sys.exit('OSError: [Errno 98] Address already in use')\n"
+        "marker.write_text(sys.argv[1] + ' again')\n"
+        "time.sleep(60)\n"
+    )
+    server = Server(shlex.join([sys.executable, "-c", code]) + " {port}", values={})
+    server.start()
+    first = server.port
+    server.wait(lambda: "again" in marker.read_text() if marker.exists() else False, timeout_s=30)
+    assert server.port != first and marker.read_text() == f"{server.port} again"
+    server.stop()
+
+
+def test_the_memory_of_a_server_is_that_of_all_its_processes(tmp_path):
+    code = (
+        "import subprocess, sys, time\n"
+        "if len(sys.argv) < 2: subprocess.Popen([sys.executable, sys.argv[0], 'child'])\n"
+        "held = bytearray(b'x') * 60_000_000\n"
+        "open(sys.argv[0] + ('.c' if len(sys.argv) > 1 else '.p'), 'w').close()\n"
+        "time.sleep(60)\n"
+    )
+    program = tmp_path / "program.py"
+    program.write_text(code)
+    server = Server(shlex.join([sys.executable, str(program)]), values={})
+    memory = ServerMemory(server.processes, torch.device("cpu"))
+    assert math.isnan(memory.read().bytes) and memory.read().reason
+    server.start()
+    ready = [Path(f"{program}.p"), Path(f"{program}.c")]
+    server.wait(lambda: all(file.exists() for file in ready), timeout_s=30)
+    assert len(server.processes()) == 2
+    assert 120e6 < memory.read().bytes < 200e6
+    memory.begin_window()
+    assert 120e6 < memory.read().bytes < 200e6
+    server.stop()
+
+
+def test_a_server_ends_with_the_process_that_started_it(tmp_path):
+    code = (
+        "import os, pathlib, sys, time\n"
+        "from llem.serving.server import Server\n"
+        "server = Server('sleep 1000', values={})\n"
+        "server.start()\n"
+        "pathlib.Path(sys.argv[1]).write_text(str(server.processes()[0]))\n"
+        "time.sleep(60)\n"
+    )
+    told = tmp_path / "pid"
+    rank = subprocess.Popen([sys.executable, "-c", code, str(told)])
+    for _ in range(600):
+        if told.exists() and told.read_text():
+            break
+        time.sleep(0.05)
+    rank.kill()
+    rank.wait()
+    _is_gone(int(told.read_text()))
+
+
+def test_the_last_words_begin_with_the_error_that_began_it(tmp_path):
+    lines = [
+        "(EngineCore pid=7) ERROR 11-27 16:31:03 [core.py:12] ValueError: no room for the cache",
+        *[f"(APIServer pid=6) ERROR 11-27 16:31:03 [async.py:9]   async for one in {i}:"
+          for i in range(40)],
+    ]  # fmt: skip
+    file = tmp_path / "words"
+    file.write_text("\n".join(lines))
+    server = Server(f"cat {file}", values={})
+    server.start()
+    with pytest.raises(LlemError) as caught:
+        server.wait(lambda: False, timeout_s=20)
+    told = str(caught.value).splitlines()
+    assert told[1:3] == ["  ValueError: no room for the cache", "  ..."]
+    assert "async for one in 39" in told[-1]
+    server.stop()
+
+
 def test_no_more_requests_are_under_way_than_the_batch_has(world, tmp_path):
     _, record = serve(run_of(batch_size=2, count=7), tmp_path, world)
     starts, ends = (np.sort(record.requests[c]) for c in ("t_start_ns", "t_last_ns"))
@@ -117,13 +292,15 @@ def test_whoever_has_to_leave_breaks_off_and_ends_the_server(world, tmp_path):
     assert outcome.status == "interrupted" and outcome.step < 5
     assert len(record.requests) == 5
     assert RequestStatus.LEFT in record.requests["status"]
-    child = int((tmp_path / "child").read_text())
-    for _ in range(100):
-        if not Path("/proc", str(child)).exists() or "Z" in _state(child):
-            break
+    _is_gone(int((tmp_path / "child").read_text()))
+
+
+def _is_gone(pid):
+    for _ in range(250):
+        if not Path("/proc", str(pid)).exists() or "Z" in _state(pid):
+            return
         time.sleep(0.02)
-    else:
-        raise AssertionError("what the server started lives on")
+    raise AssertionError("what the server started lives on")
 
 
 def _state(pid):
