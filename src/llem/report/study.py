@@ -208,8 +208,14 @@ def _variant(variant: Mapping[str, Any]) -> dict[str, Any]:
         **{name: variant[name] for name in ("name", "runs", "reason")},
         "laws": [
             {
-                "formula": f"{law['quantity']} = {law['formula']}",
-                "rows": term_rows(law),
+                "name": f"{law['quantity']}, {law['unit']}",
+                "parts": [
+                    {
+                        "formula": f"{part['phase']} = {part['formula']}",
+                        "rows": term_rows(law, part),
+                    }
+                    for part in law["parts"]
+                ],
                 "lines": list(law_words(law)),
             }
             for law in variant["laws"].values()

@@ -174,6 +174,10 @@ def test_a_server_is_measured_by_its_tokens_and_prefill_is_not_told_from_decode(
     assert row.energy_j == pytest.approx(1.6 * 200)
     assert row.idle_j == pytest.approx(0.4 * 200)
     assert math.isnan(row.prefill_j) and "server's own" in row.split_reason
+    # first tokens come at 3.5 and 3.6, nearer than half of a gap; of those at 3.7, 4.0, 4.1 and 4.2
+    # the last is alone: two and a half passes
+    assert row.passes_by == "tokens" and (row.prefills, row.decodes) == (1, 2)
+    assert row.batch_mean == pytest.approx(4 / 2)
     gaps = [0.2, 0.5, 0.4, 0.1]
     assert row.itl_p90_s == pytest.approx(np.percentile(gaps, 90))
     assert row.ttft_p50_s == pytest.approx(np.percentile([0.5, 0.6], 50))
