@@ -148,7 +148,7 @@ def served_by(record: RankRecord) -> Served | None:
         tokens_read=int((before + np.maximum(after - 1, 0)).sum()),
         attended=int(_attended(before, np.maximum(after - 1, 0)).sum()),
         attended_in=int((before * (before + 1) // 2).sum()),
-        **(passes if len(forwards) else _passes_by_tokens(record.tokens, done)),
+        **(passes if len(forwards) else passes_by_tokens(record.tokens, done)),
         span_ns=int(done["t_last_ns"].max() - done["t_arrival_ns"].min()) if len(done) else 0,
         window_ns=window[1] - window[0],
         stretch_ns=_stretch_ns(forwards),
@@ -165,7 +165,7 @@ def _attended(before: Integers, after: Integers) -> Integers:
     return pairs
 
 
-def _passes_by_tokens(tokens: Table, done: Table) -> dict[str, Any]:
+def passes_by_tokens(tokens: Table, done: Table) -> dict[str, Any]:
     """Passes of a server that batches as it goes, by when the tokens of `done` requests came.
 
     Each sequence that is under way gets one token of a decoding pass: a token that came while c
