@@ -2,25 +2,25 @@
 """The law of serving on a real study: how far off it is on what it was not fitted to.
 
     python tests/benchmarks/serving_law.py                     # the table of errors, some seconds
-    python tests/benchmarks/serving_law.py --coverage 200      # and how often intervals hold, minutes
+    python tests/benchmarks/serving_law.py --coverage 200      # how often intervals hold, minutes
     python tests/benchmarks/serving_law.py --study DIR ...     # of studies that ran, in its place
     python tests/benchmarks/serving_law.py --published FILE... # and on tasks of the ML.ENERGY board
 
 The study is `serving_ground.csv`: six transformers models of random weights (232 k to 46 M
-parameters, fp32) on one core of an AMD EPYC, five batches, prompts of 16, 64 and 256 tokens, answers
-of 8 and 32, 396 runs of llem's own, reduced to the seconds of their passes. What is tested is the law
-of time: joules are power times that. Others worked on the machine, so beside the runs as they were
-stands the best of each deployment's repeats: the least prefill, the least of the median decoding
-passes. Each line is the root mean square of ln(foretold / measured), of the law and of a power law of
-size, batch and lengths, each value of what is named left out in turn.
+parameters, fp32) on one core of an AMD EPYC, five batches, prompts of 16, 64 and 256 tokens,
+answers of 8 and 32, 396 runs of llem's own, reduced to the seconds of their passes. What is tested
+is the law of time: joules are power times that. Others worked on the machine, so beside the runs as
+they were stands the best of each deployment's repeats: the least prefill, the least of the median
+decoding passes. Each line is the root mean square of ln(foretold / measured), of the law and of a
+power law of size, batch and lengths, each value of what is named left out in turn.
 
 Then: a server that batches as it goes, played by that law, whose passes are told from when tokens
-came; and the planner's prior on the same runs. Exit status 1 where the power law is better anywhere,
-interior sizes or batches are off by more than 10 % or corners by more than 15 %, or the prior by more
-than its plans state.
+came; and the planner's prior on the same runs. Exit status 1 where the power law is better
+anywhere, interior sizes or batches are off by more than 10 % or corners by more than 15 %, or the
+prior by more than its plans state.
 
-`--published`: files `public/data/tasks/*.json` of ml-energy/leaderboard (Chung et al., The ML.ENERGY
-Benchmark, NeurIPS 2025), joules of vLLM on H100 and B200. They are not in this repository.
+`--published`: files `public/data/tasks/*.json` of ml-energy/leaderboard (Chung et al., The
+ML.ENERGY Benchmark, NeurIPS 2025), joules of vLLM on H100 and B200, which this repository lacks.
 """
 
 from __future__ import annotations
@@ -168,8 +168,8 @@ def tell(law: ServingLaw, *, checked: bool = False) -> bool:
         inside = math.sqrt(float(np.mean([v["law"] ** 2 for v in each[1:-1]])))
         corner = max(each[0]["law"], each[-1]["law"])
         values = "  ".join(f"{v['value']:.3g}: {v['law']:.2f} ({v['power_law']:.2f})" for v in each)
-        print(f"    {words:<8} {found['law']:.3f} ({found['power_law']:.3f})   inside {inside:.3f}, "
-              f"corners {corner:.3f}   {values}")  # fmt: skip
+        print(f"    {words:<8} {found['law']:.3f} ({found['power_law']:.3f})   inside "
+              f"{inside:.3f}, corners {corner:.3f}   {values}")  # fmt: skip
         good &= found["law"] < found["power_law"]
         if checked and name in ("params", "batch"):
             good &= inside < WANTED_INSIDE and corner < WANTED_CORNER
@@ -291,10 +291,12 @@ def prior(rows: Sequence[Row]) -> bool:
     off: dict[str, list[float]] = {"prefill": [], "decode": [], "run": []}
     timed = []
     for row in rows:
-        heads = int(row["kv_per_token"] / 2 / row["layers"] / (row["width"] / 8)) or 1
-        config = {"model_type": "llama", "hidden_size": int(row["width"]),
-                  "num_hidden_layers": int(row["layers"]), "num_attention_heads": heads,
-                  "vocab_size": int(row["vocabulary"]), "max_position_embeddings": 1024}  # fmt: skip
+        heads = 8  # how many there are does not matter to what is foretold
+        config = {
+            "model_type": "llama", "hidden_size": int(row["width"]),
+            "num_hidden_layers": int(row["layers"]), "num_attention_heads": heads,
+            "vocab_size": int(row["vocabulary"]), "max_position_embeddings": 1024,
+        }  # fmt: skip
         inner = row["params_nonembedding"] / row["layers"] - 4 * row["width"] ** 2
         config["intermediate_size"] = round(inner / row["width"] / 3 - 1)
         asked = {"precision": "fp32", "batch_size": int(row["batch"])}

@@ -10,8 +10,8 @@ prepares what follows, and the longer of the two counts.
 The constants of the CPU are the geometric mean of those that fit forward passes of transformers
 5.24 and torch 2.13 on one core of an AMD EPYC of family 1Ah, in processor seconds beside other work
 (`tests/benchmarks/serving_time.py`) and by the clock where there was little of it
-(`tests/benchmarks/serving_law.py`): the same passes took 1.1 times as long in products and 2.7 times
-in the host's work, whose code and data others drive out of the caches. Those of GPUs follow from data
+(`tests/benchmarks/serving_law.py`): beside others products took 1.1 times as long, and the host's
+work, whose code and data they drive out of the caches, 2.7 times. Those of GPUs follow from data
 sheets and two public measurements, and `fit_passes` fits either to a site's own runs.
 """
 

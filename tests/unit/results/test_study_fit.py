@@ -140,13 +140,14 @@ def test_the_report_of_a_study_stands_alone(folder, capsys):
     page = (folder.results / "report.html").read_text()
     assert code == 0 and out.strip().endswith("report.html")
     assert "<h2>Deployments</h2>" in page and "What serving costs" in page
-    assert page.count("data:image/svg+xml") == 2 and "http://" not in page.replace(
+    assert page.count("data:image/svg+xml") == 4 and "http://" not in page.replace(
         "http://www.w3.org", ""
     )
     assert all(run_id in page for run_id in ("s01c0", "l16c1"))
     small = page.index(">small<")
     assert page.index("<td>1</td>", small) < page.index("<td>4</td>", small)
-    assert (folder.results / "plots" / "pareto.png").is_file()
+    plots = {path.name for path in (folder.results / "plots").iterdir()}
+    assert plots == {"pareto.png", "serving-law.png"}
 
 
 def test_names_of_users_are_escaped_in_the_report(plant, course, tmp_path):

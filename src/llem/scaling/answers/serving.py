@@ -7,7 +7,7 @@ they are fitted. Here is the law that comes of it, and what a token costs by it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,8 @@ from llem.scaling.fitting.bootstrap import percentile_interval
 FloatArray = NDArray[np.float64]
 NAN = float("nan")
 
+# Sizes of a curve.
+CURVE = 25
 # By phase, as they are read: the sum of terms with the letters of `servingterms`.
 FORMULAS = {
     "prefill": "a P + l L P + b P (W - C)+ + c (W' T + H Q) + d L w S + e L T",
@@ -133,6 +135,26 @@ class ServingLaw:
         [part] = [p for p in self.parts if phase in (None, p.phase)]
         return dict(zip(part.names, self.coefficients[part.at].tolist(), strict=True))
 
+    def curves(self) -> list[dict[str, Any]]:
+        """Cost of a token against size at the lengths of `use`, for the least, the usual and the
+        largest batch: {batch, params, value, low, high}, columns over what was served and a factor
+        of two beyond."""
+        low, high = self.range["params"]
+        n = np.geomspace(low / 2, 2 * high, CURVE)
+        found = []
+        for batch in sorted({*self.range["batch"], self.use.batch}):
+            at = replace(self.use, batch=batch)
+            ends = np.full((2, n.size), NAN)
+            if len(self.samples):
+                drawn = self.per_token(n[:, None], at, coefficients=self.samples[None])
+                tails = (1 - self.level) / 2
+                ends = np.quantile(drawn, [tails, 1 - tails], axis=1)
+            found.append({
+                "batch": batch, "params": n.tolist(), "value": self.per_token(n, at).tolist(),
+                "low": ends[0].tolist(), "high": ends[1].tolist(),
+            })  # fmt: skip
+        return found
+
     def to_dict(self) -> dict[str, Any]:
         """As in fit.json of a study; NaN still NaN."""
         if len(self.samples):
@@ -166,6 +188,7 @@ class ServingLaw:
             ],
             "cached_values": self.cached,
             "family": {name: list(power) for name, power in self.family.powers.items()},
+            "curves": self.curves(),
             "rows": self.rows,
             "deployments": self.deployments,
             "use": self.use.to_dict(),

@@ -50,6 +50,8 @@ SETTLED, ROUGHLY = 1e-8, 1e-3
 # What is fitted is no less than this share of what was measured, whose logarithm would else rule.
 LEAST_SHARE = 1e-3
 HUBER = 1.345
+# So many models are drawn whole; of fewer, deployments.
+LEAST_SIZES = 4
 # What scatters by less weighs no less.
 LEAST_NOISE = 0.01
 # Sizes of a device's cache that are tried, how often nearer ones are then, and the most values
@@ -113,14 +115,16 @@ def fit_serving(
         needed = max(len(p.names) for p in parts) + LEAST_SPARE
         warnings.append(f"no intervals: {len(units)} deployments are too few ({needed} needed)")
     elif bootstrap:
+        # A law that is not quite right is wrong alike for all deployments of a model; of the sizes
+        # two are held by the level and the slope of cost.
+        sizes = int(size_of.max()) + 1
+        cluster, spare = (size_of, sizes - 2) if sizes >= LEAST_SIZES else (unit_of, spare)
         wide = student_ratio(spare, NormalDist().inv_cdf(0.5 + 0.5 * level))
         random = np.random.default_rng(seed)
-        factor = _factors(random, bootstrap, unit_of) * wide
-        sizes = _factors(random, bootstrap, size_of) * wide
+        factor = _factors(random, bootstrap, cluster) * wide
         samples = np.concatenate(
             [_wild(runs.columns(part, found.cached), runs.costs[part.phase],
-                   found.coefficients[part.at], unit_of, size_of, factor, sizes)
-             for part in parts], axis=1,
+                   found.coefficients[part.at], cluster, factor) for part in parts], axis=1,
         )  # fmt: skip
     return ServingLaw(
         quantity=quantity,
@@ -132,8 +136,8 @@ def fit_serving(
         family=Family.through(models),
         rows=y.size,
         deployments=len(units),
-        use=Use(*(max(1.0, float(np.median(asked[n]))) for n in
-                  ("batch", "tokens_in", "tokens_out"))),
+        use=Use(*(max(1.0, float(np.quantile(asked[n], 0.5, method="inverted_cdf")))
+                  for n in ("batch", "tokens_in", "tokens_out"))),
         range={name: (float(v.min()), float(v.max())) for name, v in asked.items()},
         errors=judge(runs, found, asked, y, unit_of) if judged else {},
         level=level,
@@ -334,13 +338,11 @@ def _wild(
     x: FloatArray,
     y: FloatArray,
     coefficients: FloatArray,
-    unit: NDArray[np.intp],
-    size: NDArray[np.intp],
+    cluster: NDArray[np.intp],
     factor: FloatArray,
-    sizes: FloatArray,
 ) -> FloatArray:
-    """Coefficients (k, m) of resamples; unit, size (n,): the deployment and the model of each row,
-    factor, sizes (k, n) what is drawn for them."""
+    """Coefficients (k, m) of resamples; cluster (n,): what is drawn together of the rows, factor
+    (k, n): what is drawn for them."""
     fitted = np.maximum(x @ coefficients, LEAST_SHARE * y)
     left = np.log(y / fitted)
     weight = np.sqrt(_weights(left))
@@ -354,15 +356,12 @@ def _wild(
     inverse = np.linalg.pinv(gram[np.ix_(free, free)])
     held = rows[:, free]
     whole = np.empty_like(left)
-    for group in range(int(unit.max()) + 1):
-        own = unit == group
+    for group in range(int(cluster.max()) + 1):
+        own = cluster == group
         hat = held[own] @ inverse @ held[own].T
-        undone = np.linalg.lstsq(np.eye(len(hat)) - hat, (weight * left)[own], rcond=None)[0]
+        undone = np.linalg.lstsq(np.eye(len(hat)) - hat, (weight * left)[own], rcond=1e-6)[0]
         whole[own] = undone
-    count = np.bincount(size)
-    shared = (np.bincount(size, whole) / count)[size]
-    drawn = weight + factor * (whole - shared) + sizes * shared
-    moments = drawn @ rows
+    moments = (weight + factor * whole) @ rows
     return np.stack([_nonnegative(gram, moment) for moment in moments]) / scale
 
 
