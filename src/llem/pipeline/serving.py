@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from llem.cluster import finite_or_none, write_json
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, Any]
 
-SCHEMA = "llem.study-fit/1"
+SCHEMA = "llem.study-fit/2"
 # Settings that the law itself has terms for; runs that differ in another have laws of their own.
 IN_THE_LAW = ("batch_size", "count", "input_tokens", "output_tokens")
 KINDS = ("options.", "layout.")
@@ -153,7 +154,7 @@ def _unfit(row: Row) -> str:
     if not number(row["energy_j"]) > 0:
         return f"energy unknown: {row['energy_reason']}"
     if not number(row["prefills"]) + number(row["decodes"]) > 0:
-        return "forward passes are the server's own"
+        return "neither forward passes nor the times of tokens were recorded"
     if not number(row["params"]) > 0:
         return "size unknown"
     return ""
@@ -164,35 +165,99 @@ def _variant(common: Mapping[str, Any], rows: Sequence[Row], options: Mapping[st
 
     columns = _columns(rows)
     laws = {}
-    for quantity, unit, cost in (
-        # what the devices draw while no request is there is the arrivals' doing
-        ("energy_j", "J", [r["energy_j"] - max(0.0, number(r["idle_j"])) for r in rows]),
-        ("gpu_seconds", "s", [r["span_s"] * max(1, r["ranks"]) for r in rows]),
+    for quantity, unit, phases in (
+        ("energy_j", "J", [_joules(row) for row in rows]),
+        ("gpu_seconds", "s", [_seconds(row) for row in rows]),
     ):
+        cost, prefill, decode = zip(*phases, strict=True)
         try:
-            laws[quantity] = fit_serving(cost, **columns, quantity=quantity, unit=unit, **options)
+            law = fit_serving(cost, **columns, prefill=prefill, decode=decode, quantity=quantity,
+                              unit=unit, **options)  # fmt: skip
         except ScalingDataError as error:
             return Variant(
                 common, len(rows), {}, "; ".join(fault.message for fault in error.faults)
             )
+        laws[quantity] = replace(law, warnings=(*law.warnings, *_notes(rows, quantity)))
     return Variant(common, len(rows), laws)
+
+
+def _joules(row: Row) -> tuple[float, float, float]:
+    """Joules of a window, of its prefill with what the host does before it, and of decoding; what
+    the devices draw while no request is there is the arrivals' doing."""
+    whole = row["energy_j"] - max(0.0, number(row["idle_j"]))
+    decode = number(row["decode_j"])
+    return whole, whole - decode, decode
+
+
+def _seconds(row: Row) -> tuple[float, float, float]:
+    """Device seconds of passes, of prefill and of decoding; of a server's those of its window."""
+    per_replica = max(1, row["ranks"]) / max(1, row["replicas"])
+    prefill, decode = (per_replica * number(row[name]) for name in ("prefill_s", "decode_s"))
+    if math.isfinite(prefill + decode):
+        return prefill + decode, prefill, decode
+    return row["span_s"] * max(1, row["ranks"]), math.nan, math.nan
+
+
+def _notes(rows: Sequence[Row], quantity: str) -> list[str]:
+    """What is to be known of how the columns came about."""
+    found = []
+    told = [row for row in rows if row["passes_by"] == "tokens"]
+    if told:
+        found.append(
+            f"the passes of {len(told)} runs are their server's own: told from when tokens came, "
+            "and prefill not apart from decoding"
+        )
+    timed = [row for row in rows if "divided by time" in str(row["split_reason"])]
+    if quantity == "energy_j" and timed:
+        found.append(
+            f"prefill and decoding of {len(timed)} of {len(rows)} runs were told apart by time "
+            "alone: a meter is slower than they are"
+        )
+    return found
 
 
 def _columns(rows: Sequence[Row]) -> dict[str, Any]:
     """The columns of `fit_serving` but the cost."""
+    from llem.scaling import Counts, Models
+
+    def column(of: Callable[[Row], float]) -> Any:
+        import numpy as np
+
+        return np.array([of(row) for row in rows], dtype=np.float64)
+
+    def head(row: Row) -> float:
+        return float(number(row["width"]) * number(row["vocabulary"]))
 
     def sequences(row: Row) -> float:
-        return float(number(row["batch_mean"]) * row["decodes"])
+        found = number(row["batch_mean"]) * row["decodes"]
+        return float(found) if found > 0 else 0.0
+
+    def pairs(row: Row) -> float:
+        mean = row["tokens_in"] / row["requests_done"]
+        counted = number(row["pairs_in"])
+        return float(counted if counted > 0 else row["requests_done"] * mean * (mean + 1) / 2)
 
     return {
-        "params": [row["params"] for row in rows],
-        "passes": [row["prefills"] + row["decodes"] for row in rows],
-        "tokens": [row["tokens_in"] + row["tokens_out"] - row["requests_done"] for row in rows],
-        "context": [
-            number(row["context_mean"]) * sequences(row) if sequences(row) > 0 else 0.0
-            for row in rows
-        ],
-        "kv": [number(row["kv_per_token"]) for row in rows],
+        "models": Models.of(
+            column(lambda row: row["params"]),
+            # the table of embeddings is looked up in, not multiplied with
+            multiplied=column(lambda row: number(row["params_nonembedding"]) + head(row)),
+            head=column(head),
+            layers=column(lambda row: number(row["layers"])),
+            width=column(lambda row: number(row["width"])),
+            kv=column(lambda row: number(row["kv_per_token"])),
+        ),
+        "counts": Counts(
+            prefills=column(lambda row: row["prefills"]),
+            requests=column(lambda row: row["requests_done"]),
+            tokens_in=column(lambda row: row["tokens_in"]),
+            pairs=column(pairs),
+            decodes=column(lambda row: row["decodes"]),
+            rows=column(sequences),
+            context=column(
+                lambda row: number(row["context_mean"]) * sequences(row) if sequences(row) else 0.0
+            ),
+        ),
         "batch": [_batch(row) for row in rows],
         "tokens_in": [row["tokens_in"] / row["requests_done"] for row in rows],
         "tokens_out": [row["tokens_out"] / row["requests_done"] for row in rows],

@@ -10,6 +10,7 @@ from llem.report.tables import (
     format_count,
     format_energy,
     format_si,
+    known,
     number,
     percent,
     significant,
@@ -17,7 +18,9 @@ from llem.report.tables import (
 
 # Of how the law and a power law foretell what they were not fitted to.
 JUDGED = (("all", "on all runs"), ("params_left_out", "on sizes left out"),
-          ("batch_left_out", "on batches left out"))  # fmt: skip
+          ("batch_left_out", "on batches left out"),
+          ("tokens_in_left_out", "on lengths of prompts left out"),
+          ("tokens_out_left_out", "on lengths of answers left out"))  # fmt: skip
 
 
 def study_lines(fit: Mapping[str, Any]) -> Iterator[str]:
@@ -40,16 +43,19 @@ def study_lines(fit: Mapping[str, Any]) -> Iterator[str]:
 
 def law_lines(law: Mapping[str, Any]) -> Iterator[str]:
     """One law: its terms with intervals, how well it foretells, what it cannot tell apart."""
-    yield f"  {law['quantity']} = {law['formula']}"
-    yield from aligned([[f"    {name}", *rest] for name, *rest in term_rows(law)], right=(1,))
+    yield f"  {law['quantity']}, {law['unit']}"
+    for part in law["parts"]:
+        yield f"    {part['phase']} = {part['formula']}"
+        rows = [[f"      {name}", *rest] for name, *rest in term_rows(law, part)]
+        yield from aligned(rows, right=(1,))
     for text in law_words(law):
         yield f"    {text}"
 
 
-def term_rows(law: Mapping[str, Any]) -> list[list[str]]:
-    """For each term its name, value, interval and what it is of."""
+def term_rows(law: Mapping[str, Any], part: Mapping[str, Any]) -> list[list[str]]:
+    """For each term of a part its name, value, interval and what it is of."""
     unit, rows = law["unit"], []
-    for term in law["terms"]:
+    for term in part["terms"]:
         low, high = (number(end) for end in term["ci"])
         interval = f"{format_si(low, unit)} to {format_si(high, unit)}" if low == low else ""
         told = term["unit"].removeprefix(f"{unit} ")
@@ -62,12 +68,23 @@ def law_words(law: Mapping[str, Any]) -> Iterator[str]:
     for name, words in JUDGED:
         if name in law["errors"]:
             error = law["errors"][name]
-            yield (
-                f"mean error {words}: {percent(error['law'])} "
-                f"(a power law of size, batch and length: {percent(error['power_law'])})"
+            worst = max(error.get("values", ()), key=lambda each: each["law"], default=None)
+            told = (
+                f", worst {percent(worst['law'])} at {format_count(worst['value'])}"
+                if worst is not None
+                else ""
             )
-    for entry in law["not_used"]:
-        yield f"without {entry['name']}: {entry['reason']}"
+            yield (
+                f"error {words}: {percent(error['law'])}{told} "
+                f"(a power law of size, batch and lengths: {percent(error['power_law'])})"
+            )
+    if known(law["errors"].get("noise")):
+        yield f"cycles of one deployment differ by {percent(law['errors']['noise'])}"
+    if law["cached_values"]:
+        yield f"the device's own cache (C) holds {format_count(law['cached_values'])} values"
+    for part in law["parts"]:
+        for entry in part["not_used"]:
+            yield f"{part['phase']} without {entry['name']}: {entry['reason']}"
     for text in law["warnings"]:
         yield f"warning: {text}"
 

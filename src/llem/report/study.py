@@ -17,7 +17,7 @@ from llem.report.page import (
     save_plots,
     together,
 )
-from llem.report.plots import pareto
+from llem.report.plots import Plot, pareto, serving_law
 from llem.report.serving import law_words, term_rows
 from llem.report.tables import (
     UNKNOWN,
@@ -58,7 +58,7 @@ def write_study_report(
     title: str,
     fit_reason: str = "",
 ) -> Path:
-    """Write `report.html` and `plots/pareto.png` under `out_dir`; returns the path of the page.
+    """Write `report.html` and `plots/*.png` under `out_dir`; returns the path of the page.
 
     runs: rows of observations.csv; deployments: of deployments.csv. fit: the study's fit.json, or
     None with `fit_reason`.
@@ -68,10 +68,18 @@ def write_study_report(
     plots_folder.mkdir(parents=True, exist_ok=True)
     varied, same = _settings(deployments)
     deployments = sorted(deployments, key=lambda row: [_place(row[name]) for name in varied])
-    plot = pareto.plot(deployments, varied or NAMED[:1]) if can_plot() else None
+    plots = (
+        [
+            p
+            for p in (pareto.plot(deployments, varied or NAMED[:1]), *_law_plots(fit, deployments))
+            if p is not None
+        ]
+        if can_plot()
+        else []
+    )
     for old in plots_folder.glob("*.png"):
         old.unlink()
-    if plot is not None:
+    for plot in plots:
         write_whole(plots_folder / f"{plot.name}.png", plot.png())
     page = folder / "report.html"
     html = render(
@@ -88,7 +96,7 @@ def write_study_report(
         ],
         same=", ".join(f"{name} {value}" for name, value in same.items()),
         no_plots="" if can_plot() else NO_PLOTS,
-        plots=[embedded(plot)] if plot is not None else [],
+        plots=[embedded(plot) for plot in plots],
         law_reason=fit_reason,
         variants=[_variant(variant) for variant in (fit or {}).get("variants", ())],
         statuses=", ".join(f"{n} {s}" for s, n in Counter(r["status"] for r in runs).most_common()),
@@ -203,13 +211,34 @@ def _warnings(runs: Sequence[Row]) -> list[str]:
     return found
 
 
+def _law_plots(fit: Mapping[str, Any] | None, deployments: Sequence[Row]) -> list[Plot | None]:
+    """Of each variant with a law of joules."""
+    found = []
+    for place, variant in enumerate((fit or {}).get("variants", ())):
+        law = variant["laws"].get("energy_j")
+        if law is not None:
+            own = [
+                row
+                for row in deployments
+                if all(row.get(name) in (value, None) for name, value in variant["common"].items())
+            ]
+            found.append(serving_law.plot(variant["name"], law, own, place))
+    return found
+
+
 def _variant(variant: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **{name: variant[name] for name in ("name", "runs", "reason")},
         "laws": [
             {
-                "formula": f"{law['quantity']} = {law['formula']}",
-                "rows": term_rows(law),
+                "name": f"{law['quantity']}, {law['unit']}",
+                "parts": [
+                    {
+                        "formula": f"{part['phase']} = {part['formula']}",
+                        "rows": term_rows(law, part),
+                    }
+                    for part in law["parts"]
+                ],
                 "lines": list(law_words(law)),
             }
             for law in variant["laws"].values()

@@ -44,13 +44,15 @@ def claim_devices(
     """The claims of a node's record; without a window, each device's samples are its window."""
     view = view or HostView()
     found = []
-    cuts: dict[tuple[int, int], Cuts] = {}
+    cuts: dict[tuple[tuple[int, int], str], Cuts] = {}
     for device in record.devices:
         series = energy_series(device)
         own = _sampled(device) if window is None else window
-        if own not in cuts:
-            cuts[own] = view.cuts(own)
-        found.append(_claim(record, device, series, owner, cuts[own], own, view))
+        # what devices have in common is kept once
+        key = own, device.uuid if device.uuid in view.own_lines else ""
+        if key not in cuts:
+            cuts[key] = view.cuts(*key)
+        found.append(_claim(record, device, series, owner, cuts[key], own, view))
     return found
 
 

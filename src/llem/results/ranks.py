@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -76,7 +76,8 @@ class Ranks:
     the host's first rank) are by boot id. `loss` is rank 0's evaluation at `loss_step`, its last.
     `device_uuids` are the GPUs that they computed on, None where one of them did not say.
     `comparable`: moments on two hosts can be compared, to well under a step. `served` is what each
-    replica of a served model says of its requests.
+    replica of a served model says of its requests; of several, which do not keep step, `own_lines`
+    are the times of the first rank of each device's replica, by boot id and UUID.
     """
 
     seen: tuple[int, ...]
@@ -97,6 +98,7 @@ class Ranks:
     comparable: bool
     problems: tuple[str, ...]
     served: tuple[Served, ...] = ()
+    own_lines: dict[tuple[str, str], Timeline] = field(default_factory=dict)
 
     def without_steps(self) -> Ranks:
         """Without what grows with the number of steps, for a campaign of many runs."""
@@ -107,6 +109,7 @@ class Ranks:
             unique=NONE,
             clocks={},
             lines={},
+            own_lines={},
             ranks=(),
             reference=None,
         )
@@ -121,6 +124,8 @@ def read_ranks(paths: Sequence[Path], *, run_id: str, rehearsed: bool = False) -
     spans: list[tuple[HostClock, int, int]] = []
     clocks: dict[str, HostClock] = {}
     lines: dict[str, Timeline] = {}
+    own_lines: dict[tuple[str, str], Timeline] = {}
+    leads: dict[tuple[str, int], Timeline] = {}
     times: list[RankTimes] = []
     devices: set[tuple[str, str]] = set()
     reference: HostClock | None = None
@@ -145,6 +150,7 @@ def read_ranks(paths: Sequence[Path], *, run_id: str, rehearsed: bool = False) -
             worlds.add(record.meta["world"])
         if (told := served_by(record)) is not None:
             served.append(told)
+        replica = _replica_of(record)
         record = as_training(record)
         steps = Columns.of(record.steps)
         scan = _scanned(steps)
@@ -158,10 +164,14 @@ def read_ranks(paths: Sequence[Path], *, run_id: str, rehearsed: bool = False) -
             stamps = _stamps(steps, record.spans) if device not in devices else ()
             devices.add(device)
             stamped: dict[str, float] = {}
-            if stamps or boot_id not in lines:
+            if stamps or replica is not None or boot_id not in lines:
                 ordered = scan is not None and scan.numbered and scan.ordered
                 line = timeline(steps, record.spans, ordered=ordered)
                 lines.setdefault(boot_id, line)
+                if replica is not None and device[1]:
+                    # its first rank alone knows when no request was there
+                    first = leads.setdefault((boot_id, replica), line)
+                    own_lines.setdefault(device, first)
                 stamped = _by_phase(line) if stamps else {}
             kept_bytes += steps["t1_ns"].nbytes + sum(read.nbytes for _, read in stamps)
             kept = kept_bytes <= KEPT_BYTES
@@ -214,6 +224,7 @@ def read_ranks(paths: Sequence[Path], *, run_id: str, rehearsed: bool = False) -
         and all(c.compared or c.boot_id == reference.boot_id for c in clocks.values()),
         problems=tuple(problems),
         served=tuple(served),
+        own_lines=own_lines,
     )
 
 
@@ -230,6 +241,12 @@ def timed(rank: RankTimes) -> RankTimes:
         return replace(rank, steps=NONE)
     stamps = _stamps(steps, record.spans) if rank.stamped_j else ()
     return replace(rank, t1_ns=steps["t1_ns"], stamps=stamps)
+
+
+def _replica_of(record: RankRecord) -> int | None:
+    """Which of several replicas a rank belongs to; None where there are not several."""
+    several = record.workload == "inference" and int(record.meta.get("replicas", 1)) > 1
+    return int(record.meta.get("replica", 0)) if several else None
 
 
 class _StepTokens:

@@ -41,9 +41,11 @@ class Served:
     the last token, `window_ns` the measured window; of several replicas the longest. `ttft` is
     from a request's arrival to its first token, `latency` to its last, `gaps` the times between its
     tokens. `prefills` and `decodes` are forward passes, `sequences` the live rows of all decodes,
-    `context` the tokens that these rows held. `attended` are pairs of a token and one that it
-    attends to, over prompts and what was made of them. `stretch_ns` is the median of how long
-    prefill or decode went on without the other.
+    `context` the tokens that these rows held; where passes are a server's own (`told_by_tokens`)
+    they are what the times of its tokens tell. `prefill_ns` and `decode_ns` are how long passes
+    took, all replicas' together. `attended` are pairs of a token and one that it attends to, over
+    prompts and what was made of them, `attended_in` over prompts alone. `stretch_ns` is the median
+    of how long prefill or decode went on without the other.
     """
 
     replicas: int = 0
@@ -53,10 +55,14 @@ class Served:
     tokens_out: int = 0
     tokens_read: int = 0
     attended: int = 0
+    attended_in: int = 0
     prefills: int = 0
     decodes: int = 0
     sequences: int = 0
     context: int = 0
+    prefill_ns: int = 0
+    decode_ns: int = 0
+    told_by_tokens: bool = False
     span_ns: int = 0
     window_ns: int = 0
     stretch_ns: int = 0
@@ -68,7 +74,7 @@ class Served:
 
 SUMMED = (
     "replicas", "requests", "done", "tokens_in", "tokens_out", "tokens_read", "attended",
-    "prefills", "decodes", "sequences", "context",
+    "attended_in", "prefills", "decodes", "sequences", "context", "prefill_ns", "decode_ns",
 )  # fmt: skip
 POOLS = ("ttft", "gaps", "latency")
 LONGEST = ("span_ns", "window_ns", "stretch_ns")
@@ -80,6 +86,7 @@ def together(parts: Sequence[Served]) -> Served:
         return Served()
     found: dict[str, Any] = {name: sum(getattr(part, name) for part in parts) for name in SUMMED}
     found |= {name: max(getattr(part, name) for part in parts) for name in LONGEST}
+    found["told_by_tokens"] = any(part.told_by_tokens for part in parts)
     found |= {name: pooled(getattr(part, name) for part in parts) for name in POOLS}
     reasons = tuple(dict.fromkeys(reason for part in parts for reason in part.reasons))
     return Served(**found, reasons=reasons)
@@ -123,6 +130,15 @@ def served_by(record: RankRecord) -> Served | None:
         lost = "times of tokens are missing" if len(gaps) < expected else "tokens of requests that "
         lost += "" if len(gaps) < expected else "were not done are among them"
         reasons.append(f"{len(gaps)} gaps between tokens, {expected} expected: {lost}")
+    took: Integers = forwards["t1_ns"] - forwards["t0_ns"]
+    passes = {
+        "prefills": int((~decodes).sum()),
+        "decodes": int(decodes.sum()),
+        "sequences": int(forwards["tokens_out"][decodes].sum()),
+        "context": int(forwards["context"][decodes].sum()),
+        "prefill_ns": int(took[~decodes].sum()),
+        "decode_ns": int(took[decodes].sum()),
+    }
     return Served(
         replicas=1,
         requests=len(requests),
@@ -131,10 +147,8 @@ def served_by(record: RankRecord) -> Served | None:
         tokens_out=int(after.sum()),
         tokens_read=int((before + np.maximum(after - 1, 0)).sum()),
         attended=int(_attended(before, np.maximum(after - 1, 0)).sum()),
-        prefills=int((forwards["phase"] == Phase.PREFILL).sum()),
-        decodes=int(decodes.sum()),
-        sequences=int(forwards["tokens_out"][decodes].sum()),
-        context=int(forwards["context"][decodes].sum()),
+        attended_in=int((before * (before + 1) // 2).sum()),
+        **(passes if len(forwards) else passes_by_tokens(record.tokens, done)),
         span_ns=int(done["t_last_ns"].max() - done["t_arrival_ns"].min()) if len(done) else 0,
         window_ns=window[1] - window[0],
         stretch_ns=_stretch_ns(forwards),
@@ -149,6 +163,40 @@ def _attended(before: Integers, after: Integers) -> Integers:
     """Pairs in causal attention: a prompt's n tokens see n(n+1)/2, the k-th after it n+k."""
     pairs: Integers = before * (before + 1) // 2 + after * before + after * (after + 1) // 2
     return pairs
+
+
+def passes_by_tokens(tokens: Table, done: Table) -> dict[str, Any]:
+    """Passes of a server that batches as it goes, by when the tokens of `done` requests came.
+
+    Each sequence that is under way gets one token of a decoding pass: a token that came while c
+    sequences were is a c-th of one. Prompts whose first tokens came together, less than half of a
+    usual gap between tokens apart, were read in one pass.
+    """
+    tokens = tokens[np.isin(tokens["request"], done["request"])]
+    later = tokens[tokens["index"] > 0]
+    if not len(done) or not len(later):
+        return {"told_by_tokens": bool(len(tokens)), "prefills": len(done) if len(tokens) else 0}
+    order = np.argsort(done["request"], kind="stable")
+    of = order[np.searchsorted(done["request"], later["request"], sorter=order)]
+    first, last = np.sort(done["t_first_ns"]), np.sort(done["t_last_ns"])
+    at: Integers = later["t_ns"]
+    # under way: those that had a token before, and are not done before this one
+    there = np.searchsorted(first, at, "left") - np.searchsorted(last, at, "left")
+    # a piece of a stream may hold several tokens
+    each = np.maximum(done["tokens_out"] - 1, 0) / np.maximum(
+        np.bincount(of, minlength=len(done)), 1
+    )
+    held = done["tokens_in"][of] + 1 + later["index"] * each[of]
+    gap = np.median(
+        (done["t_last_ns"] - done["t_first_ns"]) / np.maximum(done["tokens_out"] - 1, 1)
+    )
+    return {
+        "told_by_tokens": True,
+        "prefills": 1 + int((np.diff(first) > gap / 2).sum()),
+        "decodes": round(float((each[of] / np.maximum(there, 1)).sum())),
+        "sequences": round(float(each[of].sum())),
+        "context": round(float((each[of] * held).sum())),
+    }
 
 
 def _gaps(record: RankRecord, forwards: Columns) -> Pool:

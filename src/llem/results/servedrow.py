@@ -47,7 +47,12 @@ class ServedRow:
     ttft_*            arrival to first token; itl_* between tokens; latency_* arrival to last token
     tokens_per_s      tokens_out / span_s, from the first arrival to the last token
     batch_mean        live sequences of a decoding forward pass; context_mean, tokens each holds
-    kv_per_token      numbers that the model's KV cache keeps of a token, by the plan
+    layers, width, vocabulary   of the model, by the plan; kv_per_token: numbers that its KV cache
+                      keeps of a token
+    prefills, decodes forward passes; of a server, whose passes are its own, `passes_by` is
+                      "tokens": told from when tokens came
+    prefill_s, decode_s   how long passes took, all replicas' together; NaN where not recorded
+    pairs_in          pairs of tokens that attend to each other in the prompts
     flops             forward FLOPs of prompts and tokens with attention; mfu is flops / (span_s x
                       ranks x peak)
     wait_energy_j     as a training's, of all forward passes of the attempt
@@ -66,6 +71,9 @@ class ServedRow:
     backend: str = ""
     params: int | None = None
     params_nonembedding: int | None = None
+    layers: int | None = None
+    width: int | None = None
+    vocabulary: int | None = None
     kv_per_token: int | None = None
     requests: int = 0
     requests_done: int = 0
@@ -106,6 +114,10 @@ class ServedRow:
     context_mean: float = NAN
     prefills: int = 0
     decodes: int = 0
+    passes_by: str = ""
+    prefill_s: float = NAN
+    decode_s: float = NAN
+    pairs_in: float = NAN
     peak_memory_bytes: float = NAN
     peak_memory_window_bytes: float = NAN
     flops: float = NAN
@@ -199,6 +211,10 @@ def observe_served(
         context_mean=quotient(float(served.context), served.sequences),
         prefills=served.prefills,
         decodes=served.decodes,
+        passes_by=_passes_by(served),
+        prefill_s=served.prefill_ns / 1e9 if served.prefill_ns else NAN,
+        decode_s=served.decode_ns / 1e9 if served.prefill_ns else NAN,
+        pairs_in=float(served.attended_in) if served.done else NAN,
         peak_memory_bytes=end.peak_memory_bytes if end is not None else NAN,
         peak_memory_window_bytes=end.peak_memory_window_bytes if end is not None else NAN,
         load_s=end.load_s if end is not None else NAN,
@@ -259,12 +275,25 @@ def _planned(run: Mapping[str, Any]) -> dict[str, Any]:
         "backend": str(run.get("backend", "")),
         "params": run.get("params"),
         "params_nonembedding": run.get("params_nonembedding"),
+        **_shape(model),
         "kv_per_token": _kv_per_token(model),
         "expected_requests": int((run.get("prompts") or {}).get("count", 0)),
         "expected_nodes": nodes,
         "expected_ranks": nodes * int(layout.get("gpus_per_node", 1)),
         "rehearsal": str(run.get("rehearsal") or ""),
     }
+
+
+def _shape(model: Any) -> dict[str, int | None]:
+    names = ("layers", "width", "vocabulary")
+    known = model if isinstance(model, Mapping) else {}
+    return {name: int(known[name]) if known.get(name) else None for name in names}
+
+
+def _passes_by(served: Served) -> str:
+    if served.told_by_tokens:
+        return "tokens"
+    return "records" if served.prefills else ""
 
 
 def _kv_per_token(model: Any) -> int | None:
@@ -325,10 +354,10 @@ def _split(attempt: Attempt, claims: Sequence[Claim], served: Served) -> dict[st
         "idle_j": by_phase.get("idle", zero),
     }
     reason = ""
-    if not served.prefills:
+    if served.told_by_tokens or not served.prefills:
         reason = "forward passes are the server's own: prefill and decode are not told apart"
     elif served.replicas > 1:
-        reason = f"{served.replicas} replicas decode while others prefill: not told apart"
+        reason = _mixed(attempt, claims, served)
     if reason:
         found |= {"prefill_j": NAN, "decode_j": NAN, "host_j": NAN}
     elif known and served.stretch_ns < COUNTER_PERIOD_S * 1e9:
@@ -337,6 +366,20 @@ def _split(attempt: Attempt, claims: Sequence[Claim], served: Served) -> dict[st
             f"counter tells no times under {COUNTER_PERIOD_S * 1e3:.0f} ms apart: divided by time"
         )
     return {**found, "split_reason": reason}
+
+
+def _mixed(attempt: Attempt, claims: Sequence[Claim], served: Served) -> str:
+    """Why the passes of replicas cannot be told apart on what was measured; empty where each device
+    is one replica's own, whose passes then divide its energy."""
+    used = attempt.ranks.device_uuids or frozenset()
+    others = sorted({claim.uuid for claim in claims} - used)
+    if not used or len(used) < len(attempt.ranks.seen):
+        what = "share what was measured"
+    elif others:
+        what = f"do not compute on all that was measured ({', '.join(others)})"
+    else:
+        return ""
+    return f"{served.replicas} replicas {what}, and decode while others prefill: not told apart"
 
 
 def _percentiles(served: Served) -> dict[str, Any]:

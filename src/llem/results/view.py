@@ -44,9 +44,11 @@ class Wait:
 
 @dataclass(frozen=True, kw_only=True)
 class HostView:
-    """One host's timeline, its ranks' stamps by device, their waits, and its wall clock."""
+    """One host's timeline, its ranks' stamps by device, their waits, and its wall clock;
+    `own_lines` are those of devices whose ranks keep a time of their own (replicas)."""
 
     line: Timeline | None = None
+    own_lines: Mapping[str, Timeline] = field(default_factory=dict)
     stamps: Mapping[str, Sequence[tuple[Integers, Floats]]] = field(default_factory=dict)
     waits: tuple[Wait, ...] = ()
     clock: HostClock | None = None
@@ -56,17 +58,18 @@ class HostView:
     def first_step_ns(self) -> int | None:
         return int(self.line.t0_ns[0]) if self.line is not None and len(self.line.t0_ns) else None
 
-    def parts(self, window: tuple[int, int]) -> list[Stretch]:
-        """The window cut by phase, and where the carbon intensity changes."""
-        found = stretches(self.line, window)
+    def parts(self, window: tuple[int, int], uuid: str = "") -> list[Stretch]:
+        """The window cut by the phases of a device's ranks, and where the carbon intensity
+        changes."""
+        found = stretches(self.own_lines.get(uuid, self.line), window)
         if self.carbon is None or self.clock is None:
             return found
         wall = (self.clock.wall_of(t) for t in window)
         return cut(found, [self.clock.mono_of(t) for t in self.carbon.edges_ns(*wall)])
 
-    def cuts(self, window: tuple[int, int]) -> Cuts:
+    def cuts(self, window: tuple[int, int], uuid: str = "") -> Cuts:
         """`parts`, as arrays."""
-        parts = self.parts(window)
+        parts = self.parts(window, uuid)
         return Cuts(
             t0_ns=np.array([part.t0_ns for part in parts], dtype=np.int64),
             t1_ns=np.array([part.t1_ns for part in parts], dtype=np.int64),
@@ -104,6 +107,7 @@ def view_of(
     own = [timed(r) for r in ranks.ranks if r.boot_id == boot_id]
     return HostView(
         line=line,
+        own_lines={uuid: own for (boot, uuid), own in ranks.own_lines.items() if boot == boot_id},
         stamps={r.device: r.stamps for r in own if r.stamps},
         waits=_waits(own, clock, reference, skew, ends),
         clock=clock,

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from llem.scaling.answers.features import Layout
     from llem.scaling.answers.lifetime import Lifetime, train_and_serve
     from llem.scaling.answers.optimum import Optimum
-    from llem.scaling.answers.serving import ServingLaw, Use, fit_serving
+    from llem.scaling.answers.serving import ServingLaw, Use
+    from llem.scaling.answers.servingfit import fit_serving
+    from llem.scaling.answers.servingterms import Counts, Models
     from llem.scaling.answers.targets import Prices, Target
     from llem.scaling.checkpoints import Checkpoints, select_checkpoints
     from llem.scaling.errors import (
@@ -45,6 +47,7 @@ _HOME = {
     "CHINCHILLA": "laws.chinchilla",
     "Checkpoints": "checkpoints",
     "CostLaw": "answers.cost",
+    "Counts": "answers.servingterms",
     "DataFault": "errors",
     "Estimator": "fitting.estimator",
     "Fit": "result",
@@ -53,6 +56,7 @@ _HOME = {
     "IsoFlopLevel": "judging.isoflop",
     "Law": "laws.law",
     "Lifetime": "answers.lifetime",
+    "Models": "answers.servingterms",
     "Optimum": "answers.optimum",
     "OptionError": "errors",
     "Layout": "answers.features",
@@ -71,7 +75,7 @@ _HOME = {
     "fit_flops_model": "flops",
     "fit_law": "fit",
     "fit_power_law": "judging.isoflop",
-    "fit_serving": "answers.serving",
+    "fit_serving": "answers.servingfit",
     "get_law": "laws.registry",
     "isoflop_check": "judging.isoflop",
     "isoflop_levels": "judging.isoflop",
@@ -85,6 +89,7 @@ __all__ = [
     "CHINCHILLA",
     "Checkpoints",
     "CostLaw",
+    "Counts",
     "DataFault",
     "Estimator",
     "Fit",
@@ -94,6 +99,7 @@ __all__ = [
     "Law",
     "Layout",
     "Lifetime",
+    "Models",
     "Optimum",
     "OptionError",
     "Parameter",

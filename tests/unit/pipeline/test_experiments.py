@@ -149,12 +149,14 @@ def test_a_study_compares_draws_and_tells_its_front(study, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_server_shows_no_passes_and_its_study_says_that_there_is_no_law(study):
+def test_the_law_of_a_server_s_study_is_told_from_when_its_tokens_came(study):
     result, _ = study
-    with pytest.raises(LlemError, match="forward passes are the server's own"):
-        result.law()
+    law = result.law().laws["gpu_seconds"]
+    assert [part.phase for part in law.parts] == ["together"]
+    assert "told from when tokens came" in law.warnings[-1]
     told = json.loads(result.to_json())
-    assert told["laws"] == [] and "server's own" in told["laws_reason"]
+    [variant] = told["laws"]
+    assert set(variant["laws"]) == {"energy_j", "gpu_seconds"} and not told["laws_reason"]
     assert len(told["runs"]) == 4 and told["schema"] == "llem-study-result-1"
 
 

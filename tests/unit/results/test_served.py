@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from llem.records import Phase, rank_writer
+from llem.records.schema import REQUESTS, TOKENS
 from llem.results import aggregate
 from llem.results.pool import Pool, pooled
+from llem.results.served import passes_by_tokens
 
 
 def the_row(folder, **options):
@@ -174,9 +176,42 @@ def test_a_server_is_measured_by_its_tokens_and_prefill_is_not_told_from_decode(
     assert row.energy_j == pytest.approx(1.6 * 200)
     assert row.idle_j == pytest.approx(0.4 * 200)
     assert math.isnan(row.prefill_j) and "server's own" in row.split_reason
+    # first tokens come at 3.5 and 3.6, nearer than half of a gap; of those at 3.7, 4.0, 4.1 and 4.2
+    # the last is alone: two and a half passes
+    assert row.passes_by == "tokens" and (row.prefills, row.decodes) == (1, 2)
+    assert row.batch_mean == pytest.approx(4 / 2)
     gaps = [0.2, 0.5, 0.4, 0.1]
     assert row.itl_p90_s == pytest.approx(np.percentile(gaps, 90))
     assert row.ttft_p50_s == pytest.approx(np.percentile([0.5, 0.6], 50))
+
+
+def test_the_passes_of_a_server_are_told_from_when_its_tokens_came():
+    """Five sequences of one batch, the k-th of k + 1 tokens, and two that come while it lasts."""
+    requests, tokens, truth = np.zeros(7, REQUESTS), [], []
+    under_way: dict[int, int] = {}
+    ends = [k + 2 for k in range(5)] + [3, 3]
+    requests["request"], requests["tokens_in"], requests["tokens_out"] = range(7), 10, ends
+    for number in range(12):
+        at = (number + 1) * 10_000_000
+        if number in (0, 3):  # prompts are read together, and their first tokens come
+            for one in range(5) if number == 0 else (5, 6):
+                requests["t_first_ns"][one] = at + one
+                tokens.append((one, 0, at + one))
+                under_way[one] = 1
+            continue
+        if under_way:
+            truth.append((len(under_way), sum(11 + made for made in under_way.values())))
+        for one, made in list(under_way.items()):
+            tokens.append((one, made, at + one))
+            requests["t_last_ns"][one] = at + one
+            under_way[one] += 1
+            if under_way[one] == ends[one]:
+                del under_way[one]
+    told = passes_by_tokens(np.array(tokens, TOKENS), requests)
+    assert told["prefills"] == 2 and told["told_by_tokens"]
+    assert told["decodes"] == pytest.approx(len(truth), abs=1)
+    assert told["sequences"] == sum(rows for rows, _ in truth)
+    assert told["context"] == sum(held for _, held in truth)
 
 
 def test_pooled_percentiles_are_numpy_s_of_all_raw_values():

@@ -87,18 +87,37 @@ def test_ranks_that_split_one_model_count_its_tokens_once(planted, course):
     assert row.wait_energy_j == pytest.approx(0.0, abs=1e-6)
 
 
-def test_replicas_are_told_together_without_a_split(planted, course):
-    its = course()
-    planted.serving(course=its, per_node=2)
-    for rank in range(2):
-        planted.served_rank(course=its, rank=rank, world=2, replica=rank,
-                            device_uuid=f"GPU-{rank}")  # fmt: skip
-    planted.node(devices=["GPU-0", "GPU-1"], power_w=its.power_w, to_s=its.end_s + 1)
-    planted.end(window_s=(0.0, its.end_s), ranks=2)
+def replicas(planted, courses, *, devices=("GPU-0", "GPU-1")):
+    """Two replicas of one rank each, in courses of their own on these devices."""
+    planted.serving(course=courses[0], per_node=2)
+    for rank, its in enumerate(courses):
+        planted.served_rank(course=its, rank=rank, world=2, replica=rank, replicas=2,
+                            device_uuid=devices[rank])  # fmt: skip
+    end_s = max(its.end_s for its in courses)
+    power = dict(zip(devices, (its.power_w for its in courses), strict=True))
+    planted.node(devices=sorted(set(devices)), power_w=lambda uuid, s: power[uuid](uuid, s),
+                 to_s=end_s + 1)  # fmt: skip
+    planted.end(window_s=(0.0, end_s), ranks=2)
     [row] = aggregate(planted.folder).served
-    assert row.replicas == 2 and row.tokens_out == 2 * its.requests * its.tokens_out
-    assert row.energy_j == pytest.approx(2 * its.joules("prefill", "decode", "serve", "idle"))
-    assert math.isnan(row.prefill_j) and "2 replicas" in row.split_reason
+    return row
+
+
+def test_the_energy_of_replicas_is_divided_by_the_passes_of_each_on_its_own_device(planted, course):
+    one, other = course(), course(prefill_s=0.8, decode_s=0.1)
+    row = replicas(planted, (one, other))
+    assert row.replicas == 2 and row.tokens_out == one.requests * one.tokens_out * 2
+    for name, phase in (("prefill_j", "prefill"), ("decode_j", "decode"), ("host_j", "serve")):
+        planted_j = one.joules(phase) + other.joules(phase)
+        assert getattr(row, name) == pytest.approx(planted_j), name
+    assert row.prefill_s == pytest.approx(one.batches * (0.4 + 0.8))
+    assert row.split_reason == ""
+
+
+def test_replicas_on_one_device_are_told_together_without_a_split(planted, course):
+    row = replicas(planted, (course(), course()), devices=("GPU-0", "GPU-0"))
+    assert row.replicas == 2
+    assert math.isnan(row.prefill_j)
+    assert "2 replicas share what was measured" in row.split_reason
 
 
 @pytest.mark.parametrize("seed", range(20))

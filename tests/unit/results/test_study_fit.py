@@ -40,6 +40,7 @@ def folder(plant, course, tmp_path_factory):
                 run = f"{name[0]}{batch:02d}c{cycle}"
                 planted.serving(run, its, deployment=f"{name}-{batch}", cycle=cycle,
                                 options={"precision": "bf16"}, params=int(params),
+                                params_nonembedding=int(params),
                                 model={"name": name, "layers": 2, "heads": 4, "kv_heads": 2,
                                        "head_size": round(params**0.5 / 100),
                                        "flops_per_token_forward": 2 * params})  # fmt: skip
@@ -58,12 +59,14 @@ def folder(plant, course, tmp_path_factory):
 def test_the_law_of_a_study_s_records_is_the_one_planted(folder):
     fit = fit_study(folder, bootstrap=100)
     [variant] = fit["variants"]
-    terms = {t["name"]: t["coefficient"] for t in variant["laws"]["energy_j"]["terms"]}
-    assert terms["pass"] == pytest.approx(PASS_S * WATTS, rel=2e-3)
-    assert terms["weights"] == pytest.approx(PARAM_S * WATTS, rel=2e-3)
-    assert terms["arithmetic"] == pytest.approx(TOKEN_S * WATTS, rel=2e-3)
-    seen = {t["name"]: t["coefficient"] for t in variant["laws"]["gpu_seconds"]["terms"]}
-    assert seen["weights"] == pytest.approx(PARAM_S, rel=2e-3)
+    for quantity, watts in (("energy_j", WATTS), ("gpu_seconds", 1.0)):
+        parts = variant["laws"][quantity]["parts"]
+        assert [part["phase"] for part in parts] == ["prefill", "decode"]
+        for part in parts:
+            terms = {t["name"]: t["coefficient"] for t in part["terms"]}
+            assert terms["pass"] == pytest.approx(PASS_S * watts, rel=5e-3)
+            assert terms["weights"] == pytest.approx(PARAM_S * watts, rel=5e-3)
+            assert terms["arithmetic"] == pytest.approx(TOKEN_S * watts, rel=1e-2)
     assert json.loads((folder.results / "fit.json").read_text()) == fit
     errors = variant["laws"]["energy_j"]["errors"]
     assert errors["params_left_out"]["law"] < 0.01 < errors["params_left_out"]["power_law"]
@@ -85,7 +88,7 @@ def run(capsys, *words):
 def test_llem_fit_tells_a_study_s_law_and_how_well_it_foretells(folder, capsys):
     code, out, err = run(capsys, "fit", folder.root, "--bootstrap", 50)
     assert code == 0 and "fit.json" in err
-    assert "per parameter and pass" in out and "on sizes left out" in out
+    assert "per value read in a pass" in out and "on sizes left out" in out
     code, out, _ = run(capsys, "fit", folder.root, "--bootstrap", 0, "--json")
     assert json.loads(out)["variants"][0]["runs"] == len(SIZES) * len(BATCHES) * CYCLES
 
@@ -137,13 +140,14 @@ def test_the_report_of_a_study_stands_alone(folder, capsys):
     page = (folder.results / "report.html").read_text()
     assert code == 0 and out.strip().endswith("report.html")
     assert "<h2>Deployments</h2>" in page and "What serving costs" in page
-    assert page.count("data:image/svg+xml") == 2 and "http://" not in page.replace(
+    assert page.count("data:image/svg+xml") == 4 and "http://" not in page.replace(
         "http://www.w3.org", ""
     )
     assert all(run_id in page for run_id in ("s01c0", "l16c1"))
     small = page.index(">small<")
     assert page.index("<td>1</td>", small) < page.index("<td>4</td>", small)
-    assert (folder.results / "plots" / "pareto.png").is_file()
+    plots = {path.name for path in (folder.results / "plots").iterdir()}
+    assert plots == {"pareto.png", "serving-law.png"}
 
 
 def test_names_of_users_are_escaped_in_the_report(plant, course, tmp_path):
