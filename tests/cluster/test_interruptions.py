@@ -16,6 +16,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 import faults
 from faults import Cell
 
+# A job of higher priority drives others out.
+pytestmark = pytest.mark.alone
+
 SIZE = {"budget": "4e11 FLOP", "every": 40}
 # The step after which a cell is disturbed: two checkpoints lie behind it.
 STEP = 90
