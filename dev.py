@@ -80,7 +80,7 @@ class Part:
         if aloud:
             print(f"dev.py: {self.name}", flush=True)
         begun = time.monotonic()
-        command, environment = call("python", "-m", "pytest", *self.words, *words)
+        command, environment = venv_call("python", "-m", "pytest", *self.words, *words)
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL,
                                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
         assert process.stdout is not None
@@ -205,8 +205,14 @@ def unit(words: list[str]) -> int:
 
 
 def check(words: list[str]) -> int:
-    """All four checks, each run whatever the others say."""
+    """All four checks, each run whatever the others say; beside them every test is read once.
+
+    pytest keeps what it makes of a file of tests; else each of its workers makes it anew.
+    """
     install("train", "plot", "energy", "data", "test", "dev")
+    collected = Part("every test is collected", ("tests", "--collect-only", "-q"))
+    beside = threading.Thread(target=collected.run, args=([],), kwargs={"aloud": False})
+    beside.start()
     calls = [
         ("ruff", "format", "--check", "."),
         ("ruff", "check", "."),
@@ -214,7 +220,10 @@ def check(words: list[str]) -> int:
         ("lint-imports",),
     ]
     statuses = [run(*call) for call in calls]
-    return max(statuses)
+    beside.join()
+    if collected.status:
+        write(bytes(collected.said))
+    return max(*statuses, collected.status)
 
 
 def faults(words: list[str]) -> int:
@@ -302,11 +311,11 @@ def pip(python: Path, *words: str) -> None:
 
 def run(program: str, *words: str) -> int:
     """Run a program of `.venv` from the repository's root; its exit status."""
-    command, environment = call(program, *words)
+    command, environment = venv_call(program, *words)
     return shell_status(subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode)
 
 
-def call(program: str, *words: str) -> tuple[list[str], dict[str, str]]:
+def venv_call(program: str, *words: str) -> tuple[list[str], dict[str, str]]:
     """The command and the environment that run a program of `.venv`."""
     environment = {**os.environ, "PATH": f"{VENV / 'bin'}:{os.environ['PATH']}"}
     # Workers and the commands that they start are many: each would compile all of llem anew.
