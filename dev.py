@@ -96,13 +96,21 @@ class Part:
         return self.said.decode(errors="replace").splitlines()
 
     @property
-    def counts(self) -> Counter[str]:
-        """How many passed, failed and so on, by pytest's closing line; empty where it has none."""
+    def closing(self) -> str:
+        """What pytest's closing line counts, such as `2 failed, 9 passed`; empty where none is."""
         for line in reversed(self.lines):
             if found := re.fullmatch(r"=+ (.+) in [\d.]+s( \(.*\))? =+", line):
-                told = re.findall(r"(\d+) ([a-z]+)", found[1])
-                return Counter({kind.removesuffix("s"): int(count) for count, kind in told})
-        return Counter()
+                return found[1]
+        return ""
+
+    @property
+    def counts(self) -> Counter[str]:
+        """How many passed, failed and so on; what ended before it could say so is an error."""
+        told = re.findall(r"(\d+) ([a-z]+)", self.closing)
+        counts = Counter({kind.removesuffix("s"): int(count) for count, kind in told})
+        if self.status not in (0, 5) and not counts["failed"] + counts["error"]:
+            counts["error"] = 1
+        return counts
 
     @property
     def skips(self) -> Counter[str]:
@@ -174,7 +182,7 @@ def summarise(parts: list[Part], *, seconds: float) -> None:
     """Each part with its seconds, each reason to skip once, and a closing line as pytest's."""
     print("\ndev.py: in all")
     for part in parts:
-        told = told_of(part.counts) or "no closing line"
+        told = part.closing or "ended without a count"
         status = f", status {part.status}" if part.status not in (0, 5) else ""
         print(f"  {part.seconds:5.0f} s  {part.name}: {told}{status}")
     skips = sum((part.skips for part in parts), Counter())
@@ -183,8 +191,6 @@ def summarise(parts: list[Part], *, seconds: float) -> None:
         for reason, count in sorted(skips.items()):
             print(f"  {count:5d}    {reason}")
     counts = sum((part.counts for part in parts), Counter())
-    # A part that ended before it could count has failed all the same.
-    counts["error"] += sum(part.status not in (0, 1, 5) for part in parts)
     print(f"===== {told_of(counts) or 'no tests ran'} in {seconds:.2f}s =====", flush=True)
 
 
