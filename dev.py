@@ -142,7 +142,7 @@ def stages() -> list[list[list[Part]]]:
         [[Part("campaigns on the cluster, two at a time", cluster)]],
         [
             [
-                Part("the slow unit tests", ("tests/unit", "-m", "slow", "-n", "2")),
+                Part("the slow unit tests", ("tests/unit", "-m", "slow", *two)),
                 # Most of their time one process trains at a time.
                 Part("campaigns on this machine", ("tests/integration", *two)),
             ],
