@@ -100,6 +100,7 @@ def test_on_a_roofline_the_law_foretells_what_was_left_out_and_a_power_law_does_
         assert errors["power_law"] > 3 * errors["law"]
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_truth_about_as_often_as_they_say():
     held = total = 0
     truth = None
