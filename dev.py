@@ -18,10 +18,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
@@ -59,32 +64,161 @@ def quickstart(words: list[str]) -> int:
     return run("llem", "quickstart", *words)
 
 
+@dataclass
+class Part:
+    """One call of pytest: what it is told, and what became of it."""
+
+    name: str
+    words: tuple[str, ...]
+    said: bytearray = field(default_factory=bytearray)
+    # That of what was never run.
+    status: int = 2
+    seconds: float = 0.0
+
+    def run(self, words: list[str], *, aloud: bool) -> None:
+        """Run it to its end; `aloud` passes on what it says as it says it."""
+        if aloud:
+            print(f"dev.py: {self.name}", flush=True)
+        begun = time.monotonic()
+        command, environment = venv_call("python", "-m", "pytest", *self.words, *words)
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL,
+                                   stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+        assert process.stdout is not None
+        with process:
+            while some := os.read(process.stdout.fileno(), 65536):
+                self.said += some
+                if aloud:
+                    write(some)
+        self.status, self.seconds = shell_status(process.returncode), time.monotonic() - begun
+
+    @property
+    def lines(self) -> list[str]:
+        return self.said.decode(errors="replace").splitlines()
+
+    @property
+    def closing(self) -> str:
+        """What pytest's closing line counts, such as `2 failed, 9 passed`; empty where none is."""
+        for line in reversed(self.lines):
+            if found := re.fullmatch(r"=+ (.+) in [\d.]+s( \(.*\))? =+", line):
+                return found[1]
+        return ""
+
+    @property
+    def counts(self) -> Counter[str]:
+        """How many passed, failed and so on; what ended before it could say so is an error."""
+        told = re.findall(r"(\d+) ([a-z]+)", self.closing)
+        counts = Counter({kind.removesuffix("s"): int(count) for count, kind in told})
+        if self.status not in (0, 5) and not counts["failed"] + counts["error"]:
+            counts["error"] = 1
+        return counts
+
+    @property
+    def skips(self) -> Counter[str]:
+        """How many tests were skipped, by reason."""
+        found: Counter[str] = Counter()
+        for line in self.lines:
+            if told := re.fullmatch(r"SKIPPED \[(\d+)\] \S+?: (.+)", line):
+                found[told[2]] += int(told[1])
+        return found
+
+
+def unit_part() -> Part:
+    # Many wait for a sensor or a grace: three at a time keep two cores busy.
+    return Part("the unit tests", ("tests/unit", "-m", "not slow", "-n", "3", "--dist", "loadfile"))
+
+
+def stages() -> list[list[list[Part]]]:
+    """All tests: stage by stage, and in each what goes on side by side, part after part.
+
+    Much of a campaign's time on the cluster nothing computes: two of them at once keep two cores
+    busy, and one beside what computes by itself. Those marked `alone` have the cluster to
+    themselves, for they take parts of it away.
+    """
+    two = ("-n", "2", "--dist", "loadfile")
+    # In their order, which has what needs no image first, while it is built.
+    cluster = ("tests/cluster", "-m", "not alone", "--no-loadscope-reorder", *two)
+    return [
+        [[unit_part()]],
+        [[Part("campaigns on the cluster, two at a time", cluster)]],
+        [
+            [
+                Part("the slow unit tests", ("tests/unit", "-m", "slow", *two)),
+                # Most of their time one process trains at a time.
+                Part("campaigns on this machine", ("tests/integration", *two)),
+            ],
+            [Part("campaigns with the cluster to themselves", ("tests/cluster", "-m", "alone"))],
+        ],
+    ]
+
+
 def test(words: list[str]) -> int:
-    """The unit tests, then, with the machine to themselves, real campaigns here and on SLURM."""
-    first = unit(words)
-    print("dev.py: the slow unit tests", flush=True)
-    slow = run("python", "-m", "pytest", "tests/unit", "-m", "slow", "-n", "2", *words)
-    print("dev.py: campaigns on this machine", flush=True)
-    # Most of their time one process trains at a time: two files at once keep two cores busy.
-    here = run(
-        "python", "-m", "pytest", "tests/integration", "-n", "2", "--dist", "loadfile", *words
-    )
-    print("dev.py: campaigns on the cluster", flush=True)
-    last = run("python", "-m", "pytest", "tests/cluster", *words)
+    """The unit tests, then real campaigns, on SLURM and here; what each took, and every skip."""
+    begun = time.monotonic()
+    install("train", "plot", "energy", "data", "test")
+    done: list[Part] = []
+    for first, *others in stages():
+        beside = [threading.Thread(target=run_lane, args=(lane, words), kwargs={"aloud": False})
+                  for lane in others]  # fmt: skip
+        for thread in beside:
+            thread.start()
+        run_lane(first, words, aloud=True)
+        for thread, lane in zip(beside, others, strict=True):
+            thread.join()
+            for part in lane:
+                print(f"dev.py: {part.name}", flush=True)
+                write(bytes(part.said))
+        done += [part for lane in (first, *others) for part in lane]
+    summarise(done, seconds=time.monotonic() - begun)
     # 5: the words chose none of these tests
-    return max((s for s in (first, slow, here, last) if not (words and s == 5)), default=5)
+    return max((p.status for p in done if not (words and p.status == 5)), default=5)
+
+
+def run_lane(parts: list[Part], words: list[str], *, aloud: bool) -> None:
+    for part in parts:
+        part.run(words, aloud=aloud)
+
+
+def summarise(parts: list[Part], *, seconds: float) -> None:
+    """Each part with its seconds, each reason to skip once, and a closing line as pytest's."""
+    print("\ndev.py: in all")
+    for part in parts:
+        told = part.closing or "ended without a count"
+        status = f", status {part.status}" if part.status not in (0, 5) else ""
+        print(f"  {part.seconds:5.0f} s  {part.name}: {told}{status}")
+    skips = sum((part.skips for part in parts), Counter())
+    if skips:
+        print("dev.py: skipped")
+        for reason, count in sorted(skips.items()):
+            print(f"  {count:5d}    {reason}")
+    counts = sum((part.counts for part in parts), Counter())
+    print(f"===== {told_of(counts) or 'no tests ran'} in {seconds:.2f}s =====", flush=True)
+
+
+def told_of(counts: Counter[str]) -> str:
+    """Counts in words, what went wrong first."""
+    kinds = ("failed", "error", "passed", "skipped", "xfailed", "xpassed", "warning")
+    return ", ".join(f"{counts[kind]} {kind}" for kind in kinds if counts[kind])
+
+
+def write(some: bytes) -> None:
+    sys.stdout.buffer.write(some)
+    sys.stdout.flush()
 
 
 def unit(words: list[str]) -> int:
     install("train", "plot", "energy", "data", "test")
-    # Many wait for a sensor or a grace: three at a time keep two cores busy.
-    spread = ["-n", "3", "--dist", "loadfile"]
-    return run("python", "-m", "pytest", "tests/unit", "-m", "not slow", *spread, *words)
+    return run("python", "-m", "pytest", *unit_part().words, *words)
 
 
 def check(words: list[str]) -> int:
-    """All four checks, each run whatever the others say."""
+    """All four checks, each run whatever the others say; beside them every test is read once.
+
+    pytest keeps what it makes of a file of tests; else each of its workers makes it anew.
+    """
     install("train", "plot", "energy", "data", "test", "dev")
+    collected = Part("every test is collected", ("tests", "--collect-only", "-q"))
+    beside = threading.Thread(target=collected.run, args=([],), kwargs={"aloud": False})
+    beside.start()
     calls = [
         ("ruff", "format", "--check", "."),
         ("ruff", "check", "."),
@@ -92,7 +226,10 @@ def check(words: list[str]) -> int:
         ("lint-imports",),
     ]
     statuses = [run(*call) for call in calls]
-    return max(statuses)
+    beside.join()
+    if collected.status:
+        write(bytes(collected.said))
+    return max(*statuses, collected.status)
 
 
 def faults(words: list[str]) -> int:
@@ -180,12 +317,20 @@ def pip(python: Path, *words: str) -> None:
 
 def run(program: str, *words: str) -> int:
     """Run a program of `.venv` from the repository's root; its exit status."""
+    command, environment = venv_call(program, *words)
+    return shell_status(subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode)
+
+
+def venv_call(program: str, *words: str) -> tuple[list[str], dict[str, str]]:
+    """The command and the environment that run a program of `.venv`."""
     environment = {**os.environ, "PATH": f"{VENV / 'bin'}:{os.environ['PATH']}"}
     # Workers and the commands that they start are many: each would compile all of llem anew.
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
-    command = [str(VENV / "bin" / program), *words]
-    status = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
-    # as a shell has it, for a negative one would pass for less than success
+    return [str(VENV / "bin" / program), *words], environment
+
+
+def shell_status(status: int) -> int:
+    """As a shell has it, for a negative one would pass for less than success."""
     return 128 - status if status < 0 else status
 
 

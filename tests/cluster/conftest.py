@@ -17,12 +17,21 @@ import pytest
 HERE = Path(__file__).parent
 CLUSTER = [sys.executable, str(HERE / "cluster.py")]
 USER = "llem"
+# Two processes share the files out in their order: those of minutes first.
+LONG = ("test_campaign.py", "test_plan_scripts.py", "test_image.py")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    for item in items:
-        if HERE in Path(item.path).parents:
-            item.add_marker(pytest.mark.cluster)
+    """Marks these tests; files that need no image come first, while it is built, then long ones.
+
+    Before pytest drops what `-m` and `-k` do not choose, so that they may choose by the mark.
+    """
+    ours = [item for item in items if HERE in Path(item.path).parents]
+    for item in ours:
+        item.add_marker(pytest.mark.cluster)
+    later = {item.path for item in ours if "image" in item.fixturenames}
+    items.sort(key=lambda item: (item.path in later) * (1 + (item.path.name not in LONG)))
 
 
 def call(*args, timeout=2400):
@@ -32,7 +41,7 @@ def call(*args, timeout=2400):
 
 
 @pytest.fixture(scope="session")
-def cluster():
+def cluster(request):
     """The cluster, up and healthy: the answer of `cluster.py status --json`."""
     done = call("up")
     if done.returncode == 3:
@@ -41,7 +50,14 @@ def cluster():
             pytest.fail(f"this machine can carry the cluster, yet: {done.stderr.strip()}")
         pytest.skip(f"no cluster here: {done.stderr.strip()}")
     assert done.returncode == 0, done.stderr
-    return json.loads(call("status", "--json").stdout)
+    building = None
+    if any("image" in item.fixturenames for item in request.session.items):
+        # Tests that need none go on meanwhile; how it ended is for the fixture that waits for it.
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        building = subprocess.Popen([*CLUSTER, "image"], stdin=subprocess.DEVNULL, **quiet)
+    yield json.loads(call("status", "--json").stdout)
+    if building is not None:
+        building.wait(2400)
 
 
 @pytest.fixture(scope="session")
@@ -97,7 +113,9 @@ def unmount_below(folder):
 def login(cluster):
     done = call("login")
     assert done.returncode == 0, done.stderr
-    home = Path(pwd.getpwnam(USER).pw_dir) / "tests"
+    # Of each process that runs tests beside another one, a folder of its own.
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    home = Path(pwd.getpwnam(USER).pw_dir) / (f"tests-{worker}" if worker else "tests")
     if home.exists():
         unmount_below(home)
         shutil.rmtree(home)

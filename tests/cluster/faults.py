@@ -16,7 +16,8 @@ import signal
 import subprocess
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,7 @@ class Cell:
         last = self.ends[-1] if self.ends else None
         return last is not None and last["status"] == "completed"
 
-    def settle(self, *, timeout_s: float = 240.0) -> None:
+    def settle(self, *, timeout_s: float = 300.0) -> None:
         wait_for(
             self.settled,
             what=f"{self.name}: the job's end",
@@ -217,6 +218,23 @@ def processes(variable: str = "") -> Iterator[tuple[int, list[bytes]]]:
             continue
         if not variable or variable.encode() in environ:
             yield int(path.name), words
+
+
+def disturb(
+    cells: Mapping[str, Cell], how: Mapping[str, Callable[[Cell], Any]], *, step: int
+) -> None:
+    """Each of these faults to its cell when that has come to the step.
+
+    Side by side: some wait for what they did, and a cell that waits for another's would end first.
+    """
+
+    def one(name: str) -> None:
+        cells[name].wait_for_step(step, timeout_s=300)
+        how[name](cells[name])
+
+    with ThreadPoolExecutor(len(how)) as pool:
+        for done in [pool.submit(one, name) for name in how]:
+            done.result()
 
 
 def tell(home: Path, cells: Iterable[Cell]) -> None:

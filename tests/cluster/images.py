@@ -28,6 +28,7 @@ from host import (
     drop_stale,
     folder,
     key,
+    locked,
     run,
     timed,
 )
@@ -246,17 +247,18 @@ def login_environment() -> Path:
     # Programs of an environment name its place: it is built where it will stay.
     place = CACHE / f"login-{key(wheelhouse_key(), source_key())}"
     program = place / "bin" / "llem"
-    if not (place / "complete").exists():
-        shutil.rmtree(place, ignore_errors=True)
-        log = folder(CACHE / "log") / "login.log"
-        with timed("login environment"):
-            python = venv(place, log)
-            wheel = next(llem_wheel().glob("llem-*.whl"))
-            offline: Argv = ["--no-index", "--find-links", wheelhouse()]
-            pip: Argv = [python, "-m", "pip", "install", *PIP, *offline, wheel]
-            run(pip, step="login environment", log=log, timeout_s=300)
-        (place / "complete").touch()
-        drop_stale("login", keep=place)
+    with locked(folder(CACHE) / "login.lock"):
+        if not (place / "complete").exists():
+            shutil.rmtree(place, ignore_errors=True)
+            log = folder(CACHE / "log") / "login.log"
+            with timed("login environment"):
+                python = venv(place, log)
+                wheel = next(llem_wheel().glob("llem-*.whl"))
+                offline: Argv = ["--no-index", "--find-links", wheelhouse()]
+                pip: Argv = [python, "-m", "pip", "install", *PIP, *offline, wheel]
+                run(pip, step="login environment", log=log, timeout_s=300)
+            (place / "complete").touch()
+            drop_stale("login", keep=place)
     return program
 
 

@@ -16,6 +16,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from standin import Counted, Standin, limit_submitted, timed
 
+# What the user may have in the queue is limited.
+pytestmark = pytest.mark.alone
+
 MANY = int(os.environ.get("LLEM_MANY") or 240)
 ARRAY_SIZE, SUBMIT = (1001, 2000) if MANY >= 5000 else (MANY // 4, MANY * 5 // 12)
 # A poll follows another by this much at least.

@@ -25,6 +25,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from farm_site import farm_site
 from faults import read_json, show_job, wait_for
 
+# A job of higher priority drives others out.
+pytestmark = pytest.mark.alone
+
 SIZES = {"small": (32, 2), "middle": (64, 3), "large": (96, 4)}
 BATCHES = (1, 2, 4, 8)
 PRECISIONS = ("fp32", "bf16")

@@ -16,6 +16,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from standin import Standin, limit_submitted
 
+# What the user may have in the queue is limited.
+pytestmark = pytest.mark.alone
+
 # Somebody else on the cluster, who may read what everybody may read.
 OTHER = "nobody"
 BUSY = "is in use by"

@@ -141,7 +141,7 @@ def execute(jobs: list[Path]) -> None:
     done = subprocess.run(
         [sys.executable, str(WORKER), *map(str, jobs)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(source)},
-        capture_output=True, text=True, timeout=120 * len(jobs) + 120, check=False,
+        capture_output=True, text=True, timeout=300 * len(jobs), check=False,
     )  # fmt: skip
     logs = [f"{path}:\n{path.read_text()}" for j in jobs for path in sorted(j.parent.glob("*.log"))]
     assert done.returncode == 0, "\n".join([done.stderr, *logs])

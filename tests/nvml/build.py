@@ -6,6 +6,7 @@ it asks the library.
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -27,7 +28,8 @@ def build(out_dir: str | Path) -> Path:
     if compiler is None:
         raise RuntimeError("no C compiler on PATH")
     library.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = library.with_name(SONAME + ".new")
+    # Two processes that test may build at once.
+    unfinished = library.with_name(f"{SONAME}.{os.getpid()}")
     command = [
         compiler, "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC",
         "-fvisibility=hidden", f"-Wl,-soname,{SONAME}", "-o", str(unfinished), str(SOURCE), "-lm",

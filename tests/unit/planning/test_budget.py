@@ -44,9 +44,10 @@ def check(plan, budget, *, least=0.99):
 @pytest.mark.parametrize(("turn", "model"), list(enumerate(MODELS)))
 @pytest.mark.parametrize(("number", "site"), list(enumerate(SITES)))
 def test_decades_of_every_unit_are_filled_within_the_sites_limits(number, site, turn, model):
-    # Families and sites take turns along the decades: every budget is met, at two or three sites.
+    # Families and sites take turns along the decades: every budget is met, at a site or two; at
+    # every site below.
     for i, budget in enumerate(BUDGETS[turn :: len(MODELS)]):
-        if (i + number) % 2 == 0:
+        if (i + number) % 3 == 0:
             check(make_plan(campaign_at(site, model), budget=budget, data=DATA), budget)
 
 

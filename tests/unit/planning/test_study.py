@@ -290,6 +290,7 @@ def test_a_host_that_launches_kernels_one_by_one_is_slower_than_the_weights_are_
     assert seconds_per_token() == pytest.approx(2e-3 + 80 * 7e-4, rel=0.01)
 
 
+@pytest.mark.slow
 def test_five_thousand_deployments_are_planned_in_two_seconds(tmp_path):
     """One call of the command, imports and writing included, in processor seconds."""
     grid = {

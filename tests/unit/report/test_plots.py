@@ -53,7 +53,7 @@ def test_every_law_is_drawn(law: str) -> None:
     d = np.repeat(np.geomspace(2e7, 2e9, 5), 5)
     loss = (1.8 + 480 / n**0.35 + 2100 / d**0.37) * np.exp(0.003 * rng.standard_normal(25))
     unique = np.minimum(d, 3e8)
-    found = fit_law(n, d, loss, law=law, unique_tokens=unique, targets=[1e18], bootstrap=25)
+    found = fit_law(n, d, loss, law=law, unique_tokens=unique, targets=[1e18], bootstrap=10)
     fit = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     columns = {"params": n, "tokens": d, "loss": loss, "unique_tokens": unique}
     plots = make_plots(gather_columns(columns, {}, fit), fit)

@@ -380,6 +380,7 @@ def test_a_file_that_is_no_library_is_not_used(environment: dict[str, str], tmp_
     assert "cannot be loaded" in status.reason
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_four_processes_may_compile_at_once(environment: dict[str, str], tmp_path: Path) -> None:
     code = "from llem.scaling.native import compiled as c; s = c.status(); print(s.active, s.path)"

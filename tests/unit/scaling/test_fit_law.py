@@ -92,6 +92,7 @@ def test_the_same_seed_gives_the_same_file_and_another_seed_other_intervals() ->
     assert run(1) != run(2)
 
 
+@pytest.mark.slow
 def test_intervals_contain_the_truth_most_of_the_time() -> None:
     inside = 0
     for seed in range(12):

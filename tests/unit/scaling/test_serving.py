@@ -199,6 +199,7 @@ def test_a_run_that_was_held_up_hardly_moves_the_law():
         assert law.per_token(n) == pytest.approx(calm.per_token(n), rel=0.04)
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_truth_about_as_often_as_they_say():
     held = total = 0
     exact, plain = study(cycles=1)

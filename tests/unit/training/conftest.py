@@ -153,7 +153,7 @@ def start_worker(*jobs: Path) -> subprocess.Popen[bytes]:
 def finish(worker: subprocess.Popen[bytes], *jobs: Path) -> list[Results]:
     """Each job's outcomes, by task."""
     try:
-        status = worker.wait(timeout=120 * len(jobs))
+        status = worker.wait(timeout=300 * len(jobs))
     finally:
         with suppress(ProcessLookupError):
             os.killpg(worker.pid, signal.SIGKILL)
