@@ -35,7 +35,7 @@ else:
     one = llem.run_experiment(out="one", **CALL | {"sweep": {}})
     study = llem.run_study(out="study", **CALL)
     print(json.dumps({
-        "one": {"j_per_token": one.j_per_token, "precision": one.effective["precision"]},
+        "one": {"j_per_token": one.j_per_token.value, "precision": one.effective["precision"]},
         "rows": [{name: row[name] for name in ("options.batch_size", "j_per_token")}
                  for row in study.table(by="options.batch_size")],
     }))
