@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from llem._lazy import lazy
 from llem.cluster.doctor.check import FAIL, OK, WARN, Check
 
 if TYPE_CHECKING:
@@ -10,13 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FAIL", "OK", "WARN", "Check", "examine", "examine_job"]
 
-_LAZY = {"examine": "llem.cluster.doctor.login", "examine_job": "llem.cluster.doctor.job"}
+_LAZY = {"examine": "login", "examine_job": "job"}
 
-
-def __getattr__(name: str) -> object:
-    # `llem.cluster.image` needs the rows alone; the checks themselves need much more, and it.
-    if name in _LAZY:
-        from importlib import import_module
-
-        return getattr(import_module(_LAZY[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# `llem.cluster.image` needs the rows alone; the checks themselves need much more, and it.
+__getattr__ = lazy(__name__, _LAZY)
