@@ -22,7 +22,7 @@ def tell_fit(fit: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(fit, indent=1, allow_nan=False))
         return
-    from llem.cli._show import indented, screen_width
+    from llem.cli._table import indented, screen_width
     from llem.report import study_lines, summary_lines
 
     if "variants" in fit:
@@ -36,7 +36,7 @@ def tell_comparison(found: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    from llem.cli._show import screen_width
+    from llem.cli._table import screen_width
     from llem.report import comparison_lines
 
     print(*comparison_lines(found, width=screen_width()), sep="\n")

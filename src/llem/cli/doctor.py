@@ -85,7 +85,7 @@ def tell_checks(checks: Sequence[Check], *, as_json: bool) -> int:
     """All checks; the exit status."""
     from dataclasses import asdict
 
-    from llem.cluster.doctor import FAIL
+    from llem.cluster.check import FAIL
 
     failed = any(check.state == FAIL for check in checks)
     if as_json:

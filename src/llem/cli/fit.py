@@ -179,7 +179,8 @@ def run(args: argparse.Namespace) -> int:
         options["serve"] = _question(args, options)
     with Progress("resamples") as progress:
         if folder is not None:
-            from llem.pipeline.fitting import FIT_FILE, campaign_prices, fit_campaign
+            from llem.pipeline.files import FIT_FILE
+            from llem.pipeline.fitting import campaign_prices, fit_campaign
 
             options["prices"] = campaign_prices(folder, **_late(args))
             fit = fit_campaign(folder, table=table, watch=progress, **options)
@@ -205,7 +206,7 @@ def run(args: argparse.Namespace) -> int:
         note(f"written: {len(drawn)} plots in {target}")
     tell_fit(fit, as_json=args.json)
     if "train_and_serve" in fit and not args.json:
-        from llem.cli._show import indented
+        from llem.cli._table import indented
         from llem.report import life_lines
 
         print()

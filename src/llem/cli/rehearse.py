@@ -355,7 +355,7 @@ def _repeat(args: argparse.Namespace, make: Callable[[int], World], code: Path) 
 
 def _tell_repeated(found: Repeated, world: World) -> None:
     from llem.campaign import format_si
-    from llem.cli._show import indented
+    from llem.cli._table import indented
 
     target = found.truth["target_flops"]
     indented(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from llem._lazy import lazy
 
 if TYPE_CHECKING:
+    from llem.pipeline.answers import Answer
     from llem.pipeline.calibration import (
         Calibrated,
         calibrate,
@@ -21,22 +22,12 @@ if TYPE_CHECKING:
         reduce_calibration,
         run_calibration,
     )
-    from llem.pipeline.campaigns import (
-        OBSERVATIONS_FILE,
-        Planned,
-        aggregate_campaign,
-        plan_campaign,
-        run_campaign,
-    )
+    from llem.pipeline.campaigns import Planned, aggregate_campaign, plan_campaign, run_campaign
     from llem.pipeline.datasets import resolve_data
     from llem.pipeline.experiments import run_experiment, run_study
+    from llem.pipeline.files import FIT_FILE, OBSERVATIONS_FILE
     from llem.pipeline.finishing import Finished, finish, report_campaign
-    from llem.pipeline.fitting import (
-        FIT_FILE,
-        compare_observations,
-        fit_campaign,
-        fit_observations,
-    )
+    from llem.pipeline.fitting import compare_observations, fit_campaign, fit_observations
     from llem.pipeline.measuring import Measured, measure
     from llem.pipeline.optimal import find_optimal
     from llem.pipeline.power import draw_energy
@@ -48,7 +39,7 @@ if TYPE_CHECKING:
         rehearse,
         repeat_rehearsal,
     )
-    from llem.pipeline.result import Answer, Preview, Result
+    from llem.pipeline.result import Preview, Result
     from llem.pipeline.sealing import SealedFile, check_records, seal_campaign, seal_records
     from llem.pipeline.slices import EdgeMinimaError
     from llem.pipeline.studies import PlannedStudy, plan_study
@@ -57,14 +48,14 @@ if TYPE_CHECKING:
     from llem.pipeline.viewing import Rows, compare_runs, load_rows, show_run
 
 _HOME = {
-    "Answer": "result",
+    "Answer": "answers",
     "Calibrated": "calibration",
     "EdgeMinimaError": "slices",
     "ExperimentResult": "studyresult",
-    "FIT_FILE": "fitting",
+    "FIT_FILE": "files",
     "Finished": "finishing",
     "Measured": "measuring",
-    "OBSERVATIONS_FILE": "campaigns",
+    "OBSERVATIONS_FILE": "files",
     "Planned": "campaigns",
     "PlannedStudy": "studies",
     "Preview": "result",
