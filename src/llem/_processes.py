@@ -1,8 +1,9 @@
-"""What worker processes have in common."""
+"""What processes that llem starts have in common."""
 
 from __future__ import annotations
 
 import os
+import socket
 import threading
 from multiprocessing import parent_process
 
@@ -17,3 +18,10 @@ def end_with_parent() -> None:
             os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def free_port() -> int:
+    """A port of this host that nothing listened on a moment ago."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port

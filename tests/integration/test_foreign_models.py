@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import runpy
 import sys
@@ -151,3 +152,37 @@ def test_the_example_of_digits_plans(tmp_path, monkeypatch):
     assert [rung.value % 4 for rung in preview.ladder.rungs] == [0] * len(preview.ladder.rungs)
     assert any("divisible" in note for note in preview.notes)
     assert sys.modules.get("sklearn") is not None
+
+
+def test_the_second_wave_is_chosen_from_what_the_first_one_showed(tmp_path):
+    def mlp(width: int) -> nn.Module:
+        return nn.Sequential(nn.Linear(8, width), nn.GELU(), nn.Linear(width, 4))
+
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(4000, 8, generator=draw)
+    mixed = torch.tanh(x @ torch.randn(8, 32, generator=draw))
+    target = (mixed @ torch.randn(32, 4, generator=draw)).argmax(1)
+    words: dict[str, Any] = {
+        "model": mlp, "size": "width", "sizes": [4, 8, 16, 32], "dataset": (x, target),
+        "loss_fn": F.cross_entropy, "budget": "6e7 FLOP", "batch": 32, "ratio": 2.0, "waves": 2,
+        "out": tmp_path / "c", "progress": False,
+    }  # fmt: skip
+    result = llem.find_optimal(**words)
+    first, second = json.loads((tmp_path / "c" / "plan.json").read_text())["waves"]
+    assert (first["observed"], second["observed"]) == (0, first["runs"])
+    assert first["value"] + second["value"] == pytest.approx(6e7, rel=0.02)
+    done = [row for row in result.observations if row["status"] == "completed"]
+    assert len(done) == first["runs"] + second["runs"]
+    # It is no second grid: sizes and tokens are those that tell most of the law.
+    cells = {(row["params"], row["tokens"]) for row in done}
+    seeds = max(sum((r["params"], r["tokens"]) == cell for r in done) for cell in cells)
+    assert second["kind"] == "designed" and seeds > 1
+    low, high = result.optimum().ci["params"]
+    assert low <= result.optimum().params <= high
+
+    def attempts() -> int:
+        return len(list((tmp_path / "c" / "runs").glob("*/attempt-*")))
+
+    before = attempts()
+    again = llem.find_optimal(**words)
+    assert again.optimum().params == result.optimum().params and attempts() == before

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from llem._lazy import lazy
 from llem.campaign.architecture import (
     Architecture,
     CustomModel,
@@ -91,10 +92,10 @@ __all__ = [
 ]
 
 _LAZY = {
-    "Campaign": "llem.campaign.campaign",
-    "Energy": "llem.campaign.campaign",
-    "MOST_WAVES": "llem.campaign.campaign",
-    "Site": "llem.campaign.site",
+    "Campaign": "campaign",
+    "Energy": "campaign",
+    "MOST_WAVES": "campaign",
+    "Site": "site",
     **dict.fromkeys(
         (
             "campaign_from",
@@ -106,15 +107,9 @@ _LAZY = {
             "site_of",
             "validated",
         ),
-        "llem.campaign.load",
+        "load",
     ),
 }
 
-
-def __getattr__(name: str) -> object:
-    # A rank reads runs, not campaign files: pydantic and YAML are imported only when asked for.
-    if name in _LAZY:
-        from importlib import import_module
-
-        return getattr(import_module(_LAZY[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# A rank reads runs, not campaign files: pydantic and YAML are imported only when asked for.
+__getattr__ = lazy(__name__, _LAZY)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llem.campaign.deployment import Prompts
+from llem.campaign.saveddata import saved_dataset
 from llem.campaign.study import PromptChoice
 from llem.errors import Fault, InputError
 
@@ -82,19 +83,18 @@ def _lines(file: Path, choice: PromptChoice, *, path: str) -> tuple[int, str, fl
 
 
 def _dataset(folder: Path, *, path: str) -> tuple[int, str, float]:
-    """The same of a data set that Hugging Face's `save_to_disk` wrote, from what it says itself."""
+    """The same of a data set that Hugging Face's `save_to_disk` wrote."""
     try:
-        state = json.loads((folder / "state.json").read_text("utf-8"))
-        info = json.loads((folder / "dataset_info.json").read_text("utf-8"))
-        names = [part["filename"] for part in state["_data_files"]]
-        size = sum((folder / name).stat().st_size for name in names)
-        rows = sum(split["num_examples"] for split in (info.get("splits") or {}).values())
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        told = f"{folder}: not a data set that save_to_disk wrote: {error}"
-        raise InputError("campaign", [Fault(path, told)]) from None
+        found = saved_dataset(folder)
+        rows = found.rows()
+    except InputError as error:
+        faults = [Fault(path, f"{error.source} {f.message}", f.hint) for f in error.faults]
+        raise InputError("campaign", faults) from None
     if not rows:
-        raise InputError("campaign", [Fault(path, f"{folder} does not say how long it is")])
+        raise InputError("campaign", [Fault(path, f"{folder} holds no prompts")])
+    names = [file.name for file in found.files]
+    size = sum(file.stat().st_size for file in found.files)
     digest = hashlib.blake2b(
-        json.dumps([state.get("_fingerprint"), size, names]).encode(), digest_size=16
+        json.dumps([found.fingerprint, size, names]).encode(), digest_size=16
     ).hexdigest()
     return rows, digest, size / rows / BYTES_PER_TOKEN

@@ -22,10 +22,13 @@ def tell_fit(fit: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(fit, indent=1, allow_nan=False))
         return
+    from llem.cli._table import indented, screen_width
     from llem.report import study_lines, summary_lines
 
-    for line in (study_lines if "variants" in fit else summary_lines)(fit):
-        print(line)
+    if "variants" in fit:
+        indented(study_lines(fit))
+    else:
+        print(*summary_lines(fit, width=screen_width()), sep="\n")
 
 
 def tell_comparison(found: dict[str, Any], *, as_json: bool) -> None:
@@ -33,10 +36,10 @@ def tell_comparison(found: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
+    from llem.cli._table import screen_width
     from llem.report import comparison_lines
 
-    for line in comparison_lines(found):
-        print(line)
+    print(*comparison_lines(found, width=screen_width()), sep="\n")
 
 
 def tell_finished(done: Finished, *, as_json: bool) -> int:

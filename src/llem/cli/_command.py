@@ -74,8 +74,9 @@ def call(name: str, argv: list[str], *, purpose: str) -> int:
         print(f"llem: {error.filename}: {error.strerror}", file=sys.stderr)
         print(f"llem:   -> {REFUSED[error.errno]}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("llem: interrupted; nothing that was finished is lost", file=sys.stderr)
+    except KeyboardInterrupt as stopped:
+        told = str(stopped) or "interrupted; nothing that was finished is lost"
+        print(f"llem: {told}", file=sys.stderr)
         return INTERRUPTED
 
 

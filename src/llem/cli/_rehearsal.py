@@ -23,8 +23,6 @@ LINES_A_FRAME = 12
 # What is told however much there is, and what the picture shows better.
 ALWAYS, PICTURED = ("summary", "wave", "fit"), ("grid",)
 LEAST_BOX, MOST_BOX = 30, 100
-# Columns from which on a line has room for the date as well.
-NARROW = 110
 
 
 def play_on(
@@ -46,7 +44,7 @@ def play_on(
     from rich.live import Live
     from rich.text import Text
 
-    from llem.cli.rehearse import line_of
+    from llem.cli.rehearse import lines_of
 
     waiting = iter(events)
     event = next(waiting, None)
@@ -62,9 +60,10 @@ def play_on(
             width, height = console.width, console.height
             lines = []
             for one in readable(due):
-                told = line_of(one, brief=width < NARROW)
-                lines.append(Text(told, style=STYLES[one.level], overflow="ellipsis",
-                                  no_wrap=True))  # fmt: skip
+                lines += [
+                    Text(told, style=STYLES[one.level], no_wrap=True)
+                    for told in lines_of(one, width)
+                ]
                 lines += [Text(row, no_wrap=True, overflow="crop") for row in below(one, width)]
             rows = max(1, height - FIXED_ROWS - SCROLL_ROWS)
             first = world.nodes[0]

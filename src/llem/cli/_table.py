@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shutil
 import sys
-import textwrap
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from llem.campaign import format_duration
+from llem.report.folding import folded
 
 if TYPE_CHECKING:
     from llem.planning import AnyPlan
@@ -32,16 +32,26 @@ def table(columns: list[str], rows: list[list[Any]], *, title: str = "") -> None
         print("  ".join(words).rstrip())
 
 
+def screen_width() -> int:
+    """Columns of the terminal; 0 where a file or a pipe is written, which is never folded."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+
+
 def lines(told: Iterable[tuple[str, str]]) -> None:
     """Print `label: text`, the texts below each other and folded where a terminal ends."""
     told = list(told)
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
     indent = max(len(label) for label, _ in told) + 2
     for label, text in told:
         first = f"{label}:".ljust(indent)
-        # A file or a pipe has no width: never fold what another program may read.
-        print(textwrap.fill(text, width, initial_indent=first, subsequent_indent=" " * indent,
-                            break_on_hyphens=False) if width else first + text)  # fmt: skip
+        print(*folded(text, screen_width(), first=first, rest=" " * indent), sep="\n")
+
+
+def indented(told: Iterable[str]) -> None:
+    """Print lines, each folded where a terminal ends, two columns further in than it begins."""
+    for line in told:
+        begins = line[: len(line) - len(line.lstrip())]
+        text = line.removeprefix(begins)
+        print(*folded(text, screen_width(), first=begins, rest=f"{begins}  ") or [""], sep="\n")
 
 
 def array_table(plan: AnyPlan) -> None:

@@ -39,9 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from dataclasses import asdict
 
-    from llem.cluster.doctor import FAIL, examine, examine_job
+    from llem.cluster.doctor import examine, examine_job
 
     site, digest, base = named(args.site)
     faults = []
@@ -55,12 +54,7 @@ def run(args: argparse.Namespace) -> int:
     checks = examine(site, folder=folder, planned_digest=digest)
     if args.job:
         checks += examine_job(site, folder=folder, nodes=args.nodes, wait_s=args.wait, say=note)
-    failed = any(check.state == FAIL for check in checks)
-    if args.json:
-        print_json({"ok": not failed, "checks": [asdict(check) for check in checks]})
-    else:
-        show_checks(checks)
-    return 1 if failed else 0
+    return tell_checks(checks, as_json=args.json)
 
 
 def named(text: str) -> tuple[Site, str, Path]:
@@ -85,6 +79,20 @@ def named(text: str) -> tuple[Site, str, Path]:
         )
         return plan.site, json.loads(first)["image_digest"] if first else "", path
     return load_site(text), "", Path()
+
+
+def tell_checks(checks: Sequence[Check], *, as_json: bool) -> int:
+    """All checks; the exit status."""
+    from dataclasses import asdict
+
+    from llem.cluster.check import FAIL
+
+    failed = any(check.state == FAIL for check in checks)
+    if as_json:
+        print_json({"ok": not failed, "checks": [asdict(check) for check in checks]})
+    else:
+        show_checks(checks)
+    return 1 if failed else 0
 
 
 def show_checks(checks: Sequence[Check]) -> None:

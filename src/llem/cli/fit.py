@@ -206,11 +206,11 @@ def run(args: argparse.Namespace) -> int:
         note(f"written: {len(drawn)} plots in {target}")
     tell_fit(fit, as_json=args.json)
     if "train_and_serve" in fit and not args.json:
+        from llem.cli._table import indented
         from llem.report import life_lines
 
         print()
-        for line in life_lines(fit["train_and_serve"]):
-            print(line)
+        indented(life_lines(fit["train_and_serve"]))
     return 0
 
 

@@ -33,10 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from dataclasses import asdict
-
-    from llem.cli.doctor import show_checks
-    from llem.cluster.doctor import FAIL
+    from llem.cli.doctor import tell_checks
     from llem.cluster.image import build_image, verify_image
 
     if args.action == "build":
@@ -49,9 +46,4 @@ def run(args: argparse.Namespace) -> int:
             print_json({"image": str(args.out)})
         return 0
     checks = verify_image(args.image, runtime=args.runtime)
-    failed = any(check.state == FAIL for check in checks)
-    if args.json:
-        print_json({"ok": not failed, "checks": [asdict(check) for check in checks]})
-    else:
-        show_checks(checks)
-    return 1 if failed else 0
+    return tell_checks(checks, as_json=args.json)

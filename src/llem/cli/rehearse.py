@@ -30,6 +30,8 @@ EXAMPLE = """  llem rehearse campaign.yaml                     # played in a min
 
 # How long a rehearsal takes to watch, where nothing else is asked for, seconds.
 SHOW_S = 60.0
+# Columns from which on a line has room for the date as well.
+NARROW = 140
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -252,8 +254,20 @@ def _show(
                 time.sleep(min(ahead, max(0.0, deadline - time.monotonic())))
         if time.monotonic() >= deadline:
             return False
-        print(line_of(event), *below(event, screen.width), sep="\n", flush=not args.instant)
+        told = lines_of(event, screen.width if sys.stdout.isatty() else 0)
+        print(*told, *below(event, screen.width), sep="\n", flush=not args.instant)
     return True
+
+
+def lines_of(event: Event, width: int) -> list[str]:
+    """An event in `width` columns, brief on a narrow screen and folded; 0: in one line."""
+    from llem.report.folding import folded
+
+    line = line_of(event, brief=0 < width < NARROW)
+    if len(line) <= width:
+        return [line]
+    stamp, bracket, text = line.partition("] ")
+    return folded(text, width, first=stamp + bracket, rest=" " * (len(stamp) + 4))
 
 
 def line_of(event: Event, *, brief: bool = False) -> str:
@@ -341,12 +355,19 @@ def _repeat(args: argparse.Namespace, make: Callable[[int], World], code: Path) 
 
 def _tell_repeated(found: Repeated, world: World) -> None:
     from llem.campaign import format_si
+    from llem.cli._table import indented
 
     target = found.truth["target_flops"]
-    print(f"REHEARSED {found.repeats} times: planted {world.planted.text}, noise {world.noise:g}")
-    print(
-        f"at the target of {format_si(target, 'FLOP')} the planted law's optimum is "
-        f"{format_si(found.truth['params'])} parameters with a loss of {found.truth['loss']:.4f}\n"
+    indented(
+        [
+            f"REHEARSED {found.repeats} times: planted {world.planted.text}, noise {world.noise:g}",
+            (
+                f"at the target of {format_si(target, 'FLOP')} the planted law's optimum is "
+                f"{format_si(found.truth['params'])} parameters with a loss of "
+                f"{found.truth['loss']:.4f}"
+            ),
+            "",
+        ]
     )
     names = ("bias", "sd", "told se", "held", "promised", "allowed", "held")
     print(
@@ -359,10 +380,17 @@ def _tell_repeated(found: Repeated, world: World) -> None:
             f"{row['coverage']:8.1%}{row['promised_se']:10.4f}{row['allowed_se']:9.4f}"
             f"{row['allowed_coverage']:8.1%}"
         )
-    print(
-        "\nbias, sd: of the answers. told se, promised: of noise alone, by the fits and the plan.\n"
-        "allowed: with the fit's allowance for a law that is not quite right, which a rehearsal,\n"
-        "where the law is right, does not need. held: share of 95 % intervals with the truth."
+    print()
+    indented(
+        [
+            "bias, sd: of the answers.",
+            "told se, promised: of noise alone, by the fits and the plan.",
+            (
+                "allowed: with the fit's allowance for a law that is not quite right, which a "
+                "rehearsal, where the law is right, does not need."
+            ),
+            "held: share of 95 % intervals with the truth.",
+        ]
     )
     lost = found.repeats - sum(found.failed.values())
     print(f"\na law was found in {lost} of {found.repeats}")
@@ -374,8 +402,12 @@ def _tell_repeated(found: Repeated, world: World) -> None:
     planned = f"planned {plan.totals['gpu_hours']:.4g}"
     if waves > 1:
         planned = f"{waves} waves within {plan.budget}"
-    print(
-        f"runs that completed: {found.completed_runs:.1f} of {found.runs:.4g}; GPU-hours "
-        f"{found.gpu_hours[0]:.4g} +- {found.gpu_hours[1]:.2g} ({planned}); "
-        f"{found.days[0]:.3g} +- {found.days[1]:.2g} days"
+    indented(
+        [
+            (
+                f"runs that completed: {found.completed_runs:.1f} of {found.runs:.4g}; GPU-hours "
+                f"{found.gpu_hours[0]:.4g} +- {found.gpu_hours[1]:.2g} ({planned}); "
+                f"{found.days[0]:.3g} +- {found.days[1]:.2g} days"
+            )
+        ]
     )

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from llem._processes import free_port
 from llem.cluster.attempts import count_anew
 from llem.cluster.folder import INTERRUPTED, CampaignFolder
 from llem.cluster.leaving import FLAG
@@ -160,7 +160,7 @@ def _start(
     ranks = array.nodes * array.gpus_per_node
     job = f"{os.getpid()}-{secrets.token_hex(4)}"
     folder.leave.mkdir(parents=True, exist_ok=True)
-    port = _free_port()
+    port = free_port()
     folder.logs.mkdir(parents=True, exist_ok=True)
     flag = folder.leave / f"{job}-0"
     running = _Running(array, index, flag, tries)
@@ -199,10 +199,3 @@ def _start(
             )
         running.logs.append(log)
     return running
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

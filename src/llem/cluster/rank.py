@@ -71,6 +71,8 @@ class Rank:
         self.leaving = Leaving(folder)
         self.job_started_ns = job_started_ns()
         self.trackers: tuple[Feed, ...] = ()
+        # Whether a run was begun in this job.
+        self.begun = False
 
     def main(self) -> int:
         self.leaving.catch_signals()
@@ -261,6 +263,8 @@ class Rank:
         if isinstance(chosen, GiveUp):
             self.recorder.give_up(run, chosen)
             return Start(status="failed")
+        if (status := self._must_not_begin(run)) is not None:
+            return Start(status=status)
         attempt = self.recorder.begin(run, chosen.layout)
         why = f", with {chosen.why}" if chosen.why else ""
         log(
@@ -269,14 +273,28 @@ class Rank:
         )
         return Start(attempt=attempt, layout=chosen.layout)
 
+    def _must_not_begin(self, run: AnyRun) -> str | None:
+        """How a job is left that has to leave before a run, if it has to: without an attempt, which
+        would only tell of itself, and whose sampler the signal has ended as well.
+
+        But where the time is over before the first run, an attempt alone tells so in the end.
+        """
+        reason = self.leaving.why()
+        cause = cause_of_reason(reason) if reason is not None else ""
+        if not cause or (cause == "time-limit" and not self.begun):
+            return None
+        log(f"run {run.run_id}: not begun: {reason}")
+        return "superseded" if cause == "superseded" else "interrupted"
+
     def _run(self, run: Run | Serving) -> str:
         """Train or serve one run, unless it is settled already; returns its status."""
         world = self.world
-        if isinstance(run, Serving) and not self._ready(run):
-            return "interrupted"
+        if isinstance(run, Serving):
+            self._make_ready(run)
         start = world.first(lambda: self._decide(run))
         if start.attempt is None or start.layout is None:
             return start.status
+        self.begun = True
         attempt, run = start.attempt, run.with_layout(start.layout)
         later = attempt.with_name(f"attempt-{number_of(attempt) + 1}")
         self.leaving.later = later.exists
@@ -344,23 +362,15 @@ class Rank:
         if self.rank == 0:
             delete_checkpoints(self.folder.checkpoints(run.run_id))
 
-    def _ready(self, run: Serving) -> bool:
-        """Make ready to serve a run; whether this job is still left to it then.
-
-        A job that has to leave begins no attempt: it would only tell of itself, and its sampler,
-        which the signal has ended as well, would not have measured it.
-        """
+    def _make_ready(self, run: Serving) -> None:
+        """What is done before a run is served, and is no part of it."""
         if self.world.first(lambda: self.folder.final_end(run.run_id) is not None):
-            return True
+            return
         from llem.serving import backend_class
 
         with suppress(Exception):
             backend_class(run.deployment.backend).prepare(run)
         self._cool_down(run)
-        reason = self.world.first(self.leaving.why)
-        if reason is not None and self.rank == 0:
-            log(f"run {run.run_id}: not begun: {reason}")
-        return reason is None
 
     def _cool_down(self, run: Serving) -> None:
         """Leave the devices idle before a run, where the campaign asks for it, or until this job

@@ -177,6 +177,22 @@ def check_columns(sources: Sequence[SourceFile], rules: Rules) -> list[Fault]:
     return faults
 
 
+def column_of(path: str, key: str) -> Iterator[Any]:
+    """The values of an Arrow file's column, whatever they are, read batch by batch.
+
+    Raises InputError where it has none by the name or cannot be read, UnavailableError.
+    """
+    arrow = import_arrow(path)
+    try:
+        names = _arrow_table(path).schema.names
+        if key not in names:
+            raise InputError(path, [Fault("", *_no_key(key, names, "column"))])
+        for chunk in _arrow_column(path, key).chunks:
+            yield from chunk.to_pylist()
+    except (OSError, arrow.ArrowException) as error:
+        raise InputError(path, [f"is no arrow file: {str(error).splitlines()[0]}"]) from None
+
+
 def _whole_files(files: Sequence[tuple[int, SourceFile]]) -> Unit:
     return Unit(
         sources=tuple(number for number, _ in files),

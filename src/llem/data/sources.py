@@ -5,7 +5,6 @@ from __future__ import annotations
 import bz2
 import glob
 import gzip
-import json
 import lzma
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from llem.campaign.saveddata import is_saved, saved_dataset
 from llem.errors import Fault, InputError, UnavailableError
 
 TEXT, JSONL, PARQUET, ARROW = "text", "jsonl", "parquet", "arrow"
@@ -85,7 +85,7 @@ def _files_of(place: str) -> Iterator[str]:
         for match in matches:
             if os.path.isdir(match):
                 # `data/*` means what lies there, and of a saved data set its files.
-                yield from _saved(match) if _is_saved(match) else ()
+                yield from _saved(match) if is_saved(match) else ()
             else:
                 yield match
     else:
@@ -93,7 +93,7 @@ def _files_of(place: str) -> Iterator[str]:
 
 
 def _below(folder: str) -> Iterator[str]:
-    if _is_saved(folder):
+    if is_saved(folder):
         yield from _saved(folder)
         return
     empty = True
@@ -103,7 +103,7 @@ def _below(folder: str) -> Iterator[str]:
         # A link may lead to where it is.
         folders[:] = sorted(n for n in folders if not n.startswith(".") and places[n] not in seen)
         seen.update(places.values())
-        saved = [name for name in folders if _is_saved(os.path.join(here, name))]
+        saved = [name for name in folders if is_saved(os.path.join(here, name))]
         folders[:] = [name for name in folders if name not in saved]
         for name in saved:
             empty = False
@@ -116,39 +116,13 @@ def _below(folder: str) -> Iterator[str]:
         raise _NoSource("holds no file")
 
 
-def _is_saved(folder: str) -> bool:
-    """Whether `datasets` wrote the folder (`save_to_disk`)."""
-    return any(
-        os.path.isfile(os.path.join(folder, name)) for name in ("state.json", "dataset_dict.json")
-    )
-
-
 def _saved(folder: str) -> list[str]:
     """The Arrow files of a data set on disk, in its own order."""
-    splits = os.path.join(folder, "dataset_dict.json")
-    if os.path.isfile(splits):
-        names = [str(name) for name in _json(splits).get("splits", ())]
-        if len(names) == 1:
-            return _saved(os.path.join(folder, names[0]))
-        raise _NoSource(
-            f"holds the splits {', '.join(names)}",
-            f"name those that you mean, as {os.path.join(folder, (names or ['train'])[0])}",
-        )
-    state = _json(os.path.join(folder, "state.json"))
-    if state.get("_indices_files") or state.get("_indices_data_files"):
-        raise _NoSource(
-            "was saved with indices that choose from its rows",
-            "call flatten_indices() before save_to_disk()",
-        )
-    return [os.path.join(folder, str(f["filename"])) for f in state.get("_data_files", ())]
-
-
-def _json(path: str) -> dict[str, Any]:
     try:
-        found = json.loads(Path(path).read_text("utf-8"))
-    except ValueError as error:
-        raise _NoSource(f"{os.path.basename(path)} is not JSON: {error}") from None
-    return found if isinstance(found, dict) else {}
+        return [str(path) for path in saved_dataset(folder).files]
+    except InputError as error:
+        fault = error.faults[0]
+        raise _NoSource(fault.message, fault.hint) from None
 
 
 def _described(place: str, path: str) -> SourceFile:

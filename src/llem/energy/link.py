@@ -158,7 +158,7 @@ class SamplerLink:
             if self._connection is None:
                 if not connect:
                     return Answer(ok=False, reason="sampler: not connected")
-                self._connect()
+                self._connect(leave)
             assert self._connection is not None and self._received is not None
             self._connection.sendall(line.encode() + b"\n")
             if leave is not None:
@@ -192,7 +192,7 @@ class SamplerLink:
             if select.select([self._connection], [], [], LOOK_S)[0]:
                 return
 
-    def _connect(self) -> None:
+    def _connect(self, leave: Callable[[], bool] | None) -> None:
         deadline = time.monotonic() + self._timeout_s
         while True:
             try:
@@ -206,6 +206,8 @@ class SamplerLink:
                 if time.monotonic() >= deadline:
                     waited = f"{self._timeout_s:g} s"
                     raise OSError(f"{error.strerror} (waited {waited})") from None
+                if leave is not None and leave():
+                    raise OSError(f"{error.strerror}, and left before it appeared") from None
                 time.sleep(0.05)
 
 

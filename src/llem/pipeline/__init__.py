@@ -9,8 +9,9 @@ load on first use: to fit a table takes nothing of what plans and runs a campaig
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from llem._lazy import lazy
 
 if TYPE_CHECKING:
     from llem.pipeline.answers import Answer
@@ -152,11 +153,7 @@ __all__ = [
     "wave_is_due",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__ = lazy(__name__, _HOME)
 
 
 def __dir__() -> list[str]:

@@ -225,11 +225,18 @@ def run_campaign(
 ) -> LocalOutcome | CampaignState:
     """Run all that is not settled, here or through SLURM, and return when nothing works any more.
 
-    Safe to call again after an interruption: it goes on from what the files say.
+    Safe to call again after an interruption: it goes on from what the files say. Ctrl-C leaves
+    jobs of SLURM as they are, and the KeyboardInterrupt says what to do about them.
     """
     if plan.site.executor == "local":
         return run_locally(folder, plan, watch=watch)
-    return submit_and_wait(folder, plan, watch=watch)
+    try:
+        return submit_and_wait(folder, plan, watch=watch)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            "stopped waiting; what was submitted goes on: the same call waits for it again, "
+            f"`llem cancel {folder.root}` ends it"
+        ) from None
 
 
 def aggregate_campaign(

@@ -5,8 +5,9 @@ Names load on first use: matplotlib and jinja2 are imported only when a report i
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from llem._lazy import lazy
 
 if TYPE_CHECKING:
     from llem.report.page import draw_fit, write_report
@@ -45,11 +46,7 @@ __all__ = [
     "write_study_report",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__ = lazy(__name__, _HOME)
 
 
 def __dir__() -> list[str]:

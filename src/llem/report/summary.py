@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from llem.report.folding import folded
 from llem.report.tables import (
     FORMS,
     TOO_FAR,
@@ -28,7 +28,6 @@ from llem.report.tables import (
     significant,
 )
 
-TERMINAL_WIDTH = 96
 LABEL_WIDTH = 13
 NAMES_SHOWN = 8
 # Ways to count that move N* by less are told nowhere but in fit.json.
@@ -40,26 +39,22 @@ def _rehearsed(fit: Mapping[str, Any]) -> list[str]:
     return [f"REHEARSED: of the planted law {law}; nothing was trained or measured"] if law else []
 
 
-def summary_lines(fit: Mapping[str, Any]) -> list[str]:
-    """A fit for the terminal: the answer, its quality, warnings, the law, what else was found."""
-    lines = [line for text in (*_rehearsed(fit), answer(fit)) for line in _wrapped(text)]
-    quality = quality_line(fit)
-    if quality:
-        lines += _wrapped(quality)
-    lines += _warning_lines(fit)
-    lines += ["", *_law_lines(fit)]
+def summary_lines(fit: Mapping[str, Any], *, width: int = 0) -> list[str]:
+    """A fit for the terminal: the answer, its quality, warnings, the law, what else was found.
+
+    Folded to `width` columns; 0: not folded, for a file or a pipe.
+    """
+    told = [*_rehearsed(fit), answer(fit), *filter(None, [quality_line(fit)])]
+    lines = [line for text in told for line in folded(text, width)]
+    lines += _warning_lines(fit, width)
+    lines += ["", *_law_lines(fit, width)]
     rows = optimum_rows(fit)
     if len(rows) > 1:
-        lines += ["", *_optimum_lines(rows)]
+        lines += ["", *_optimum_lines(rows, width)]
     lines.append("")
     for label, text in detail_lines(fit):
-        lines += textwrap.wrap(
-            text,
-            TERMINAL_WIDTH,
-            initial_indent=label.ljust(LABEL_WIDTH),
-            subsequent_indent=" " * LABEL_WIDTH,
-            break_on_hyphens=False,
-        )
+        first, rest = label.ljust(LABEL_WIDTH), " " * LABEL_WIDTH
+        lines += folded(text, width, first=first, rest=rest)
     return lines
 
 
@@ -202,8 +197,8 @@ def _with_interval(entry: Mapping[str, Any], name: str, form: Any) -> str:
     return value if interval == UNKNOWN else f"{value} ({interval})"
 
 
-def comparison_lines(found: Mapping[str, Any]) -> list[str]:
-    """Laws that were compared, best first."""
+def comparison_lines(found: Mapping[str, Any], *, width: int = 0) -> list[str]:
+    """Laws that were compared, best first; folded as by `summary_lines`."""
     head = ("law", "held out", "left out", "objective", "parameters", "a")
 
     def rank(row: Mapping[str, Any]) -> tuple[float, float]:
@@ -225,19 +220,20 @@ def comparison_lines(found: Mapping[str, Any]) -> list[str]:
             )
         )
     best = found.get("best")
-    lines = aligned([head, *rows], right=(1, 2, 3, 5))
+    lines = _table(head, rows, right=(1, 2, 3, 5), width=width)
     told = f"{best} predicts the largest compute best." if best else "No law could be judged here."
     return [
         *lines,
         "",
-        *_wrapped(
+        *folded(
             f"{told} held out: mean error of the loss at the largest compute, predicted from the "
-            f"rest; left out: the same for each budget in turn. {_capital(str(found['note']))}."
+            f"rest; left out: the same for each budget in turn. {_capital(str(found['note']))}.",
+            width,
         ),
     ]
 
 
-def _law_lines(fit: Mapping[str, Any]) -> list[str]:
+def _law_lines(fit: Mapping[str, Any], width: int) -> list[str]:
     estimator = fit["estimator"]
     judged = estimator["loss"]
     if known(estimator.get("delta")):
@@ -249,12 +245,12 @@ def _law_lines(fit: Mapping[str, Any]) -> list[str]:
     table = aligned([head, *rows], right=(1, 3))
     judged += " on log loss" if _in_log(fit) else " on the loss"
     return [
-        *_wrapped(f"{fit['formula']}  ({judged}, sum; {counted})"),
+        *folded(f"{fit['formula']}  ({judged}, sum; {counted})", width),
         *table,
     ]
 
 
-def _optimum_lines(rows: Sequence[Mapping[str, str]]) -> list[str]:
+def _optimum_lines(rows: Sequence[Mapping[str, str]], width: int) -> list[str]:
     columns = [
         ("target", "target"),
         ("parameters", "params"),
@@ -270,47 +266,53 @@ def _optimum_lines(rows: Sequence[Mapping[str, str]]) -> list[str]:
         tuple(r[k] if k == "target" or r[k] == UNKNOWN else f"{r[k]} {r['far']}" for _, k in used)
         for r in rows
     ]
-    lines = aligned([tuple(h for h, _ in used), *body], right=range(1, len(used)))
+    heads = [h for h, _ in used]
+    lines = _table(heads, body, right=range(1, len(used)), width=width)
     if any(r["far"] for r in rows):
-        lines.append("! far beyond the data: a law fitted to small runs is not evidence there")
+        told = "! far beyond the data: a law fitted to small runs is not evidence there"
+        lines += folded(told, width, rest="  ")
     return lines
 
 
-def _warning_lines(fit: Mapping[str, Any]) -> list[str]:
+def _warning_lines(fit: Mapping[str, Any], width: int) -> list[str]:
     level = number(fit["ci"]["level"])
     lines: list[str] = []
     for i, optimum in enumerate(fit.get("optima") or []):
         target = format_target(optimum["target"])
         if is_far(optimum):
             text = next(t for t in optimum["warnings"] if TOO_FAR in t)
-            lines += _warned(f"at {target}: {text}")
+            lines += _warned(f"at {target}: {text}", width)
             for line in far_lines(optimum, level=level):
-                lines += _wrapped(line, indent="  ")
+                lines += folded(line, width, first="  ", rest="    ")
         elif i and not known(optimum["params"]):
             # The first target's is the answer itself.
-            lines += _warned(answer_at(optimum, level=level))
+            lines += _warned(answer_at(optimum, level=level), width)
     why = {name: text for name, text in (fit.get("identification") or {}).items() if text}
     if why:
         told = "; ".join(f"{name} ({text})" for name, text in why.items())
-        lines += _warned(f"not identified: {told}")
+        lines += _warned(f"not identified: {told}", width)
     for text in fit.get("warnings") or []:
         if TOO_FAR not in text and "is not identified: " not in text:
-            lines += _warned(text)
+            lines += _warned(text, width)
     return ["", *lines] if lines else []
 
 
-def _warned(text: str) -> list[str]:
-    return textwrap.wrap(text, TERMINAL_WIDTH, initial_indent="warning: ", subsequent_indent="  ")
+def _warned(text: str, width: int) -> list[str]:
+    return folded(text, width, first="warning: ", rest="  ")
 
 
-def _wrapped(text: str, indent: str = "") -> list[str]:
-    return textwrap.wrap(
-        text,
-        TERMINAL_WIDTH,
-        initial_indent=indent,
-        subsequent_indent=indent + "  " * bool(indent),
-        break_on_hyphens=False,
-    )
+def _table(
+    heads: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int], width: int
+) -> list[str]:
+    """A table where `width` has room for it, else a paragraph for each row."""
+    lines = aligned([heads, *rows], right=right)
+    if not width or max(map(len, lines)) <= width:
+        return lines
+    lines = []
+    for first, *others in rows:
+        told = [f"{head} {cell}" for head, cell in zip(heads[1:], others, strict=True)]
+        lines += folded(f"{first}: {', '.join(told)}", width, rest="  ")
+    return lines
 
 
 def _per_cent(share: float) -> str:

@@ -5,8 +5,9 @@ Names load on first use, so that importing this package costs nothing at the com
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from llem._lazy import lazy
 
 if TYPE_CHECKING:
     from llem.scaling.answers.cost import CostLaw, fit_cost
@@ -127,11 +128,7 @@ __all__ = [
     "train_and_serve",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__ = lazy(__name__, _HOME)
 
 
 def __dir__() -> list[str]:

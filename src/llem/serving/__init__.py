@@ -7,6 +7,7 @@ asked for is imported: torch comes with the first name that needs it.
 
 from typing import TYPE_CHECKING
 
+from llem._lazy import lazy
 from llem.serving.outcome import Served, ServingProgress, WarmedUp
 
 if TYPE_CHECKING:
@@ -35,10 +36,4 @@ _LAZY = {
     "serve_run": "loop",
 }
 
-
-def __getattr__(name: str) -> object:
-    if name in _LAZY:
-        from importlib import import_module
-
-        return getattr(import_module(f"llem.serving.{_LAZY[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy(__name__, _LAZY)

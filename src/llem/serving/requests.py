@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from llem import campaign
 from llem.campaign import Arrival, Prompts, Serving
-from llem.errors import Fault, InputError, UnavailableError
+from llem.campaign.saveddata import saved_dataset
+from llem.errors import Fault, InputError
 
 BUILTIN = Path(campaign.__file__).parent / "prompts"
 
@@ -165,38 +166,15 @@ def _of_line(line: str, field: str, *, place: str) -> str | list[int]:
 def read_dataset(path: Path, field: str) -> Iterator[str | list[int]]:
     """The `field` of each row of a data set that Hugging Face's `save_to_disk` wrote.
 
-    Such a folder holds Arrow streams, named by its state.json in their order. Raises InputError,
-    UnavailableError without pyarrow.
+    Raises InputError, UnavailableError without pyarrow.
     """
-    try:
-        from pyarrow import ArrowInvalid, ipc
-    except ImportError:
-        raise UnavailableError(
-            f"{path}: a data set on disk needs pyarrow",
-            remedy="pip install 'llem[data]', or prompts as JSONL",
-        ) from None
-    try:
-        state = json.loads((path / "state.json").read_text())
-        names = [part["filename"] for part in state["_data_files"]]
-    except (OSError, ValueError, KeyError, TypeError):
-        splits = sorted(p.parent.name for p in path.glob("*/state.json"))
-        hint = f"one of its splits: {', '.join(splits)}" if splits else "saved by save_to_disk"
-        raise InputError(str(path), [Fault("", "is no data set on disk", hint)]) from None
+    from llem.data.documents import column_of
+
     number = 0
-    for name in names:
-        try:
-            with (path / name).open("rb") as file, ipc.open_stream(file) as reader:
-                for batch in reader:
-                    if field not in batch.schema.names:
-                        known = ", ".join(batch.schema.names)
-                        raise InputError(
-                            str(path), [Fault(field, "is no column", f"there are: {known}")]
-                        )
-                    for value in batch.column(field).to_pylist():
-                        yield _text_or_ids(value, place=f"{path}, row {number}, {field}")
-                        number += 1
-        except (OSError, ArrowInvalid) as error:
-            raise InputError(str(path / name), [f"cannot be read: {error}"]) from None
+    for file in saved_dataset(path).files:
+        for value in column_of(str(file), field):
+            yield _text_or_ids(value, place=f"{path}, row {number}, {field}")
+            number += 1
 
 
 def _text_or_ids(value: Any, *, place: str) -> str | list[int]:

@@ -11,7 +11,6 @@ import os
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -19,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from llem._processes import free_port
 from llem.errors import Fault, InputError, LlemError
 
 STOP_S = 15.0
@@ -181,12 +181,6 @@ def filled(command: str, values: Mapping[str, object]) -> list[str]:
         known = ", ".join(f"{{{name}}}" for name in sorted(values))
         text = f"{command!r} cannot be filled in: {error}"
         raise InputError("options", [Fault("options.command", text, f"known: {known}")]) from None
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def _of_session(session: int) -> Iterator[int]:

@@ -156,10 +156,13 @@ class TransformersBackend:
         import torch
         from transformers import AutoModelForCausalLM
 
+        from llem.serving.randomweights import repeated_weights
+
         own = getattr(self.config, "dtype", None)
         torch.manual_seed(self.run.deployment.model.weights_seed)
         more = self._attention()
-        made = AutoModelForCausalLM.from_config(self.config, dtype=torch.float32, **more)
+        with repeated_weights():
+            made = AutoModelForCausalLM.from_config(self.config, dtype=torch.float32, **more)
         made.config.dtype = own
         return made
 

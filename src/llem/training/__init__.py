@@ -10,6 +10,7 @@ with the first name that needs it.
 
 from typing import TYPE_CHECKING
 
+from llem._lazy import lazy
 from llem.training.outcome import Evaluated, Outcome, Progress, ShouldStop
 
 if TYPE_CHECKING:
@@ -53,10 +54,4 @@ _LAZY = {
     "train": "loop",
 }
 
-
-def __getattr__(name: str) -> object:
-    if name in _LAZY:
-        from importlib import import_module
-
-        return getattr(import_module(f"llem.training.{_LAZY[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy(__name__, _LAZY)

@@ -199,6 +199,17 @@ def test_the_summary_is_a_box_with_the_numbers_of_the_records(world, attempts, e
         assert len({cell_len(line) for line in lines}) == 1 and cell_len(lines[0]) < width
 
 
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_a_line_is_folded_where_the_screen_ends_and_nothing_of_it_is_lost(events, width):
+    from llem.cli.rehearse import line_of, lines_of
+
+    for event in events:
+        lines = lines_of(event, width)
+        assert max(map(len, lines)) <= width
+        assert " ".join(lines).split()[-3:] == line_of(event).split()[-3:]
+        assert lines_of(event, 0) == [line_of(event)]
+
+
 def test_a_box_of_wide_characters_is_aligned():
     from rich.cells import cell_len
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from llem.report.summary import (
-    TERMINAL_WIDTH,
     comparison_lines,
     definitions_line,
     energy_lines,
@@ -40,8 +41,24 @@ def test_it_says_the_answer_then_its_quality_then_warnings_then_the_law(
     assert places == sorted(places)
 
 
-def test_no_line_is_wider_than_a_terminal(fit: dict[str, Any]) -> None:
-    assert max(len(line) for line in summary_lines(fit)) <= TERMINAL_WIDTH
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_lines_are_as_wide_as_the_terminal_and_say_the_same(
+    fit: dict[str, Any], width: int
+) -> None:
+    lines = summary_lines(fit, width=width)
+    assert width - 20 < max(map(len, lines)) <= width
+    said, plain = (set(" ".join(found).split()) for found in (lines, summary_lines(fit)))
+    # A table that has no room becomes a paragraph for each row: colons and commas are new there.
+    bare = ({word.rstrip(",:") for word in found} for found in (said, plain))
+    assert next(bare) ^ next(bare) <= {"target", ""}
+
+
+def test_what_goes_to_a_file_or_a_pipe_is_not_folded(fit: dict[str, Any]) -> None:
+    lines = summary_lines(fit)
+    assert max(map(len, lines)) > 200
+    assert sum(line.startswith("warning: ") for line in lines) == len(
+        [line for line in lines if "warning: " in line]
+    )
 
 
 def test_a_target_far_beyond_the_data_has_a_warning_and_both_intervals(

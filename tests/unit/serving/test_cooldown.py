@@ -11,6 +11,7 @@ from deployments import serving
 from llem.cluster.folder import CampaignFolder
 from llem.cluster.job import socket_path
 from llem.cluster.rank import Rank
+from llem.cluster.recorder import Recorder
 from llem.energy import start_sampler
 
 
@@ -25,12 +26,25 @@ class World:
 
 
 @pytest.fixture
+def signalled(rank):
+    """A signal to this process half a second from now, as the rank takes it."""
+    before = signal.getsignal(signal.SIGUSR1)
+    rank.leaving.catch_signals((signal.SIGUSR1,))
+    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGUSR1))
+    timer.start()
+    yield
+    timer.join()
+    signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.fixture
 def rank(tmp_path, monkeypatch):
     """A rank as it is between two runs, in a job of its own."""
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     made = Rank({"runs": []}, CampaignFolder(tmp_path))
     made.rank, made.world = 0, World()
+    made.recorder = Recorder(made.folder, hosts=["here"], rank=0, ranks=1)
     return made
 
 
@@ -64,14 +78,14 @@ def test_without_a_pause_there_is_none(rank, capsys):
     assert cool_down(rank, 0.0) < 0.1 and not capsys.readouterr().out
 
 
-def test_a_signal_ends_the_pause(rank, sampler, capsys, monkeypatch):
-    before = signal.getsignal(signal.SIGUSR1)
-    rank.leaving.catch_signals((signal.SIGUSR1,))
-    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGUSR1)).start()
-    try:
-        assert cool_down(rank, 60.0) < 10
-    finally:
-        signal.signal(signal.SIGUSR1, before)
+def test_a_signal_ends_the_pause(rank, sampler, signalled, capsys):
+    assert cool_down(rank, 60.0) < 10
+    assert " of 60 s (sampler at " in capsys.readouterr().out
+
+
+def test_a_signal_ends_the_wait_for_a_sampler_that_is_not_there(rank, signalled, capsys):
+    # It was noticed when the wait was over, after five seconds.
+    assert 0.5 <= cool_down(rank, 60.0) < 4.5
     assert " of 60 s (sampler at " in capsys.readouterr().out
 
 
@@ -88,7 +102,7 @@ def test_libraries_are_imported_before_the_pause_and_what_fails_there_is_not_tol
 
     monkeypatch.setattr("llem.serving.backend.backend_class", lambda name: Backend)
     monkeypatch.setattr(rank, "_cool_down", lambda run: order.append("cooled down"))
-    assert rank._ready(serving(cooldown_s=1.0))
+    rank._make_ready(serving(cooldown_s=1.0))
     assert order == ["prepared", "cooled down"]
 
 

@@ -1,6 +1,8 @@
 """Prompts and arrivals: the same for every rank, and of what was asked alone."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +11,8 @@ from deployments import serving
 from llem.campaign import Arrival, Prompts
 from llem.errors import InputError
 from llem.serving.requests import BUILTIN, Bytes, arrival_times, make_requests, token_ids
+
+SAVED = Path(__file__).parents[1] / "campaign" / "captured" / "saved"
 
 
 class Words:
@@ -79,16 +83,28 @@ def test_a_data_set_on_disk_is_read_from_its_arrow_files(tmp_path):
     (tmp_path / "state.json").write_text(json.dumps({"_data_files": names}))
     asked = prompts(kind="dataset", path=str(tmp_path))
     assert ids(asked) == [[1, 2], [3], [1, 2], [3]]
-    with pytest.raises(InputError, match="is no column"):
+    with pytest.raises(InputError, match="no column 'prompt'"):
         ids(prompts(kind="dataset", path=str(tmp_path), field="prompt"))
 
 
-def test_a_folder_that_is_no_data_set_names_the_splits_that_it_has(tmp_path):
+def test_a_folder_of_one_split_is_read_and_of_several_one_must_be_named(tmp_path):
     pytest.importorskip("pyarrow", reason="pyarrow is not installed")
-    (tmp_path / "train").mkdir()
-    (tmp_path / "train" / "state.json").write_text("{}")
-    with pytest.raises(InputError, match="one of its splits: train"):
-        ids(prompts(kind="dataset", path=str(tmp_path)))
+    shutil.copytree(SAVED, tmp_path / "set" / "train")
+    (tmp_path / "set" / "dataset_dict.json").write_text('{"splits": ["train"]}')
+    asked = prompts(kind="dataset", path=str(tmp_path / "set"))
+    assert ids(asked) == [[1, 2], [3], [2, 1]]
+    (tmp_path / "set" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    with pytest.raises(InputError, match=r"holds the splits train, test .*set/train"):
+        ids(asked)
+
+
+def test_rows_that_were_not_chosen_are_never_asked(tmp_path):
+    shutil.copytree(SAVED, tmp_path / "set")
+    state = json.loads((tmp_path / "set" / "state.json").read_text())
+    chosen = {**state, "_indices_files": [{"filename": "indices.arrow"}]}
+    (tmp_path / "set" / "state.json").write_text(json.dumps(chosen))
+    with pytest.raises(InputError, match=r"indices that choose .*flatten_indices"):
+        ids(prompts(kind="dataset", path=str(tmp_path / "set")))
 
 
 def test_every_built_in_prompt_is_a_different_text():
