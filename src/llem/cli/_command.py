@@ -10,9 +10,12 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from llem.errors import Fault, InputError, LlemError, did_you_mean
+
+if TYPE_CHECKING:
+    from llem.campaign import Budget
 
 INTERRUPTED = 130
 # Spending less than this is not asked about.
@@ -189,3 +192,11 @@ def option(name: str, read: Callable[[str], Any], text: str) -> Any:
         return read(text)
     except ValueError as error:
         raise InputError("the call", [Fault(name, str(error))]) from None
+
+
+def asked_budget(text: str | None) -> Budget | None:
+    """What `--budget` says, None where it was not given: an empty one is a fault, since it is most
+    often a shell's variable that was never set. Raises InputError."""
+    from llem.campaign import parse_budget
+
+    return None if text is None else option("--budget", parse_budget, text)

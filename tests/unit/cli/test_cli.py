@@ -50,6 +50,7 @@ def test_each_command_has_help_with_an_example(name, capsys):
         (["plam"], "did you mean 'plan'?"),
         (["plan", "--buget", "1"], "did you mean '--budget'?"),
         (["plan", "--budget", "3 parsec"], "unknown unit 'parsec'"),
+        (["plan", "--budget", ""], "--budget: cannot read ''"),
         (["plan", "nowhere.yaml"], "no such file"),
         (["submit", "nowhere"], "make one with `llem plan`"),
         (["fit", "nowhere.csv"], "no such file"),
