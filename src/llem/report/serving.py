@@ -14,10 +14,16 @@ from llem.report.tables import (
     percent,
     significant,
 )
+from llem.scaling.answers.cost import in_words
 
 # Of how the law and a power law foretell what they were not fitted to.
 JUDGED = (("all", "on all runs"), ("params_left_out", "on sizes left out"),
           ("batch_left_out", "on batches left out"))  # fmt: skip
+# What stands in the formulas of these laws.
+LETTERS = (
+    "F: forward passes, N: parameters, T: tokens read, K: tokens in the KV cache summed over "
+    "passes, kv: values that it keeps of each"
+)
 
 
 def study_lines(fit: Mapping[str, Any]) -> Iterator[str]:
@@ -31,6 +37,9 @@ def study_lines(fit: Mapping[str, Any]) -> Iterator[str]:
         for law in variant["laws"].values():
             yield ""
             yield from law_lines(law)
+    if any(variant["laws"] for variant in fit["variants"]):
+        yield ""
+        yield LETTERS
     if fit["excluded"]:
         yield ""
         yield f"left out: {len(fit['excluded'])} runs"
@@ -38,9 +47,14 @@ def study_lines(fit: Mapping[str, Any]) -> Iterator[str]:
             yield f"  {entry['run_id']}: {entry['reason']}"
 
 
+def law_told(law: Mapping[str, Any]) -> str:
+    """`energy of a run = a F + ...`."""
+    return f"{in_words(law['quantity'])} of a run = {law['formula']}"
+
+
 def law_lines(law: Mapping[str, Any]) -> Iterator[str]:
     """One law: its terms with intervals, how well it foretells, what it cannot tell apart."""
-    yield f"  {law['quantity']} = {law['formula']}"
+    yield f"  {law_told(law)}"
     yield from aligned([[f"    {name}", *rest] for name, *rest in term_rows(law)], right=(1,))
     for text in law_words(law):
         yield f"    {text}"

@@ -14,6 +14,7 @@ from llem.report.tables import (
     aligned,
     answer,
     answer_at,
+    energy_word,
     far_lines,
     format_count,
     format_flops,
@@ -288,7 +289,7 @@ def _warning_lines(fit: Mapping[str, Any]) -> list[str]:
                 lines += _wrapped(line, indent="  ")
         elif i and not known(optimum["params"]):
             # The first target's is the answer itself.
-            lines += _warned(answer_at(optimum, level=level))
+            lines += _warned(answer_at(optimum, level=level, energy=energy_word(fit)))
     why = {name: text for name, text in (fit.get("identification") or {}).items() if text}
     if why:
         told = "; ".join(f"{name} ({text})" for name, text in why.items())
