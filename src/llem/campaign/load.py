@@ -110,7 +110,7 @@ def load_site(name: str) -> Site:
     try:
         values, faults = _named_site(name, ())
     except _NoSuchSite as error:
-        raise InputError("site", [Fault("site", *error.args)]) from None
+        raise InputError("site", [Fault("", *error.args)]) from None
     return validated(Site, values, source, faults)
 
 

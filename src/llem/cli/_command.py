@@ -164,14 +164,14 @@ def confirm(gpu_hours: float, *, what: str, yes: bool) -> None:
     """
     if yes or gpu_hours <= ASK_ABOVE_GPU_HOURS:
         return
-    text = f"{what} is expected to take {gpu_hours:,.0f} GPU-hours"
+    text = f"{what}: expected to take {gpu_hours:,.0f} GPU-hours"
     if sys.stdin is not None and sys.stdin.isatty():
         print(f"{text}. Go on? [y/N] ", end="", file=sys.stderr, flush=True)
         if sys.stdin.readline().strip().lower() in ("y", "yes"):
             return
         raise InputError("the call", [Fault("", "not confirmed: nothing was submitted")])
     hint = f"above {ASK_ABOVE_GPU_HOURS:g} it must be confirmed: add --yes"
-    raise InputError("the call", [Fault("--yes", text, hint)])
+    raise InputError("the call", [Fault("", text, hint)])
 
 
 def print_json(value: Any) -> None:
