@@ -74,9 +74,12 @@ def call(name: str, argv: list[str]) -> int:
             print(f"llem: {line}", file=sys.stderr)
         return error.exit_status
     except OSError as error:
-        if error.errno not in REFUSED or error.filename is None:
+        # A write to a full disk fails without saying of which file.
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if error.errno not in REFUSED or (error.filename is None and not full):
             raise
-        print(f"llem: {error.filename}: {error.strerror}", file=sys.stderr)
+        where = "" if error.filename is None else f"{error.filename}: "
+        print(f"llem: {where}{error.strerror}", file=sys.stderr)
         print(f"llem:   -> {REFUSED[error.errno]}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -1,5 +1,6 @@
 """The command line: what it says when it is called rightly and wrongly."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -28,6 +29,25 @@ def llem(tmp_path, monkeypatch, capsys):
         return SimpleNamespace(returncode=status, stdout=told.out, stderr=told.err)
 
     return call
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "llem: No space left on device\n"),
+        (OSError(errno.EROFS, "Read-only file system", "/x"), "llem: /x: Read-only file system\n"),
+    ],
+)
+def test_what_the_filesystem_refuses_is_told_with_what_to_do(llem, monkeypatch, error, words):
+    """A full disk, too, of which the system names no file."""
+
+    def refuse(*_args, **_options):
+        raise error
+
+    monkeypatch.setattr("llem.pipeline.plan_campaign", refuse)
+    done = llem("plan")
+    assert done.returncode == 1
+    assert words in done.stderr and "  -> " in done.stderr
 
 
 def test_help_lists_every_command_and_tells_examples(capsys):
