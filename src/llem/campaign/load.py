@@ -27,6 +27,13 @@ MappingOrigin = get_origin(Mapping[str, str])
 WORKLOADS = ("training", "inference")
 # Branches of unions, which pydantic names in a path though no user wrote them.
 _BRANCHES = frozenset({"Site", "Arrival", "[key]"})
+# pydantic's names of a bound that a number breaks: (where it tells the bound, what to say).
+_BOUNDS = {
+    "greater_than": ("gt", "not above"),
+    "greater_than_equal": ("ge", "below"),
+    "less_than": ("lt", "not below"),
+    "less_than_equal": ("le", "above"),
+}
 
 
 def load_campaign(path: str | Path) -> Campaign | Study:
@@ -103,7 +110,7 @@ def load_site(name: str) -> Site:
     try:
         values, faults = _named_site(name, ())
     except _NoSuchSite as error:
-        raise InputError("site", [Fault("site", *error.args)]) from None
+        raise InputError("site", [Fault("", *error.args)]) from None
     return validated(Site, values, source, faults)
 
 
@@ -178,6 +185,8 @@ def read_yaml(path: str | Path) -> Any:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
         raise InputError(str(path), ["there is no such file"]) from None
+    except IsADirectoryError:
+        raise InputError(str(path), ["is a folder; a YAML file is expected"]) from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(str(path), [f"cannot be read: {error}"]) from None
     return _parse(text, str(path))
@@ -242,10 +251,22 @@ def _fault(model: type[BaseModel], error: Any) -> Fault:
         case "literal_error":
             expected = error["ctx"]["expected"]
             words = expected.replace(" or ", ",").split(",")
-            near = did_you_mean(str(error["input"]), [word.strip(" '") for word in words])
+            known = [word.strip(" '") for word in words]
+            near = did_you_mean(str(error["input"]), known)
+            if len(known) == 1:
+                return Fault(shown, f"{error['input']!r}: there is only {expected}")
             return Fault(shown, f"{error['input']!r} is not one of {expected}", near)
         case "value_error":
             return Fault(shown, str(error["ctx"]["error"]))
+        case "int_parsing" | "int_type" | "int_from_float":
+            return Fault(shown, f"{error['input']!r} is not a whole number")
+        case "float_parsing" | "float_type":
+            return Fault(shown, f"{error['input']!r} is not a number")
+        case "bool_parsing" | "bool_type":
+            return Fault(shown, f"{error['input']!r} is neither true nor false")
+        case name if name in _BOUNDS:
+            key, words = _BOUNDS[name]
+            return Fault(shown, f"{error['input']!r} is {words} {error['ctx'][key]:g}")
         case _:
             return Fault(shown, error["msg"].lower())
 

@@ -47,7 +47,8 @@ class Option:
                 return value
             near = did_you_mean(str(value), self.choices)
             raise ValueError(
-                f"{value!r} is not one of {', '.join(self.choices)}" + (f": {near}" if near else "")
+                f"{value!r} is not one of {', '.join(self.choices)}"
+                + (f" ({near})" if near else "")
             )
         if self.kind == "text":
             if isinstance(value, str) and value and "\0" not in value:

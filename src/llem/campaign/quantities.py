@@ -93,7 +93,9 @@ def parse_count(value: str | float | int) -> int:
         raise ValueError(f"cannot read {value!r}: expected a number, such as 10M")
     factor = 1e9 if match[2] == "B" else _PREFIXES[match[2]]
     number = float(match[1].replace("_", "")) * factor
-    if not math.isfinite(number) or number < 0 or abs(number - round(number)) > 1e-6 * number:
+    if number < 0:
+        raise ValueError(f"{value!r} is below 0")
+    if not math.isfinite(number) or abs(number - round(number)) > 1e-6 * number:
         raise ValueError(f"{value!r} is not a whole number")
     return round(number)
 

@@ -47,8 +47,10 @@ def tell_finished(done: Finished, *, as_json: bool) -> int:
     for problem in done.problems:
         note(f"problem: {problem}")
     if as_json:
-        print_json({"fit": done.fit, "reason": done.reason, "report": str(done.report)})
+        told = {"answer": list(done.answer)} if done.answer else {}
+        print_json({"fit": done.fit, "reason": done.reason, **told, "report": str(done.report)})
     elif done.fit is not None:
+        print("".join(f"{line}\n" for line in (*done.answer, "")) if done.answer else "", end="")
         tell_fit(done.fit, as_json=False)
         print(f"\nreport: {done.report}")
     if done.fit is None:

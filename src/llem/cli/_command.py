@@ -10,9 +10,12 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from llem.errors import Fault, InputError, LlemError, did_you_mean
+
+if TYPE_CHECKING:
+    from llem.campaign import Budget
 
 INTERRUPTED = 130
 # Spending less than this is not asked about.
@@ -69,9 +72,12 @@ def call(name: str, argv: list[str], *, purpose: str) -> int:
             print(f"llem: {line}", file=sys.stderr)
         return error.exit_status
     except OSError as error:
-        if error.errno not in REFUSED or error.filename is None:
+        # A write to a full disk fails without saying of which file.
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if error.errno not in REFUSED or (error.filename is None and not full):
             raise
-        print(f"llem: {error.filename}: {error.strerror}", file=sys.stderr)
+        where = "" if error.filename is None else f"{error.filename}: "
+        print(f"llem: {where}{error.strerror}", file=sys.stderr)
         print(f"llem:   -> {REFUSED[error.errno]}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stopped:
@@ -160,14 +166,14 @@ def confirm(gpu_hours: float, *, what: str, yes: bool) -> None:
     """
     if yes or gpu_hours <= ASK_ABOVE_GPU_HOURS:
         return
-    text = f"{what} is expected to take {gpu_hours:,.0f} GPU-hours"
+    text = f"{what}: expected to take {gpu_hours:,.0f} GPU-hours"
     if sys.stdin is not None and sys.stdin.isatty():
         print(f"{text}. Go on? [y/N] ", end="", file=sys.stderr, flush=True)
         if sys.stdin.readline().strip().lower() in ("y", "yes"):
             return
         raise InputError("the call", [Fault("", "not confirmed: nothing was submitted")])
     hint = f"above {ASK_ABOVE_GPU_HOURS:g} it must be confirmed: add --yes"
-    raise InputError("the call", [Fault("--yes", text, hint)])
+    raise InputError("the call", [Fault("", text, hint)])
 
 
 def print_json(value: Any) -> None:
@@ -188,3 +194,11 @@ def option(name: str, read: Callable[[str], Any], text: str) -> Any:
         return read(text)
     except ValueError as error:
         raise InputError("the call", [Fault(name, str(error))]) from None
+
+
+def asked_budget(text: str | None) -> Budget | None:
+    """What `--budget` says, None where it was not given: an empty one is a fault, since it is most
+    often a shell's variable that was never set. Raises InputError."""
+    from llem.campaign import parse_budget
+
+    return None if text is None else option("--budget", parse_budget, text)

@@ -38,7 +38,7 @@ def plan_tables(plan: Plan, times: Timeline | None = None) -> None:
     table(
         ["FLOP a run", "6ND", "runs", "sizes", "params", "tokens", "longest", "GPU-h"],
         [_level_row(Runs(by_level[level])) for level in sorted(by_level)],
-        title=f"{plan.campaign.name}: {len(plan.runs)} runs",
+        title=f"{plan.campaign.name}: {_several(len(plan.runs), 'run')}",
     )
     print()
     array_table(plan)
@@ -61,6 +61,21 @@ def _level_row(runs: Runs) -> list[Any]:
     ]
 
 
+def _several(count: int, noun: str) -> str:
+    return f"{count} {noun}" + "s" * (count != 1)
+
+
+def _price(plan: Plan) -> float | None:
+    """What the runs cost at the site's prices; None where it has none, or the budget is money."""
+    from llem.campaign import MONEY
+    from llem.planning.spend import spend
+
+    prices = plan.site.prices
+    if plan.budget.unit in MONEY or (prices.per_gpu_hour is None and prices.per_kwh is None):
+        return None
+    return spend(plan.runs, prices.currency, plan.site)
+
+
 def _range(values: Iterable[float]) -> str:
     """`15.2-244 M`, `80 M-1.25 G`: the prefix once where both ends have the same."""
     found = sorted(values)
@@ -80,10 +95,12 @@ def _plan_figures(plan: Plan, times: Timeline | None) -> list[tuple[str, str]]:
     off = {key: math.exp(error) for key, error in known["uncertainty"].items()}
     spent = spend(plan.runs, plan.budget.unit, plan.site)
     expected = (
-        f"{spent:.4g} of {plan.budget} = {format_si(totals['flops'])}FLOP, "
+        f"{spent:.4g} of {plan.budget} = {format_si(totals['flops'], 'FLOP')}, "
         f"{format_si(totals['gpu_hours'])} GPU-hours (x/ {off['gpu_hours']:.2f}), "
-        f"{format_si(totals['energy_j'])}J (x/ {off['energy_j']:.2f})"
+        f"{format_si(totals['energy_j'], 'J')} (x/ {off['energy_j']:.2f})"
     )
+    if (price := _price(plan)) is not None:
+        expected += f", {price:,.2f} {plan.site.prices.currency}"
     source = known["source"]
     rests = f"utilisation {source['utilisation']}; power {source['power']}"
     found = [
@@ -166,10 +183,10 @@ def _duration(plan: Plan, times: Timeline | None) -> str:
 
     found = times or timeline(by_cell(plan))
     if plan.site.executor == "local":
-        return f"{format_duration(found.end_s)}, {found.nodes} elements at a time"
+        return f"{format_duration(found.end_s)}, {_several(found.nodes, 'element')} at a time"
     return (
-        f"{format_duration(found.end_s)} on {found.nodes} nodes if the site were free; how long "
-        "jobs wait is not known"
+        f"{format_duration(found.end_s)} on {_several(found.nodes, 'node')} if the site were "
+        "free; how long jobs wait is not known"
     )
 
 

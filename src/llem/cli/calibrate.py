@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llem.campaign import format_duration, format_si
-from llem.cli._command import add_json, add_yes, note, option, print_json
+from llem.cli._command import add_json, add_yes, asked_budget, note, print_json
 from llem.cli.plan import find_campaign
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from llem.campaign import parse_budget
     from llem.cli._progress import watching
     from llem.cli.submit import confirm_spending, local_status
     from llem.cluster import LocalOutcome
@@ -44,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     from llem.planning import SHAPES
 
     campaign, base = find_campaign(args.campaign)
-    budget = option("--budget", parse_budget, args.budget) if args.budget else None
+    budget = asked_budget(args.budget)
     planned = plan_calibration(
         campaign, out=args.out or Path(f"{campaign.name}-calibration"), base=base, budget=budget,
         shapes=SHAPES if args.shapes is None else args.shapes, steps=args.steps,

@@ -7,7 +7,7 @@ import gc
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llem.cli._command import add_calibration, add_json, note, option, print_json
+from llem.cli._command import add_calibration, add_json, asked_budget, note, print_json
 from llem.errors import Fault, InputError
 
 if TYPE_CHECKING:
@@ -58,10 +58,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from llem.campaign import parse_budget
     from llem.pipeline import plan_campaign
 
-    budget = option("--budget", parse_budget, args.budget) if args.budget else None
+    budget = asked_budget(args.budget)
     own = {"ask_cluster": args.ask_cluster, "replace_old": args.replace, "write": not args.dry_run}
     planned: Planned | PlannedStudy
     if args.refine is not None:

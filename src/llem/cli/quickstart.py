@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from llem.cli._command import add_calibration, add_json, option
+from llem.cli._command import add_calibration, add_json, asked_budget
 from llem.errors import UnavailableError
 
 EXAMPLE = """  llem quickstart
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from importlib.util import find_spec
 
-    from llem.campaign import default_campaign, parse_budget
+    from llem.campaign import default_campaign
     from llem.cli.run import run_all
 
     missing = [name for name in ("torch", "accelerate") if find_spec(name) is None]
@@ -32,6 +32,6 @@ def run(args: argparse.Namespace) -> int:
             f"quickstart trains real models and needs {' and '.join(missing)}",
             remedy="pip install 'llem[train]'",
         )
-    budget = option("--budget", parse_budget, args.budget) if args.budget else None
+    budget = asked_budget(args.budget)
     return run_all(default_campaign(), base=Path.cwd(), out=args.out, budget=budget,
                    calibration=args.calibration, as_json=args.json)  # fmt: skip

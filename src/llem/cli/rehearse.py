@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llem.cli._answer import Progress
-from llem.cli._command import add_json, note, option, print_json
+from llem.cli._command import add_json, asked_budget, note, option, print_json
 from llem.cli.plan import add_waves, find_campaign, in_waves
 from llem.errors import Fault, InputError, did_you_mean
 
@@ -128,7 +128,6 @@ def _check(args: argparse.Namespace) -> Planted | None:
 
 def _plan(args: argparse.Namespace) -> tuple[Plan, str, Path]:
     """The plan to play, a name for what comes of it, and where the user's own code lies."""
-    from llem.campaign import parse_budget
     from llem.cluster import CampaignFolder
     from llem.pipeline import plan_campaign
 
@@ -141,7 +140,7 @@ def _plan(args: argparse.Namespace) -> tuple[Plan, str, Path]:
             raise InputError("the call", [Fault(name, text) for name in given])
         plan = CampaignFolder(args.campaign).load_trainings()
         return replace(plan, rehearsal=None), str(args.campaign).rstrip("/"), args.campaign / "code"
-    budget = option("--budget", parse_budget, args.budget) if args.budget else None
+    budget = asked_budget(args.budget)
     campaign, base = find_campaign(args.campaign)
     campaign = in_waves(campaign, args.waves)
     planned = plan_campaign(

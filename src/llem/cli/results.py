@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -152,6 +153,7 @@ def _list(args: argparse.Namespace) -> int:
         note("no run")
         return 0
     table([*heads.values()], [[_cell(name, row[name]) for name in heads] for row in found.rows])
+    _tell_estimates(found.rows)
     return 0
 
 
@@ -252,6 +254,8 @@ def _compare_groups(args: argparse.Namespace) -> int:
              *(_with_interval(name, row) for name, _ in SHOWN_GROUP)]
             for row in found.rows]  # fmt: skip
     table(heads, rows)
+    print("x/ and ±: to either end of the 95 % interval, with cycles as clusters")
+    _tell_estimates(every.rows)
     if pairs:
         print()
         if len(found.rows) > FEW_GROUPS:
@@ -316,6 +320,17 @@ def _export(args: argparse.Namespace) -> int:
     export_rows(found.rows, found.kinds, out, format=format)
     print(f"{len(found.rows)} rows: {out}")
     return 0
+
+
+def _tell_estimates(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Whose joules nobody measured, below a table that has no column for it."""
+    from llem.report.tables import known as known_number
+
+    known = [row for row in rows if row.get("energy_quality") and known_number(row.get("energy_j"))]
+    estimated = sum(row["energy_quality"] == "model" for row in known)
+    if estimated:
+        of = "every run" if estimated == len(known) else f"{estimated} of {len(known)} runs"
+        note(f"the energy of {of} is estimated by a model, not measured")
 
 
 def _tell_rehearsal(law: str) -> None:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llem.cli._command import INTERRUPTED, add_calibration, add_json, add_yes, note, option
+from llem.cli._command import INTERRUPTED, add_calibration, add_json, add_yes, asked_budget, note
 from llem.cli.plan import add_waves, find_any_campaign, in_waves, positive
 
 if TYPE_CHECKING:
@@ -31,10 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from llem.campaign import parse_budget
 
     asked, base = find_any_campaign(args.campaign)
-    budget = option("--budget", parse_budget, args.budget) if args.budget else None
+    budget = asked_budget(args.budget)
     if asked.workload == "inference":
         return _run_study(args, asked, base, budget)
     campaign = in_waves(asked, args.waves)

@@ -315,7 +315,7 @@ def _estimate(plan: AnyPlan, state: CampaignState) -> Estimate | None:
     factor, basis = 1.0, "the plan's prediction"
     if planned_s > 0 and math.isfinite(planned_s):
         factor = math.fsum(r.device_s for r in done) / planned_s
-        basis = f"{len(done)} finished runs: {factor:.2f} x the plan"
+        basis = f"{len(done)} finished run{'s' * (len(done) > 1)}: {factor:.2f} x the plan"
     else:
         rates = [
             runs[r.run_id].tokens / r.tokens_per_s / runs[r.run_id].predicted.duration_s
@@ -324,7 +324,8 @@ def _estimate(plan: AnyPlan, state: CampaignState) -> Estimate | None:
         ]
         if rates:
             factor = math.fsum(rates) / len(rates)
-            basis = f"the speed of {len(rates)} running runs: {factor:.2f} x the plan"
+            several = "s" * (len(rates) > 1)
+            basis = f"the speed of {len(rates)} running run{several}: {factor:.2f} x the plan"
     left_s = {
         r.run_id: (1 - r.progress) * runs[r.run_id].predicted.duration_s * factor for r in open_runs
     }
@@ -334,7 +335,9 @@ def _estimate(plan: AnyPlan, state: CampaignState) -> Estimate | None:
     work = math.fsum(left_s[r.run_id] * runs[r.run_id].layout.ranks for r in open_runs)
     seconds = max(work / devices, max(left_s.values()))
     return Estimate(
-        seconds=seconds, basis=f"{basis}; {devices} devices at work as now, no waiting in the queue"
+        seconds=seconds,
+        basis=f"{basis}; {devices} device{'s' * (devices > 1)} at work as now, no waiting in the "
+        "queue",
     )
 
 

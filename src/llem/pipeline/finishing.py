@@ -18,12 +18,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Finished:
-    """What a campaign came to: the law (or why there is none) and its report."""
+    """What a campaign came to: the law (or why there is none) and its report.
+
+    answer: of a study, which deployment takes least energy and what to know of it, as lines; a
+    training's answer is in its fit.
+    """
 
     fit: dict[str, Any] | None
     reason: str
     report: Path
     problems: tuple[str, ...]
+    answer: tuple[str, ...] = ()
 
 
 def report_campaign(folder: CampaignFolder, *, fit_reason: str = "") -> Path:
@@ -107,6 +112,8 @@ def finish(
 
 def _finish_study(folder: CampaignFolder, problems: tuple[str, ...]) -> Finished:
     from llem.pipeline.serving import fit_study
+    from llem.pipeline.viewing import load_rows
+    from llem.report import study_answer
 
     fit: dict[str, Any] | None = None
     reason = ""
@@ -115,4 +122,6 @@ def _finish_study(folder: CampaignFolder, problems: tuple[str, ...]) -> Finished
     except InputError as error:
         reason = str(error)
         (folder.results / FIT_FILE).unlink(missing_ok=True)
-    return Finished(fit, reason, report_campaign(folder, fit_reason=reason), problems)
+    runs, deployments = load_rows(folder).rows, load_rows(folder, "deployments").rows
+    page = report_campaign(folder, fit_reason=reason)
+    return Finished(fit, reason, page, problems, tuple(study_answer(runs, deployments)))

@@ -146,8 +146,15 @@ def fit_observations(
             f"REHEARSED: nothing was trained or measured; every loss is of the law {law_planted}, "
             "with noise",
         )
+    out["energy_quality"] = _energy_quality(table, selected.rows)
     out["checklist"] = checklist(out, declared=declared)
     return out
+
+
+def _energy_quality(table: Table, rows: NDArray[np.intp]) -> dict[str, int]:
+    """How the energy of the fitted rows is known -> how many; empty where no column tells."""
+    told = [str(quality) for quality in table.text("energy_quality")[rows] if str(quality)]
+    return {quality: told.count(quality) for quality in sorted(set(told))}
 
 
 def _rehearsal(table: Table) -> str:
@@ -191,8 +198,11 @@ def fit_campaign(
     campaign's and its site's; options are those of `fit_observations`.
     """
     from llem.cluster import write_json
+    from llem.pipeline.declaring import declared_of
 
     values = folder.plan_values()
+    # A user's own words stand before the plan's.
+    options["declared"] = {**declared_of(values), **(options.get("declared") or {})}
     fit = fit_observations(
         campaign_table(folder) if table is None else table,
         law=law or values["campaign"].get("law", "chinchilla"),

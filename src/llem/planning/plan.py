@@ -38,6 +38,8 @@ GRID = "isoflop-grid"
 FILL = 0.9
 # A campaign that keeps the whole site busy for longer than this is hardly meant.
 LONG_S = 365 * 86400.0
+# So many times the target's compute in one run says that the budget was not chosen for the target.
+OVERSHOT = 2.0
 
 
 @dataclass(frozen=True)
@@ -293,7 +295,13 @@ def plan_warnings(
         )
     ratio = target_flops(campaign.target, site, device) / max(r.flops for r in firsts)
     if ratio > 10:
-        found.append(f"the target lies {ratio:.3g} times beyond the largest run: extrapolated")
+        times = f"{ratio:,.0f}" if 100 <= ratio < 1e6 else f"{ratio:.3g}"
+        found.append(f"the target lies {times} times beyond the largest run: extrapolated")
+    elif ratio < 1 / OVERSHOT:
+        found.append(
+            f"the largest run has {1 / ratio:.3g} times the compute of the target: the answer "
+            "needs no more than runs around it, and a smaller budget"
+        )
     chained = runs.how_many(lambda r: r.segments > 1)
     if chained:
         found.append(

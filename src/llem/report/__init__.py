@@ -12,7 +12,7 @@ from llem._lazy import lazy
 if TYPE_CHECKING:
     from llem.report.page import draw_fit, write_report
     from llem.report.serving import life_lines, study_lines
-    from llem.report.study import draw_study, write_study_report
+    from llem.report.study import draw_study, study_answer, write_study_report
     from llem.report.summary import comparison_lines, summary_lines
     from llem.report.tables import answer, format_si, law_rows, optimum_rows
 
@@ -25,6 +25,7 @@ _HOME = {
     "law_rows": "tables",
     "life_lines": "serving",
     "optimum_rows": "tables",
+    "study_answer": "study",
     "study_lines": "serving",
     "summary_lines": "summary",
     "write_report": "page",
@@ -40,6 +41,7 @@ __all__ = [
     "law_rows",
     "life_lines",
     "optimum_rows",
+    "study_answer",
     "study_lines",
     "summary_lines",
     "write_report",

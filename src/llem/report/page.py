@@ -19,6 +19,7 @@ from llem.report.runs import FloatArray, Runs, gather, gather_columns
 from llem.report.tables import UNKNOWN, known, number
 from llem.report.templates import render
 from llem.report.whole import write_whole
+from llem.scaling.answers.cost import in_words
 
 TEMPLATE = "report.html.j2"
 QUALITIES = {
@@ -171,8 +172,9 @@ def _further(fit: Mapping[str, Any] | None) -> list[str]:
     """The answers at the other targets."""
     if fit is None:
         return []
-    level = number(fit["ci"]["level"])
-    return [tables.answer_at(o, level=level) for o in (fit.get("optima") or [])[1:3]]
+    level, energy = number(fit["ci"]["level"]), tables.energy_word(fit)
+    optima = (fit.get("optima") or [])[1:3]
+    return [tables.answer_at(o, level=level, energy=energy) for o in optima]
 
 
 def _far(fit: Mapping[str, Any] | None) -> list[dict[str, Any]]:
@@ -382,7 +384,7 @@ def _energy(runs: Runs, fit: Mapping[str, Any] | None) -> dict[str, Any]:
     laws = []
     for entry in ((fit or {}).get("costs") or {}).values():
         if entry["reason"]:
-            laws.append(f"No law of {entry['quantity']}: {entry['reason']}.")
+            laws.append(f"No law of {in_words(entry['quantity'])}: {entry['reason']}.")
             continue
         unit = entry["unit"]
         parts = [
@@ -391,7 +393,7 @@ def _energy(runs: Runs, fit: Mapping[str, Any] | None) -> dict[str, Any]:
             if number(entry.get(key)) > 0
         ]
         text = (
-            f"{entry['quantity']} = {' + '.join(parts) or '0'} "
+            f"{in_words(entry['quantity'])} = {' + '.join(parts) or '0'} "
             f"({entry['rows']} runs, mean error {tables.percent(entry['mean_error'])}"
         )
         error = number((entry.get("held_out") or {}).get("mean_abs_relative_error"))
@@ -422,7 +424,9 @@ def provenance_of(
         if planned:
             rows.append(("planned", ", ".join(planned)))
     if fit is not None:
-        rows += [(str(k), str(v)) for k, v in (fit.get("provenance") or {}).items()]
+        told = {name for name, _ in rows}
+        found = (fit.get("provenance") or {}).items()
+        rows += [(str(k), str(v)) for k, v in found if k not in told]
         rows.append(("schema", str(fit.get("schema"))))
     return rows
 

@@ -15,12 +15,21 @@ from llem.report.tables import (
     percent,
     significant,
 )
+from llem.scaling.answers.cost import in_words
 
 # Of how the law and a power law foretell what they were not fitted to.
 JUDGED = (("all", "on all runs"), ("params_left_out", "on sizes left out"),
           ("batch_left_out", "on batches left out"),
           ("tokens_in_left_out", "on lengths of prompts left out"),
           ("tokens_out_left_out", "on lengths of answers left out"))  # fmt: skip
+# What stands in the formulas of these laws.
+LETTERS = (
+    "P: forward passes, T: tokens that they read, Q: requests, S: pairs of tokens that attend to "
+    "each other, X: tokens that decoding sequences hold, summed over passes. W: values of the "
+    "model that a token is multiplied with, W' of them in its layers, H in its output; L: layers, "
+    "w: width, K: values that the KV cache keeps of a token, C: values that the device's own cache "
+    "holds. ( )+: 0 where it is negative"
+)
 
 
 def study_lines(fit: Mapping[str, Any]) -> Iterator[str]:
@@ -34,6 +43,9 @@ def study_lines(fit: Mapping[str, Any]) -> Iterator[str]:
         for law in variant["laws"].values():
             yield ""
             yield from law_lines(law)
+    if any(variant["laws"] for variant in fit["variants"]):
+        yield ""
+        yield LETTERS
     if fit["excluded"]:
         yield ""
         yield f"left out: {len(fit['excluded'])} runs"
@@ -41,9 +53,14 @@ def study_lines(fit: Mapping[str, Any]) -> Iterator[str]:
             yield f"  {entry['run_id']}: {entry['reason']}"
 
 
+def law_name(law: Mapping[str, Any]) -> str:
+    """`energy of a run, J`."""
+    return f"{in_words(law['quantity'])} of a run, {law['unit']}"
+
+
 def law_lines(law: Mapping[str, Any]) -> Iterator[str]:
     """One law: its terms with intervals, how well it foretells, what it cannot tell apart."""
-    yield f"  {law['quantity']}, {law['unit']}"
+    yield f"  {law_name(law)}"
     for part in law["parts"]:
         yield f"    {part['phase']} = {part['formula']}"
         rows = [[f"      {name}", *rest] for name, *rest in term_rows(law, part)]

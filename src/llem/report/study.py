@@ -18,7 +18,7 @@ from llem.report.page import (
     together,
 )
 from llem.report.plots import Plot, pareto, serving_law
-from llem.report.serving import law_words, term_rows
+from llem.report.serving import LETTERS, law_name, law_words, term_rows
 from llem.report.tables import (
     UNKNOWN,
     format_duration,
@@ -87,6 +87,7 @@ def write_study_report(
         title=title,
         lead=together(_lead(deployments, varied)),
         warnings=[together(text) for text in _warnings(runs)],
+        letters=LETTERS,
         facts=_facts(runs, deployments),
         heads=[*(name.rpartition(".")[2] for name in varied), *(head for head, *_ in COLUMNS)],
         settings=len(varied),
@@ -105,6 +106,12 @@ def write_study_report(
     )
     write_whole(page, html.encode())
     return page
+
+
+def study_answer(runs: Sequence[Row], deployments: Sequence[Row]) -> list[str]:
+    """What the page says first, as lines: the deployment of least energy, then the warnings."""
+    varied, _ = _settings(deployments)
+    return [_lead(deployments, varied), *(f"warning: {text}" for text in _warnings(runs))]
 
 
 def _with_interval(name: str, form: Any, end: str = "") -> Any:
@@ -205,7 +212,9 @@ def _warnings(runs: Sequence[Row]) -> list[str]:
         text, _ = told.most_common(1)[0]
         found.append(f"{sum(told.values())} of {len(runs)} runs: {text}")
     qualities = Counter(str(row["energy_quality"]) for row in runs)
-    if set(qualities) - {"counter"}:
+    if set(qualities) == {"model"}:
+        found.append("the energy of every run is estimated by a model, not measured")
+    elif set(qualities) - {"counter"}:
         words = ", ".join(f"{count} {name}" for name, count in qualities.most_common())
         found.append(f"quality of the energy of runs: {words}")
     return found
@@ -231,7 +240,7 @@ def _variant(variant: Mapping[str, Any]) -> dict[str, Any]:
         **{name: variant[name] for name in ("name", "runs", "reason")},
         "laws": [
             {
-                "name": f"{law['quantity']}, {law['unit']}",
+                "name": law_name(law),
                 "parts": [
                     {
                         "formula": f"{part['phase']} = {part['formula']}",

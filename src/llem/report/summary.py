@@ -14,6 +14,7 @@ from llem.report.tables import (
     aligned,
     answer,
     answer_at,
+    energy_word,
     far_lines,
     format_count,
     format_flops,
@@ -286,7 +287,7 @@ def _warning_lines(fit: Mapping[str, Any], width: int) -> list[str]:
                 lines += folded(line, width, first="  ", rest="    ")
         elif i and not known(optimum["params"]):
             # The first target's is the answer itself.
-            lines += _warned(answer_at(optimum, level=level), width)
+            lines += _warned(answer_at(optimum, level=level, energy=energy_word(fit)), width)
     why = {name: text for name, text in (fit.get("identification") or {}).items() if text}
     if why:
         told = "; ".join(f"{name} ({text})" for name, text in why.items())

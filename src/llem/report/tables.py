@@ -15,6 +15,8 @@ JOULES_PER_WH = 3600.0
 SI = ((1e24, "Y"), (1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"))
 SI_SMALL = ((1e3, "k"), (1.0, ""), (1e-3, "m"), (1e-6, "µ"), (1e-9, "n"), (1e-12, "p"))
 COUNTS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K"), (1.0, ""))
+# An end of an interval this many times away from its value bounds nothing.
+NO_BOUND = 1e4
 # What `llem.scaling` says of a target far beyond the data.
 TOO_FAR = "times the largest compute observed"
 
@@ -130,6 +132,30 @@ def percent(share: Any) -> str:
     return f"{text.rstrip('0').rstrip('.') if '.' in text else text} %"
 
 
+def far_apart(interval: Sequence[Any] | None, value: Any) -> tuple[bool, bool]:
+    """Whether the low and the high end lie more than `NO_BOUND` times away from a positive value:
+    so far out an end is where the resamples went astray, and no bound."""
+    middle = number(value)
+    low, high = (number(end) for end in interval or (math.nan, math.nan))
+    if not middle > 0:
+        return False, False
+    return low < middle / NO_BOUND, high > middle * NO_BOUND
+
+
+def format_interval_of(value: Any, interval: Sequence[Any] | None, form: Any = None) -> str:
+    """`format_interval` of a positive value, in words where it has no bound that says anything."""
+    below, above = far_apart(interval, value)
+    if not (below or above):
+        return format_interval(interval, form)
+    if interval is None or not all(known(end) for end in interval):
+        return UNKNOWN
+    write = significant if form is None else form
+    low, high = (write(number(end)) for end in interval)
+    if below and above:
+        return "no bound"
+    return f"up to {high}, no lower bound" if below else f"{low} or more, no upper bound"
+
+
 def format_interval(interval: Sequence[Any] | None, form: Any = None) -> str:
     """`1.2 to 3.4 B`; a dash where an end is not known."""
     if interval is None or not all(known(v) for v in interval):
@@ -172,11 +198,23 @@ def answer(fit: Mapping[str, Any]) -> str:
     optima = fit.get("optima") or []
     if not optima:
         return "The law is fitted; no target was given, so there is no optimum to name."
-    return answer_at(optima[0], level=number(fit["ci"]["level"]))
+    return answer_at(optima[0], level=number(fit["ci"]["level"]), energy=energy_word(fit))
 
 
-def answer_at(optimum: Mapping[str, Any], *, level: float) -> str:
-    """One optimum in a sentence."""
+def energy_word(fit: Mapping[str, Any]) -> str:
+    """`energy`, or what stands in its place where a model told all or some of it."""
+    qualities = fit.get("energy_quality") or {}
+    estimated = int(qualities.get("model") or 0)
+    # Runs without any energy took no part in its law.
+    rows = sum(int(count) for name, count in qualities.items() if name != "none")
+    if not estimated:
+        return "energy"
+    of = "" if estimated == rows else f" in {estimated} of {rows} runs"
+    return f"energy (estimated by a model{of}, not measured)"
+
+
+def answer_at(optimum: Mapping[str, Any], *, level: float, energy: str = "energy") -> str:
+    """One optimum in a sentence; `energy` names what its joules are."""
     target = format_target(optimum["target"])
     if is_far(optimum):
         target += f", {ratio(optimum['extrapolation_ratio'])} times beyond the data"
@@ -188,7 +226,7 @@ def answer_at(optimum: Mapping[str, Any], *, level: float) -> str:
     def part(name: str, what: str = "") -> str:
         nonlocal said
         text = f"{FORMS[name](optimum[name])}{what}"
-        interval = format_interval(ci.get(name), FORMS[name])
+        interval = _interval(optimum, name)
         if interval == UNKNOWN:
             return text
         # The level is said once; the other brackets follow it.
@@ -205,17 +243,26 @@ def answer_at(optimum: Mapping[str, Any], *, level: float) -> str:
         f"expected loss {part('loss')}"
     )
     words += (
-        f", energy {part('energy_j')}"
+        f", {energy} {part('energy_j')}"
         if known(optimum["energy_j"])
         else ", energy not known (not measured)"
     )
     if known(optimum["gpu_hours"]):
         words += f", {part('gpu_hours', ' of GPU time')}"
     if known(optimum.get("money")):
-        interval = format_interval(ci.get("money"), format_money)
+        interval = format_interval_of(optimum["money"], ci.get("money"), format_money)
         words += f", {format_money(optimum['money'])} {optimum.get('currency') or ''}".rstrip()
         words += "" if interval == UNKNOWN else f" ({interval})"
     return words + "."
+
+
+def _interval(optimum: Mapping[str, Any], name: str) -> str:
+    """The interval of one of `FORMS`; a loss cannot lie below zero, whatever is allowed for."""
+    interval = (optimum.get("ci") or {}).get(name)
+    if name == "loss":
+        interval = [max(0.0, number(end)) if known(end) else end for end in interval or ()] or None
+        return format_interval(interval, FORMS[name])
+    return format_interval_of(optimum.get(name), interval, FORMS[name])
 
 
 def is_far(optimum: Mapping[str, Any]) -> bool:
@@ -237,7 +284,7 @@ def far_lines(optimum: Mapping[str, Any], *, level: float) -> list[str]:
         parts = [
             f"{symbol} {interval}"
             for symbol, name in (("N*", "params"), ("D*", "tokens"), ("loss", "loss"))
-            if (interval := format_interval(ci.get(name), FORMS[name])) != UNKNOWN
+            if (interval := _interval({**optimum, "ci": ci}, name)) != UNKNOWN
         ]
         if parts:
             lines.append(f"{words}, {percent(level)}: {', '.join(parts)}")
@@ -283,11 +330,11 @@ def optimum_rows(fit: Mapping[str, Any]) -> list[dict[str, str]]:
         }
         for name, form in FORMS.items():
             row[name] = form(optimum[name])
-            row[f"{name}_ci"] = format_interval(ci.get(name), form)
+            row[f"{name}_ci"] = _interval(optimum, name)
         row["money"] = format_money(optimum.get("money"))
         if row["money"] != UNKNOWN:
             row["money"] = f"{row['money']} {optimum.get('currency') or ''}".rstrip()
-        row["money_ci"] = format_interval(ci.get("money"), format_money)
+        row["money_ci"] = format_interval_of(optimum.get("money"), ci.get("money"), format_money)
         tokens_each = number(optimum["tokens"]) / (number(optimum["params"]) or math.nan)
         row["tokens_per_param"] = significant(tokens_each)
         rows.append(row)

@@ -41,6 +41,32 @@ def test_every_fault_is_reported_at_once_with_its_path():
     assert faults["site.limits.tme"].hint == "did you mean 'time'?"
 
 
+def test_faults_of_values_are_told_in_words_of_their_own():
+    """Not in those of the library that found them."""
+    values = {
+        **MINIMAL,
+        "seeds": "two",
+        "waves": 0,
+        "law": "chincilla",
+        "model": {"vocabulary": -3},
+        "site": {"pue": 0.5, "overlap": "perhaps", "utilisation": "half"},
+    }
+    assert {path: fault.message for path, fault in faults_of(values).items()} == {
+        "seeds": "'two' is not a whole number",
+        "waves": "0 is below 1",
+        "law": "'chincilla': there is only 'chinchilla'",
+        "model.vocabulary": "-3 is below 0",
+        "site.pue": "0.5 is below 1",
+        "site.overlap": "'perhaps' is neither true nor false",
+        "site.utilisation": "'half' is not a number",
+    }
+
+
+def test_a_folder_is_no_campaign_file(tmp_path):
+    with pytest.raises(InputError, match="is a folder; a YAML file is expected"):
+        load_campaign(tmp_path)
+
+
 def test_a_campaign_reads_back_from_what_it_is_written_as():
     campaign = campaign_from({**MINIMAL, "site": {"name": "s", "limits": {"time": "1:00:00"}}})
     assert campaign_from(campaign_to_dict(campaign)) == campaign

@@ -1,5 +1,6 @@
 """The command line: what it says when it is called rightly and wrongly."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -30,6 +31,25 @@ def llem(tmp_path, monkeypatch, capsys):
     return call
 
 
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "llem: No space left on device\n"),
+        (OSError(errno.EROFS, "Read-only file system", "/x"), "llem: /x: Read-only file system\n"),
+    ],
+)
+def test_what_the_filesystem_refuses_is_told_with_what_to_do(llem, monkeypatch, error, words):
+    """A full disk, too, of which the system names no file."""
+
+    def refuse(*_args, **_options):
+        raise error
+
+    monkeypatch.setattr("llem.pipeline.plan_campaign", refuse)
+    done = llem("plan")
+    assert done.returncode == 1
+    assert words in done.stderr and "  -> " in done.stderr
+
+
 def test_help_lists_every_command_and_tells_examples(capsys):
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
@@ -50,6 +70,7 @@ def test_each_command_has_help_with_an_example(name, capsys):
         (["plam"], "did you mean 'plan'?"),
         (["plan", "--buget", "1"], "did you mean '--budget'?"),
         (["plan", "--budget", "3 parsec"], "unknown unit 'parsec'"),
+        (["plan", "--budget", ""], "--budget: cannot read ''"),
         (["plan", "nowhere.yaml"], "no such file"),
         (["submit", "nowhere"], "make one with `llem plan`"),
         (["fit", "nowhere.csv"], "no such file"),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from llem.cli import main
-from llem.results import Observation, RankRow, write_observations
+from llem.results import Observation, RankRow, read_observations, write_observations
 from llem.results.observation import write_rows
 from llem.results.phases import DeviceRow, PhaseEnergy
 
@@ -20,7 +21,7 @@ NAN = math.nan
 def campaign(tmp_path: Path) -> Path:
     runs = [
         Observation(run_id=run_id, seed=seed, params=params, status=status, loss=loss,
-                    tokens=1e9, energy_j=energy_j, attempt=0)
+                    tokens=1e9, energy_j=energy_j, energy_quality="counter", attempt=0)
         for run_id, seed, params, status, loss, energy_j in (
             ("3f2a00", 1, 1_000_000, "completed", 3.0, 100.0),
             ("3f2b00", 2, 1_000_000, "completed", 3.2, 120.0),
@@ -64,6 +65,19 @@ def test_a_list_is_a_table_in_which_the_unknown_is_a_dash(campaign, capsys):
     assert status == 0 and head.split()[:3] == ["run", "status", "params"]
     assert len(rows) == 4 and rows[3].split()[:3] == ["d00d00", "diverged", "5.00"]
     assert "nan" not in out and "–" in rows[3]
+
+
+def test_joules_that_a_model_estimated_are_told_below_the_table(campaign, capsys):
+    """The table has no room for a column that says so."""
+    assert "estimated" not in call(capsys, "list", campaign)[2]
+    file = campaign / "results/observations.csv"
+    rows = read_observations(file)
+    write_observations([replace(row, energy_quality="model") for row in rows], file)
+    told = "the energy of every run is estimated by a model, not measured"
+    assert told in call(capsys, "list", campaign)[2]
+    write_observations([rows[0], *(replace(r, energy_quality="model") for r in rows[1:])], file)
+    assert "the energy of 2 of 3 runs is estimated" in call(capsys, "list", campaign)[2]
+    assert "estimated" not in call(capsys, "list", campaign, "--columns", "run_id")[2]
 
 
 def test_groups(campaign, capsys):

@@ -36,6 +36,17 @@ def test_the_tables_of_a_plan_fit_eighty_columns(name, capsys):
     assert labels.count("warning") == len(plan.warnings)
 
 
+def test_what_a_plan_costs_is_told_in_money_too_where_there_is_a_price(capsys):
+    plan_tables(make_plan(CAMPAIGNS["gpu_cluster"](), data=DATA))
+    told = next(t for t in capsys.readouterr().out.splitlines() if t.startswith("expected:"))
+    hours = float(told.partition(" of 500 GPUh")[0].rpartition(" ")[2])
+    assert float(told.rpartition(", ")[2].removesuffix(" EUR")) == pytest.approx(
+        1.10 * hours, rel=1e-3
+    )
+    plan_tables(make_plan(CAMPAIGNS["chained"](), data=DATA))
+    assert "EUR" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("values", "text"),
     [

@@ -1,16 +1,21 @@
 """A campaign's folder: its law in fit.json, its prices, the end of it all."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from llem.campaign import campaign_from
 from llem.cluster import CampaignFolder
 from llem.errors import InputError
 from llem.pipeline import campaigns, finish, fit_campaign, report_campaign
+from llem.pipeline.declaring import declared_of
 from llem.pipeline.fitting import campaign_prices, campaign_table
 from llem.results.observation import Observation, write_observations
+from llem.scaling import checklist
+from llem.scaling.judging.checklist import open_items
 
 PLAN = {
     "campaign": {"name": "tiny", "law": "chinchilla"},
@@ -118,3 +123,30 @@ def test_where_no_law_can_be_fitted_the_report_says_why_and_the_old_law_goes(fol
     assert "distinct points" in done.reason
     assert "No law could be fitted" in done.report.read_text()
     assert not (folder.results / "fit.json").exists()
+
+
+def test_what_the_plan_knows_is_not_asked_for_by_the_checklist(tmp_path):
+    """The data, the recipe and the metric of a campaign's runs are in its plan."""
+    planned = campaigns.plan_campaign(
+        campaign_from({"name": "x", "target": "1e13", "budget": "1e12", "site": "laptop",
+                       "model": {"vocabulary": 256, "context": 128}, "seeds": 2}),
+        out=tmp_path / "x",
+    )  # fmt: skip
+    found = declared_of(planned.folder.plan_values())
+    items = checklist({}, declared=found)
+    open_ones = set(open_items(items))
+    assert not open_ones & {f"training.{name}" for name in (
+        "params_counted", "dataset", "repeated", "architecture", "hyperparameters", "schedule",
+        "seeds",
+    )}  # fmt: skip
+    assert {"law.assumptions", "training.released"} <= open_ones
+    assert found["training.dataset"].startswith("python-sources.bin (fingerprint ")
+    assert found["training.hyperparameters"].startswith("adamw, betas 0.9 and 0.95, ")
+    assert found["training.seeds"].startswith("2 of each size")
+    assert "held-out loss" in found["data.metric"]
+
+
+def test_a_table_that_tells_how_energy_is_known_hands_it_on(folder):
+    rows = [replace(row, energy_quality="model") for row in observations()]
+    write_observations(tuple(rows), folder.results / "observations.csv")
+    assert fit_campaign(folder, bootstrap=0)["energy_quality"] == {"model": 20}

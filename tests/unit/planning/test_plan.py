@@ -104,6 +104,20 @@ def test_tokens_beyond_the_data_are_warned_about():
     assert any("more than once" in warning for warning in plan.warnings)
 
 
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("1e24", "times beyond the largest run: extrapolated"),
+        ("1e17", "times the compute of the target: the answer needs no more than runs around it"),
+    ],
+)
+def test_a_target_far_from_the_runs_is_warned_about(target, words):
+    """Far beyond them it is extrapolated to; far below them the budget is not the question's."""
+    plan = make_plan(big(target=target), data=DATA)
+    assert sum(words in warning for warning in plan.warnings) == 1
+    assert not any("e+" in warning for warning in plan.warnings)
+
+
 def test_a_fixed_layout_is_kept():
     layout = {"nodes": 2, "gpus_per_node": 2, "zero_stage": 1, "micro_batch": 1}
     plan = make_plan(big(layout=layout), data=DATA)

@@ -16,6 +16,7 @@ from llem.report.tables import (
     format_flops,
     format_hours,
     format_interval,
+    format_interval_of,
     format_si,
     law_rows,
     optimum_rows,
@@ -84,6 +85,43 @@ def test_an_interval_says_its_unit_once() -> None:
     assert format_interval([1.2e9, 3.4e9], format_count) == "1.20 to 3.40 B"
     assert format_interval([9e8, 3.4e9], format_count) == "900 M to 3.40 B"
     assert format_interval([None, 3.4e9], format_count) == "–"
+
+
+def test_an_end_that_bounds_nothing_is_told_in_words() -> None:
+    """A resample that went astray may put it at 1e-86 parameters, or at 1e20 hours."""
+    ends = [3.1e-86, 1.5e5]
+    assert format_interval_of(7600, ends, format_count) == "up to 150 K, no lower bound"
+    assert format_interval_of(11e6, [8.8e5, 1e83], format_count) == "880 K or more, no upper bound"
+    assert format_interval_of(11e6, [1e-9, 1e83], format_count) == "no bound"
+    assert format_interval_of(7600, [5e3, 9e3], format_count) == "5.00 to 9.00 K"
+    assert format_interval_of(7600, [None, 9e3], format_count) == "–"
+
+
+def test_no_loss_is_expected_below_zero(fit: dict[str, Any]) -> None:
+    optimum = fit["optima"][0]
+    optimum["ci"]["loss"] = [-0.1, 4.0]
+    assert f"expected loss {significant(optimum['loss'], 4)} (0 to 4.000)" in answer(fit)
+
+
+@pytest.mark.parametrize(
+    ("qualities", "words"),
+    [
+        ({}, "energy"),
+        ({"counter": 20}, "energy"),
+        ({"model": 20}, "energy (estimated by a model, not measured)"),
+        ({"model": 20, "none": 2}, "energy (estimated by a model, not measured)"),
+        (
+            {"counter": 15, "model": 5},
+            "energy (estimated by a model in 5 of 20 runs, not measured)",
+        ),
+    ],
+)
+def test_joules_that_nobody_measured_are_told_to_be_estimated(
+    fit: dict[str, Any], qualities: dict[str, int], words: str
+) -> None:
+    fit["energy_quality"] = qualities
+    joules = format_energy(fit["optima"][0]["energy_j"])
+    assert f", {words} {joules}" in answer(fit)
 
 
 def test_the_answer_names_size_tokens_loss_energy_and_interval(fit: dict[str, Any]) -> None:

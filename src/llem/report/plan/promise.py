@@ -11,6 +11,8 @@ from llem.report.tables import known, number, significant
 # 95 % of a normal distribution lie within so many standard errors.
 STANDARD_ERRORS_95 = 1.96
 THIS = "this budget"
+# A factor beyond this promises nothing, whatever it is.
+MOST_TOLD = 1000
 PARTS = ("predicted_se_log_params", "law_error_log_params")
 
 
@@ -29,6 +31,8 @@ def factor(error_of_log: float) -> float:
 def factor_text(error_of_log: float, *, digits: int = 3) -> str:
     """`1.49`, or with two digits `1.5` but `1.13`; a dash where it is not known."""
     found = factor(error_of_log)
+    if found > MOST_TOLD:
+        return f"more than {MOST_TOLD:.0f}"
     return significant(found, max(digits, 3) if found < 1.2 else digits)
 
 

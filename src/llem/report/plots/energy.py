@@ -21,22 +21,24 @@ def plot(runs: Runs, fit: Mapping[str, Any] | None) -> Plot | None:
     shown = np.isfinite(runs.energy_j) & (runs.energy_j > 0) & (runs.flops > 0)
     if not shown.any():
         return None
+    kinds = {quality for quality, drawn in zip(runs.quality, shown, strict=True) if drawn}
     return Plot(
         "energy",
         "Energy against compute",
-        _caption(fit),
+        _caption(fit, estimated=kinds == {"model"}),
         "Plot with logarithmic axes of the energy of each run against its compute.",
         lambda figure, theme: _draw(runs, fit, theme, figure),
         columns=2,
     )
 
 
-def _caption(fit: Mapping[str, Any] | None) -> str:
+def _caption(fit: Mapping[str, Any] | None, *, estimated: bool) -> str:
     law = _cost(fit)
+    how = "as a model of the processor estimates it" if estimated else "as measured"
     if law is None:
-        return "Energy of each run as measured; too few measurements for a cost law."
+        return f"Energy of each run {how}; too few runs for a cost law."
     return (
-        "Left: energy of each run as measured. Right: what the cost law leaves, given each run's "
+        f"Left: energy of each run {how}. Right: what the cost law leaves, given each run's "
         f"tokens and FLOPs (mean error {percent(law['mean_error'])})."
     )
 
@@ -92,7 +94,7 @@ def _draw(runs: Runs, fit: Mapping[str, Any] | None, theme: Theme, figure: Any) 
     ax.set_ylabel("energy of the run")
     ax.legend(loc="upper left", fontsize=8.5)
     below.axhline(0, color=theme.quiet, lw=1.0)
-    below.set_ylabel("measured above the cost law, %")
+    below.set_ylabel("energy above the cost law, %")
     finite = np.abs(error[shown & np.isfinite(error)])
     if finite.size:
         limit = 1.25 * max(float(finite.max()), LEAST_PERCENT)

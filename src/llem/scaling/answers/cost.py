@@ -41,6 +41,13 @@ LAYOUT_REMAINDER = 0.05
 HELD_OUT_SHARE = 0.2
 # Beyond so many rows the file lists no residuals.
 RESIDUALS_LISTED = 5000
+# Columns in a reader's words.
+WORDS = {"energy_j": "energy", "gpu_seconds": "GPU time"}
+
+
+def in_words(quantity: str) -> str:
+    """`energy` of the column energy_j, and so on."""
+    return WORDS.get(quantity, quantity)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from llem.scaling.answers.alternatives import (
     flop_optimal,
 )
 from llem.scaling.answers.answer import FIGURES, Interval, Optimum
-from llem.scaling.answers.cost import CostLaw, Lines
+from llem.scaling.answers.cost import CostLaw, Lines, in_words
 from llem.scaling.answers.features import Layout
 from llem.scaling.answers.spending import Buyer, Spending, at_edge
 from llem.scaling.answers.targets import MONEY, Prices, Target
@@ -371,10 +371,12 @@ class Ensemble:
             if not law.fitted:
                 out.append(law.reason)
             elif error > COST_ERROR_TOLD:
-                out.append(f"the law of {law.quantity} misses its largest runs by {error:.0%}")
+                out.append(
+                    f"the law of {in_words(law.quantity)} misses its largest runs by {error:.0%}"
+                )
             if law.fitted and self.layout is not None and self.layout.ranks > law.layout.ranks:
                 out.append(
-                    f"{law.quantity} is predicted for {self.layout.ranks:g} ranks; "
+                    f"{in_words(law.quantity)} is predicted for {self.layout.ranks:g} ranks; "
                     f"{law.layout.ranks:g} were the most observed"
                 )
         return out

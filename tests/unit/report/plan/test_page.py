@@ -10,6 +10,7 @@ import pytest
 
 from llem.report.plan import render_plan_page, timeline
 from llem.report.plan.cells import cells_of
+from llem.report.plan.promise import factor_text
 
 from ..test_page import Balance
 from .plans import page_of, plan_of
@@ -84,6 +85,11 @@ def test_a_point_for_each_cell_and_a_bar_for_each():
         page, cells = render_plan_page(page_of(name)), cells_of(page_of(name))
         assert page.count('class="dot l') == len(cells) == len(plan_of(name).runs.replicates)
         assert page.count('class="bar l') == len(cells)
+
+
+def test_a_factor_that_promises_nothing_is_not_told_in_digits():
+    assert factor_text(750.0) == "more than 1000"
+    assert factor_text(0.19) == "1.45"
 
 
 def test_the_promise_is_told_as_a_factor():
