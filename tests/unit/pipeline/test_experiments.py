@@ -53,6 +53,19 @@ def test_every_fault_of_a_call_is_told_at_once_with_what_was_meant(tmp_path):
     assert not (tmp_path / "s").exists()
 
 
+def test_ctrl_c_while_jobs_are_waited_for_says_how_to_go_on(tmp_path, monkeypatch):
+    def stopped(*_args, **_words):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("llem.pipeline.campaigns.submit_and_wait", stopped)
+    site = {"name": "there", "gpu": {"name": "cpu"}, "gpu_request": "none"}
+    with pytest.raises(
+        KeyboardInterrupt, match=r"goes on: the same call .* `llem cancel .*s` ends"
+    ):
+        llem.run_study(out=tmp_path / "s", model=TINY, prompts=PROMPTS, site=site,
+                       executor="slurm", progress=False)  # fmt: skip
+
+
 def test_an_unknown_keyword_is_a_type_error_as_of_any_call(tmp_path):
     with pytest.raises(TypeError, match=r"no such keyword"):
         llem.run_experiment(model=TINY, prompts=PROMPTS, out=tmp_path / "s", cycle=3)

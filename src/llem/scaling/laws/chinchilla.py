@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from llem.scaling.fitting.nonnegative import solve_normal
 from llem.scaling.fitting.problem import BLOCK_ELEMENTS, FLOOR_LOG_SHARE, Local
 from llem.scaling.flops import FlopsModel
+from llem.scaling.laws.huber import huber
 from llem.scaling.laws.law import EXPONENT_BOUNDS, Law, Parameter
 from llem.scaling.laws.starts import SEED_LOG_SHARE
 from llem.scaling.native import compiled
@@ -233,19 +234,7 @@ class ChinchillaProblem:
         w1 *= w3
         w2 *= w3
 
-        limit = delta[:, None]
-        psi = np.clip(r, -limit, limit)
-        inside = psi == r
-        half = r - 0.5 * psi
-        half *= psi
-        half *= weight
-        value = half.sum(axis=1)
-        # psi/r is 1 inside and delta/|r| beyond; dividing only there spares 0/0 as well.
-        np.divide(psi, r, out=r, where=~inside)
-        r[inside] = 1.0
-        r *= weight
-        psi_c = psi * weight
-        q = weight * inside
+        value, r, psi_c, q = huber(r, weight, delta)
         q += psi_c
 
         products = np.empty((15, k, n))

@@ -12,6 +12,7 @@ from llem.scaling.fitting.nonnegative import solve_normal
 from llem.scaling.fitting.problem import FLOOR_LOG_SHARE, Local
 from llem.scaling.laws.compiled import Compiled, DerivativePlan
 from llem.scaling.laws.expression import Node, evaluate
+from llem.scaling.laws.huber import huber
 from llem.scaling.laws.starts import SEED_LOG_SHARE, spread, start_grid
 
 FloatArray = NDArray[np.float64]
@@ -158,18 +159,7 @@ class FormulaProblem:
             np.subtract(z if by_log else np.exp(z), r, out=r)
             inverse = 1.0 / f if by_log else np.ones_like(f)
 
-            limit = delta[:, None]
-            psi = np.clip(r, -limit, limit)
-            inside = psi == r
-            half = r - 0.5 * psi
-            half *= psi
-            half *= weight
-            value = half.sum(axis=1)
-            np.divide(psi, r, out=r, where=~inside)
-            r[inside] = 1.0
-            r *= weight  # weight psi/r
-            psi *= weight
-            q = weight * inside
+            value, r, psi, q = huber(r, weight, delta)
             if by_log:
                 q += psi
 
