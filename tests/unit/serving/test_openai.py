@@ -139,6 +139,12 @@ def test_a_server_that_dies_while_it_serves_fails_the_run_not_its_requests(world
         serve(run, tmp_path, world)
 
 
+def test_a_server_that_dies_a_moment_after_its_engine_fails_the_run_too(world, tmp_path):
+    run = run_of("--die-slowly", str(first_token(run_of(), 4)), batch_size=5)
+    with pytest.raises(LlemError, match="the server ended with status 0"):
+        serve(run, tmp_path, world)
+
+
 def test_the_warm_up_serves_no_prompt_that_the_window_has(world, tmp_path):
     run = run_of("--prompts", str(tmp_path / "prompts"), batch_size=5,
                  warmup={"least": 2, "most": 2})  # fmt: skip
