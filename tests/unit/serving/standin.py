@@ -6,9 +6,9 @@ It refuses or breaks off the request whose first token id is N; `--child` starts
 own, whose id it writes to FILE. As vLLM 0.32 does, it sends ids of tokens where asked for, pieces
 without text while a character is not whole (`--half`), several tokens in one piece (`--together`),
 and tells an error within a stream (`--err N`). Servers that know less: `--only-text` refuses ids as
-prompts, `--unknown NAME` a field, `--no-ids` sends none back, `--no-usage` counts nothing. `--die
-N` ends it at the request of that first token id, `--die-slowly N` a second after it. `--only-health` tells no
-model, as transformers serve does. `--prompts FILE` writes each prompt as it came.
+prompts, `--unknown NAME` a field, `--no-ids` sends none back, `--no-usage` counts nothing,
+`--only-health` tells no model, as transformers serve does. `--die N` ends it at the request of that
+first token id, `--die-slowly N` a second after it. `--prompts FILE` writes each prompt as it came.
 """
 
 import argparse
