@@ -39,8 +39,8 @@ DEVICES = "CUDA_VISIBLE_DEVICES"
 MOST_SEED = 2**31
 # How a stream says that a text came to its end; all else is a failure of the server's.
 ENDS = {"stop": RequestStatus.STOPPED, "length": RequestStatus.FINISHED}
-# How long a server whose requests fail is given to be gone.
-DEATH_S = 5.0
+# How long a server that broke off is given to be gone.
+DEATH_S = 4.0
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,8 @@ class _Done:
     tokens_out: int
     status: RequestStatus
     reason: str = ""
+    # Whether the server broke off, and did not refuse what was asked.
+    broken: bool = False
 
 
 class OpenAIBackend:
@@ -175,7 +177,7 @@ class OpenAIBackend:
         for thread in threads:
             thread.start()
         open_requests = {request.number: request for request in requests}
-        failed = False
+        broken = False
         while open_requests:
             if log.stopping():
                 leave.set()
@@ -205,22 +207,20 @@ class OpenAIBackend:
             # Those that the server counted and sent no piece for.
             log.tokens_out += one.tokens_out - len(one.times_ns)
             if one.reason:
-                failed = True
+                broken = broken or one.broken
                 log.event("request", f"request {one.request.number}: {one.reason}")
         log.left(list(open_requests.values()))
         # Requests of a server that dies fail before it is gone: they were not refused one by one.
-        if failed and not leave.is_set() and (status := self._ending()) is not None:
-            raise self._died(status)
+        if broken and not leave.is_set():
+            status = self.server.ended(patience_s=DEATH_S)
+            if status is not None:
+                raise self._died(status)
 
     def close(self) -> None:
         self.server.stop()
 
     def _died(self, status: int) -> LlemError:
         return LlemError(f"the server ended with status {status}:\n{self.server.last_words()}")
-
-    def _ending(self) -> int | None:
-        """The exit status of a server that answers no more; None of one that does."""
-        return None if self._answers() else self.server.ended(patience_s=DEATH_S)
 
     def _check_lengths(self, requests: Sequence[Request]) -> None:
         """Raises InputError for requests that the server would refuse one by one."""
@@ -307,7 +307,7 @@ class OpenAIBackend:
         times: list[int] = []
         usage: Mapping[str, Any] = {}
         ended = ""
-        status, reason = RequestStatus.FINISHED, ""
+        status, reason, broken = RequestStatus.FINISHED, "", True
         connection = self._connection()
         try:
             body = self.dialect.body(self._body(request), text=self._text)
@@ -315,9 +315,11 @@ class OpenAIBackend:
             answer = connection.getresponse()
             if answer.status != 200:
                 words = answer.read(500).decode("utf-8", "replace")
+                broken = answer.status >= 500
                 raise ValueError(f"status {answer.status}: {words}")
             for part, t_ns in _stream(answer):
                 if (error := part.get("error")) is not None:
+                    broken = int(error.get("code") or 500) >= 500
                     raise ValueError(str(error.get("message", error)))
                 usage = part.get("usage") or usage
                 for choice in part.get("choices", ()):
@@ -346,6 +348,7 @@ class OpenAIBackend:
             tokens_out=int(usage.get("completion_tokens") or len(times)),
             status=status,
             reason=reason,
+            broken=bool(reason) and broken,
         )
 
     def _connection(self) -> http.client.HTTPConnection:

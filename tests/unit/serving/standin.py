@@ -6,9 +6,9 @@ It refuses or breaks off the request whose first token id is N; `--child` starts
 own, whose id it writes to FILE. As vLLM 0.32 does, it sends ids of tokens where asked for, pieces
 without text while a character is not whole (`--half`), several tokens in one piece (`--together`),
 and tells an error within a stream (`--err N`). Servers that know less: `--only-text` refuses ids as
-prompts, `--unknown NAME` a field, `--no-ids` sends none back, `--no-usage` counts nothing. `--die
-N` ends it at the request of that first token id. `--only-health` tells no
-model, as transformers serve does. `--prompts FILE` writes each prompt as it came.
+prompts, `--unknown NAME` a field, `--no-ids` sends none back, `--no-usage` counts nothing,
+`--only-health` tells no model, as transformers serve does. `--die N` ends it at the request of that
+first token id, `--die-slowly N` a second after it. `--prompts FILE` writes each prompt as it came.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -38,6 +39,7 @@ parser.add_argument("--no-ids", action="store_true")
 parser.add_argument("--no-usage", action="store_true")
 parser.add_argument("--context", type=int, default=99)
 parser.add_argument("--only-health", action="store_true")
+parser.add_argument("--die-slowly", type=int, default=-1)
 parser.add_argument("--prompts", default="")
 asked = parser.parse_args()
 
@@ -85,6 +87,11 @@ class Handler(BaseHTTPRequestHandler):
             os._exit(3)
         self.send_response(200)
         self.end_headers()
+        if prompt[0] == asked.die_slowly:
+            # vLLM's server goes on answering for a moment when its engine is dead
+            self.tell({"error": {"message": "EngineCore encountered an issue.", "code": 500}})
+            threading.Timer(1.0, os._exit, [0]).start()
+            return
         if prompt[0] == asked.err:
             self.tell({"error": {"message": "Token id 320 is out of vocabulary", "code": 400}})
             self.wfile.write(b"data: [DONE]\n\n")

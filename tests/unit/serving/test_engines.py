@@ -43,6 +43,12 @@ os.execv(sys.executable, [sys.executable, {standin!r}, port, "--pause-s", "0.04"
 """
 
 
+@pytest.fixture(autouse=True)
+def no_program_named(monkeypatch):
+    """A real vLLM of whoever runs the tests is not theirs."""
+    monkeypatch.delenv("LLEM_VLLM", raising=False)
+
+
 @pytest.fixture(scope="module")
 def world():
     with start_world() as found:

@@ -76,7 +76,7 @@ def test_tokens_are_recorded_as_they_arrive(world, tmp_path):
 def test_every_token_counts_also_those_of_a_piece_without_text(world, tmp_path):
     """vLLM sends a piece for each token of a character that is not whole, and for several tokens
     at once where the reader was slow."""
-    run = run_of("--half", "--together", "2", "--no-usage", "--pause-s", "0.01")
+    run = run_of("--half", "--together", "2", "--no-usage", "--pause-s", "0.06")
     outcome, record = serve(run, tmp_path, world)
     assert outcome.tokens_out == 5 * 6 and len(record.tokens) == 5 * 6
     assert outcome.effective["token_times"] == "of token ids"
@@ -84,7 +84,7 @@ def test_every_token_counts_also_those_of_a_piece_without_text(world, tmp_path):
     assert len(set(first["t_ns"].tolist())) == 3
     # the first one is known long before the first text
     row = record.requests[record.requests["request"] == 0][0]
-    assert row["t_last_ns"] - row["t_first_ns"] >= 2 * 10e6
+    assert row["t_last_ns"] - row["t_first_ns"] >= 60e6
 
 
 def test_a_server_that_sends_no_ids_is_counted_by_its_own_usage(world, tmp_path):
@@ -136,6 +136,12 @@ def test_an_error_within_a_stream_is_told_in_the_servers_words(world, tmp_path):
 def test_a_server_that_dies_while_it_serves_fails_the_run_not_its_requests(world, tmp_path):
     run = run_of("--die", str(first_token(run_of(), 4)), batch_size=5)
     with pytest.raises(LlemError, match="the server ended with status 3"):
+        serve(run, tmp_path, world)
+
+
+def test_a_server_that_dies_a_moment_after_its_engine_fails_the_run_too(world, tmp_path):
+    run = run_of("--die-slowly", str(first_token(run_of(), 4)), batch_size=5)
+    with pytest.raises(LlemError, match="the server ended with status 0"):
         serve(run, tmp_path, world)
 
 
