@@ -17,21 +17,13 @@ import torch
 from torch import Tensor
 
 from llem.records import Phase, RequestStatus
+from llem.serving.decoding import GREEDY, Decoding, greedy
 from llem.serving.log import Log, Stamp
 from llem.serving.replica import Replica
 from llem.serving.requests import Request
 
 # Passes that a GPU may be ahead of the tokens that the host has read.
 CUDA_LAG = 1
-
-
-# The next token of each row: from all ids so far and the logits of the last, (rows, vocabulary).
-Choose = Callable[[Tensor, Tensor], Tensor]
-
-
-def greedy(ids: Tensor, logits: Tensor) -> Tensor:
-    """The likeliest token; of several the first, as `generate` takes it."""
-    return logits.argmax(dim=-1)
 
 
 @dataclass(kw_only=True)
@@ -48,8 +40,7 @@ class _Batch:
     ended: dict[int, tuple[int, RequestStatus]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.live = list(range(len(self.requests)))
-        self._live_in = sum(len(r.tokens) for r in self.requests)
+        self._count(list(range(len(self.requests))))
         self._due: dict[int, set[int]] = {}
         for row, request in enumerate(self.requests):
             self._due.setdefault(request.output_tokens, set()).add(row)
@@ -57,6 +48,22 @@ class _Batch:
     @property
     def done(self) -> bool:
         return not self.live
+
+    def _count(self, live: list[int]) -> None:
+        """Take these rows for those that are live."""
+        self.live = live
+        lengths = [len(self.requests[row].tokens) for row in live]
+        self._live_in = sum(lengths)
+        self._squares_in = sum(n * n for n in lengths)
+
+    def _attended(self, step: int, *, cached: bool) -> int:
+        """Pairs in causal attention of what the live rows read in a pass."""
+        live = len(self.live)
+        now = self._live_in + live * step
+        if step and cached:
+            return now
+        # of a text of n tokens n(n+1)/2
+        return (self._squares_in + 2 * step * self._live_in + live * step * step + now) // 2
 
     def take(self, tokens: list[int], began: Stamp, log: Log, *, cached: bool) -> Stamp:
         """The tokens of the next pass have arrived."""
@@ -71,6 +78,8 @@ class _Batch:
             tokens_in=read,
             tokens_out=live,
             context=self._live_in + live * step,
+            live=live,
+            attended=self._attended(step, cached=cached),
         )
         self.given.append(tokens)
         self.known_ns.append(now[0])
@@ -83,8 +92,7 @@ class _Batch:
             how = RequestStatus.STOPPED if row in stopped else RequestStatus.FINISHED
             self.ended[row] = (step + 1, how)
         if ended or stopped:
-            self.live = [row for row in self.live if row not in self.ended]
-            self._live_in = sum(len(self.requests[row].tokens) for row in self.live)
+            self._count([row for row in self.live if row not in self.ended])
         return now
 
     def tell(self, log: Log) -> list[list[int]]:
@@ -107,7 +115,8 @@ class _Batch:
 
 class Generator:
     """Generates with `model`, in batches. `make_cache` gives the keys' and values' place for so
-    many rows and tokens, None where none are kept; `ends` are the ids that end a text.
+    many rows and tokens, None where none are kept; `decoding` is how tokens are chosen, and where a
+    text ends.
 
     `forward` is what is called in its place (compiled), by default the model itself.
     """
@@ -118,20 +127,19 @@ class Generator:
         *,
         replica: Replica,
         make_cache: Callable[[int, int], Any] | None,
-        choose: Choose = greedy,
-        ends: frozenset[int] = frozenset(),
+        decoding: Decoding = GREEDY,
         forward: Callable[..., Any] | None = None,
     ) -> None:
-        self._forward = forward or model
+        self._forward = model if forward is None else forward
         self._replica = replica
         self._make_cache = make_cache
-        self._choose = choose
-        self._ends = ends
+        self._decoding = decoding
+        self._ends = decoding.ends
         self._device = replica.world.device
         names = set(inspect.signature(model.forward).parameters)
         self._cache_name = "cache" if "cache" in names else "past_key_values"
         self._positions = "position_ids" in names
-        self._keep = {"logits_to_keep": 1} if "logits_to_keep" in names else {}
+        self._keeps = "logits_to_keep" in names
 
     @torch.no_grad()  # type: ignore[untyped-decorator, unused-ignore]
     def generate(self, requests: Sequence[Request], log: Log) -> list[list[int]]:
@@ -145,13 +153,14 @@ class Generator:
         longest = ids.shape[1]
         cache = self._make_cache(len(requests), longest + steps) if self._make_cache else None
         cached = self._make_cache is not None
+        choose = self._decoding.choose(self._padding(requests), prompt_tokens=longest)
         history = inputs = ids
         under_way: deque[Callable[[], list[int]]] = deque()
         leaving = False
         for step in range(steps):
             seen = mask[:, : longest + step] if mask is not None else None
-            logits = self._logits(inputs, seen, cache, cached=cached)
-            token = self._choose(history, logits)
+            logits = self._logits(inputs, seen, cache, cached=cached)[:, -1]
+            token = choose(history, logits)
             if not self._replica.alone:
                 stop = token.new_full((1,), int(log.stopping()))
                 token = self._replica.broadcast(torch.cat((token, stop)))
@@ -159,7 +168,7 @@ class Generator:
                 token = token[:-1]
             else:
                 under_way.append(self._sent(token))
-            if self._choose is not greedy or not cached:
+            if choose is not greedy or not cached:
                 history = torch.cat((history, token[:, None]), dim=1)
             inputs = token[:, None] if cached else history
             lag = CUDA_LAG if self._device.type == "cuda" and step + 1 < steps else 0
@@ -189,16 +198,28 @@ class Generator:
             mask = mask.to(self._device, non_blocking=True)
         return ids.to(self._device, non_blocking=True), mask
 
-    def _logits(self, ids: Tensor, mask: Tensor | None, cache: Any, *, cached: bool) -> Tensor:
+    def _padding(self, requests: Sequence[Request], *, rows: int = 1) -> Tensor | None:
+        """How much of each row is padding, with `rows` of them a request; None: nothing is."""
+        lengths = [len(request.tokens) for request in requests for _ in range(rows)]
+        longest = max(lengths)
+        if min(lengths) == longest:
+            return None
+        return torch.tensor([longest - n for n in lengths]).to(self._device)
+
+    def _logits(
+        self, ids: Tensor, mask: Tensor | None, cache: Any, *, cached: bool, last: int = 1
+    ) -> Tensor:
+        """Those of the `last` places at least, (rows, places, vocabulary)."""
         more: dict[str, Any] = {self._cache_name: cache} if cached else {}
         if mask is not None and self._positions:
             # Of the padding's positions nothing is ever read.
             positions = (mask.cumsum(-1) - 1).clamp_(min=0)
             more["position_ids"] = positions[:, -ids.shape[1] :]
-        found = self._forward(
-            input_ids=ids, attention_mask=mask, use_cache=cached, **more, **self._keep
-        )
-        return found.logits[:, -1]
+        if self._keeps:
+            more["logits_to_keep"] = last
+        found = self._forward(input_ids=ids, attention_mask=mask, use_cache=cached, **more)
+        logits: Tensor = found.logits
+        return logits
 
     def _sent(self, token: Tensor) -> Callable[[], list[int]]:
         """Begin to bring tokens to the host; what is returned waits for them."""

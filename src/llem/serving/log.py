@@ -84,13 +84,18 @@ class Log:
         tokens_in: int,
         tokens_out: int,
         context: int,
+        live: int,
+        attended: int,
     ) -> Stamp:
-        """A forward pass whose tokens are known now; returns this moment, when the next begins."""
+        """A forward pass whose tokens are known now; returns this moment, when the next begins.
+
+        The numbers are those of `llem.records.schema.FORWARDS`.
+        """
         ended = time.monotonic_ns(), self._read()
         kind = Phase.WARMUP if self.warmup else phase
         self._passes.append(
             (self.forwards, batch, began[0], ended[0], sequences, tokens_in, tokens_out, context,
-             began[1], ended[1], kind)
+             began[1], ended[1], kind, live, attended)
         )  # fmt: skip
         self.forwards += 1
         self.tokens_out += tokens_out

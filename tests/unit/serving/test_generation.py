@@ -3,76 +3,22 @@
 import pytest
 
 pytest.importorskip("torch", reason="torch is not installed")
-transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+pytest.importorskip("transformers", reason="transformers is not installed")
 
-import torch  # noqa: E402
-from deployments import serving  # noqa: E402
+from deployments import serving
+from served import LENGTHS, backend_of, columns, reference, served
 
-from llem.records import Phase, RequestStatus  # noqa: E402
-from llem.serving.log import Log  # noqa: E402
-from llem.serving.replica import Replica  # noqa: E402
-from llem.serving.requests import make_requests  # noqa: E402
-from llem.serving.transformers_backend import TransformersBackend  # noqa: E402
-from llem.training.pulse import NoCounter  # noqa: E402
-from llem.training.world import start_world  # noqa: E402
-
-LENGTHS = [3, 9, 1, 9, 6]
-
-
-class Kept:
-    """A record of the test: rows in memory."""
-
-    def __init__(self):
-        self.rows = {"forwards": [], "requests": [], "tokens": [], "spans": []}
-
-    def append(self, table, row):
-        self.rows[table].append(row)
-
-    def append_rows(self, table, rows):
-        self.rows[table].extend(rows)
+from llem.records import Phase, RequestStatus
+from llem.serving.replica import Replica
+from llem.serving.requests import make_requests
+from llem.serving.transformers_backend import TransformersBackend
+from llem.training.world import start_world
 
 
 @pytest.fixture(scope="module")
 def world():
     with start_world() as found:
         yield found
-
-
-def backend_of(world, *, lengths=LENGTHS, output_tokens=8, **options):
-    run = serving(
-        options={"batch_size": len(lengths), **options},
-        prompts={"count": len(lengths), "input_tokens": 9, "output_tokens": output_tokens},
-    )
-    backend = TransformersBackend(run, Replica(world, ranks=1))
-    backend.load()
-    requests = [
-        type(r)(number=r.number, prompt=r.prompt, tokens=r.tokens[: lengths[r.number]],
-                output_tokens=r.output_tokens)
-        for r in make_requests(run, backend.tokenizer)
-    ]  # fmt: skip
-    return backend, requests
-
-
-def served(backend, requests, *, seed=0, **log):
-    kept = Kept()
-    torch.manual_seed(seed)
-    told = Log(kept, counter=NoCounter(), **log)
-    tokens = backend._generator.generate(requests, told)
-    told.hand_over()
-    return tokens, kept
-
-
-def reference(model, requests, *, seed=0, **generation):
-    """What `generate` gives each request, its own padding on the left."""
-    longest = max(len(r.tokens) for r in requests)
-    ids = torch.tensor([[0] * (longest - len(r.tokens)) + list(r.tokens) for r in requests])
-    mask = torch.tensor([[0] * (longest - len(r.tokens)) + [1] * len(r.tokens) for r in requests])
-    torch.manual_seed(seed)
-    config = transformers.GenerationConfig(
-        max_new_tokens=max(r.output_tokens for r in requests), pad_token_id=0, **generation
-    )
-    found = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
-    return [row[longest:].tolist() for row in found]
 
 
 @pytest.mark.parametrize("lengths", [[9, 9, 9], LENGTHS])
@@ -142,12 +88,24 @@ def test_every_pass_is_recorded_with_what_it_read_and_gave(world):
     assert [row[5] for row in rows] == [total, count, count, count]
     assert [row[6] for row in rows] == [count] * 4
     assert [row[7] for row in rows] == [total + count * i for i in range(4)]
+    assert [row[11] for row in rows] == [count] * 4
+    assert [row[12] for row in rows] == [sum(n * (n + 1) // 2 for n in LENGTHS),
+                                         *(total + count * i for i in (1, 2, 3))]  # fmt: skip
     assert [row[10] for row in rows] == [Phase.PREFILL] + [Phase.DECODE] * 3
     # Each begins where the one before it ended.
     assert [row[2] for row in rows[1:]] == [row[3] for row in rows[:-1]]
     for request, row in zip(requests, kept.rows["requests"], strict=True):
         assert row[3:5] == (len(request.tokens), 4)
         assert row[6:9] == (rows[0][2], rows[0][3], rows[-1][3])
+
+
+def test_a_pass_without_a_cache_computes_every_text_again(world):
+    backend, requests = backend_of(world, output_tokens=3, kv_cache=False)
+    _, kept = served(backend, requests)
+    for step, row in enumerate(columns(kept)):
+        lengths = [n + step for n in LENGTHS]
+        assert row["tokens_in"] == row["context"] == sum(lengths)
+        assert row["attended"] == sum(n * (n + 1) // 2 for n in lengths)
 
 
 def test_the_warm_up_leaves_no_requests_and_its_passes_have_its_phase(world):

@@ -202,23 +202,25 @@ def test_half_precision_takes_half_the_memory_of_weights(world, tmp_path):
         ({"quantisation": "nf4"}, "options.quantisation: 'nf4' needs bitsandbytes"),
         ({"attention": "flash_attention_2"}, "options.attention: 'flash_attention_2' runs on GPUs"),
         ({"cache": "offloaded"}, "options.cache: 'offloaded' moves keys and values"),
-        ({"beams": 4}, "options.beams"),
+        ({"beams": 4, "sample": True}, "options.beams: a beam search looks for the likeliest"),
+        ({"tf32": True}, "options.tf32: TF32 is of GPUs"),
+        ({"quantisation": "quanto-int4"}, "options.quantisation: 'quanto-int4' needs optimum"),
     ],
 )
 def test_what_cannot_be_had_here_is_refused_before_anything_is_loaded(
     world, tmp_path, options, said, monkeypatch
 ):
-    import llem.serving.transformers_backend as module
+    import llem.serving.abilities as module
 
-    real = module.find_spec
-    monkeypatch.setattr(module, "find_spec", lambda n: None if n == "bitsandbytes" else real(n))
+    real, absent = module.find_spec, ("bitsandbytes", "optimum.quanto")
+    monkeypatch.setattr(module, "find_spec", lambda n: None if n in absent else real(n))
     with pytest.raises(InputError) as error:
         serve_run(serving(options=options), attempt_dir=tmp_path / "a", world=world, meta={})
     assert said in str(error.value) and not (tmp_path / "a").exists()
 
 
 def test_a_package_that_is_missing_is_named_with_what_installs_it(world, monkeypatch):
-    import llem.serving.transformers_backend as module
+    import llem.serving.abilities as module
 
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     with pytest.raises(UnavailableError, match="torch and transformers") as error:
