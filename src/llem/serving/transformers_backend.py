@@ -21,6 +21,7 @@ from llem.serving.batching import Batching, Queue
 from llem.serving.log import Log
 from llem.serving.replica import Replica
 from llem.serving.requests import Request, Tokenizer
+from llem.serving.splitting import split_over
 from llem.serving.tokenizers import tokenizer_of
 
 # What transformers raises where it cannot make or load a model as asked.
@@ -207,13 +208,15 @@ class TransformersBackend:
         world = self.replica.world
         more: dict[str, Any] = {**self._attention(), **quantising(self.options, precision)}
         more["dtype"] = getattr(torch, PRECISIONS[precision]) if precision else "auto"
+        kind: Any = AutoModelForCausalLM
         if self.replica.size > 1:
-            more |= _split(self.replica.size)
+            kind, split = split_over(self.replica, self.config)
+            more |= split
         elif self.options.get("device_map"):
             more["device_map"] = self.options["device_map"]
         elif self.options.get("quantisation"):
             more["device_map"] = {"": world.device}
-        made = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, **more)
+        made = kind.from_pretrained(folder, local_files_only=True, **more)
         if self.replica.size == 1 and "device_map" not in more:
             made = made.to(world.device)
         return made
@@ -318,13 +321,3 @@ def _config(model: ServedModel) -> Any:
         text = f"transformers has no causal model of type {config.model_type!r}"
         raise InputError(f"model {model.name}", [Fault("model_type", text)])
     return config
-
-
-def _split(ranks: int) -> dict[str, Any]:
-    """What tells transformers to split every layer over all ranks, by the model's own plan."""
-    try:
-        from transformers.distributed import DistributedConfig
-
-        return {"distributed_config": DistributedConfig(tp_size=ranks)}
-    except (ImportError, TypeError):  # before 5.13
-        return {"tp_plan": "auto"}

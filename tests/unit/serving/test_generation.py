@@ -6,7 +6,7 @@ pytest.importorskip("torch", reason="torch is not installed")
 pytest.importorskip("transformers", reason="transformers is not installed")
 
 from deployments import serving
-from served import LENGTHS, backend_of, columns, reference, served
+from served import LENGTHS, backend_of, columns, cut, ending_with, reference, served
 
 from llem.records import Phase, RequestStatus
 from llem.serving.replica import Replica
@@ -31,11 +31,15 @@ def world():
         {"attention": "eager"},
         {"precision": "bf16"},
         {"repetition_penalty": 1.7},
+        {"no_repeat_ngram": 1},
+        {"no_repeat_ngram": 2, "repetition_penalty": 0.6},
     ],
 )
 def test_greedy_tokens_are_those_of_generate(world, lengths, options):
     backend, requests = backend_of(world, lengths=lengths, **options)
-    more = {"repetition_penalty": 1.7} if "repetition_penalty" in options else {}
+    more = {k: v for k, v in options.items() if k == "repetition_penalty"}
+    if "no_repeat_ngram" in options:
+        more["no_repeat_ngram_size"] = options["no_repeat_ngram"]
     if options.get("cache") == "static":
         more["cache_implementation"] = "static"
     if options.get("kv_cache") is False:
@@ -45,16 +49,49 @@ def test_greedy_tokens_are_those_of_generate(world, lengths, options):
     assert len({tuple(row) for row in expected}) > 1  # else nothing would be compared
 
 
-def test_sampled_tokens_are_those_of_generate_with_the_same_seed(world):
-    options = {"sample": True, "temperature": 0.8, "top_k": 40, "top_p": 0.9, "min_p": 0.001}
-    backend, requests = backend_of(world, **options)
-    more = {k: v for k, v in options.items() if k != "sample"}
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 0.8, "top_k": 40, "top_p": 0.9, "min_p": 0.001},
+        {"typical_p": 0.3},
+        {"temperature": 2.0, "top_k": 5, "repetition_penalty": 1.4},
+        {"top_p": 0.2},
+        {"min_p": 0.9},
+        {},
+    ],
+)
+def test_sampled_tokens_are_those_of_generate_with_the_same_seed(world, options):
+    backend, requests = backend_of(world, sample=True, **options)
+    more = {"top_k": 50, **options}
     for seed in (1, 2):
         expected = reference(
             backend.model, requests, seed=seed, do_sample=True, eos_token_id=None, **more
         )
         assert served(backend, requests, seed=seed)[0] == expected
     assert expected != served(backend, requests, seed=3)[0]
+
+
+def test_padding_is_no_part_of_a_text(world):
+    """A prompt's text is the same alone and beside a longer one, whatever id it is padded with."""
+    options = {"repetition_penalty": 3.0, "no_repeat_ngram": 1}
+    backend, requests = backend_of(world, lengths=[3, 9], **options)
+    together, _ = served(backend, requests)
+    for request, text in zip(requests, together, strict=True):
+        assert served(backend, [request])[0] == [text]
+
+
+@pytest.mark.parametrize("least", [1, 5, 12])
+def test_no_text_ends_before_it_may(world, least):
+    backend, requests = backend_of(world, output_tokens=12, min_tokens=least, ignore_eos=False)
+    free, _ = served(backend, requests)
+    ends = {text[2] for text in free}
+    ending_with(backend, ends)
+    expected = reference(
+        backend.model, requests, do_sample=False, eos_token_id=sorted(ends), min_new_tokens=least
+    )
+    found, _ = served(backend, requests)
+    assert found == [cut(text, ends) for text in expected]
+    assert least <= min(map(len, found)) <= max(3, least)
 
 
 def test_a_text_ends_where_the_model_ends_it(world):

@@ -308,6 +308,41 @@ def test_ranks_that_split_a_model_record_one_set_of_requests(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("more", [{}, {"beams": 2}, {"prompt_lookup_tokens": 3, "batch_size": 1}])
+def test_replicas_that_are_split_give_the_logits_of_the_whole_model(tmp_path, more):
+    """Four ranks: two replicas of two, each with half of the requests."""
+    options = {"batch_size": 4, **more}
+    config = {"vocab_size": 4096}
+    (tmp_path / "one").mkdir()
+    [whole] = start(tmp_path / "one", 1, tokens=True, options=options, config=config)
+    told = start(
+        tmp_path, 4, tokens=True, options={**options, "tensor_parallel": 2}, config=config,
+        layout={"gpus_per_node": 4},
+    )  # fmt: skip
+    assert [t["replica"] for t in told] == [0, 0, 1, 1]
+    for rank in told:
+        assert rank["held"] < 0.8 * whole["held"]
+        assert np.allclose(rank["logits"], whole["logits"], rtol=1e-4, atol=1e-5)
+        assert rank["tokens"] == whole["tokens"]
+
+
+@pytest.mark.slow
+def test_replicas_that_are_split_record_their_own_requests_and_all_devices(tmp_path):
+    told = start(
+        tmp_path, 4, options={"batch_size": 2, "tensor_parallel": 2}, prompts={"count": 7},
+        layout={"gpus_per_node": 4}, arrival={"kind": "poisson", "rate": 500.0},
+    )  # fmt: skip
+    assert [t["step"] for t in told] == [7] * 4 and told[0]["replicas"] == 2
+    assert told[0]["tokens_out"] == 7 * 7
+    records = [read_rank(tmp_path / "attempt-1" / f"rank-{rank:05d}.h5") for rank in range(4)]
+    assert [r.requests["request"].tolist() for r in records] == [[0, 2, 4, 6], [], [1, 3, 5], []]
+    assert [r.meta["replica"] for r in records] == [0, 0, 1, 1]
+    for lead, other in ((0, 1), (2, 3)):
+        for column in ("batch", "sequences", "live", "tokens_in", "tokens_out", "phase"):
+            assert (records[lead].forwards[column] == records[other].forwards[column]).all()
+
+
+@pytest.mark.slow
 def test_a_split_that_the_ranks_cannot_make_is_refused_on_every_rank(tmp_path):
     told = start(tmp_path, 2, options={"tensor_parallel": 4}, layout={"gpus_per_node": 2})
     assert all("2 rank(s) cannot be divided into replicas of 4" in t["error"] for t in told)
