@@ -19,21 +19,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from llem.records import Phase, RequestStatus
+from llem.serving.decoding import GREEDY, Decoding, greedy
 from llem.serving.log import Log, Stamp
 from llem.serving.replica import Replica
 from llem.serving.requests import Request
 
 # Passes that a GPU may be ahead of the tokens that the host has read.
 CUDA_LAG = 1
-
-
-# The next token of each row: from all ids so far and the logits of the last, (rows, vocabulary).
-Choose = Callable[[Tensor, Tensor], Tensor]
-
-
-def greedy(ids: Tensor, logits: Tensor) -> Tensor:
-    """The likeliest token; of several the first, as `generate` takes it."""
-    return logits.argmax(dim=-1)
 
 
 @dataclass(kw_only=True)
@@ -65,16 +57,21 @@ class _Batch:
     def _go_on(self, live: list[int], began: Stamp) -> None:
         """The passes that follow have these rows live."""
         self.live = live
-        rows, length = len(live), sum(len(self.requests[row].tokens) for row in live)
+        lengths = [len(self.requests[row].tokens) for row in live]
+        rows, length, squares = len(live), sum(lengths), sum(n * n for n in lengths)
         given, ends, cached = self.given, self.ends, self.cached
 
         def counts(steps: NDArray[np.int64]) -> dict[str, NDArray[np.int64] | int]:
             context = length + rows * steps
+            # Of a text of n tokens n(n + 1)/2 pairs, of its last token n.
+            whole = (squares + 2 * steps * length + rows * steps * steps + context) // 2
             return {
                 "phase": np.where(steps, Phase.DECODE, Phase.PREFILL),
                 "tokens_in": np.where(steps, rows, length) if cached else context,
                 "tokens_out": rows,
                 "context": context,
+                "live": rows,
+                "attended": np.where(steps, context, whole) if cached else whole,
             }
 
         ended = self.log.passes(
@@ -130,7 +127,8 @@ class _Batch:
 
 class Generator:
     """Generates with `model`, in batches. `make_cache` gives the keys' and values' place for so
-    many rows and tokens, None where none are kept; `ends` are the ids that end a text.
+    many rows and tokens, None where none are kept; `decoding` is how tokens are chosen, and where a
+    text ends.
 
     `forward` is what is called in its place (compiled), by default the model itself.
     """
@@ -141,20 +139,19 @@ class Generator:
         *,
         replica: Replica,
         make_cache: Callable[[int, int], Any] | None,
-        choose: Choose = greedy,
-        ends: frozenset[int] = frozenset(),
+        decoding: Decoding = GREEDY,
         forward: Callable[..., Any] | None = None,
     ) -> None:
-        self._forward = forward or model
+        self._forward = model if forward is None else forward
         self._replica = replica
         self._make_cache = make_cache
-        self._choose = choose
-        self._ends = ends
+        self._decoding = decoding
+        self._ends = decoding.ends
         self._device = replica.world.device
         names = set(inspect.signature(model.forward).parameters)
         self._cache_name = "cache" if "cache" in names else "past_key_values"
         self._positions = "position_ids" in names
-        self._keep = {"logits_to_keep": 1} if "logits_to_keep" in names else {}
+        self._keeps = "logits_to_keep" in names
 
     @torch.no_grad()  # type: ignore[untyped-decorator, unused-ignore]
     def generate(self, requests: Sequence[Request], log: Log) -> list[list[int]]:
@@ -168,11 +165,10 @@ class Generator:
         ids, mask = self._padded(requests, steps)
         longest = ids.shape[1]
         cache = self._make_cache(len(requests), longest + steps) if self._make_cache else None
-        more: dict[str, Any] = {"use_cache": cached, **self._keep}
-        if cached:
-            more[self._cache_name] = cache
+        choose = self._decoding.choose(self._padding(requests), prompt_tokens=longest)
+        more = self._asked(None, cache, read=longest)
         # Bound before the passes: what the loop looks up comes from cold memory each time.
-        forward, choose = self._forward, self._choose
+        forward = self._forward
         lag = CUDA_LAG if self._device.type == "cuda" else 0
         direct = alone and not lag
         keeps = choose is not greedy or not cached
@@ -181,7 +177,7 @@ class Generator:
         over = False
         for step in range(steps):
             if mask is not None:
-                more |= self._masked(mask[:, : longest + step], inputs.shape[1])
+                more = self._asked(mask[:, : longest + step], cache, read=inputs.shape[1])
             token = choose(history, forward(input_ids=inputs, **more).logits[:, -1])
             if direct:
                 over = batch.take(token.tolist())
@@ -219,13 +215,35 @@ class Generator:
             mask = mask.to(self._device, non_blocking=True)
         return ids.to(self._device, non_blocking=True), mask
 
-    def _masked(self, mask: Tensor, read: int) -> dict[str, Any]:
-        """What a pass that reads so many tokens of each row is told of padding."""
-        if not self._positions:
-            return {"attention_mask": mask}
-        # Of the padding's positions nothing is ever read.
-        positions = (mask.cumsum(-1) - 1).clamp_(min=0)
-        return {"attention_mask": mask, "position_ids": positions[:, -read:]}
+    def _padding(self, requests: Sequence[Request], *, rows: int = 1) -> Tensor | None:
+        """How much of each row is padding, with `rows` of them a request; None: nothing is."""
+        lengths = [len(request.tokens) for request in requests for _ in range(rows)]
+        longest = max(lengths)
+        if min(lengths) == longest:
+            return None
+        return torch.tensor([longest - n for n in lengths]).to(self._device)
+
+    def _asked(
+        self, mask: Tensor | None, cache: Any, *, read: int, last: int = 1
+    ) -> dict[str, Any]:
+        """What a pass that reads so many tokens of each row is asked for beside them: the logits of
+        the `last` places at least."""
+        cached = self._make_cache is not None
+        more: dict[str, Any] = {"attention_mask": mask, "use_cache": cached}
+        if cached:
+            more[self._cache_name] = cache
+        if mask is not None and self._positions:
+            # Of the padding's positions nothing is ever read.
+            more["position_ids"] = (mask.cumsum(-1) - 1).clamp_(min=0)[:, -read:]
+        if self._keeps:
+            more["logits_to_keep"] = last
+        return more
+
+    def _logits(self, ids: Tensor, mask: Tensor | None, cache: Any, *, last: int = 1) -> Tensor:
+        """Those of the `last` places at least, (rows, places, vocabulary)."""
+        more = self._asked(mask, cache, read=ids.shape[1], last=last)
+        logits: Tensor = self._forward(input_ids=ids, **more).logits
+        return logits
 
     def _sent(self, token: Tensor) -> Callable[[], list[int]]:
         """Begin to bring tokens to the host; what is returned waits for them."""

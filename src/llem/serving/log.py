@@ -118,12 +118,17 @@ class Log:
         tokens_in: int,
         tokens_out: int,
         context: int,
+        live: int,
+        attended: int,
     ) -> Stamp:
-        """A forward pass whose tokens are known now; returns this moment, when the next begins."""
+        """A forward pass whose tokens are known now; returns this moment, when the next begins.
+
+        The numbers are those of `llem.records.schema.FORWARDS`.
+        """
         ended = time.monotonic_ns(), self._read()
         self._passes.append(
             (0, batch, began[0], ended[0], sequences, tokens_in, tokens_out, context, began[1],
-             ended[1], phase)
+             ended[1], phase, live, attended)
         )  # fmt: skip
         if ended[0] >= self._next_told_ns:
             self._tell(ended)
@@ -241,6 +246,10 @@ class Log:
 
     def wait_until(self, at_s: float) -> None:
         """Wait for an arrival; a moment at most, so that a signal to leave is not slept through."""
+        if time.monotonic_ns() >= self._next_told_ns:
+            # Nothing may come for long: what was recorded is on disk by then.
+            self._tell(self.now())
+            self._record.flush()
         time.sleep(max(0.0, min(at_s - self.now_s(), 0.1)))
 
     def left(self, requests: Sequence[Request]) -> None:
