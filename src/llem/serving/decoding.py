@@ -95,7 +95,9 @@ class Decoding:
             steps.append(_of_texts(penalty, padded, prompt_tokens, fill=None))
         if self.no_repeat_ngram:
             repeated = NoRepeatNGramLogitsProcessor(self.no_repeat_ngram)
-            steps.append(_of_texts(repeated, padded, prompt_tokens, fill=NO_TOKEN))
+            # Of single tokens it forbids each that is there: there, no other may be.
+            fill = NO_TOKEN if self.no_repeat_ngram > 1 else None
+            steps.append(_of_texts(repeated, padded, prompt_tokens, fill=fill))
         if self._held_back:
             steps.append(self._hold_back(prompt_tokens))
         return steps

@@ -234,6 +234,9 @@ class TransformersBackend:
 
         options, forward = self.options, None
         if options.get("compile"):
+            # Of a function so many forms are compiled and no more, those of runs before this one
+            # included: what comes then would not be compiled, without a word.
+            torch._dynamo.reset()
             mode = options.get("compile_mode")
             forward = torch.compile(
                 self.model,

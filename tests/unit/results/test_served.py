@@ -179,6 +179,28 @@ def test_a_server_is_measured_by_its_tokens_and_prefill_is_not_told_from_decode(
     assert row.ttft_p50_s == pytest.approx(np.percentile([0.5, 0.6], 50))
 
 
+def test_replicas_that_are_split_count_each_device_and_each_request_once(planted, course):
+    """Four ranks, two replicas of two: the first of each says what was served."""
+    its = course()
+    planted.serving(course=its, per_node=4)
+    uuids = [f"GPU-{rank}" for rank in range(4)]
+    for rank in range(4):
+        planted.served_rank(course=its, rank=rank, world=4, requests=rank % 2 == 0,
+                            replica=rank // 2, replicas=2, device_uuid=uuids[rank])  # fmt: skip
+    planted.node(devices=uuids, power_w=its.power_w, to_s=its.end_s + 1)
+    planted.end(window_s=(0.0, its.end_s + 0.5), ranks=4)
+    row, _ = the_row(planted.folder)
+    assert (row.ranks, row.replicas, row.devices, row.requests) == (4, 2, 4, 2 * its.requests)
+    assert row.tokens_out == 2 * its.requests * its.tokens_out
+    # Ranks without requests know nothing of when there were none: all time of the window counts.
+    window_s = its.end_s - its.begin_s
+    joules = its.joules("prefill", "decode", "serve", "idle")
+    assert row.duration_s == pytest.approx(window_s)
+    assert row.energy_j == pytest.approx(4 * joules)
+    one = 2 * its.requests * its.tokens_in * 8000.0
+    assert one < row.flops_computed < 2 * one  # of one rank of each replica
+
+
 def passes_of(planted, host, own_clock, forwards, request, *, its):
     """A run of one request with these passes: (from s, to s, phase, the numbers that it counts)."""
     here = host()
