@@ -6,7 +6,7 @@ what it really did, the backend tells itself when it has loaded, and the end rec
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
@@ -14,6 +14,19 @@ from typing import Any
 from llem.errors import Fault, InputError, did_you_mean
 
 PRECISIONS = ("fp32", "bf16", "fp16")
+
+
+@dataclass(frozen=True)
+class AtLeast:
+    """The whole numbers from `least` on, as what an option needs another to be."""
+
+    least: int
+
+    def __contains__(self, value: object) -> bool:
+        return type(value) is int and value >= self.least
+
+
+ANY, SEVERAL = AtLeast(1), AtLeast(2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +41,11 @@ class Option:
     name: str
     kind: str
     help: str
-    choices: tuple[str, ...] = ()
+    choices: tuple[Any, ...] = ()
     least: float | None = None
     most: float | None = None
     becomes: Any = None
-    needs: tuple[tuple[str, tuple[Any, ...]], ...] = ()
+    needs: tuple[tuple[str, Container[Any]], ...] = ()
 
     def read(self, value: Any) -> Any:
         """The value as the option's own type. Raises ValueError with what is expected."""
@@ -43,12 +56,12 @@ class Option:
                 return value
             raise ValueError(f"{value!r} is neither true nor false")
         if self.kind == "choice":
-            if value in self.choices and not isinstance(value, bool):
+            if any(value == choice and type(value) is type(choice) for choice in self.choices):
                 return value
-            near = did_you_mean(str(value), self.choices)
+            known = [str(c).lower() if isinstance(c, bool) else str(c) for c in self.choices]
+            near = did_you_mean(str(value), known)
             raise ValueError(
-                f"{value!r} is not one of {', '.join(self.choices)}"
-                + (f" ({near})" if near else "")
+                f"{value!r} is not one of {', '.join(known)}" + (f" ({near})" if near else "")
             )
         if self.kind == "text":
             if isinstance(value, str) and value and "\0" not in value:
@@ -93,8 +106,16 @@ def _sampling(**becomes: Any) -> tuple[Option, ...]:
 TRANSFORMERS = (
     Option(name="precision", kind="choice", choices=PRECISIONS,
            help="of weights and activations; null: the model's own"),
-    Option(name="quantisation", kind="choice", choices=("int8", "nf4", "fp4"),
-           help="of the weights, by bitsandbytes"),
+    Option(name="quantisation", kind="choice",
+           choices=("int8", "nf4", "fp4", "torchao-int8", "torchao-int4", "quanto-int8",
+                    "quanto-int4"),
+           help="of the weights: int8, nf4 and fp4 by bitsandbytes, the others by what they name"),
+    Option(name="double_quantisation", kind="bool", becomes=False,
+           needs=(("quantisation", ("nf4", "fp4")),),
+           help="quantise the scales of the weights too"),
+    Option(name="tf32", kind="bool", becomes=False,
+           needs=(("precision", ("fp32",)),),
+           help="products of fp32 in TF32, on GPUs that have it"),
     Option(name="batch_size", kind="int", least=1, becomes=1,
            help="most requests in a batch"),
     Option(name="batching", kind="choice", choices=("static", "sorted", "dynamic"),
@@ -112,19 +133,41 @@ TRANSFORMERS = (
     Option(name="compile_mode", kind="choice", becomes="default",
            choices=("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
            needs=(("compile", (True,)),), help="the mode of torch.compile"),
+    Option(name="compile_backend", kind="text", becomes="inductor",
+           needs=(("compile", (True,)),), help="the backend of torch.compile"),
     Option(name="kv_cache", kind="bool", becomes=True,
            help="keep keys and values; false: compute them again for each token"),
     Option(name="cache", kind="choice", choices=("dynamic", "static", "offloaded", "quantized"),
            becomes="dynamic", needs=(("kv_cache", (True,)),), help="how keys and values are kept"),
-    Option(name="beams", kind="int", least=1, becomes=1, help="beams of a beam search"),
+    Option(name="cache_bits", kind="choice", choices=(2, 4), becomes=4,
+           needs=(("cache", ("quantized",)),), help="of a number in a quantised cache"),
+    Option(name="beams", kind="int", least=1, becomes=1,
+           help="texts that a beam search follows at a time, for each request"),
+    Option(name="length_penalty", kind="float", least=-100, most=100, becomes=1.0,
+           needs=(("beams", SEVERAL),),
+           help="a text's log likelihood is divided by its length to this power"),
+    Option(name="early_stopping", kind="choice", choices=(False, True, "never"), becomes=False,
+           needs=(("beams", SEVERAL),),
+           help="true: a search ends with as many ended texts as beams; false: when it is unlikely "
+                "that a better one comes; never: when none can"),
     Option(name="prompt_lookup_tokens", kind="int", least=1,
-           help="guess so many tokens from the prompt, and check them at once"),
+           help="guess so many tokens from the text so far, and check them in one pass"),
+    Option(name="prompt_lookup_ngram", kind="int", least=1, becomes=2,
+           needs=(("prompt_lookup_tokens", ANY),),
+           help="most tokens at a text's end that are looked up in it"),
     Option(name="tensor_parallel", kind="int", least=1, becomes=1,
            help="GPUs that split each layer of a replica"),
     Option(name="device_map", kind="choice",
            choices=("auto", "balanced", "sequential"),
            help="one process spreads the layers over the GPUs of its node, by accelerate"),
     *_sampling(top_k=50),
+    Option(name="typical_p", kind="float", least=1e-6, most=1, becomes=1.0,
+           needs=(("sample", (True,)),),
+           help="draw among the tokens of this mass whose information is nearest to the expected"),
+    Option(name="no_repeat_ngram", kind="int", least=1,
+           help="no run of so many tokens comes twice in a text, its prompt included"),
+    Option(name="min_tokens", kind="int", least=1, needs=(("ignore_eos", (False,)),),
+           help="a text ends after so many tokens at the earliest"),
 )  # fmt: skip
 
 _SERVER_SIZES = (

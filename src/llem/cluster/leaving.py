@@ -45,7 +45,7 @@ class Leaving:
         self._leave_at_s = float(environ.get("LLEM_LEAVE_AT") or "inf")
         self._parent = os.getppid() if "SLURM_JOB_ID" not in environ else None
         self._now_s = now_s
-        self._next_poll_s = 0.0
+        self._next_look_s = 0.0
         self.reason: str | None = None
         self.looks = False
         self.later: Callable[[], bool] = lambda: False
@@ -60,15 +60,14 @@ class Leaving:
         self.reason = self.reason or STOP_REASONS["signal"] + signal.Signals(number).name
 
     def why(self) -> str | None:
-        """The reason to leave, if there is one by now."""
-        if self.reason is None:
-            now_s = self._now_s()
+        """The reason to leave, if there is one by now. Costs next to nothing between two looks."""
+        if self.reason is None and (now_s := self._now_s()) >= self._next_look_s:
+            self._next_look_s = min(now_s + POLL_S, self._leave_at_s)
             if now_s >= self._leave_at_s:
                 self.reason = STOP_REASONS["time-limit"]
             elif self._parent is not None and os.getppid() != self._parent:
                 self.reason = STOP_REASONS["starter-gone"]
-            elif self.looks and now_s >= self._next_poll_s:
-                self._next_poll_s = now_s + POLL_S
+            elif self.looks:
                 self.reason = self._look()
         return self.reason
 

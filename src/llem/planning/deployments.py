@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
 from llem.campaign import Arrival, Deployment, Layout, Prompts, ServedModel, Site
+from llem.campaign.conflicts import conflicts
 from llem.campaign.options import effective_options
 from llem.campaign.study import ArrivalChoice, PromptChoice, Rule
 from llem.campaign.sweep import Setting, matches
@@ -71,7 +72,8 @@ def expand(
     Excluded are those that a rule names, and those that do not fit into memory even if they need
     two standard errors less than is expected. Of deployments
     that llem knows to be the same the first is kept. Raises InputError where a parallelism, a
-    layout or a text's length fits neither model nor site: once for each way in which it does not.
+    layout or a text's length fits neither model nor site, and where options contradict each other:
+    once for each way in which they do.
     """
     varied = _varied(settings)
     made = _Expansion(
@@ -127,7 +129,12 @@ class _Expansion:
                     self.excluded.append(Excluded(self._what(values), rule.reason, "rule"))
                     return
         layout = self._layout(setting, effective, model)
-        if layout is None or not self._long_enough(setting, model, prompts):
+        wrong = list(conflicts(setting.backend, effective, model=model, prompts=prompts))
+        for fault in wrong:
+            hint = f"{fault.hint}; or exclude both together by a rule"
+            self.faults[replace(fault, hint=hint)] = None
+        fits = self._long_enough(setting, model, prompts)
+        if layout is None or wrong or not fits:
             return
         arrival = self._arrival(setting.arrival)
         same = (model.digest, setting.backend, tuple(effective.items()), prompts, arrival, layout)
@@ -225,6 +232,15 @@ class _Expansion:
             text = f"{product} GPUs a replica do not divide the {nodes} x {ranks} of the layout"
             fitting = [n for n in range(1, nodes * ranks + 1) if nodes * ranks % n == 0]
             return Fault(path, text, f"one of {', '.join(map(str, fitting))}, or leave out layout")
+        if (straddling := (ranks % parts if parts <= ranks else parts % ranks)) and nodes > 1:
+            text = f"{product} GPUs a replica on nodes of {ranks} each: some replica would have "
+            text += f"{straddling} of its GPUs on a node that it shares"
+            fitting = [
+                n
+                for n in range(1, nodes * ranks + 1)
+                if (ranks % n == 0 if n <= ranks else nodes * ranks % n == n % ranks == 0)
+            ]
+            return Fault(path, text, f"one of {', '.join(map(str, fitting))}, or another layout")
         if model.heads % tensor or (model.kv_heads % tensor and tensor % model.kv_heads):
             text = (
                 f"{tensor} does not divide the {model.heads} heads ({model.kv_heads} of keys and "

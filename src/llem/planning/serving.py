@@ -15,7 +15,12 @@ from llem.planning.servinglaw import Passes, ServingLaw
 
 BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0}
 QUANTISED = {"int8": 1.0, "nf4": 0.56, "fp4": 0.56, "fp8": 1.0, "nvfp4": 0.56, "w8a16": 1.0,
-             "int8_sq": 1.0, "w4a16_awq": 0.56, "awq": 0.56, "gptq": 0.56}  # fmt: skip
+             "int8_sq": 1.0, "w4a16_awq": 0.56, "awq": 0.56, "gptq": 0.56, "torchao-int8": 1.0,
+             "torchao-int4": 0.56, "quanto-int8": 1.0, "quanto-int4": 0.56}  # fmt: skip
+# A quantised cache of transformers keeps a scale and a zero for each group of 64 numbers, and the
+# newest tokens, up to so many, as they are.
+SCALES = 2 / 64
+RESIDUAL_TOKENS = 128
 # Sequences in a step of a server that was given no limit.
 SERVER_BATCH = 256
 # Random weights are drawn on the host in fp32, so many bytes a second.
@@ -91,6 +96,10 @@ def memory_of_serving(
     growing = GROWING_CPU if device.cpu else GROWING_GPU
     if deployment.effective.get("cache") == "static":
         growing = 1.0
+    if deployment.effective.get("cache") == "quantized":
+        kept = min(cached, float(RESIDUAL_TOKENS))
+        bits = int(deployment.effective.get("cache_bits") or 4)
+        cached = kept + (cached - kept) * (bits / 8 / each + SCALES)
     made = device.cpu and model.source == "config" and each < BYTES["fp32"]
     passed = ACTIVATIONS_CPU if device.cpu else ACTIVATIONS_GPU
     return ServingMemory(

@@ -20,6 +20,7 @@ from llem.records.reader import (
 )
 from llem.records.schema import (
     DOMAINS,
+    ENGINE,
     FORWARDS,
     QUALITIES,
     REQUESTS,
@@ -50,6 +51,7 @@ from llem.records.writer import (
 
 __all__ = [
     "DOMAINS",
+    "ENGINE",
     "FORWARDS",
     "QUALITIES",
     "REQUESTS",

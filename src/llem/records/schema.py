@@ -78,10 +78,12 @@ REQUESTS = np.dtype(
     ]
 )
 
-# One row per forward pass of a rank. `sequences` is how many rows the batch had, finished ones
-# included; `tokens_in` are tokens of requests that it read (no padding), `tokens_out` those that it
-# gave to requests, `context` the summed length of the live sequences after it. The token of a
-# request that a forward gave is known at its `t1_ns`. e*_mj as in STEPS. `batch` of the warm-up is
+# One row per forward pass of a rank. `sequences` is how many rows the batch had, `live` how many of
+# them belonged to requests that were not finished (of a beam search each request has several).
+# `tokens_in` are tokens that it computed in live rows (no padding; guessed ones that were wrong are
+# among them), `attended` the pairs of one of them and a token that it attended to, `tokens_out`
+# tokens that it gave to requests, `context` the summed length of the live rows after it. The
+# tokens that a forward gave are known at its `t1_ns`. e*_mj as in STEPS. `batch` of the warm-up is
 # below 0.
 FORWARDS = np.dtype(
     [
@@ -96,6 +98,8 @@ FORWARDS = np.dtype(
         ("e0_mj", "<f8"),
         ("e1_mj", "<f8"),
         ("phase", "<u1"),
+        ("live", "<i4"),
+        ("attended", "<i8"),
     ]
 )
 

@@ -103,6 +103,8 @@ class RecordWriter:
         self._tables: dict[str, _Table] = {}
         every = {"clock": CLOCK, "events": EVENTS, **tables}
         self._buffers: dict[str, list[Row]] = {name: [] for name in every}
+        # Rows that came together, before those of the buffer.
+        self._blocks: dict[str, list[NDArray[Any]]] = {name: [] for name in every}
         with self._lock, self._guarded():
             group = self._file.create_group("meta")
             for key, value in {"schema": SCHEMA, "closed": 0, **host_meta(), **meta}.items():
@@ -131,11 +133,13 @@ class RecordWriter:
             if time.monotonic() - self._last_flush >= self._flush_s:
                 self._flush()
 
-    def append_rows(self, table: str, rows: Sequence[Row]) -> None:
-        """The same for several rows: what is called a thousand times a second gathers them."""
+    def append_rows(self, table: str, rows: NDArray[Any]) -> None:
+        """The same for several rows, as an array of the table's own dtype: what comes a thousand
+        times a second is gathered first."""
         with self._lock:
             self._check()
-            self._buffers[table].extend(rows)
+            self._block(table)
+            self._blocks[table].append(rows)
             if time.monotonic() - self._last_flush >= self._flush_s:
                 self._flush()
 
@@ -175,11 +179,17 @@ class RecordWriter:
         with self._guarded():
             self._write()
 
+    def _block(self, table: str) -> None:
+        if rows := self._buffers[table]:
+            self._blocks[table].append(np.array(rows, dtype=self._tables[table].dtype))
+            rows.clear()
+
     def _write(self) -> None:
-        for name, rows in self._buffers.items():
-            if rows:
-                self._tables[name].append(rows)
-                rows.clear()
+        for name, blocks in self._blocks.items():
+            self._block(name)
+            if blocks:
+                self._tables[name].append(blocks[0] if len(blocks) == 1 else np.concatenate(blocks))
+                blocks.clear()
         self._last_flush = time.monotonic()
 
     def close(self) -> None:
@@ -222,6 +232,7 @@ class RecordWriter:
         is led into memory first, where all that is left can be written and is forgotten.
         """
         self._buffers = {name: [] for name in self._buffers}
+        self._blocks = {name: [] for name in self._blocks}
         with contextlib.suppress(*HDF5_ERRORS):
             sink = os.memfd_create("llem-abandoned-record")
             os.dup2(sink, self._fd)
@@ -248,13 +259,13 @@ class _Table:
         from h5py import h5s
 
         self._id = dataset.id
-        self._dtype = dataset.dtype
+        self.dtype = dataset.dtype
         self._space_of = h5s.create_simple
         self._rows = 0
 
-    def append(self, rows: Sequence[Row] | NDArray[Any]) -> None:
+    def append(self, rows: NDArray[Any]) -> None:
         """Append and flush."""
-        values = np.ascontiguousarray(np.asarray(rows, dtype=self._dtype))
+        values = np.ascontiguousarray(rows, dtype=self.dtype)
         end = self._rows + len(values)
         self._id.set_extent((end,))
         place = self._space_of((end,))

@@ -50,8 +50,8 @@ RATIOS: Mapping[str, tuple[Callable[[Row], float], Callable[[Row], float]]] = {
     "mean_w": (lambda r: r["energy_j"], lambda r: r["duration_s"]),
 }
 SUMS = ("requests_done", "tokens_in", "tokens_out", "energy_j", "energy_net_j", "energy_total_j",
-        "prefill_j", "decode_j", "host_j", "idle_j", "duration_s", "gpu_seconds", "flops", "cost",
-        "carbon_g")  # fmt: skip
+        "prefill_j", "decode_j", "host_j", "idle_j", "duration_s", "gpu_seconds", "flops",
+        "flops_computed", "cost", "carbon_g")  # fmt: skip
 MOST = ("peak_memory_bytes", "peak_memory_window_bytes")
 
 

@@ -29,7 +29,7 @@ SKEW_MIN_STEPS = 3
 # What of the steps is read, or of the forward passes of a served model.
 STEP_COLUMNS = (
     "step", "t0_ns", "t1_ns", "tokens_rank", "tokens_unique", "e0_mj", "e1_mj", "phase",
-    "batch", "tokens_out", "context",
+    "batch", "tokens_in", "tokens_out", "context", "live", "attended",
 )  # fmt: skip
 
 # Times and stamps of ranks are kept up to so much; those of further ranks are read once more where

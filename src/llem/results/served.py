@@ -40,12 +40,15 @@ class Served:
     `requests` came, `done` of them were served to the end. `span_ns` is from the first arrival to
     the last token, `window_ns` the measured window; of several replicas the longest. `ttft` is
     from a request's arrival to its first token, `latency` to its last, `gaps` the times between its
-    tokens. `prefills` and `decodes` are forward passes, `sequences` the live rows of all decodes,
-    `context` the tokens that these rows held; where passes are a server's own (`told_by_tokens`)
-    they are what the times of its tokens tell. `prefill_ns` and `decode_ns` are how long passes
-    took, all replicas' together. `attended` are pairs of a token and one that it attends to, over
-    prompts and what was made of them, `attended_in` over prompts alone. `stretch_ns` is the median
-    of how long prefill or decode went on without the other.
+    tokens; `whole` are requests whose text came at once, between whose tokens no time is.
+    `prefills` and `decodes` are forward passes, `sequences` the live rows of all decodes, `context`
+    the tokens that these rows held; where passes are a server's own (`told_by_tokens`) they are
+    what the times of its tokens tell. `prefill_ns` and `decode_ns` are how long passes took, all
+    replicas' together. `attended` are pairs of a token and one that it attends to, over prompts and
+    what was made of them, `attended_in` over prompts alone; `computed` and `computed_pairs` are the
+    tokens and pairs that the passes computed: those of other beams, of wrong guesses, of texts
+    computed again without a cache are among them. `stretch_ns` is the median of how long prefill or
+    decode went on without the other.
     """
 
     replicas: int = 0
@@ -63,6 +66,9 @@ class Served:
     prefill_ns: int = 0
     decode_ns: int = 0
     told_by_tokens: bool = False
+    computed: int = 0
+    computed_pairs: int = 0
+    whole: int = 0
     span_ns: int = 0
     window_ns: int = 0
     stretch_ns: int = 0
@@ -75,6 +81,7 @@ class Served:
 SUMMED = (
     "replicas", "requests", "done", "tokens_in", "tokens_out", "tokens_read", "attended",
     "attended_in", "prefills", "decodes", "sequences", "context", "prefill_ns", "decode_ns",
+    "computed", "computed_pairs", "whole",
 )  # fmt: skip
 POOLS = ("ttft", "gaps", "latency")
 LONGEST = ("span_ns", "window_ns", "stretch_ns")
@@ -125,8 +132,10 @@ def served_by(record: RankRecord) -> Served | None:
     decodes = forwards["phase"] == Phase.DECODE
     window = _window(record, forwards)
     reasons = []
-    gaps = _gaps(record, forwards)
-    if len(gaps) != (expected := int(np.maximum(after - 1, 0).sum())):
+    # Those of one token come at once, and stream all the same.
+    whole = (done["t_first_ns"] == done["t_last_ns"]) & (after > 1) & (done["batch"] >= 0)
+    gaps = _gaps(record, forwards.take(~np.isin(forwards["batch"], done["batch"][whole])))
+    if len(gaps) != (expected := int(np.maximum(after - 1, 0)[~whole].sum())):
         lost = "times of tokens are missing" if len(gaps) < expected else "tokens of requests that "
         lost += "" if len(gaps) < expected else "were not done are among them"
         reasons.append(f"{len(gaps)} gaps between tokens, {expected} expected: {lost}")
@@ -134,7 +143,7 @@ def served_by(record: RankRecord) -> Served | None:
     passes = {
         "prefills": int((~decodes).sum()),
         "decodes": int(decodes.sum()),
-        "sequences": int(forwards["tokens_out"][decodes].sum()),
+        "sequences": int(forwards["live"][decodes].sum()),
         "context": int(forwards["context"][decodes].sum()),
         "prefill_ns": int(took[~decodes].sum()),
         "decode_ns": int(took[decodes].sum()),
@@ -148,6 +157,9 @@ def served_by(record: RankRecord) -> Served | None:
         tokens_read=int((before + np.maximum(after - 1, 0)).sum()),
         attended=int(_attended(before, np.maximum(after - 1, 0)).sum()),
         attended_in=int((before * (before + 1) // 2).sum()),
+        computed=int(forwards["tokens_in"].sum()),
+        computed_pairs=int(forwards["attended"].sum()),
+        whole=int(whole.sum()),
         **(passes if len(forwards) else passes_by_tokens(record.tokens, done)),
         span_ns=int(done["t_last_ns"].max() - done["t_arrival_ns"].min()) if len(done) else 0,
         window_ns=window[1] - window[0],
@@ -211,8 +223,12 @@ def _gaps(record: RankRecord, forwards: Columns) -> Pool:
     follows[1:] = batch[1:] == batch[:-1]
     follows &= forwards["phase"][order] == Phase.DECODE
     ns = np.diff(ends, prepend=ends[:1])
-    # each sequence of a batch that a forward gave a token had one from the forward before it
-    return Pool.of(ns[follows], forwards["tokens_out"][order][follows])
+    # each live row of a batch that a forward gave a token had one from the forward before it;
+    # further tokens of a forward (guesses that were right) come together with its first
+    gave, live = forwards["tokens_out"][order], forwards["live"][order]
+    first = np.minimum(gave, live)
+    together = Pool.of(np.zeros(1, dtype=np.int64), np.array([int((gave - first).sum())]))
+    return pooled([Pool.of(ns[follows], first[follows]), together])
 
 
 def _stretch_ns(forwards: Columns) -> int:

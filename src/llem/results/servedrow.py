@@ -44,9 +44,10 @@ class ServedRow:
     split_reason      why prefill_j and decode_j are not known, or are told apart by time alone
     j_per_token       energy_j / tokens_out; prefill_j_per_token is per token of a prompt,
                       decode_j_per_token per token after a request's first
-    ttft_*            arrival to first token; itl_* between tokens; latency_* arrival to last token
+    ttft_*            arrival to first token; itl_* between tokens, NaN where texts came whole (beam
+                      search); latency_* arrival to last token
     tokens_per_s      tokens_out / span_s, from the first arrival to the last token
-    batch_mean        live sequences of a decoding forward pass; context_mean, tokens each holds
+    batch_mean        live rows of a decoding forward pass; context_mean, tokens each holds
     layers, width, vocabulary   of the model, by the plan; kv_per_token: numbers that its KV cache
                       keeps of a token
     prefills, decodes forward passes; of a server, whose passes are its own, `passes_by` is
@@ -54,7 +55,8 @@ class ServedRow:
     prefill_s, decode_s   how long passes took, all replicas' together; NaN where not recorded
     pairs_in          pairs of tokens that attend to each other in the prompts
     flops             forward FLOPs of prompts and tokens with attention; mfu is flops / (span_s x
-                      ranks x peak)
+                      ranks x peak). flops_computed are those of all that the passes computed in
+                      live rows: all beams, wrong guesses, texts computed again without a cache
     wait_energy_j     as a training's, of all forward passes of the attempt
     slowed_s          device-seconds slowed by heat or supply, capped_s at the power limit, by the
                       devices' own word; NaN where none tells
@@ -121,6 +123,7 @@ class ServedRow:
     peak_memory_bytes: float = NAN
     peak_memory_window_bytes: float = NAN
     flops: float = NAN
+    flops_computed: float = NAN
     mfu: float = NAN
     load_s: float = NAN
     cost: float = NAN
@@ -219,6 +222,7 @@ def observe_served(
         peak_memory_window_bytes=end.peak_memory_window_bytes if end is not None else NAN,
         load_s=end.load_s if end is not None else NAN,
         flops=flops,
+        flops_computed=_flops_computed(run, served),
         mfu=quotient(flops, peak),
         cost=cost_of(energy["energy_facility_j"], gpu_seconds, options),
         gpu_seconds=gpu_seconds,
@@ -399,12 +403,23 @@ def _flops(run: Mapping[str, Any], served: Served) -> float:
     """Matrix products of all tokens that were read, and attention over those before them: two
     products of `head_size` for each head, layer and pair of tokens, a multiply-add counted as two.
     """
+    return _forward_flops(run, served.tokens_read, served.attended) if served.done else NAN
+
+
+def _flops_computed(run: Mapping[str, Any], served: Served) -> float:
+    """The same of all that was computed; unknown where forward passes are a server's own."""
+    if not served.computed:
+        return NAN
+    return _forward_flops(run, served.computed, served.computed_pairs)
+
+
+def _forward_flops(run: Mapping[str, Any], tokens: int, pairs: int) -> float:
     model = run.get("model")
-    if not isinstance(model, Mapping) or not served.done:
+    if not isinstance(model, Mapping):
         return NAN
     try:
         pair = 4.0 * model["layers"] * model["heads"] * model["head_size"]
-        return float(served.tokens_read * model["flops_per_token_forward"] + served.attended * pair)
+        return float(tokens * model["flops_per_token_forward"] + pairs * pair)
     except (KeyError, TypeError):
         return NAN
 

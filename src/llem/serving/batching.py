@@ -9,8 +9,10 @@ dynamic   those that have arrived, up to batch_size and, where set, batch_tokens
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from heapq import nsmallest
 from typing import Any
 
 from llem.serving.requests import Request
@@ -57,10 +59,10 @@ class Queue:
         chosen = list(range(size))
         if self._batching.kind == "sorted":
             wanted = len(self._left[0].tokens)
-            nearest = sorted(
-                range(1, arrived), key=lambda i: abs(len(self._left[i].tokens) - wanted)
+            nearest = nsmallest(
+                size - 1, range(1, arrived), key=lambda i: abs(len(self._left[i].tokens) - wanted)
             )
-            chosen = [0, *sorted(nearest[: size - 1])]
+            chosen = [0, *sorted(nearest)]
         return self._remove(chosen)
 
     def rest(self) -> list[Request]:
@@ -73,10 +75,7 @@ class Queue:
         self._left = [request for request in self._left if request.number not in gone]
 
     def _arrived(self, now_s: float) -> int:
-        for count, request in enumerate(self._left):
-            if request.arrival_s > now_s:
-                return count
-        return len(self._left)
+        return bisect_right(self._left, now_s, key=lambda request: request.arrival_s)
 
     def _dynamic(self, arrived: int, size: int, now_s: float) -> list[Request] | float:
         if not arrived:

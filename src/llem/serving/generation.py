@@ -13,25 +13,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from llem.records import Phase, RequestStatus
+from llem.serving.decoding import GREEDY, Decoding, greedy
 from llem.serving.log import Log, Stamp
 from llem.serving.replica import Replica
 from llem.serving.requests import Request
 
 # Passes that a GPU may be ahead of the tokens that the host has read.
 CUDA_LAG = 1
-
-
-# The next token of each row: from all ids so far and the logits of the last, (rows, vocabulary).
-Choose = Callable[[Tensor, Tensor], Tensor]
-
-
-def greedy(ids: Tensor, logits: Tensor) -> Tensor:
-    """The likeliest token; of several the first, as `generate` takes it."""
-    return logits.argmax(dim=-1)
 
 
 @dataclass(kw_only=True)
@@ -41,73 +35,100 @@ class _Batch:
     number: int
     requests: Sequence[Request]
     ends: frozenset[int]
-    start_ns: int
-    live: list[int] = field(default_factory=list)
+    cached: bool
+    log: Log
+    began: Stamp
+    asks: bool
+    live: list[int] = field(init=False)
+    # The tokens of the next pass have arrived; whether the batch is over with them.
+    take: Callable[[list[int]], bool] = field(init=False)
     given: list[list[int]] = field(default_factory=list)
-    known_ns: list[int] = field(default_factory=list)
-    ended: dict[int, tuple[int, RequestStatus]] = field(default_factory=dict)
+    first_ns: int = 0
+    # Of each row that has ended: its tokens, when it got the last, and how.
+    ended: dict[int, tuple[int, int, RequestStatus]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.live = list(range(len(self.requests)))
-        self._live_in = sum(len(r.tokens) for r in self.requests)
         self._due: dict[int, set[int]] = {}
         for row, request in enumerate(self.requests):
             self._due.setdefault(request.output_tokens, set()).add(row)
+        self._until = 1
+        self._go_on(list(range(len(self.requests))), self.began)
 
-    @property
-    def done(self) -> bool:
-        return not self.live
+    def _go_on(self, live: list[int], began: Stamp) -> None:
+        """The passes that follow have these rows live."""
+        self.live = live
+        lengths = [len(self.requests[row].tokens) for row in live]
+        rows, length, squares = len(live), sum(lengths), sum(n * n for n in lengths)
+        given, ends, cached = self.given, self.ends, self.cached
 
-    def take(self, tokens: list[int], began: Stamp, log: Log, *, cached: bool) -> Stamp:
-        """The tokens of the next pass have arrived."""
-        step = len(self.given)
-        live = len(self.live)
-        read = self._live_in if step == 0 else live if cached else self._live_in + live * step
-        now = log.forward(
-            began,
-            batch=self.number,
-            phase=Phase.DECODE if step else Phase.PREFILL,
-            sequences=len(self.requests),
-            tokens_in=read,
-            tokens_out=live,
-            context=self._live_in + live * step,
-        )
-        self.given.append(tokens)
-        self.known_ns.append(now[0])
-        due = self._due.get(step + 1)
-        if not due and not self.ends:
-            return now
-        ended = (due or set()) & set(self.live)
-        stopped = {row for row in self.live if tokens[row] in self.ends}
-        for row in ended | stopped:
-            how = RequestStatus.STOPPED if row in stopped else RequestStatus.FINISHED
-            self.ended[row] = (step + 1, how)
-        if ended or stopped:
-            self.live = [row for row in self.live if row not in self.ended]
-            self._live_in = sum(len(self.requests[row].tokens) for row in self.live)
-        return now
+        def counts(steps: NDArray[np.int64]) -> dict[str, NDArray[np.int64] | int]:
+            context = length + rows * steps
+            # Of a text of n tokens n(n + 1)/2 pairs, of its last token n.
+            whole = (squares + 2 * steps * length + rows * steps * steps + context) // 2
+            return {
+                "phase": np.where(steps, Phase.DECODE, Phase.PREFILL),
+                "tokens_in": np.where(steps, rows, length) if cached else context,
+                "tokens_out": rows,
+                "context": context,
+                "live": rows,
+                "attended": np.where(steps, context, whole) if cached else whole,
+            }
 
-    def tell(self, log: Log) -> list[list[int]]:
+        ended = self.log.passes(
+            began, batch=self.number, sequences=len(self.requests), first=len(given),
+            counts=counts, asks=self.asks,
+        )  # fmt: skip
+
+        def take(tokens: list[int]) -> bool:
+            given.append(tokens)
+            if ended() or ends or len(given) == self._until:
+                return self._look(tokens)
+            return False
+
+        self.take = take
+
+    def _look(self, tokens: list[int]) -> bool:
+        """Which rows have ended with the last pass."""
+        step, now = len(self.given), self.log.last
+        if step == 1:
+            self.first_ns = now[0]
+        due = self._due.get(step, ())
+        for row in self.live:
+            if tokens[row] in self.ends:
+                self.ended[row] = step, now[0], RequestStatus.STOPPED
+            elif row in due:
+                self.ended[row] = step, now[0], RequestStatus.FINISHED
+        left = [row for row in self.live if row not in self.ended]
+        self._until = min((n for n in self._due if n > step), default=0)
+        if left and len(left) < len(self.live):
+            self._go_on(left, now)
+        self.live = left
+        return not left or (self.asks and self.log.stop_reason is not None)
+
+    def tell(self) -> list[list[int]]:
         """Record every request; the tokens that each was given."""
         found = []
+        texts = [list(text) for text in zip(*self.given, strict=True)]
+        left = len(self.given), self.log.last[0], RequestStatus.LEFT
         for row, request in enumerate(self.requests):
-            count, how = self.ended.get(row, (len(self.given), RequestStatus.LEFT))
-            log.request(
+            count, last_ns, how = self.ended.get(row, left)
+            self.log.request(
                 request,
                 batch=self.number,
                 tokens_out=count,
-                t_start_ns=self.start_ns,
-                t_first_ns=self.known_ns[0] if count else 0,
-                t_last_ns=self.known_ns[count - 1] if count else 0,
+                t_start_ns=self.began[0],
+                t_first_ns=self.first_ns,
+                t_last_ns=last_ns if count else 0,
                 status=how,
             )
-            found.append([step[row] for step in self.given[:count]])
+            found.append(texts[row][:count] if count else [])
         return found
 
 
 class Generator:
     """Generates with `model`, in batches. `make_cache` gives the keys' and values' place for so
-    many rows and tokens, None where none are kept; `ends` are the ids that end a text.
+    many rows and tokens, None where none are kept; `decoding` is how tokens are chosen, and where a
+    text ends.
 
     `forward` is what is called in its place (compiled), by default the model itself.
     """
@@ -118,61 +139,66 @@ class Generator:
         *,
         replica: Replica,
         make_cache: Callable[[int, int], Any] | None,
-        choose: Choose = greedy,
-        ends: frozenset[int] = frozenset(),
+        decoding: Decoding = GREEDY,
         forward: Callable[..., Any] | None = None,
     ) -> None:
-        self._forward = forward or model
+        self._forward = model if forward is None else forward
         self._replica = replica
         self._make_cache = make_cache
-        self._choose = choose
-        self._ends = ends
+        self._decoding = decoding
+        self._ends = decoding.ends
         self._device = replica.world.device
         names = set(inspect.signature(model.forward).parameters)
         self._cache_name = "cache" if "cache" in names else "past_key_values"
         self._positions = "position_ids" in names
-        self._keep = {"logits_to_keep": 1} if "logits_to_keep" in names else {}
+        self._keeps = "logits_to_keep" in names
 
     @torch.no_grad()  # type: ignore[untyped-decorator, unused-ignore]
     def generate(self, requests: Sequence[Request], log: Log) -> list[list[int]]:
         """Serve one batch to its end, or until `log` says to leave; the tokens of each request."""
-        began = log.now()
+        cached, alone = self._make_cache is not None, self._replica.alone
         batch = _Batch(
-            number=log.next_batch(), requests=requests, ends=self._ends, start_ns=began[0]
-        )
+            number=log.next_batch(), requests=requests, ends=self._ends, cached=cached, log=log,
+            began=log.now(), asks=alone,
+        )  # fmt: skip
         steps = max(request.output_tokens for request in requests)
         ids, mask = self._padded(requests, steps)
         longest = ids.shape[1]
         cache = self._make_cache(len(requests), longest + steps) if self._make_cache else None
-        cached = self._make_cache is not None
+        choose = self._decoding.choose(self._padding(requests), prompt_tokens=longest)
+        more = self._asked(None, cache, read=longest)
+        # Bound before the passes: what the loop looks up comes from cold memory each time.
+        forward = self._forward
+        lag = CUDA_LAG if self._device.type == "cuda" else 0
+        direct = alone and not lag
+        keeps = choose is not greedy or not cached
         history = inputs = ids
         under_way: deque[Callable[[], list[int]]] = deque()
-        leaving = False
+        over = False
         for step in range(steps):
-            seen = mask[:, : longest + step] if mask is not None else None
-            logits = self._logits(inputs, seen, cache, cached=cached)
-            token = self._choose(history, logits)
-            if not self._replica.alone:
+            if mask is not None:
+                more = self._asked(mask[:, : longest + step], cache, read=inputs.shape[1])
+            token = choose(history, forward(input_ids=inputs, **more).logits[:, -1])
+            if direct:
+                over = batch.take(token.tolist())
+            elif alone:
+                under_way.append(self._sent(token))
+            else:
                 stop = token.new_full((1,), int(log.stopping()))
                 token = self._replica.broadcast(torch.cat((token, stop)))
                 under_way.append(self._sent(token))
                 token = token[:-1]
-            else:
-                under_way.append(self._sent(token))
-            if self._choose is not greedy or not cached:
+            if keeps:
                 history = torch.cat((history, token[:, None]), dim=1)
             inputs = token[:, None] if cached else history
-            lag = CUDA_LAG if self._device.type == "cuda" and step + 1 < steps else 0
-            while len(under_way) > lag:
+            while len(under_way) > (lag if step + 1 < steps else 0):
                 tokens = under_way.popleft()()
-                if self._replica.alone:
-                    leaving = log.stopping()
-                else:
-                    leaving = bool(tokens.pop()) or leaving
-                began = batch.take(tokens, began, log, cached=cached)
-            if leaving or batch.done:
+                if not alone:
+                    over = bool(tokens.pop()) or over
+                over = batch.take(tokens) or over
+            if over:
                 break
-        return batch.tell(log)
+        return batch.tell()
 
     def _padded(self, requests: Sequence[Request], steps: int) -> tuple[Tensor, Tensor | None]:
         """The prompts with padding on their left, and the mask of all that will be attended to;
@@ -189,16 +215,35 @@ class Generator:
             mask = mask.to(self._device, non_blocking=True)
         return ids.to(self._device, non_blocking=True), mask
 
-    def _logits(self, ids: Tensor, mask: Tensor | None, cache: Any, *, cached: bool) -> Tensor:
-        more: dict[str, Any] = {self._cache_name: cache} if cached else {}
+    def _padding(self, requests: Sequence[Request], *, rows: int = 1) -> Tensor | None:
+        """How much of each row is padding, with `rows` of them a request; None: nothing is."""
+        lengths = [len(request.tokens) for request in requests for _ in range(rows)]
+        longest = max(lengths)
+        if min(lengths) == longest:
+            return None
+        return torch.tensor([longest - n for n in lengths]).to(self._device)
+
+    def _asked(
+        self, mask: Tensor | None, cache: Any, *, read: int, last: int = 1
+    ) -> dict[str, Any]:
+        """What a pass that reads so many tokens of each row is asked for beside them: the logits of
+        the `last` places at least."""
+        cached = self._make_cache is not None
+        more: dict[str, Any] = {"attention_mask": mask, "use_cache": cached}
+        if cached:
+            more[self._cache_name] = cache
         if mask is not None and self._positions:
             # Of the padding's positions nothing is ever read.
-            positions = (mask.cumsum(-1) - 1).clamp_(min=0)
-            more["position_ids"] = positions[:, -ids.shape[1] :]
-        found = self._forward(
-            input_ids=ids, attention_mask=mask, use_cache=cached, **more, **self._keep
-        )
-        return found.logits[:, -1]
+            more["position_ids"] = (mask.cumsum(-1) - 1).clamp_(min=0)[:, -read:]
+        if self._keeps:
+            more["logits_to_keep"] = last
+        return more
+
+    def _logits(self, ids: Tensor, mask: Tensor | None, cache: Any, *, last: int = 1) -> Tensor:
+        """Those of the `last` places at least, (rows, places, vocabulary)."""
+        more = self._asked(mask, cache, read=ids.shape[1], last=last)
+        logits: Tensor = self._forward(input_ids=ids, **more).logits
+        return logits
 
     def _sent(self, token: Tensor) -> Callable[[], list[int]]:
         """Begin to bring tokens to the host; what is returned waits for them."""

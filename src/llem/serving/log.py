@@ -8,21 +8,54 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from llem.records import Phase, RequestStatus
+import numpy as np
+from numpy.typing import NDArray
+
+from llem.records import ENGINE, FORWARDS, Phase, RequestStatus
 from llem.serving.outcome import ServingProgress
 from llem.serving.requests import Request
 from llem.training.pulse import Counter
 from llem.training.recording import Recording
 
 PROGRESS_INTERVAL_S = 1.0
-# Forward passes are handed to the record in so many at once, and at least as often as progress is
-# told: between two passes of some milliseconds every line of Python comes from cold memory.
-GATHERED = 64
 
 # A moment: CLOCK_MONOTONIC in ns, and the device's counter in mJ.
 Stamp = tuple[int, float]
+# What some passes of a batch (0: its first) read and gave: columns of FORWARDS, by name.
+Counts = Callable[[NDArray[np.int64]], Mapping[str, NDArray[np.int64] | int]]
+
+
+@dataclass(kw_only=True)
+class _Kind:
+    """Passes of one kind in a row, from the batch's `first` on: the times (ns) and counters (mJ)
+    where the first of them began and where each ended, as numbers without objects of their own."""
+
+    batch: int
+    sequences: int
+    first: int
+    counts: Counts
+    times: array[int]
+    counters: array[float]
+
+    def rows(self) -> NDArray[Any]:
+        """As FORWARDS, not numbered yet; of these passes nothing is kept but the last one's end."""
+        times, counters = np.array(self.times), np.array(self.counters)
+        passes = len(times) - 1
+        rows = np.empty(passes, FORWARDS)
+        rows["batch"], rows["sequences"] = self.batch, self.sequences
+        rows["t0_ns"], rows["t1_ns"] = times[:-1], times[1:]
+        rows["e0_mj"], rows["e1_mj"] = counters[:-1], counters[1:]
+        for name, values in self.counts(np.arange(self.first, self.first + passes)).items():
+            rows[name] = values
+        self.first += passes
+        # The same arrays: who stamps holds on to them.
+        del self.times[:-1], self.counters[:-1]
+        return rows
 
 
 class Log:
@@ -57,6 +90,7 @@ class Log:
         self._record = record
         self._read = counter.read
         self._passes: list[tuple[int | float, ...]] = []
+        self._kinds: list[_Kind] = []
         self._should_stop = should_stop
         self._told = told
         self._requests = requests
@@ -84,27 +118,84 @@ class Log:
         tokens_in: int,
         tokens_out: int,
         context: int,
+        live: int,
+        attended: int,
     ) -> Stamp:
-        """A forward pass whose tokens are known now; returns this moment, when the next begins."""
+        """A forward pass whose tokens are known now; returns this moment, when the next begins.
+
+        The numbers are those of `llem.records.schema.FORWARDS`.
+        """
         ended = time.monotonic_ns(), self._read()
-        kind = Phase.WARMUP if self.warmup else phase
         self._passes.append(
-            (self.forwards, batch, began[0], ended[0], sequences, tokens_in, tokens_out, context,
-             began[1], ended[1], kind)
+            (0, batch, began[0], ended[0], sequences, tokens_in, tokens_out, context, began[1],
+             ended[1], phase, live, attended)
         )  # fmt: skip
-        self.forwards += 1
-        self.tokens_out += tokens_out
-        if len(self._passes) >= GATHERED or ended[0] >= self._next_told_ns:
-            self.hand_over()
-            if ended[0] >= self._next_told_ns:
-                self._tell(ended)
+        if ended[0] >= self._next_told_ns:
+            self._tell(ended)
         return ended
+
+    def passes(
+        self,
+        began: Stamp,
+        *,
+        batch: int,
+        sequences: int,
+        first: int,
+        counts: Counts,
+        asks: bool,
+    ) -> Callable[[], bool]:
+        """Passes of one kind follow, of which the batch's `first` is the first, until others do.
+
+        To be called at each one's end is what this returns: it stamps the moment, in which the next
+        begins, and tells whether to leave now, where it `asks` that. It does nothing else: between
+        two passes every line of Python comes from cold memory, and takes five times as long. What
+        the stamps are of is asked of `counts` when the record gets them, which is at least as often
+        as progress is told.
+        """
+        kind = _Kind(
+            batch=batch, sequences=sequences, first=first, counts=counts,
+            times=array("q", began[:1]), counters=array("d", began[1:]),
+        )  # fmt: skip
+        self._kinds.append(kind)
+        clock_ns, keep_time = time.monotonic_ns, kind.times.append
+        read, keep_counter = self._read, kind.counters.append
+        ask = self._should_stop if asks else None
+
+        def ended() -> bool:
+            now_ns = clock_ns()
+            keep_time(now_ns)
+            keep_counter(read())
+            if now_ns >= self._next_told_ns:
+                self._tell(self.last)
+            if ask is None or (reason := ask()) is None:
+                return False
+            self.stop_reason = self.stop_reason or reason
+            return True
+
+        return ended
+
+    @property
+    def last(self) -> Stamp:
+        """The end of the last of `passes`, or where the first of them began."""
+        return self._kinds[-1].times[-1], self._kinds[-1].counters[-1]
 
     def hand_over(self) -> None:
         """Give the record what was gathered; whoever has served calls it, however that ended."""
-        if self._passes:
-            self._record.append_rows("forwards", self._passes)
-            self._passes = []
+        blocks = [np.array(self._passes, FORWARDS)] if self._passes else []
+        self._passes = []
+        for kind in self._kinds:
+            if len(kind.times) > 1:
+                blocks.append(kind.rows())
+        del self._kinds[:-1]
+        if not blocks:
+            return
+        rows = np.concatenate(blocks)
+        rows["forward"] = np.arange(self.forwards, self.forwards + len(rows))
+        if self.warmup:
+            rows["phase"] = Phase.WARMUP
+        self._record.append_rows("forwards", rows)
+        self.forwards += len(rows)
+        self.tokens_out += int(rows["tokens_out"].sum())
 
     def token(self, request: Request, index: int, t_ns: int) -> None:
         """A token that a server sent; its forward pass was nobody's to see."""
@@ -121,7 +212,7 @@ class Log:
             return
         rows = [(self.engine + i, *step) for i, step in enumerate(steps)]
         self.engine += len(steps)
-        self._record.append_rows("engine", rows)
+        self._record.append_rows("engine", np.array(rows, ENGINE))
 
     def request(
         self,
@@ -163,6 +254,10 @@ class Log:
 
     def wait_until(self, at_s: float) -> None:
         """Wait for an arrival; a moment at most, so that a signal to leave is not slept through."""
+        if time.monotonic_ns() >= self._next_told_ns:
+            # Nothing may come for long: what was recorded is on disk by then.
+            self._tell(self.now())
+            self._record.flush()
         time.sleep(max(0.0, min(at_s - self.now_s(), 0.1)))
 
     def left(self, requests: Sequence[Request]) -> None:
@@ -174,6 +269,7 @@ class Log:
             )  # fmt: skip
 
     def _tell(self, now: Stamp) -> None:
+        self.hand_over()
         self._next_told_ns = now[0] + round(PROGRESS_INTERVAL_S * 1e9)
         if self._told is None:
             return

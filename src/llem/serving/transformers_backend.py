@@ -7,23 +7,23 @@ the same model in every precision and on every device.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from llem.campaign import ServedModel, Serving
+from llem.campaign.conflicts import conflicts
 from llem.errors import Fault, InputError, UnavailableError
+from llem.serving.abilities import PRECISIONS, installed, missing_abilities, quantising
 from llem.serving.batching import Batching, Queue
 from llem.serving.log import Log
 from llem.serving.replica import Replica
 from llem.serving.requests import Request, Tokenizer
+from llem.serving.splitting import split_over
 from llem.serving.tokenizers import tokenizer_of
 
-PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-FLASH = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
 # What transformers raises where it cannot make or load a model as asked.
 LOAD_ERRORS = (ValueError, OSError, ImportError, KeyError, NotImplementedError, TypeError)
 
@@ -34,10 +34,10 @@ class TransformersBackend:
     sees_forwards = True
 
     def __init__(self, run: Serving, replica: Replica) -> None:
-        missing = [name for name in ("torch", "transformers") if find_spec(name) is None]
-        if missing:
+        absent = [name for name in ("torch", "transformers") if not installed(name)]
+        if absent:
             raise UnavailableError(
-                f"backend transformers needs {' and '.join(missing)}",
+                f"backend transformers needs {' and '.join(absent)}",
                 remedy="pip install 'llem[serve]', or an image that has it",
             )
         self.run = run
@@ -45,18 +45,17 @@ class TransformersBackend:
         self.options = run.deployment.effective
         self.asked = {k: v for k, v in run.deployment.options.items() if v is not None}
         self.batching = Batching.of(self.options)
-        faults = _faults(self.options, cuda=replica.world.device.type == "cuda")
-        if replica.size > 1 and replica.count > 1:
-            text = f"transformers splits a model over all ranks of a job, which are {replica.count}"
-            text += f" times {replica.size}"
-            hint = "a layout of as many GPUs, or tensor_parallel: 1"
-            faults.append(Fault("options.tensor_parallel", text, hint))
-        if faults:
+        wrong = conflicts(run.deployment.backend, self.options, model=run.deployment.model,
+                          prompts=run.deployment.prompts)  # fmt: skip
+        missing = missing_abilities(self.options, cuda=replica.world.device.type == "cuda")
+        if faults := [*wrong, *missing]:
             raise InputError(f"run {run.run_id}", faults)
         # Libraries are no part of what the model takes of memory, or of loading it.
         self.config = _config(run.deployment.model)
         self.model: Any = None
         self._generator: Any = None
+        # Of this process, which serves other runs after this one.
+        self._was_tf32: bool | None = None
 
     @staticmethod
     def prepare(run: Serving) -> None:
@@ -66,6 +65,8 @@ class TransformersBackend:
     def load(self) -> None:
         import torch
 
+        self._was_tf32 = self._tf32()
+        torch.backends.cuda.matmul.allow_tf32 = bool(self.options.get("tf32"))
         try:
             self.model = self._loaded()
         except (UnavailableError, InputError, torch.OutOfMemoryError):
@@ -80,26 +81,43 @@ class TransformersBackend:
         return tokenizer_of(self.run.deployment.model)
 
     def effective(self) -> dict[str, Any]:
-        config = self.model.config
-        dtypes: dict[str, int] = {}
-        for parameter in self.model.parameters():
-            name = str(parameter.dtype).removeprefix("torch.")
-            dtypes[name] = dtypes.get(name, 0) + parameter.numel()
-        most = max(dtypes, key=lambda name: dtypes[name]) if dtypes else "none"
-        short = {long: name for name, long in PRECISIONS.items()}
-        quantised = getattr(config, "quantization_config", None)
         found = {
             **self.options,
-            "precision": short.get(most, most),
-            "attention": getattr(config, "_attn_implementation", None),
-            "quantisation": self.options.get("quantisation") if quantised is not None else None,
+            "precision": self._precision(),
+            "attention": getattr(self.model.config, "_attn_implementation", None),
+            "quantisation": self._quantised(),
+            "tf32": self._tf32() if self.replica.world.device.type == "cuda" else None,
             "batch_size": self.batching.batch_size,
             "batching": self.batching.kind,
             "tensor_parallel": self.replica.size,
             "device": str(self.replica.world.device.type),
-            "parameters": int(sum(p.numel() for p in self.model.parameters())),
+            "parameters": int(self.model.num_parameters()),
         }
         return {key: value for key, value in found.items() if value is not None}
+
+    def _precision(self) -> str:
+        """What most weights are in that are not whole numbers: what is computed in."""
+        dtypes: dict[str, int] = {}
+        for tensor in [*self.model.parameters(), *self.model.buffers()]:
+            if tensor.dtype.is_floating_point:
+                name = str(tensor.dtype).removeprefix("torch.")
+                dtypes[name] = dtypes.get(name, 0) + tensor.numel()
+        most = max(dtypes, key=lambda name: dtypes[name]) if dtypes else "none"
+        return {long: name for name, long in PRECISIONS.items()}.get(most, most)
+
+    def _quantised(self) -> str | None:
+        """What was asked for, or how the weights on disk are quantised."""
+        told = getattr(self.model.config, "quantization_config", None)
+        if told is None:
+            return None
+        own = told.get("quant_method") if isinstance(told, dict) else told.quant_method
+        return self.options.get("quantisation") or str(getattr(own, "value", own))
+
+    @staticmethod
+    def _tf32() -> bool:
+        import torch
+
+        return bool(torch.backends.cuda.matmul.allow_tf32)
 
     def warmup_requests(self, requests: Sequence[Request]) -> Sequence[Request]:
         """A whole batch, with the longest prompts: what memory and kernels must be ready for."""
@@ -123,15 +141,14 @@ class TransformersBackend:
             if not self.replica.lead:
                 queue.drop(found)
             self._generator.generate(found, log)
-            if log.stop_reason is not None:
-                log.left(queue.rest())
-                return
 
     def close(self) -> None:
         self.model = self._generator = None
         gc.collect()
         import torch
 
+        if self._was_tf32 is not None:
+            torch.backends.cuda.matmul.allow_tf32 = self._was_tf32
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -189,15 +206,17 @@ class TransformersBackend:
         from transformers import AutoModelForCausalLM
 
         world = self.replica.world
-        more: dict[str, Any] = {**self._attention(), **_quantisation(self.options, precision)}
+        more: dict[str, Any] = {**self._attention(), **quantising(self.options, precision)}
         more["dtype"] = getattr(torch, PRECISIONS[precision]) if precision else "auto"
+        kind: Any = AutoModelForCausalLM
         if self.replica.size > 1:
-            more |= _split(self.replica.size)
+            kind, split = split_over(self.replica, self.config)
+            more |= split
         elif self.options.get("device_map"):
             more["device_map"] = self.options["device_map"]
         elif self.options.get("quantisation"):
             more["device_map"] = {"": world.device}
-        made = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, **more)
+        made = kind.from_pretrained(folder, local_files_only=True, **more)
         if self.replica.size == 1 and "device_map" not in more:
             made = made.to(world.device)
         return made
@@ -211,21 +230,40 @@ class TransformersBackend:
     def _make_generator(self) -> Any:
         import torch
 
-        from llem.serving.generation import Generator, greedy
+        from llem.serving.beams import Beams, BeamSearch
+        from llem.serving.decoding import Decoding
+        from llem.serving.generation import Generator
+        from llem.serving.lookup import PromptLookup
 
-        forward = None
-        if self.options.get("compile"):
-            mode = self.options.get("compile_mode")
-            forward = torch.compile(self.model, mode=None if mode == "default" else mode)
-        ends = frozenset() if self.options.get("ignore_eos", True) else self._ends()
-        return Generator(
-            self.model,
-            replica=self.replica,
-            make_cache=self._cache_maker(),
-            choose=_sampler(self.options) or greedy,
-            ends=ends,
-            forward=forward,
-        )
+        options, forward = self.options, None
+        if options.get("compile"):
+            # Of a function so many forms are compiled and no more, those of runs before this one
+            # included: what comes then would not be compiled, without a word.
+            torch._dynamo.reset()
+            mode = options.get("compile_mode")
+            forward = torch.compile(
+                self.model,
+                mode=None if mode == "default" else mode,
+                backend=options.get("compile_backend") or "inductor",
+            )
+        ends = frozenset() if options.get("ignore_eos", True) else self._ends()
+        common: dict[str, Any] = {
+            "replica": self.replica,
+            "make_cache": self._cache_maker(),
+            "decoding": Decoding.of(options, ends=ends),
+            "forward": forward,
+        }
+        if int(options.get("beams") or 1) > 1:
+            beams = Beams(
+                count=options["beams"],
+                length_penalty=options.get("length_penalty", 1.0),
+                early_stopping=options.get("early_stopping", False),
+            )
+            return BeamSearch(self.model, beams=beams, **common)
+        if guesses := options.get("prompt_lookup_tokens"):
+            ngram = options.get("prompt_lookup_ngram", 2)
+            return PromptLookup(self.model, guesses=guesses, ngram=ngram, **common)
+        return Generator(self.model, **common)
 
     def _ends(self) -> frozenset[int]:
         generation = getattr(self.model, "generation_config", None)
@@ -244,7 +282,8 @@ class TransformersBackend:
         if kind == "quantized":
             from transformers import QuantizedCache
 
-            return lambda rows, length: QuantizedCache(backend="quanto", config=config)
+            bits = self.options.get("cache_bits", 4)
+            return lambda rows, length: QuantizedCache("quanto", config, nbits=bits)
         offloading = kind == "offloaded"
         return lambda rows, length: DynamicCache(config=config, offloading=offloading)
 
@@ -285,108 +324,3 @@ def _config(model: ServedModel) -> Any:
         text = f"transformers has no causal model of type {config.model_type!r}"
         raise InputError(f"model {model.name}", [Fault("model_type", text)])
     return config
-
-
-def _faults(options: Mapping[str, Any], *, cuda: bool) -> list[Fault]:
-    """What cannot be had here, known before anything is loaded."""
-    faults: list[Fault] = []
-
-    def needs(option: str, packages: Sequence[str], install: str) -> None:
-        if all(find_spec(package) is None for package in packages):
-            text = f"{options[option]!r} needs {' or '.join(packages)}, which is not installed"
-            faults.append(Fault(f"options.{option}", text, f"pip install {install}"))
-
-    if options.get("quantisation"):
-        needs("quantisation", ("bitsandbytes",), "bitsandbytes")
-        if find_spec("bitsandbytes"):
-            needs("quantisation", ("accelerate",), "accelerate")
-    attention = options.get("attention")
-    if attention in FLASH:
-        if not cuda:
-            text = f"{attention!r} runs on GPUs only"
-            faults.append(Fault("options.attention", text, "sdpa or eager"))
-        else:
-            needs("attention", (FLASH[attention], "kernels"), FLASH[attention])
-    if options.get("cache") == "quantized":
-        needs("cache", ("optimum",), "optimum-quanto")
-    if options.get("cache") == "offloaded" and not cuda:
-        text = "'offloaded' moves keys and values between a GPU and its host; here is no GPU"
-        faults.append(Fault("options.cache", text, "dynamic"))
-    if options.get("device_map"):
-        needs("device_map", ("accelerate",), "accelerate")
-        if int(options.get("tensor_parallel") or 1) > 1:
-            text = "spreads layers, tensor_parallel splits them: one of the two"
-            faults.append(Fault("options.device_map", text))
-    if int(options.get("beams") or 1) > 1:
-        text = "beam search has no forward passes of one token a row; llem does not serve it yet"
-        faults.append(Fault("options.beams", text, "beams: 1"))
-    if options.get("prompt_lookup_tokens"):
-        text = "guessed tokens are not served yet"
-        faults.append(Fault("options.prompt_lookup_tokens", text, "leave it out"))
-    return faults
-
-
-def _split(ranks: int) -> dict[str, Any]:
-    """What tells transformers to split every layer over all ranks, by the model's own plan."""
-    try:
-        from transformers.distributed import DistributedConfig
-
-        return {"distributed_config": DistributedConfig(tp_size=ranks)}
-    except (ImportError, TypeError):  # before 5.13
-        return {"tp_plan": "auto"}
-
-
-def _quantisation(options: Mapping[str, Any], precision: str | None) -> dict[str, Any]:
-    kind = options.get("quantisation")
-    if not kind:
-        return {}
-    import torch
-    from transformers import BitsAndBytesConfig
-
-    if kind == "int8":
-        return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
-    dtype = getattr(torch, PRECISIONS[precision or "bf16"])
-    return {
-        "quantization_config": BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type=kind, bnb_4bit_compute_dtype=dtype
-        )
-    }
-
-
-def _sampler(options: Mapping[str, Any]) -> Callable[[Any, Any], Any] | None:
-    """What chooses the next token, by transformers' own processors in `generate`'s order; None
-    where it is the likeliest of the logits as they are."""
-    import torch
-    from transformers import (
-        LogitsProcessorList,
-        MinPLogitsWarper,
-        RepetitionPenaltyLogitsProcessor,
-        TemperatureLogitsWarper,
-        TopKLogitsWarper,
-        TopPLogitsWarper,
-    )
-
-    steps = LogitsProcessorList()
-    penalty = options.get("repetition_penalty")
-    if penalty is not None and penalty != 1.0:
-        steps.append(RepetitionPenaltyLogitsProcessor(penalty=penalty))
-    sample = bool(options.get("sample"))
-    if sample:
-        if options.get("temperature") not in (None, 1.0):
-            steps.append(TemperatureLogitsWarper(options["temperature"]))
-        if options.get("top_k"):
-            steps.append(TopKLogitsWarper(top_k=options["top_k"]))
-        if options.get("top_p") not in (None, 1.0):
-            steps.append(TopPLogitsWarper(top_p=options["top_p"]))
-        if options.get("min_p") is not None:
-            steps.append(MinPLogitsWarper(min_p=options["min_p"]))
-    elif not steps:
-        return None
-
-    def choose(ids: Any, logits: Any) -> Any:
-        scores = steps(ids, logits.to(copy=True, dtype=torch.float32))
-        if not sample:
-            return scores.argmax(dim=-1)
-        return torch.multinomial(scores.softmax(dim=-1), num_samples=1).squeeze(1)
-
-    return choose

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from numpy.typing import NDArray
 
 from llem.records import RecordWriteError, RecordWriter, rank_writer
 
@@ -29,7 +31,7 @@ class Recording:
     def append(self, table: str, row: tuple[Any, ...]) -> None:
         self._do(lambda writer: writer.append(table, row))
 
-    def append_rows(self, table: str, rows: Sequence[tuple[Any, ...]]) -> None:
+    def append_rows(self, table: str, rows: NDArray[Any]) -> None:
         self._do(lambda writer: writer.append_rows(table, rows))
 
     def event(self, code: str, text: str = "") -> None:

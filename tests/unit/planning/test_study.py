@@ -176,6 +176,80 @@ def test_a_parallelism_that_does_not_fit_is_a_fault_with_a_hint(options, layout,
     assert words in fault
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"beams": 2, "sample": True}, "options.beams: a beam search looks for the likeliest text"),
+        ({"beams": 2, "prompt_lookup_tokens": 3}, "options.beams: guessed tokens are checked"),
+        ({"prompt_lookup_tokens": 3, "batch_size": 4}, "(batch_size: 1; or exclude both"),
+        ({"prompt_lookup_tokens": 3, "kv_cache": False}, "(kv_cache: true; or"),
+        ({"prompt_lookup_tokens": 3, "cache": "quantized"}, "options.prompt_lookup_tokens: wrong"),
+        ({"beams": 2, "compile": True, "compile_mode": "reduce-overhead"}, "CUDA graphs"),
+        ({"device_map": "auto", "tensor_parallel": 2}, "options.device_map: spreads layers"),
+        ({"attention": "flash_attention_2"}, "options.attention: computes in half precision"),
+        ({"cache": "quantized"}, "do not divide the 32 of a token and layer of tiny"),
+        ({"min_tokens": 20, "ignore_eos": False}, "options.min_tokens: 20 tokens at least, of 16"),
+    ],
+)
+def test_options_that_contradict_each_other_are_a_fault_with_a_hint(options, words):
+    found = faults_of(options=options)
+
+    assert any(words in fault for fault in found)
+
+
+def test_options_of_which_one_means_nothing_do_not_contradict():
+    """Without a search there is no beam to sample from, without ends no least length."""
+    plan = plan_of(options={"beams": 1, "sample": True, "early_stopping": "never",
+                            "min_tokens": 99})  # fmt: skip
+
+    (some,) = plan.runs.replicates
+    assert not {"early_stopping", "min_tokens"} & set(some.run.deployment.effective)
+
+
+def test_contradictions_and_misfits_are_told_together_and_once():
+    found = faults_of(
+        options={"tensor_parallel": 3, "sample": True},
+        sweep={"grid": {"options.beams": [2, 3, 4], "options.batch_size": [1, 2]}},
+    )
+
+    assert sorted(fault.partition(":")[0] for fault in found) == [
+        "options.beams", "options.tensor_parallel",
+    ]  # fmt: skip
+
+
+def test_a_rule_takes_out_what_would_contradict_and_says_why():
+    reason = "a search does not draw"
+    plan = plan_of(
+        sweep={
+            "grid": {"options.beams": [1, 4], "options.sample": [False, True]},
+            "exclude": [
+                {"when": {"options.beams": ">= 2", "options.sample": True}, "reason": reason}
+            ],
+        },
+    )
+
+    assert len(plan.runs.replicates) == 3
+    assert [(left.what, left.reason) for left in plan.excluded] == [
+        ({"options.beams": 4, "options.sample": True}, reason)
+    ]
+
+
+def test_replicas_that_are_split_are_as_many_as_the_gpus_hold():
+    plan = plan_of(options={"tensor_parallel": 2}, layout={"nodes": 2, "gpus_per_node": 4})
+
+    (some,) = plan.runs.replicates
+    assert some.run.deployment.replicas == 4
+
+
+def test_a_replica_that_would_straddle_nodes_is_a_fault():
+    (fault,) = faults_of(
+        options={"tensor_parallel": 2}, layout={"nodes": 2, "gpus_per_node": 3},
+    )  # fmt: skip
+
+    assert "some replica would have 1 of its GPUs on a node that it shares" in fault
+    assert fault.endswith("(one of 1, 3, 6, or another layout)")
+
+
 def test_it_is_one_fault_however_many_deployments_have_it():
     found = faults_of(
         options={"tensor_parallel": 3},

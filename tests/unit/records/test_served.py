@@ -22,7 +22,8 @@ def served(path, *, forwards=100):
     writer = rank_writer(path, meta=META)
     for i in range(forwards):
         phase = Phase.PREFILL if i == 0 else Phase.DECODE
-        writer.append("forwards", (i, 0, 10 + i, 11 + i, 4, 8, 4, 8 + i, np.nan, 7.5, int(phase)))
+        row = (i, 0, 10 + i, 11 + i, 4, 8, 4, 8 + i, np.nan, 7.5, int(phase), 4, 32)
+        writer.append("forwards", row)
     writer.append("requests", (0, 3, 0, 8, forwards, 5, 9, 11, 110, int(RequestStatus.FINISHED)))
     writer.append("tokens", (0, 0, 11))
     writer.append("spans", (0, 1, 9, np.nan, np.nan, int(Phase.LOAD)))

@@ -256,7 +256,7 @@ class Planted:
                        made: int, context: int, phase: Phase) -> None:  # fmt: skip
                 nonlocal forward
                 row = (forward, batch, host.at(from_s), host.at(to_s), sequences, read, made,
-                       context, nan, nan, int(phase))  # fmt: skip
+                       context, nan, nan, int(phase), sequences, read)  # fmt: skip
                 writer.append("forwards", row)
                 forward += 1
 

@@ -214,6 +214,95 @@ def test_the_passes_of_a_server_are_told_from_when_its_tokens_came():
     assert told["context"] == sum(held for _, held in truth)
 
 
+def test_replicas_that_are_split_count_each_device_and_each_request_once(planted, course):
+    """Four ranks, two replicas of two: the first of each says what was served."""
+    its = course()
+    planted.serving(course=its, per_node=4)
+    uuids = [f"GPU-{rank}" for rank in range(4)]
+    for rank in range(4):
+        planted.served_rank(course=its, rank=rank, world=4, requests=rank % 2 == 0,
+                            replica=rank // 2, replicas=2, device_uuid=uuids[rank])  # fmt: skip
+    planted.node(devices=uuids, power_w=its.power_w, to_s=its.end_s + 1)
+    planted.end(window_s=(0.0, its.end_s + 0.5), ranks=4)
+    row, _ = the_row(planted.folder)
+    assert (row.ranks, row.replicas, row.devices, row.requests) == (4, 2, 4, 2 * its.requests)
+    assert row.tokens_out == 2 * its.requests * its.tokens_out
+    # Ranks without requests know nothing of when there were none: all time of the window counts.
+    window_s = its.end_s - its.begin_s
+    joules = its.joules("prefill", "decode", "serve", "idle")
+    assert row.duration_s == pytest.approx(window_s)
+    assert row.energy_j == pytest.approx(4 * joules)
+    one = 2 * its.requests * its.tokens_in * 8000.0
+    assert one < row.flops_computed < 2 * one  # of one rank of each replica
+
+
+def passes_of(planted, host, own_clock, forwards, request, *, its):
+    """A run of one request with these passes: (from s, to s, phase, the numbers that it counts)."""
+    here = host()
+    planted.serving(course=its)
+    path = planted.attempt() / "rank-00000.h5"
+    meta = {"run_id": "aaaa", "rank": 0, "world": 1, "host": here.name, "boot_id": here.boot_id,
+            "workload": "inference"}  # fmt: skip
+    with rank_writer(path, meta=meta) as writer:
+        own_clock(writer, here)
+        for number, (t0, t1, phase, counts) in enumerate(forwards):
+            sequences, read, gave, context, live, attended = counts
+            writer.append("forwards", (number, 0, here.at(t0), here.at(t1), sequences, read, gave,
+                                       context, math.nan, math.nan, int(phase), live,
+                                       attended))  # fmt: skip
+        given, first, last = request
+        writer.append("requests", (0, 0, 0, 4, given, here.at(3.0), here.at(3.0), here.at(first),
+                                   here.at(last), 0))  # fmt: skip
+        for t0, t1, phase in ((0.0, 3.0, Phase.LOAD), (3.0, 4.6, Phase.SERVE)):
+            writer.append("spans", (0, here.at(t0), here.at(t1), math.nan, math.nan, int(phase)))
+    planted.node(power_w=lambda _u, s: 80.0 if s < 3 else 200.0, to_s=6)
+    planted.end(window_s=(0.0, 5.0))
+    row, found = the_row(planted.folder)
+    return row, found.samples[0]
+
+
+def test_tokens_of_one_pass_come_together_and_what_was_guessed_wrongly_is_computed_too(
+    planted, course, host, own_clock
+):
+    """Prompt lookup: 4 tokens and 2 guesses read, of which 1 was right; and so on."""
+    row, samples = passes_of(
+        planted, host, own_clock,
+        [
+            (3.0, 3.2, Phase.PREFILL, (1, 6, 2, 5, 1, 21)),
+            (3.2, 3.3, Phase.DECODE, (1, 4, 4, 9, 1, 6 + 7 + 8 + 9)),
+            (3.3, 3.4, Phase.DECODE, (1, 3, 1, 10, 1, 10 + 11 + 12)),
+        ],
+        (7, 3.2, 3.4), its=course(batches=1, batch=1, tokens_in=4, tokens_out=7),
+    )  # fmt: skip
+    assert row.tokens_out == 7 and row.requests_done == 1
+    assert row.ttft_p50_s == pytest.approx(0.2)
+    assert samples.gaps.ns.tolist() == pytest.approx([0, 100_000_000], abs=2)
+    assert samples.gaps.count.tolist() == [4, 2]
+    assert row.batch_mean == 1 and row.context_mean == 9.5
+    pair = 4 * 2 * 4 * 8
+    assert row.flops == pytest.approx(10 * 8000.0 + sum(range(1, 11)) * pair)
+    assert row.flops_computed == pytest.approx(13 * 8000.0 + (21 + 30 + 33) * pair)
+
+
+def test_a_text_that_comes_whole_has_no_times_between_its_tokens(planted, course, host, own_clock):
+    """Two beams: everything is computed twice, and known with the last pass."""
+    row, samples = passes_of(
+        planted, host, own_clock,
+        [
+            (3.0, 3.2, Phase.PREFILL, (2, 8, 0, 8, 2, 20)),
+            (3.2, 3.3, Phase.DECODE, (2, 2, 0, 10, 2, 10)),
+            (3.3, 3.4, Phase.DECODE, (2, 2, 3, 12, 2, 12)),
+        ],
+        (3, 3.4, 3.4), its=course(batches=1, batch=1, tokens_in=4, tokens_out=3),
+    )  # fmt: skip
+    assert row.ttft_p50_s == row.latency_p50_s == pytest.approx(0.4)
+    assert math.isnan(row.itl_p50_s) and not len(samples.gaps) and not row.reason
+    assert row.batch_mean == 2 and row.context_mean == 5.5
+    pair = 4 * 2 * 4 * 8
+    assert row.flops == pytest.approx(6 * 8000.0 + 21 * pair)
+    assert row.flops_computed == pytest.approx(2 * row.flops)
+
+
 def test_pooled_percentiles_are_numpy_s_of_all_raw_values():
     random = np.random.default_rng(7)
     parts = [random.integers(1_000_000, 5_000_000, size) for size in (1, 7, 400, 33)]

@@ -135,7 +135,7 @@ def test_every_moment_of_a_served_rank_is_in_exactly_one_phase(tmp_path, seed):
                 t0, now = now + int(pick.integers(0, 5)), now + 5 + int(pick.integers(1, 20))
                 phase = Phase.WARMUP if batch == 0 else Phase.PREFILL if k == 0 else Phase.DECODE
                 writer.append("forwards", (k, batch - 1, t0, now, 1, 1, 1, 1, math.nan, math.nan,
-                                           int(phase)))  # fmt: skip
+                                           int(phase), 1, 1))  # fmt: skip
             if batch:
                 writer.append("requests", (batch, 0, batch - 1, 1, 2, arrival, start, start + 1,
                                            now, 0))  # fmt: skip
@@ -166,7 +166,7 @@ def test_half_a_million_forward_passes_are_reduced_in_seconds(tmp_path):
         forwards["batch"] = np.arange(count) // batch
         forwards["t0_ns"] = 1000 * np.arange(count)
         forwards["t1_ns"] = forwards["t0_ns"] + 900
-        forwards["tokens_out"] = 1
+        forwards["tokens_out"] = forwards["live"] = 1
         forwards["phase"] = np.where(np.arange(count) % batch, Phase.DECODE, Phase.PREFILL)
         requests = np.zeros(count // batch, REQUESTS)
         requests["request"] = requests["batch"] = np.arange(len(requests))

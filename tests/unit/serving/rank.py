@@ -6,6 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import torch
 from deployments import serving
 
 from llem.errors import LlemError
@@ -19,7 +20,8 @@ from llem.training.pulse import NoCounter
 
 
 def tokens_of(run, world):
-    """The tokens of the first batch, and how many weights this rank holds."""
+    """The tokens of the first batch, the logits after its first prompt, and how many weights this
+    rank holds."""
     replica = Replica(world, ranks=run.deployment.tensor_parallel)
     backend = TransformersBackend(run, replica)
     backend.load()
@@ -34,7 +36,11 @@ def tokens_of(run, world):
     def own(values):
         return values.to_local() if hasattr(values, "to_local") else values
 
+    with torch.no_grad():
+        logits = backend.model(input_ids=torch.tensor([requests[0].tokens])).logits[0, -1]
     return {
+        "logits": logits.tolist(),
+        "replica": replica.index,
         "tokens": backend._generator.generate(requests, Log(Nothing(), counter=NoCounter())),
         "held": sum(own(p).numel() for p in backend.model.parameters()),
     }

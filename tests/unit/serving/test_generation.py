@@ -3,76 +3,22 @@
 import pytest
 
 pytest.importorskip("torch", reason="torch is not installed")
-transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+pytest.importorskip("transformers", reason="transformers is not installed")
 
-import torch  # noqa: E402
-from deployments import serving  # noqa: E402
+from deployments import serving
+from served import LENGTHS, backend_of, columns, cut, ending_with, reference, served
 
-from llem.records import Phase, RequestStatus  # noqa: E402
-from llem.serving.log import Log  # noqa: E402
-from llem.serving.replica import Replica  # noqa: E402
-from llem.serving.requests import make_requests  # noqa: E402
-from llem.serving.transformers_backend import TransformersBackend  # noqa: E402
-from llem.training.pulse import NoCounter  # noqa: E402
-from llem.training.world import start_world  # noqa: E402
-
-LENGTHS = [3, 9, 1, 9, 6]
-
-
-class Kept:
-    """A record of the test: rows in memory."""
-
-    def __init__(self):
-        self.rows = {"forwards": [], "requests": [], "tokens": [], "spans": []}
-
-    def append(self, table, row):
-        self.rows[table].append(row)
-
-    def append_rows(self, table, rows):
-        self.rows[table].extend(rows)
+from llem.records import Phase, RequestStatus
+from llem.serving.replica import Replica
+from llem.serving.requests import make_requests
+from llem.serving.transformers_backend import TransformersBackend
+from llem.training.world import start_world
 
 
 @pytest.fixture(scope="module")
 def world():
     with start_world() as found:
         yield found
-
-
-def backend_of(world, *, lengths=LENGTHS, output_tokens=8, **options):
-    run = serving(
-        options={"batch_size": len(lengths), **options},
-        prompts={"count": len(lengths), "input_tokens": 9, "output_tokens": output_tokens},
-    )
-    backend = TransformersBackend(run, Replica(world, ranks=1))
-    backend.load()
-    requests = [
-        type(r)(number=r.number, prompt=r.prompt, tokens=r.tokens[: lengths[r.number]],
-                output_tokens=r.output_tokens)
-        for r in make_requests(run, backend.tokenizer)
-    ]  # fmt: skip
-    return backend, requests
-
-
-def served(backend, requests, *, seed=0, **log):
-    kept = Kept()
-    torch.manual_seed(seed)
-    told = Log(kept, counter=NoCounter(), **log)
-    tokens = backend._generator.generate(requests, told)
-    told.hand_over()
-    return tokens, kept
-
-
-def reference(model, requests, *, seed=0, **generation):
-    """What `generate` gives each request, its own padding on the left."""
-    longest = max(len(r.tokens) for r in requests)
-    ids = torch.tensor([[0] * (longest - len(r.tokens)) + list(r.tokens) for r in requests])
-    mask = torch.tensor([[0] * (longest - len(r.tokens)) + [1] * len(r.tokens) for r in requests])
-    torch.manual_seed(seed)
-    config = transformers.GenerationConfig(
-        max_new_tokens=max(r.output_tokens for r in requests), pad_token_id=0, **generation
-    )
-    found = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
-    return [row[longest:].tolist() for row in found]
 
 
 @pytest.mark.parametrize("lengths", [[9, 9, 9], LENGTHS])
@@ -85,11 +31,15 @@ def reference(model, requests, *, seed=0, **generation):
         {"attention": "eager"},
         {"precision": "bf16"},
         {"repetition_penalty": 1.7},
+        {"no_repeat_ngram": 1},
+        {"no_repeat_ngram": 2, "repetition_penalty": 0.6},
     ],
 )
 def test_greedy_tokens_are_those_of_generate(world, lengths, options):
     backend, requests = backend_of(world, lengths=lengths, **options)
-    more = {"repetition_penalty": 1.7} if "repetition_penalty" in options else {}
+    more = {k: v for k, v in options.items() if k == "repetition_penalty"}
+    if "no_repeat_ngram" in options:
+        more["no_repeat_ngram_size"] = options["no_repeat_ngram"]
     if options.get("cache") == "static":
         more["cache_implementation"] = "static"
     if options.get("kv_cache") is False:
@@ -99,16 +49,49 @@ def test_greedy_tokens_are_those_of_generate(world, lengths, options):
     assert len({tuple(row) for row in expected}) > 1  # else nothing would be compared
 
 
-def test_sampled_tokens_are_those_of_generate_with_the_same_seed(world):
-    options = {"sample": True, "temperature": 0.8, "top_k": 40, "top_p": 0.9, "min_p": 0.001}
-    backend, requests = backend_of(world, **options)
-    more = {k: v for k, v in options.items() if k != "sample"}
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 0.8, "top_k": 40, "top_p": 0.9, "min_p": 0.001},
+        {"typical_p": 0.3},
+        {"temperature": 2.0, "top_k": 5, "repetition_penalty": 1.4},
+        {"top_p": 0.2},
+        {"min_p": 0.9},
+        {},
+    ],
+)
+def test_sampled_tokens_are_those_of_generate_with_the_same_seed(world, options):
+    backend, requests = backend_of(world, sample=True, **options)
+    more = {"top_k": 50, **options}
     for seed in (1, 2):
         expected = reference(
             backend.model, requests, seed=seed, do_sample=True, eos_token_id=None, **more
         )
         assert served(backend, requests, seed=seed)[0] == expected
     assert expected != served(backend, requests, seed=3)[0]
+
+
+def test_padding_is_no_part_of_a_text(world):
+    """A prompt's text is the same alone and beside a longer one, whatever id it is padded with."""
+    options = {"repetition_penalty": 3.0, "no_repeat_ngram": 1}
+    backend, requests = backend_of(world, lengths=[3, 9], **options)
+    together, _ = served(backend, requests)
+    for request, text in zip(requests, together, strict=True):
+        assert served(backend, [request])[0] == [text]
+
+
+@pytest.mark.parametrize("least", [1, 5, 12])
+def test_no_text_ends_before_it_may(world, least):
+    backend, requests = backend_of(world, output_tokens=12, min_tokens=least, ignore_eos=False)
+    free, _ = served(backend, requests)
+    ends = {text[2] for text in free}
+    ending_with(backend, ends)
+    expected = reference(
+        backend.model, requests, do_sample=False, eos_token_id=sorted(ends), min_new_tokens=least
+    )
+    found, _ = served(backend, requests)
+    assert found == [cut(text, ends) for text in expected]
+    assert least <= min(map(len, found))
 
 
 def test_a_text_ends_where_the_model_ends_it(world):
@@ -142,12 +125,24 @@ def test_every_pass_is_recorded_with_what_it_read_and_gave(world):
     assert [row[5] for row in rows] == [total, count, count, count]
     assert [row[6] for row in rows] == [count] * 4
     assert [row[7] for row in rows] == [total + count * i for i in range(4)]
+    assert [row[11] for row in rows] == [count] * 4
+    assert [row[12] for row in rows] == [sum(n * (n + 1) // 2 for n in LENGTHS),
+                                         *(total + count * i for i in (1, 2, 3))]  # fmt: skip
     assert [row[10] for row in rows] == [Phase.PREFILL] + [Phase.DECODE] * 3
     # Each begins where the one before it ended.
     assert [row[2] for row in rows[1:]] == [row[3] for row in rows[:-1]]
     for request, row in zip(requests, kept.rows["requests"], strict=True):
         assert row[3:5] == (len(request.tokens), 4)
         assert row[6:9] == (rows[0][2], rows[0][3], rows[-1][3])
+
+
+def test_a_pass_without_a_cache_computes_every_text_again(world):
+    backend, requests = backend_of(world, output_tokens=3, kv_cache=False)
+    _, kept = served(backend, requests)
+    for step, row in enumerate(columns(kept)):
+        lengths = [n + step for n in LENGTHS]
+        assert row["tokens_in"] == row["context"] == sum(lengths)
+        assert row["attended"] == sum(n * (n + 1) // 2 for n in lengths)
 
 
 def test_the_warm_up_leaves_no_requests_and_its_passes_have_its_phase(world):

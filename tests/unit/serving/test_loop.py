@@ -202,23 +202,25 @@ def test_half_precision_takes_half_the_memory_of_weights(world, tmp_path):
         ({"quantisation": "nf4"}, "options.quantisation: 'nf4' needs bitsandbytes"),
         ({"attention": "flash_attention_2"}, "options.attention: 'flash_attention_2' runs on GPUs"),
         ({"cache": "offloaded"}, "options.cache: 'offloaded' moves keys and values"),
-        ({"beams": 4}, "options.beams"),
+        ({"beams": 4, "sample": True}, "options.beams: a beam search looks for the likeliest"),
+        ({"tf32": True}, "options.tf32: TF32 is of GPUs"),
+        ({"quantisation": "quanto-int4"}, "options.quantisation: 'quanto-int4' needs optimum"),
     ],
 )
 def test_what_cannot_be_had_here_is_refused_before_anything_is_loaded(
     world, tmp_path, options, said, monkeypatch
 ):
-    import llem.serving.transformers_backend as module
+    import llem.serving.abilities as module
 
-    real = module.find_spec
-    monkeypatch.setattr(module, "find_spec", lambda n: None if n == "bitsandbytes" else real(n))
+    real, absent = module.find_spec, ("bitsandbytes", "optimum.quanto")
+    monkeypatch.setattr(module, "find_spec", lambda n: None if n in absent else real(n))
     with pytest.raises(InputError) as error:
         serve_run(serving(options=options), attempt_dir=tmp_path / "a", world=world, meta={})
     assert said in str(error.value) and not (tmp_path / "a").exists()
 
 
 def test_a_package_that_is_missing_is_named_with_what_installs_it(world, monkeypatch):
-    import llem.serving.transformers_backend as module
+    import llem.serving.abilities as module
 
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     with pytest.raises(UnavailableError, match="torch and transformers") as error:
@@ -303,6 +305,41 @@ def test_ranks_that_split_a_model_record_one_set_of_requests(tmp_path):
     columns = ("batch", "sequences", "tokens_in", "tokens_out", "phase")
     for column in columns:
         assert (records[0].forwards[column] == records[1].forwards[column]).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [{}, {"beams": 2}, {"prompt_lookup_tokens": 3, "batch_size": 1}])
+def test_replicas_that_are_split_give_the_logits_of_the_whole_model(tmp_path, more):
+    """Four ranks: two replicas of two, each with half of the requests."""
+    options = {"batch_size": 4, **more}
+    config = {"vocab_size": 4096}
+    (tmp_path / "one").mkdir()
+    [whole] = start(tmp_path / "one", 1, tokens=True, options=options, config=config)
+    told = start(
+        tmp_path, 4, tokens=True, options={**options, "tensor_parallel": 2}, config=config,
+        layout={"gpus_per_node": 4},
+    )  # fmt: skip
+    assert [t["replica"] for t in told] == [0, 0, 1, 1]
+    for rank in told:
+        assert rank["held"] < 0.8 * whole["held"]
+        assert np.allclose(rank["logits"], whole["logits"], rtol=1e-4, atol=1e-5)
+        assert rank["tokens"] == whole["tokens"]
+
+
+@pytest.mark.slow
+def test_replicas_that_are_split_record_their_own_requests_and_all_devices(tmp_path):
+    told = start(
+        tmp_path, 4, options={"batch_size": 2, "tensor_parallel": 2}, prompts={"count": 7},
+        layout={"gpus_per_node": 4}, arrival={"kind": "poisson", "rate": 500.0},
+    )  # fmt: skip
+    assert [t["step"] for t in told] == [7] * 4 and told[0]["replicas"] == 2
+    assert told[0]["tokens_out"] == 7 * 7
+    records = [read_rank(tmp_path / "attempt-1" / f"rank-{rank:05d}.h5") for rank in range(4)]
+    assert [r.requests["request"].tolist() for r in records] == [[0, 2, 4, 6], [], [1, 3, 5], []]
+    assert [r.meta["replica"] for r in records] == [0, 0, 1, 1]
+    for lead, other in ((0, 1), (2, 3)):
+        for column in ("batch", "sequences", "live", "tokens_in", "tokens_out", "phase"):
+            assert (records[lead].forwards[column] == records[other].forwards[column]).all()
 
 
 @pytest.mark.slow
