@@ -78,7 +78,7 @@ def seal_campaign(folder: CampaignFolder, *, progress: Progress | None = None) -
     found: list[SealedFile] = []
 
     # What was aggregated stays so: compressed records take twenty times as long to read.
-    from llem.pipeline.campaigns import REDUCTIONS_FILE
+    from llem.pipeline.files import REDUCTIONS_FILE
     from llem.results import keep_sealed
 
     def seal() -> list[Path]:

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llem.records import Columns, DeviceSeries
-
-if TYPE_CHECKING:
-    from llem.results.claims import Claim
+from llem.results.claim import Claim
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
