@@ -4,6 +4,17 @@
     llem.run_campaign(planned.folder, planned.plan)
     done = llem.finish(planned.folder)
 
+    find_optimal                       a law and an optimum for any model, data set and loss
+    load_campaign, plan_campaign,      a campaign from its file to its end, step by step; `help` of
+    calibrate, run_campaign,           each tells more
+    refine_campaign, aggregate_campaign,
+    fit_campaign, report_campaign, finish
+    run_experiment, run_study          what serving a model costs
+    measure                            the energy of a block of one's own
+    fit_law, prepare_data              a law from arrays; a token file from text
+    Campaign, Result, ExperimentResult, StudyResult
+    LlemError, InputError              what is raised on purpose; an InputError has every fault
+
 Names load on first use: `import llem` costs next to nothing, and a login node needs no torch.
 """
 
@@ -71,9 +82,15 @@ _HOME = {
 }
 
 
-def __getattr__(name: str) -> object:
-    if name.startswith("_") or name not in __all__:
-        raise AttributeError(f"module 'llem' has no attribute {name!r}")
-    from importlib import import_module
+if not TYPE_CHECKING:  # a checker would take every name for one of llem's
 
-    return getattr(import_module(f"llem.{_HOME.get(name, 'pipeline')}"), name)
+    def __getattr__(name: str) -> object:
+        if name.startswith("_") or name not in __all__:
+            raise AttributeError(f"module 'llem' has no attribute {name!r}")
+        from importlib import import_module
+
+        return getattr(import_module(f"llem.{_HOME.get(name, 'pipeline')}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

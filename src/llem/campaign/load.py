@@ -19,6 +19,7 @@ from llem.campaign.quantities import Budget
 from llem.campaign.site import Site
 from llem.campaign.study import Study
 from llem.campaign.sweep import faults_of as sweep_faults
+from llem.campaign.words import in_words
 from llem.errors import Fault, InputError, did_you_mean
 
 M = TypeVar("M", bound=BaseModel)
@@ -27,13 +28,6 @@ MappingOrigin = get_origin(Mapping[str, str])
 WORKLOADS = ("training", "inference")
 # Branches of unions, which pydantic names in a path though no user wrote them.
 _BRANCHES = frozenset({"Site", "Arrival", "[key]"})
-# pydantic's names of a bound that a number breaks: (where it tells the bound, what to say).
-_BOUNDS = {
-    "greater_than": ("gt", "not above"),
-    "greater_than_equal": ("ge", "below"),
-    "less_than": ("lt", "not below"),
-    "less_than_equal": ("le", "above"),
-}
 
 
 def load_campaign(path: str | Path) -> Campaign | Study:
@@ -256,19 +250,8 @@ def _fault(model: type[BaseModel], error: Any) -> Fault:
             if len(known) == 1:
                 return Fault(shown, f"{error['input']!r}: there is only {expected}")
             return Fault(shown, f"{error['input']!r} is not one of {expected}", near)
-        case "value_error":
-            return Fault(shown, str(error["ctx"]["error"]))
-        case "int_parsing" | "int_type" | "int_from_float":
-            return Fault(shown, f"{error['input']!r} is not a whole number")
-        case "float_parsing" | "float_type":
-            return Fault(shown, f"{error['input']!r} is not a number")
-        case "bool_parsing" | "bool_type":
-            return Fault(shown, f"{error['input']!r} is neither true nor false")
-        case name if name in _BOUNDS:
-            key, words = _BOUNDS[name]
-            return Fault(shown, f"{error['input']!r} is {words} {error['ctx'][key]:g}")
         case _:
-            return Fault(shown, error["msg"].lower())
+            return Fault(shown, in_words(error))
 
 
 def _is_branch(part: Any) -> bool:

@@ -161,6 +161,11 @@ def format_si(value: float, unit: str = "", *, digits: int = 3) -> str:
     return f"{value:.{digits}g} {unit}".strip()
 
 
+def format_times(ratio: float) -> str:
+    """How many times something is: `1.45`, `641`, `3,930`; with an exponent from a million on."""
+    return f"{ratio:,.0f}" if 100 <= ratio < 1e6 else f"{ratio:.3g}"
+
+
 def format_duration(seconds: float) -> str:
     """`48 s`, `12.5 min`, `3 h 20 min`, `2 d 4 h`; NaN is `n/a`."""
     if seconds is None or not math.isfinite(seconds):

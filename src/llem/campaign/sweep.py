@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from llem.campaign.merging import merged
 from llem.campaign.options import BACKENDS, unknown_option
 from llem.campaign.study import ArrivalChoice, PromptChoice, Rule, Study
+from llem.campaign.words import in_words
 from llem.errors import Fault, InputError, did_you_mean
 
 # What may vary beside the options of the backends.
@@ -294,7 +295,7 @@ class _Checked:
         except ValidationError as error:
             for item in error.errors(include_url=False):
                 where = ".".join(["sweep", "prompts", *map(str, item["loc"])])
-                self.faults.append(Fault(where, item["msg"].removeprefix("Value error, ").lower()))
+                self.faults.append(Fault(where, in_words(item)))
             return self.study.prompts
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llem.campaign import Runs, SampleData, format_duration, format_si
+from llem.campaign import Runs, SampleData, format_duration, format_si, format_times
 from llem.cli._table import array_table, lines, table
 
 if TYPE_CHECKING:
@@ -157,7 +157,9 @@ def _data(plan: Plan) -> str:
     if not totals["runs_repeating"]:
         return f"{text}; no run reads a {unit} twice"
     over = f"{totals['runs_repeating']:.0f} of {totals['runs']:.0f} runs"
-    return f"{text}; {over} read {unit}s again, in up to {totals['epochs_most']:.3g} epochs"
+    return (
+        f"{text}; {over} read {unit}s again, in up to {format_times(totals['epochs_most'])} epochs"
+    )
 
 
 def _wave(plan: Plan) -> Iterator[tuple[str, str]]:

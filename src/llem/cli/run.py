@@ -105,7 +105,7 @@ def _run_wave(planned: Planned | PlannedStudy, *, yes: bool, as_json: bool) -> i
     with watching(folder, plan) as watch:
         outcome = run_campaign(folder, plan, watch=both(watch, notifier))
     if isinstance(outcome, LocalOutcome):
-        return local_status(outcome, folder)
+        return local_status(outcome, folder, again="llem run")
     if not outcome.settled:
         note(f"not every run came to an end: see `llem status {folder.root}`")
         return 1

@@ -65,6 +65,8 @@ class Answer:
         }  # fmt: skip
 
     def __str__(self) -> str:
+        if not math.isfinite(self.params):
+            return f"{self.budget}: no answer: {'; '.join(self.warnings) or 'not known'}"
         size = "" if self.value is None else f" ({self.size} about {self.value})"
         text = (
             f"{self.budget}: {format_si(self.params)} parameters {interval_text(self.ci['params'])}"

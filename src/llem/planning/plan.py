@@ -17,6 +17,7 @@ from llem.campaign import (
     TokenData,
     format_duration,
     format_si,
+    format_times,
 )
 from llem.campaign.campaign import Campaign
 from llem.campaign.load import campaign_from, campaign_to_dict, site_of
@@ -290,17 +291,17 @@ def plan_warnings(
         longest = max(r.tokens for r in firsts if r.epochs == most)
         found.append(
             f"{over} run{'s read' if over > 1 else ' reads'} {unit} more than once: up to "
-            f"{most:.3g} epochs, {format_si(longest)} {unit} of which "
+            f"{format_times(most)} epochs, {format_si(longest)} {unit} of which "
             f"{format_si(data.different_tokens(longest))} differ"
         )
     ratio = target_flops(campaign.target, site, device) / max(r.flops for r in firsts)
     if ratio > 10:
-        times = f"{ratio:,.0f}" if 100 <= ratio < 1e6 else f"{ratio:.3g}"
+        times = format_times(ratio)
         found.append(f"the target lies {times} times beyond the largest run: extrapolated")
     elif ratio < 1 / OVERSHOT:
         found.append(
-            f"the largest run has {1 / ratio:.3g} times the compute of the target: the answer "
-            "needs no more than runs around it, and a smaller budget"
+            f"the largest run has {format_times(1 / ratio)} times the compute of the target: the "
+            "answer needs no more than runs around it, and a smaller budget"
         )
     chained = runs.how_many(lambda r: r.segments > 1)
     if chained:

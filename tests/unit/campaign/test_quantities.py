@@ -10,6 +10,7 @@ from llem.campaign import (
     Budget,
     format_duration,
     format_si,
+    format_times,
     parse_budget,
     parse_bytes,
     parse_count,
@@ -111,3 +112,8 @@ def test_numbers_are_shown_with_prefixes_and_nan_as_not_known():
     assert format_si(math.nan, "J") == "n/a"
     assert format_duration(12345) == "3 h 26 min"
     assert format_duration(math.nan) == "n/a"
+
+
+def test_how_many_times_is_told_without_an_exponent_where_it_can_be():
+    told = [format_times(ratio) for ratio in (1.4512, 99.9, 641.2, 3930.0, 2.5e6)]
+    assert told == ["1.45", "99.9", "641", "3,930", "2.5e+06"]

@@ -99,7 +99,7 @@ def test_a_wrong_word_is_told_with_the_one_that_was_meant(changed, path, word):
         (
             {"sweep": {"grid": {"prompts.synthetic.count": [0]}}},
             "sweep.prompts.synthetic.count",
-            "greater than or equal to 1",
+            " is below 1",
         ),
         (
             {"sweep": {"list": [{"options.batch_size": "many"}]}},

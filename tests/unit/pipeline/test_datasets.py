@@ -117,7 +117,7 @@ def test_documents_need_the_index(tmp_path: Path, prepared: Any) -> None:
         ({"path": "a", "builtin": "python-sources"}, "give `path` or `builtin`, not both"),
         ({"path": "a", "mixture": [{"path": "a", "weight": 1}] * 2}, "`path` or `mixture`"),
         ({"mixture": [{"path": "a", "weight": 1}]}, "at least 2"),
-        ({"mixture": [{"path": "a", "weight": 0}] * 2}, "greater than 0"),
+        ({"mixture": [{"path": "a", "weight": 0}] * 2}, "0 is not above 0"),
         ({"mixture": [{"path": "a", "weight": 1}] * 2, "dtype": "uint8"}, "go with each file"),
         ({"packing": "documents"}, "goes with what `llem data prepare` made"),
         ({"path": "a", "packing": "document"}, "did you mean 'documents'?"),
