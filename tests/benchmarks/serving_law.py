@@ -176,6 +176,26 @@ def tell(law: ServingLaw, *, checked: bool = False) -> bool:
     return good
 
 
+def few(rows: Sequence[Row]) -> None:
+    """What small studies say of the other deployments of models within their sizes."""
+    for models, batches, prompts in (
+        ("ad", (1, 6, 40), (64,)), ("bdf", (1, 6, 40), (16, 256)), ("abde", (1, 6, 40), (16, 64)),
+    ):  # fmt: skip
+        own = [row for row in rows if row["model"] in models and row["batch"] in batches
+               and row["tokens_in"] in prompts and row["tokens_out"] == 32]  # fmt: skip
+        names = {(row["model"], row["batch"], row["tokens_in"], row["tokens_out"]) for row in own}
+        size = [row["params"] for row in own]
+        rest = [
+            row for row in rows if min(size) <= row["params"] <= max(size)
+            and (row["model"], row["batch"], row["tokens_in"], row["tokens_out"]) not in names
+        ]  # fmt: skip
+        columns = columns_of(rest)
+        foretold = fit(own, judged=False).predict(columns["models"], columns["counts"])
+        off = np.log(foretold / np.array([row["prefill_s"] + row["decode_s"] for row in rest]))
+        print(f"  {len(own)} deployments ({len(models)} sizes, {len(prompts)} prompts) foretell "
+              f"{len(rest)} others: {np.sqrt(np.mean(off**2)):.3f}")  # fmt: skip
+
+
 def serve(law: ServingLaw, model: Models, *, limit: int, arrivals: Any, tokens_in: int,
           tokens_out: Any, random: np.random.Generator
           ) -> tuple[float, dict[str, float], dict[str, float]]:  # fmt: skip
@@ -425,6 +445,7 @@ def main() -> int:
             phases = "prefill and decoding apart" if apart else "together"
             print(f"  {words}, {len(own)} rows, {phases}")
             good &= tell(fit(own, apart=apart), checked=apart and own is best)
+    few(best)
     law = fit(best, judged=False)
     good &= servers(law, best)
     good &= prior(best)

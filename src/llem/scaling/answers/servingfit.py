@@ -5,13 +5,13 @@ each step solves non-negative least squares of the linearised logarithms. How mu
 cache holds is the one number that is searched for, over a grid, and taken where it makes the fit
 better by more than a further coefficient would by chance (Schwarz 1978).
 
-Intervals are from a wild bootstrap: what the law leaves of each deployment, all its cycles
-together, is put back with a random factor and the coefficients are solved for again. A few
-deployments (the smallest batch, the longest prompt) hold the law where it is, so their residuals
-are small: they are undone of that by (I - H_gg)^-1 first (Bell and McCaffrey 2002, CR3), and drawn
-from six points as few clusters need (Webb 2014). Student's t of the deployments to spare takes the
-place of the normal. A law is never quite right, and is wrong alike for all deployments of a size:
-that share of what is left is drawn by size.
+Intervals are from a wild bootstrap: a law is never quite right, and is wrong alike for all
+deployments of a size, so what it leaves of each size as a whole is put back with a random factor
+and the coefficients are solved for again (of fewer than four sizes: of each deployment, all its
+cycles together). A few runs hold the law where it is, so their residuals are small: they are undone
+of that by (I - H_gg)^-1 first (Bell and McCaffrey 2002, CR3), and drawn from six points as few
+clusters need (Webb 2014). Student's t of the clusters to spare takes the place of the normal. What
+the device's own cache holds is not drawn again.
 """
 
 from __future__ import annotations
@@ -96,12 +96,11 @@ def fit_serving(
               ("tokens_out", tokens_out))}  # fmt: skip
     y = np.asarray(cost, dtype=np.float64)
     _check({quantity: y, **asked}, counts)
-    apart = prefill is not None and decode is not None
     costs = {TOGETHER: y}
     if prefill is not None and decode is not None:
-        costs = {PREFILL: np.asarray(prefill, dtype=float), DECODE: np.asarray(decode, dtype=float)}
-        apart = all(bool((np.isfinite(v) & (v > 0)).all()) for v in costs.values())
-        costs = costs if apart else {TOGETHER: y}
+        apart = {PREFILL: np.asarray(prefill, dtype=float), DECODE: np.asarray(decode, dtype=float)}
+        if all((np.isfinite(v) & (v > 0)).all() for v in apart.values()):
+            costs = apart
     own = list(range(y.size)) if deployment is None else list(deployment)
     units, unit_of = np.unique(np.array(own).astype(str), return_inverse=True)
     runs = _Runs(models, counts, costs, len(units))
