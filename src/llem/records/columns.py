@@ -9,18 +9,21 @@ written), the slabs come straight from the file, which costs less than reading t
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llem.records.native import compiled
+from llem.records.native.rows import ColumnsPass, Pass
 
 # Rows that are read at a time: half a megabyte, which stays in a processor's own cache.
 SLAB_ROWS = 8192
+# In C they need not be so many.
+NATIVE_ROWS = 2048
 
 Table = NDArray[Any]
 
@@ -67,40 +70,89 @@ def read_table(file: Any, name: str, dtype: np.dtype[Any]) -> Table | None:
     return rows
 
 
-def read_columns(
-    file: Any, name: str, dtype: np.dtype[Any], wanted: Sequence[str]
-) -> Columns | None:
-    """The `wanted` columns of a table of an h5py file; None where its layout is another.
+class Rows(Protocol):
+    """The rows of a table, which can be fed to a pass (see `native.rows`)."""
 
-    Raises what h5py raises, and EOFError where the file ends before the table does.
-    """
-    from h5py import h5s
+    def __len__(self) -> int: ...
 
+    def feed(self, into: Pass) -> None:
+        """All of them in order, unless the pass has enough before."""
+
+
+@dataclass(frozen=True)
+class TableRows:
+    """Those of a table in memory, of its schema's layout."""
+
+    table: Table
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def feed(self, into: Pass) -> None:
+        native = compiled.library()
+        if native is not None:
+            native.feed(np.ascontiguousarray(self.table), into=into)
+
+
+class FileRows:
+    """Those of a table in an open h5py file. Methods raise what h5py raises, and EOFError where
+    the file ends before the table does."""
+
+    def __init__(self, file: Any, table: Any, dtype: np.dtype[Any]) -> None:
+        self._file, self._table, self._dtype = file, table, dtype
+        [self._rows] = table.shape
+        self._places = _chunk_places(file.id, table, self._rows)
+
+    def __len__(self) -> int:
+        return int(self._rows)
+
+    def feed(self, into: Pass) -> None:
+        native = compiled.library()
+        if native is None:
+            return
+        if self._places is not None:
+            native.read(
+                self._file.id.get_vfd_handle(), self._places.at, chunk_rows=self._places.rows,
+                slab_rows=NATIVE_ROWS, into=into,
+            )  # fmt: skip
+            return
+        for _, slab in self.slabs():
+            if not native.feed(slab, into=into):
+                return
+
+    def slabs(self) -> Iterator[tuple[int, Table]]:
+        """The rows in slabs, each with the place of its first, and gone when the next one is."""
+        from h5py import h5s
+
+        whole = np.empty(min(self._rows, SLAB_ROWS), self._dtype)
+        for start in range(0, self._rows, SLAB_ROWS):
+            slab = whole[: min(SLAB_ROWS, self._rows - start)]
+            if self._places is None:
+                space = self._table.get_space()
+                space.select_hyperslab((start,), slab.shape)
+                memory = h5s.create_simple(slab.shape)
+                self._table.read(memory, space, slab, _type_of(self._dtype))
+            else:
+                _read_chunks(self._file.id.get_vfd_handle(), self._places, start, slab)
+            yield start, slab
+
+
+def file_rows(file: Any, name: str, dtype: np.dtype[Any]) -> FileRows | None:
+    """The rows of a table of an h5py file; None where its layout is another."""
     table = _opened(file, name, dtype)
-    if table is None:
-        return None
-    [rows] = table.shape
-    columns = {name: np.empty(rows, dtype[name]) for name in wanted}
-    places = _chunk_places(file.id, table, rows)
-    native = compiled.library()
-    if places is not None and native is not None:
-        native.read_columns(
-            file.id.get_vfd_handle(), places=places.at, chunk_rows=places.rows, rows=rows,
-            dtype=dtype, slab_rows=SLAB_ROWS, columns=columns,
-        )  # fmt: skip
-        return Columns(columns, rows)
-    slab = np.empty(min(rows, SLAB_ROWS), dtype)
-    for start in range(0, rows, SLAB_ROWS):
-        part = slab[: min(SLAB_ROWS, rows - start)]
-        if places is None:
-            space = table.get_space()
-            space.select_hyperslab((start,), part.shape)
-            table.read(h5s.create_simple(part.shape), space, part, _type_of(dtype))
-        else:
-            _read_chunks(file.id.get_vfd_handle(), places, start, part)
+    return None if table is None else FileRows(file, table, dtype)
+
+
+def read_columns(rows: FileRows, dtype: np.dtype[Any], wanted: Sequence[str]) -> Columns:
+    """The `wanted` columns."""
+    columns = {name: np.empty(len(rows), dtype[name]) for name in wanted}
+    if compiled.library() is not None:
+        rows.feed(ColumnsPass(len(rows), dtype, columns))
+        return Columns(columns, len(rows))
+    for start, slab in rows.slabs():
         for name, column in columns.items():
-            column[start : start + len(part)] = part[name]
-    return Columns(columns, rows)
+            column[start : start + len(slab)] = slab[name]
+    return Columns(columns, len(rows))
 
 
 def _opened(file: Any, name: str, dtype: np.dtype[Any]) -> Any:
@@ -123,7 +175,7 @@ class _Places:
     """Where the chunks of `rows` rows lie in the file."""
 
     rows: int
-    at: Sequence[int]
+    at: NDArray[np.int64]
 
 
 def _chunk_places(file: Any, table: Any, rows: int) -> _Places | None:
@@ -145,9 +197,10 @@ def _chunk_places(file: Any, table: Any, rows: int) -> _Places | None:
     table.chunk_iter(told.append)
     found = {info[0][0]: info[2] for info in told}
     try:
-        return _Places(chunk, [found[start] for start in range(0, rows, chunk)])
+        at = [found[start] for start in range(0, rows, chunk)]
     except KeyError:
         return None  # one that was never written: HDF5 knows what it holds
+    return _Places(chunk, np.array(at, dtype=np.int64))
 
 
 def _read_chunks(descriptor: int, chunks: _Places, start: int, part: Table) -> None:
@@ -162,7 +215,7 @@ def _read_chunks(descriptor: int, chunks: _Places, start: int, part: Table) -> N
             last += 1
         at = first * chunk_bytes - start * part.dtype.itemsize
         wanted = view[at : at + (last + 1 - first) * chunk_bytes]
-        offset = places[first]
+        offset = int(places[first])
         while len(wanted):
             count = os.preadv(descriptor, [wanted], offset)
             if not count:
