@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from llem.records.native import compiled
+from llem.records.native import compiled, hdf5
 from llem.records.native.rows import ColumnsPass, Pass
 
 # Rows that are read at a time: half a megabyte, which stays in a processor's own cache.
@@ -61,6 +61,10 @@ def read_table(file: Any, name: str, dtype: np.dtype[Any]) -> Table | None:
     a short one; None where its layout is another. Raises what h5py raises."""
     from h5py import h5s
 
+    if (calls := hdf5.calls()) is not None:
+        found = calls.table(file, name, dtype, _type_of(dtype))
+        if found is not None:
+            return found
     table = _opened(file, name, dtype)
     if table is None:
         return None
@@ -98,10 +102,11 @@ class FileRows:
     """Those of a table in an open h5py file. Methods raise what h5py raises, and EOFError where
     the file ends before the table does."""
 
-    def __init__(self, file: Any, table: Any, dtype: np.dtype[Any]) -> None:
-        self._file, self._table, self._dtype = file, table, dtype
-        [self._rows] = table.shape
-        self._places = _chunk_places(file.id, table, self._rows)
+    def __init__(
+        self, file: Any, name: str, dtype: np.dtype[Any], rows: int, places: _Places | None
+    ) -> None:
+        self._file, self._name, self._dtype = file, name, dtype
+        self._rows, self._places = rows, places
 
     def __len__(self) -> int:
         return int(self._rows)
@@ -124,14 +129,15 @@ class FileRows:
         """The rows in slabs, each with the place of its first, and gone when the next one is."""
         from h5py import h5s
 
+        table = _opened(self._file, self._name, self._dtype)
         whole = np.empty(min(self._rows, SLAB_ROWS), self._dtype)
         for start in range(0, self._rows, SLAB_ROWS):
             slab = whole[: min(SLAB_ROWS, self._rows - start)]
             if self._places is None:
-                space = self._table.get_space()
+                space = table.get_space()
                 space.select_hyperslab((start,), slab.shape)
                 memory = h5s.create_simple(slab.shape)
-                self._table.read(memory, space, slab, _type_of(self._dtype))
+                table.read(memory, space, slab, _type_of(self._dtype))
             else:
                 _read_chunks(self._file.id.get_vfd_handle(), self._places, start, slab)
             yield start, slab
@@ -139,8 +145,17 @@ class FileRows:
 
 def file_rows(file: Any, name: str, dtype: np.dtype[Any]) -> FileRows | None:
     """The rows of a table of an h5py file; None where its layout is another."""
+    calls = hdf5.calls()
+    if calls is not None and _is_plain(file):
+        found = calls.places(file, name, _type_of(dtype))
+        if found is not None and not SLAB_ROWS % found[1]:
+            rows, chunk, at = found
+            return FileRows(file, name, dtype, rows, _Places(chunk, at))
     table = _opened(file, name, dtype)
-    return None if table is None else FileRows(file, table, dtype)
+    if table is None:
+        return None
+    [rows] = table.shape
+    return FileRows(file, name, dtype, rows, _chunk_places(file, table, rows))
 
 
 def read_columns(rows: FileRows, dtype: np.dtype[Any], wanted: Sequence[str]) -> Columns:
@@ -180,7 +195,7 @@ class _Places:
 
 def _chunk_places(file: Any, table: Any, rows: int) -> _Places | None:
     """None where the bytes of chunks are not the rows' own."""
-    from h5py import h5d, h5fd
+    from h5py import h5d
 
     plist = table.get_create_plist()
     if plist.get_layout() != h5d.CHUNKED or plist.get_nfilters():
@@ -189,9 +204,7 @@ def _chunk_places(file: Any, table: Any, rows: int) -> _Places | None:
     # an HDF5 before 1.12.3 cannot tell where chunks are, all at once
     if not hasattr(table, "chunk_iter"):
         return None
-    if SLAB_ROWS % chunk or file.get_create_plist().get_userblock():
-        return None
-    if file.get_access_plist().get_driver() != h5fd.SEC2:
+    if SLAB_ROWS % chunk or not _is_plain(file):
         return None
     told: list[Any] = []
     table.chunk_iter(told.append)
@@ -201,6 +214,16 @@ def _chunk_places(file: Any, table: Any, rows: int) -> _Places | None:
     except KeyError:
         return None  # one that was never written: HDF5 knows what it holds
     return _Places(chunk, np.array(at, dtype=np.int64))
+
+
+def _is_plain(file: Any) -> bool:
+    """Whether places in an open h5py file are those of its bytes."""
+    from h5py import h5fd
+
+    return bool(
+        file.id.get_access_plist().get_driver() == h5fd.SEC2
+        and not file.id.get_create_plist().get_userblock()
+    )
 
 
 def _read_chunks(descriptor: int, chunks: _Places, start: int, part: Table) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,10 @@ from llem.records.schema import SAMPLES
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("passes.c", "rows.c"))
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("passes.c", "rows.c", "hdf5.c"))
 # A fused multiply-add, a reordered sum or an assumption on overflow would change bits.
 FLAGS = ("-std=c11", "-O3", "-ffp-contract=off", "-fwrapv", "-fPIC", "-shared")
-# Arguments: i a whole number, d a float, p an array.
+# Arguments: i a whole number, d a float, p an array, s a text.
 FUNCTIONS = {
     "llem_read": ("ipiiipiip", ctypes.c_int64),
     "llem_feed": ("ippi", ctypes.c_int64),
@@ -39,8 +39,12 @@ FUNCTIONS = {
     "llem_slope": ("ippp", ctypes.c_double),
     "llem_waited": ("ippip", ctypes.c_int64),
     "llem_blocks": ("ipppdippp", ctypes.c_int64),
+    "llem_hdf5": ("p", None),
+    "llem_attributes": ("ispi", ctypes.c_int64),
+    "llem_table": ("isipi", ctypes.c_int64),
+    "llem_places": ("isipip", ctypes.c_int64),
 }
-KINDS = {"i": ctypes.c_int64, "d": ctypes.c_double, "p": ctypes.c_void_p}
+KINDS = {"i": ctypes.c_int64, "d": ctypes.c_double, "p": ctypes.c_void_p, "s": ctypes.c_char_p}
 
 
 class Library:
@@ -55,6 +59,15 @@ class Library:
         for name, (arguments, result) in FUNCTIONS.items():
             self._call[name].argtypes = [KINDS[kind] for kind in arguments]
             self._call[name].restype = result
+
+    def use_hdf5(self, functions: Any) -> None:
+        """Tell the calls of HDF5, in the order of `hdf5.NAMES`."""
+        self._call["llem_hdf5"](ctypes.addressof(functions))
+
+    def hdf5(self, name: str) -> Callable[..., int]:
+        """One of those of `hdf5.c`."""
+        call: Callable[..., int] = self._call[name]
+        return call
 
     def read(
         self, descriptor: int, places: Integers, *, chunk_rows: int, slab_rows: int, into: Pass
