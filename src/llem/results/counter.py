@@ -238,13 +238,13 @@ def _of_pass(found: SampleRows, quality: str, attrs: Mapping[str, Any]) -> Energ
         found.start_ns, at_s, joules, interval_s, quality, notes,
         base_j=found.start_mj / 1e3 if quality == "counter" else math.nan,
         peak_w=max(float(joules[-1] / at_s[-1]), found.most_w, most_w),
-        read_s=float(np.median(found.read_ns)) / 1e9,
+        read_s=_median(found.read_ns) / 1e9,
     )  # fmt: skip
 
 
 def typical(values: NDArray[Any]) -> float:
     """The median of at most TYPICAL_OF values, which lie evenly among them."""
-    return float(np.median(values[:: _every(len(values))]))
+    return _median(values[:: _every(len(values))])
 
 
 def _every(count: int) -> int:
@@ -254,7 +254,12 @@ def _every(count: int) -> int:
 def typical_gap(values: NDArray[Any]) -> float:
     """`typical` of the differences of neighbouring values."""
     every = max(1, (len(values) - 1) // TYPICAL_OF)
-    return float(np.median(values[1::every] - values[:-1:every]))
+    return _median(values[1::every] - values[:-1:every])
+
+
+def _median(values: NDArray[Any]) -> float:
+    native = compiled.library()
+    return float(np.median(values)) if native is None or not len(values) else native.median(values)
 
 
 def _peak_w(at_s: Floats, joules: Floats, power_w: Floats, interval_s: float) -> float:

@@ -37,6 +37,8 @@ FUNCTIONS = {
     "llem_waits": ("pi", ctypes.c_double),
     "llem_stretches": ("ipippp", None),
     "llem_slope": ("ippp", ctypes.c_double),
+    "llem_flat": ("ippppddp", ctypes.c_int64),
+    "llem_median": ("ip", ctypes.c_double),
     "llem_waited": ("ippip", ctypes.c_int64),
     "llem_blocks": ("ipppdippp", ctypes.c_int64),
     "llem_hdf5": ("p", None),
@@ -153,6 +155,22 @@ class Library:
             len(e1_mj), address_of(e1_mj), len(begins), address_of(begins), address_of(before_mj), address_of(found)
         )
         return found
+
+    def median(self, values: Floats) -> float:
+        """np.median of one value or more."""
+        own = values.astype(float)
+        return float(self._call["llem_median"](len(own), address_of(own)))
+
+    def flat(
+        self, since: Integers, last: Integers, x: Floats, y: Floats, *, most: float, times: float
+    ) -> int:
+        """The number of the first window, from `since` to `last`, over which y has a slope whose
+        amount `times` this is less than `most`; -1: none. -2 - k: not known of the k-th."""
+        scratch = np.empty(int((last - since).max(initial=0)) + 1)
+        return int(self._call["llem_flat"](
+            len(since), address_of(since), address_of(last), address_of(x), address_of(y), most,
+            times, address_of(scratch),
+        ))  # fmt: skip
 
     def slope(self, x: Floats, y: Floats) -> float:
         """The slope of a least-squares line; NaN where a y is not finite."""

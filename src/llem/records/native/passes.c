@@ -131,8 +131,36 @@ static void look_up(
     const Line *line, int64_t start_ns, int64_t count, const int64_t *t_ns, double *out,
     int64_t *place)
 {
+    int64_t n = line->n, at[LEAF], j = *place, disorder = 0, unknown = 0;
+    const double *x = line->x, *y = line->y, *slope = line->slope;
     for (int64_t i = 0; i < count; i++)
         out[i] = (double)(t_ns[i] - start_ns) / 1e9;
+    if (count < 1)
+        return;
+    for (int64_t i = 0; i + 1 < count; i++)
+        disorder |= !(out[i] <= out[i + 1]);
+    /* most moments rise, lie within the line and follow closely: a short way for these */
+    if (!disorder && out[0] >= x[j] && out[count - 1] < x[n - 1]
+        && out[count - 1] < x[j + 4 * LEAF < n ? j + 4 * LEAF : n - 1]) {
+        for (int64_t i = 0; i < count; i++) {
+            while (x[j + 1] <= out[i])
+                j++;
+            at[i] = j;
+        }
+        *place = j;
+        double moment[LEAF];
+        for (int64_t i = 0; i < count; i++)
+            moment[i] = out[i];
+        for (int64_t i = 0; i < count; i++) {
+            out[i] = slope[at[i]] * (moment[i] - x[at[i]]) + y[at[i]];
+            unknown |= out[i] != out[i];
+        }
+        if (!unknown)
+            return;
+        for (int64_t i = 0; i < count; i++)
+            out[i] = moment[i];
+        *place = at[0];
+    }
     for (int64_t i = 0; i < count; i++)
         out[i] = look(line, out[i], place);
 }
@@ -267,4 +295,57 @@ int64_t llem_blocks(
         block_t[block] += tokens[i];
     }
     return 1;
+}
+
+/* numpy's median of n >= 1 values, which are put in another order; NaN where one is. */
+double llem_median(int64_t n, double *a)
+{
+    for (int64_t i = 0; i < n; i++)
+        if (a[i] != a[i])
+            return NAN;
+    int64_t middle = n / 2, low = 0, high = n - 1;
+    while (low < high) { /* Hoare's selection */
+        double pivot = a[low + (high - low) / 2];
+        int64_t i = low, j = high;
+        while (i <= j) {
+            while (a[i] < pivot)
+                i++;
+            while (pivot < a[j])
+                j--;
+            if (i <= j) {
+                double swap = a[i];
+                a[i++] = a[j], a[j--] = swap;
+            }
+        }
+        if (middle <= j)
+            high = j;
+        else if (middle >= i)
+            low = i;
+        else
+            break;
+    }
+    if (n % 2)
+        return a[middle];
+    double below = a[0];
+    for (int64_t i = 1; i < middle; i++)
+        below = a[i] > below ? a[i] : below;
+    return (below + a[middle]) / 2;
+}
+
+/* The first of `count` windows, from since[k] to last[k], whose slope of y over x is below `least`
+ * in both directions: its number; -1: none; -2 - k: that of window k cannot be told. `scratch` has
+ * as many places as a window. */
+int64_t llem_flat(
+    int64_t count, const int64_t *since, const int64_t *last, const double *x, const double *y,
+    double most, double times, double *scratch)
+{
+    for (int64_t k = 0; k < count; k++) {
+        int64_t first = since[k];
+        double slope = llem_slope(last[k] - first + 1, x + first, y + first, scratch);
+        if (!isfinite(slope))
+            return -2 - k;
+        if (!(fabs(slope) * times >= most))
+            return k;
+    }
+    return -1;
 }
