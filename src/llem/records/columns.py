@@ -56,15 +56,19 @@ class Columns:
         return Columns(taken, len(next(iter(taken.values()))) if taken else 0)
 
 
+def read_short(file: Any, name: str, dtype: np.dtype[Any]) -> Table | None:
+    """A short table, in one call; None where it is none, or cannot be had in this way."""
+    calls = hdf5.calls()
+    return None if calls is None else calls.table(file, name, dtype, _type_of(dtype))
+
+
 def read_table(file: Any, name: str, dtype: np.dtype[Any]) -> Table | None:
     """A whole table of an h5py file by HDF5's own calls, since h5py's take three times as long for
     a short one; None where its layout is another. Raises what h5py raises."""
     from h5py import h5s
 
-    if (calls := hdf5.calls()) is not None:
-        found = calls.table(file, name, dtype, _type_of(dtype))
-        if found is not None:
-            return found
+    if (found := read_short(file, name, dtype)) is not None:
+        return found
     table = _opened(file, name, dtype)
     if table is None:
         return None

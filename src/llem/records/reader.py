@@ -19,7 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llem.errors import LlemError
-from llem.records.columns import Columns, Rows, TableRows, file_rows, read_columns, read_table
+from llem.records.columns import (
+    Columns,
+    Rows,
+    TableRows,
+    file_rows,
+    read_columns,
+    read_short,
+    read_table,
+)
 from llem.records.native import compiled, hdf5
 from llem.records.salvage import READ_ERRORS, salvage, without_holes
 from llem.records.schema import (
@@ -353,6 +361,8 @@ class _Opened:
 
     def later_table(self, name: str, dtype: np.dtype[Any]) -> Table:
         """A table that older records lack, or hold with fewer columns: those are then -1."""
+        if self._bytes is None and (quick := read_short(self.file, name, dtype)) is not None:
+            return quick
         if name not in self.file:
             return np.empty(0, dtype)
         found = self.table(name, dtype)

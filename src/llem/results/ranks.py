@@ -232,26 +232,42 @@ class _StepTokens:
     """The tokens of each step number, summed over ranks; steps sorted."""
 
     def __init__(self) -> None:
-        self.steps = self.tokens = self.unique = NONE
+        self.steps = NONE
+        self._tokens = self._unique = NONE
+        # what each step has of ranks that say the same of all: most add no more than a number
+        self._alike = [0, 0]
+
+    @property
+    def tokens(self) -> Integers:
+        return self._tokens + self._alike[0]
+
+    @property
+    def unique(self) -> Integers:
+        return self._unique + self._alike[1]
 
     def add(self, rank: StepRows) -> Integers:
         """Add one rank's; its step numbers, as the array that ranks alike have in common."""
         steps = rank.step
         if not len(self.steps):
             self.steps = steps
-            self.tokens, self.unique = np.zeros((2, len(steps)), dtype=np.int64)
+            self._tokens, self._unique = np.zeros((2, len(steps)), dtype=np.int64)
         if steps is self.steps or np.array_equal(steps, self.steps):
-            self.tokens += rank.tokens
-            self.unique += rank.unique
+            if isinstance(rank.tokens, int) and isinstance(rank.unique, int):
+                self._alike[0] += rank.tokens
+                self._alike[1] += rank.unique
+            else:
+                self._tokens += rank.tokens
+                self._unique += rank.unique
             return self.steps
         every = np.union1d(self.steps, steps)
         old, new = np.searchsorted(every, self.steps), np.searchsorted(every, steps)
-        for name, own in (("tokens", rank.tokens), ("unique", rank.unique)):
-            summed = np.zeros(len(every), dtype=np.int64)
-            summed[old] = getattr(self, name)
+        tokens, unique = np.zeros((2, len(every)), dtype=np.int64)
+        for summed, before, own in (
+            (tokens, self.tokens, rank.tokens), (unique, self.unique, rank.unique)
+        ):  # fmt: skip
+            summed[old] = before
             summed[new] += own
-            setattr(self, name, summed)
-        self.steps = every
+        self.steps, self._tokens, self._unique, self._alike = every, tokens, unique, [0, 0]
         return steps
 
 

@@ -24,6 +24,8 @@ STARTUP, REST, IDLE = "startup", "rest", "idle"
 PHASES = (STARTUP, *(phase.name.lower() for phase in Phase), IDLE, REST)
 # No record has these: times of a served model that are told from its requests.
 IDLE_CODE, REST_CODE = 254, 255
+_NAMED = {**{int(phase): phase.name.lower() for phase in Phase}, IDLE_CODE: IDLE}
+_NAMES = tuple(_NAMED.get(code, REST) for code in range(256))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,18 +112,12 @@ def _parts(steps: Columns | StepRows, spans: NDArray[Any]) -> tuple[StepRows, _P
     ends, n = steps.t1_ns, len(steps)
     # each span comes before the step of this place
     place = np.searchsorted(ends, spans["t1_ns"], side="right")
-    inside = place < n
-    # a new stretch begins where the phase changes and after a span
-    begins = np.union1d(steps.change, place[inside])
-    phase = steps.phase[np.searchsorted(steps.change, begins, side="right") - 1]
+    begins, phase, step_j = _stretches(steps, place, np.ascontiguousarray(spans["e1_mj"]))
     span_first, span_j = _spans(steps, spans, place)
     span_j[span_j < 0] = np.nan  # the counter began anew
     last = np.concatenate([ends[np.append(begins[1:], n)[: len(begins)] - 1], spans["t1_ns"]])
     order = np.lexsort((np.arange(len(last)) >= len(begins), last))
-    # what the counter showed before each stretch of steps
-    before_mj = np.concatenate([[steps.began_mj], steps.e1_mj])[begins]
-    before_mj[np.searchsorted(begins, place[inside])] = spans["e1_mj"][inside]
-    stamped = np.concatenate([_stamped_j(steps.e1_mj, begins, before_mj), span_j])
+    kinds = np.concatenate([phase, spans["phase"]])[order]
     return steps, _Parts(
         spans=spans,
         place=place,
@@ -129,25 +125,32 @@ def _parts(steps: Columns | StepRows, spans: NDArray[Any]) -> tuple[StepRows, _P
         order=order,
         span_first=span_first,
         last=last[order],
-        kind=tuple(map(_name, np.concatenate([phase, spans["phase"]])[order].tolist())),
-        stamped_j=stamped[order],
+        kind=tuple([_NAMES[code] for code in kinds.tolist()]),
+        stamped_j=np.concatenate([step_j, span_j])[order],
     )
 
 
-def _stamped_j(e1_mj: Floats, begins: NDArray[np.intp], before_mj: Floats) -> Floats:
-    """Each stretch's energy by the readings at the ends of its steps and before it."""
-    if not len(begins):
-        return np.zeros(0)
+def _stretches(
+    steps: StepRows, place: NDArray[np.intp], span_e1_mj: Floats
+) -> tuple[NDArray[np.intp], NDArray[np.uint8], Floats]:
+    """Where stretches of steps begin, their phases, and each one's energy by the readings at the
+    ends of its steps and before it: a phase begins there, or a span comes before it."""
     native = compiled.library()
-    if native is not None:
-        return native.stretches(e1_mj, begins, before_mj)
-    step_j = np.empty(len(e1_mj))
-    step_j[1:] = e1_mj[1:] - e1_mj[:-1]
-    step_j[begins] = e1_mj[begins] - before_mj
+    if native is not None and len(steps):
+        return native.stretches(steps, place, span_e1_mj)
+    inside = place < len(steps)
+    begins = np.union1d(steps.change, place[inside])
+    phase = steps.phase[np.searchsorted(steps.change, begins, side="right") - 1]
+    if not len(begins):
+        return begins, phase, np.zeros(0)
+    before_mj = np.concatenate([[steps.began_mj], steps.e1_mj])[begins]
+    before_mj[np.searchsorted(begins, place[inside])] = span_e1_mj[inside]
+    step_j = np.empty(len(steps))
+    step_j[1:] = steps.e1_mj[1:] - steps.e1_mj[:-1]
+    step_j[begins] = steps.e1_mj[begins] - before_mj
     step_j /= 1e3
     step_j[step_j < 0] = np.nan  # the counter began anew
-    found: Floats = np.add.reduceat(step_j, begins)
-    return found
+    return begins, phase, np.add.reduceat(step_j, begins)
 
 
 def _spans(
@@ -222,10 +225,3 @@ def cut(parts: Sequence[Stretch], at_ns: Sequence[int]) -> list[Stretch]:
         edges = [part.t0_ns, *inner, part.t1_ns]
         found += [Stretch(a, b, part.phase) for a, b in pairwise(edges)]
     return found
-
-
-_NAMES = {**{int(phase): phase.name.lower() for phase in Phase}, IDLE_CODE: IDLE}
-
-
-def _name(phase: int) -> str:
-    return _NAMES.get(phase, REST)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from llem import _compiling
 from llem._compiling import Kept, Status, Unavailable
-from llem.records.native.rows import Pass, SamplesPass, address_of
+from llem.records.native.rows import Pass, SamplesPass, StepRows, address_of
 from llem.records.schema import SAMPLES
 
 Floats = NDArray[np.float64]
@@ -35,7 +35,7 @@ FUNCTIONS = {
     "llem_slopes": ("p", None),
     "llem_rises": ("piipp", None),
     "llem_waits": ("pi", ctypes.c_double),
-    "llem_stretches": ("ipippp", None),
+    "llem_stretches": ("ipdippippp" + "pp", ctypes.c_int64),
     "llem_slope": ("ippp", ctypes.c_double),
     "llem_flat": ("ippppddp", ctypes.c_int64),
     "llem_median": ("ip", ctypes.c_double),
@@ -147,14 +147,20 @@ class Library:
         total = self._call["llem_waits"](ctypes.addressof(told), len(from_ns))
         return float(total), int(told.doubtful)
 
-    def stretches(self, e1_mj: Floats, begins: Integers, before_mj: Floats) -> Floats:
-        """Joules of stretches of steps by readings of a counter at the steps' ends and before each
-        stretch; NaN where the counter goes back."""
-        found = np.empty(len(begins))
-        self._call["llem_stretches"](
-            len(e1_mj), address_of(e1_mj), len(begins), address_of(begins), address_of(before_mj), address_of(found)
-        )
-        return found
+    def stretches(
+        self, steps: StepRows, place: Integers, span_e1_mj: Floats
+    ) -> tuple[Integers, NDArray[np.uint8], Floats]:
+        """Where stretches of steps begin, their phases, and their joules by readings of a counter;
+        NaN where it goes back. Spans come before the steps `place`, in order."""
+        most = len(steps.change) + len(place)
+        begins, phase = np.empty(most, np.int64), np.empty(most, np.uint8)
+        joules = np.empty(most)
+        count = self._call["llem_stretches"](
+            len(steps), address_of(steps.e1_mj), steps.began_mj, len(steps.change),
+            address_of(steps.change), address_of(steps.phase), len(place), address_of(place),
+            address_of(span_e1_mj), address_of(begins), address_of(phase), address_of(joules),
+        )  # fmt: skip
+        return begins[:count], phase[:count], joules[:count]
 
     def median(self, values: Floats) -> float:
         """np.median of one value or more."""
@@ -256,7 +262,13 @@ def agrees_with_numpy(found: Library) -> bool:
     line = found.line(int(t_ns[0]), at_s, joules)
     looked_up = np.interp((asked - t_ns[0]) / 1e9, at_s, joules)
     later, _ = found.waits(line, t_ns, asked, None)
-    steps_j, begins = np.diff(energy_mj) / 1e3, np.array([0, 1, 300, n - 2])
+    begins = np.array([0, 1, 300, n - 2])
+    steps = StepRows(
+        step=t_ns[1:], t1_ns=t_ns[1:], e1_mj=energy_mj[1:], tokens=0, unique=0, total=0,
+        change=begins[:2], phase=np.zeros(2, np.uint8), began_ns=0, began_mj=energy_mj[0],
+        first_ns=0, last_ns=0, stamped=True,
+    )  # fmt: skip
+    stretches = found.stretches(steps, begins[2:], energy_mj[begins[2:]])
     return (
         got is not None
         and np.array_equal(got.at_s, at_s)
@@ -265,8 +277,7 @@ def agrees_with_numpy(found: Library) -> bool:
         and np.array_equal(found.rises(line, asked)[1:], np.diff(looked_up))
         and later == (looked_up - joules).sum()
         and np.array_equal(
-            found.stretches(energy_mj[1:], begins, energy_mj[begins]),
-            np.add.reduceat(steps_j, begins),
+            stretches[2], np.add.reduceat(np.diff(energy_mj) / 1e3, begins)
         )
         and found.most(at_s, joules, 7)
         == ((joules[7:] - joules[:-7]) / (at_s[7:] - at_s[:-7])).max(initial=0.0)

@@ -22,6 +22,7 @@ static struct {
     int (*Tget_sign)(Id);
     int (*Tget_order)(Id);
     int (*Tis_variable_str)(Id);
+    int (*Tenum_valueof)(Id, const char *, void *);
     int (*Tequal)(Id, Id);
     int (*Tclose)(Id);
     int (*Sget_simple_extent_type)(Id);
@@ -41,7 +42,7 @@ static struct {
     int (*Pclose)(Id);
 } H5;
 
-enum { INTEGER = 0, REAL = 1, STRING = 3, LITTLE = 0, SCALAR = 0, CHUNKED = 2 };
+enum { INTEGER = 0, REAL = 1, STRING = 3, NAMED = 8, LITTLE = 0, SCALAR = 0, CHUNKED = 2 };
 
 void llem_hdf5(void *const *functions)
 {
@@ -82,6 +83,9 @@ static int tell(Id of, const char *name, const void *info, void *into)
         int plain = kind == STRING ? H5.Tis_variable_str(type) == 0
                                    : (kind == INTEGER || kind == REAL)
                                          && H5.Tget_order(type) == LITTLE;
+        int8_t yes = 0; /* h5py's truth values */
+        if (kind == NAMED && size == 1 && H5.Tenum_valueof(type, "TRUE", &yes) >= 0)
+            plain = yes == 1;
         if (plain && H5.Sget_simple_extent_type(space) == SCALAR && (int64_t)size <= room) {
             head.kind = kind, head.size = (int32_t)size;
             head.sign = kind == INTEGER ? H5.Tget_sign(type) : 0;

@@ -23,12 +23,12 @@ from llem.records.native.rows import address_of
 NAMES = (
     "H5Oopen", "H5Oclose", "H5Aiterate2", "H5Aopen", "H5Aget_type", "H5Aget_space", "H5Aread",
     "H5Aclose", "H5Tget_class", "H5Tget_size", "H5Tget_sign", "H5Tget_order", "H5Tis_variable_str",
-    "H5Tequal", "H5Tclose", "H5Sget_simple_extent_type", "H5Sget_simple_extent_ndims",
+    "H5Tenum_valueof", "H5Tequal", "H5Tclose", "H5Sget_simple_extent_type", "H5Sget_simple_extent_ndims",
     "H5Sget_simple_extent_dims", "H5Sclose", "H5Dopen2", "H5Dget_type", "H5Dget_space", "H5Dread",
     "H5Dget_create_plist", "H5Dchunk_iter", "H5Dclose", "H5Pget_layout", "H5Pget_nfilters",
     "H5Pget_chunk", "H5Pclose",
 )  # fmt: skip
-INTEGER, REAL, STRING = 0, 1, 3
+INTEGER, REAL, STRING, NAMED = 0, 1, 3, 8
 ATTRIBUTE_BYTES, MOST_CHUNKS, SHORT_BYTES = 1 << 16, 1 << 16, 1 << 16
 # Before it, H5Dchunk_iter told sizes in another type, or was not there.
 LEAST_VERSION = (1, 14, 0)
@@ -67,6 +67,8 @@ class Calls:
                 found[key] = int.from_bytes(value, "little", signed=bool(sign))
             elif kind == REAL and size in (4, 8):
                 found[key] = float(np.frombuffer(value, f"<f{size}")[0])
+            elif kind == NAMED:
+                found[key] = value == b"\1"
             else:
                 found[key] = other(key)
         return found

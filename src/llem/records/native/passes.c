@@ -226,20 +226,38 @@ double llem_waits(Waits *w, int64_t n)
     return 0.0 + waits(w, 0, n);
 }
 
-/* The energies of `count` stretches of steps by a counter's readings at the steps' ends: stretch k
- * begins with step begins[k], before which the counter showed before_mj[k]. NaN where the counter
- * goes back. As numpy's add.reduceat. */
-void llem_stretches(
-    int64_t n, const double *e1_mj, int64_t count, const int64_t *begins, const double *before_mj,
-    double *joules)
+/* Stretches of steps by a counter's readings at the steps' ends: one begins with each of `changes`
+ * steps (the first of all among them), where a phase begins, and after each of `spans` spans, which
+ * come before the steps `place` and end with a reading of span_e1_mj; both in order. The counter
+ * showed began_mj at first. Where stretches begin, their phases and energies, NaN where the counter
+ * goes back, as numpy's add.reduceat has them; and their number. */
+int64_t llem_stretches(
+    int64_t n, const double *e1_mj, double began_mj, int64_t changes, const int64_t *change,
+    const uint8_t *phase, int64_t spans, const int64_t *place, const double *span_e1_mj,
+    int64_t *begins, uint8_t *phases, double *joules)
 {
-    for (int64_t k = 0; k < count; k++) {
-        int64_t first = begins[k], end = k + 1 < count ? begins[k + 1] : n;
-        double own = (e1_mj[first] - before_mj[k]) / 1e3;
-        joules[k] = own < 0 ? NAN : own;
-        if (end - first > 1)
-            joules[k] += pairwise_rises(e1_mj + first + 1, e1_mj + first, end - first - 1);
+    int64_t count = 0, c = 0, k = 0;
+    while (c < changes || (k < spans && place[k] < n)) {
+        int64_t at = c < changes ? change[c] : n;
+        double before = NAN;
+        if (k < spans && place[k] <= at)
+            at = place[k];
+        if (c < changes && change[c] == at)
+            c++;
+        before = at ? e1_mj[at - 1] : began_mj;
+        while (k < spans && place[k] == at)
+            before = span_e1_mj[k++]; /* of several the last counts */
+        double own = (e1_mj[at] - before) / 1e3;
+        begins[count] = at;
+        phases[count] = phase[c - 1];
+        joules[count++] = own < 0 ? NAN : own;
     }
+    for (int64_t i = 0; i < count; i++) {
+        int64_t first = begins[i], end = i + 1 < count ? begins[i + 1] : n;
+        if (end - first > 1)
+            joules[i] += pairwise_rises(e1_mj + first + 1, e1_mj + first, end - first - 1);
+    }
+    return count;
 }
 
 /* The slope of a least-squares line through y over x; NaN where a y is not finite. */
