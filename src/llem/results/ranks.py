@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llem.records import Columns, NodeRecord, RankRecord, RecordError, read_rank
-from llem.records.native import compiled
 from llem.records.columns import Rows, TableRows
+from llem.records.native import compiled
 from llem.records.native.rows import StepRows, StepsPass
 from llem.results.clock import HostClock, translate
 from llem.results.served import Served, as_training, served_by

@@ -84,8 +84,8 @@ class Library:
         chunks = max(1, min(slab_rows // chunk_rows, len(places)))
         slab = np.empty(chunks * chunk_rows * state.row_bytes, np.uint8)
         code = self._call["llem_read"](
-            descriptor, address_of(places), chunk_rows, state.rows, state.row_bytes, address_of(slab), chunks,
-            into.kind, ctypes.addressof(state),
+            descriptor, address_of(places), chunk_rows, state.rows, state.row_bytes,
+            address_of(slab), chunks, into.kind, ctypes.addressof(state),
         )  # fmt: skip
         if code == -1:
             raise EOFError
@@ -102,7 +102,9 @@ class Library:
 
     def most(self, at_s: Floats, joules: Floats, apart: int) -> float:
         """The most of the mean powers over `apart` samples; NaN where one of them is."""
-        return float(self._call["llem_most"](len(at_s), address_of(at_s), address_of(joules), apart))
+        return float(
+            self._call["llem_most"](len(at_s), address_of(at_s), address_of(joules), apart)
+        )
 
     def line(self, start_ns: int, x: Floats, y: Floats) -> Line:
         """A line through two points or more, to be looked up: x are seconds since `start_ns`."""
@@ -134,8 +136,10 @@ class Library:
         """The sum of what the line rises by between these moments (None: 0); and how many readings
         of a counter at the former, of those in `within_ns`, are off by more than `least_j` from
         the line and the counter's `base_j` at its start."""
-        if not len(from_ns) == len(from_ns if to_ns is None else to_ns) == len(
-            from_ns if read_mj is None else read_mj
+        if (
+            not len(from_ns)
+            == len(from_ns if to_ns is None else to_ns)
+            == len(from_ns if read_mj is None else read_mj)
         ):
             raise ValueError("moments and readings are not as many")
         told = _Waits(
@@ -181,7 +185,9 @@ class Library:
     def slope(self, x: Floats, y: Floats) -> float:
         """The slope of a least-squares line; NaN where a y is not finite."""
         scratch = np.empty(len(x))
-        return float(self._call["llem_slope"](len(x), address_of(x), address_of(y), address_of(scratch)))
+        return float(
+            self._call["llem_slope"](len(x), address_of(x), address_of(y), address_of(scratch))
+        )
 
     def waited(
         self, from_ns: Integers, to_ns: Integers, *, same_ns: int = 0
@@ -200,8 +206,8 @@ class Library:
         something is not finite."""
         steps, block_j, block_t = np.zeros(count, np.int64), np.zeros(count), np.zeros(count)
         done = self._call["llem_blocks"](
-            len(joules), address_of(joules), address_of(tokens), address_of(seconds), total_s, count,
-            address_of(steps), address_of(block_j), address_of(block_t),
+            len(joules), address_of(joules), address_of(tokens), address_of(seconds), total_s,
+            count, address_of(steps), address_of(block_j), address_of(block_t),
         )  # fmt: skip
         return (steps, block_j, block_t) if done else None
 
@@ -276,9 +282,7 @@ def agrees_with_numpy(found: Library) -> bool:
         and got.integral_j == integral_j
         and np.array_equal(found.rises(line, asked)[1:], np.diff(looked_up))
         and later == (looked_up - joules).sum()
-        and np.array_equal(
-            stretches[2], np.add.reduceat(np.diff(energy_mj) / 1e3, begins)
-        )
+        and np.array_equal(stretches[2], np.add.reduceat(np.diff(energy_mj) / 1e3, begins))
         and found.most(at_s, joules, 7)
         == ((joules[7:] - joules[:-7]) / (at_s[7:] - at_s[:-7])).max(initial=0.0)
     )

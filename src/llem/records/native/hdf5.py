@@ -22,8 +22,9 @@ from llem.records.native.rows import address_of
 # In the order of the structure in `hdf5.c`.
 NAMES = (
     "H5Oopen", "H5Oclose", "H5Aiterate2", "H5Aopen", "H5Aget_type", "H5Aget_space", "H5Aread",
-    "H5Aclose", "H5Tget_class", "H5Tget_size", "H5Tget_sign", "H5Tget_order", "H5Tis_variable_str",
-    "H5Tenum_valueof", "H5Tequal", "H5Tclose", "H5Sget_simple_extent_type", "H5Sget_simple_extent_ndims",
+    "H5Aclose", "H5Tget_class", "H5Tget_size", "H5Tget_sign", "H5Tget_order",
+    "H5Tis_variable_str", "H5Tenum_valueof", "H5Tequal", "H5Tclose",
+    "H5Sget_simple_extent_type", "H5Sget_simple_extent_ndims",
     "H5Sget_simple_extent_dims", "H5Sclose", "H5Dopen2", "H5Dget_type", "H5Dget_space", "H5Dread",
     "H5Dget_create_plist", "H5Dchunk_iter", "H5Dclose", "H5Pget_layout", "H5Pget_nfilters",
     "H5Pget_chunk", "H5Pclose",

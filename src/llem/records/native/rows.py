@@ -1,4 +1,4 @@
-"""What `rows.c` takes of a table's rows while they pass: columns, a rank's steps, a device's samples.
+"""What `rows.c` takes of rows while they pass: columns, a rank's steps, a device's samples.
 
 A pass is made for so many rows, and fed all of them in order (`compiled.Library.read`, `feed`).
 The structures are those of `rows.c`, field by field; what is 0 there begins as 0.
@@ -172,7 +172,7 @@ class StepsPass(Pass):
         self.state = _Steps(
             rows, 0, STEPS.itemsize, *_offsets(STEPS, STEP_OFFSETS),
             None if self._known is None else address_of(self._known), address_of(self._step),
-            *(address_of(own) for own in (*self._whole, self._e1_mj, self._phase)),
+            *map(address_of, self._whole), address_of(self._e1_mj), address_of(self._phase),
         )  # fmt: skip
 
     def found(self) -> StepRows | None:
@@ -253,10 +253,8 @@ class SamplesPass(Pass):
         self.state = _Samples(
             rows, 0, SAMPLES.itemsize, *_offsets(SAMPLES, SAMPLE_OFFSETS),
             failed, slowed, capped, every_read, head_ns, most_s,
-            *(address_of(own) for own in (
-                *self._real, self._read_ns, self._change_ns, self._head_ns, self._celsius,
-                self._use,
-            )),
+            *map(address_of, self._real), address_of(self._read_ns), address_of(self._change_ns),
+            address_of(self._head_ns), address_of(self._celsius), address_of(self._use),
         )  # fmt: skip
         self.state.stands = -1
 
