@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from llem.results import Aggregation
 
 OBSERVATIONS_FILE = "observations.csv"
-REDUCTIONS_FILE = "reductions.cache"
 # Of a study: its deployments over their cycles, and the samples that percentiles are of.
 DEPLOYMENTS_FILE = "deployments.csv"
 SAMPLES_FILE = "latencies.h5"
@@ -306,7 +305,7 @@ def aggregate_campaign(
                 raise
             # The site's own series may come later, or from another machine: no result waits for it.
             intensity, problems = None, tuple(f"no carbon: {line}" for line in error.lines())
-    cache = folder.results / REDUCTIONS_FILE if cached and write else None
+    cache = folder.reductions_file if cached and write else None
     if slurm:
         from llem.cluster.reducing import reduce_by_jobs
         from llem.results import CarbonSeries
