@@ -185,6 +185,7 @@ def test_an_element_that_is_driven_out_goes_on_after_its_last_part(login, rehear
     expected = serial(login, folder)
     held = Held(login, folder)
     runs, job = len(list((folder / "runs").iterdir())), held.element
+    first = Path(f"/proc/{reducer_of(folder)}")
     if how == "preempted":
         node = faults.show_job(job)["NodeList"]
         login.run("sbatch", "--partition=urgent", f"--nodelist={node}", "--exclusive",
@@ -192,6 +193,7 @@ def test_an_element_that_is_driven_out_goes_on_after_its_last_part(login, rehear
     else:
         login.run("scontrol", "requeue", job)
     faults.wait_for(lambda: int(faults.show_job(job)["Restarts"]) == 1, what=how, timeout_s=90)
+    faults.wait_for(lambda: not first.exists(), what="the end of the first try", timeout_s=90)
     os.close(held.release)
     place = held.place
     faults.wait_for((place / "end-0.json").exists, what="the end", timeout_s=120)
