@@ -83,4 +83,4 @@ def _main(args: list[str]) -> int:
         return 2
     from llem.cli._command import call
 
-    return call(args[0], args[1:])
+    return call(args[0], args[1:], purpose=COMMANDS[args[0]])

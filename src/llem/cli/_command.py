@@ -49,14 +49,12 @@ class _Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
-def call(name: str, argv: list[str]) -> int:
+def call(name: str, argv: list[str], *, purpose: str) -> int:
     """Parse and run one command; every error of llem's becomes lines and a status."""
-    from llem.cli import COMMANDS
-
     command: Command = import_module(f"llem.cli.{name}")
     parser = _Parser(
         prog=f"llem {name}",
-        description=COMMANDS[name][0].upper() + COMMANDS[name][1:] + ".",
+        description=purpose[0].upper() + purpose[1:] + ".",
         epilog=f"example:\n{command.EXAMPLE}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

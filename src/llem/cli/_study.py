@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llem.campaign import format_duration, format_si
-from llem.cli._show import array_table, lines, table
+from llem.cli._table import array_table, lines, table
 from llem.errors import Fault, InputError
 
 if TYPE_CHECKING:

@@ -86,7 +86,7 @@ def _tell(done: Calibrated, calibration: Calibration, *, as_json: bool) -> None:
     if as_json:
         print_json({**calibration.to_dict(), "file": str(done.file)})
         return
-    from llem.cli._show import table
+    from llem.cli._table import table
     from llem.planning import LAYOUT
 
     table(

@@ -130,7 +130,7 @@ def _tell(path: Path, found: Prepared, *, as_json: bool, checked: bool = False) 
         print_json({"path": str(path), **found.to_dict()})
         return
     from llem.campaign import format_si
-    from llem.cli._show import lines, table
+    from llem.cli._table import lines, table
 
     def count(documents: int, tokens: int) -> str:
         return f"{documents:,} documents, {tokens:,} tokens"

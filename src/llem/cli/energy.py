@@ -64,7 +64,7 @@ def _check_plot(path: Path | None) -> None:
 
 def _tell_devices(found: NodeEnergy) -> None:
     from llem.campaign import format_duration, format_si
-    from llem.cli._show import table
+    from llem.cli._table import table
     from llem.pipeline.power import short
 
     # A program may read what is no terminal: there the names stay whole.
@@ -94,7 +94,7 @@ def _tell_devices(found: NodeEnergy) -> None:
 
 def _tell_phases(found: NodeEnergy) -> None:
     from llem.campaign import format_duration, format_si
-    from llem.cli._show import table
+    from llem.cli._table import table
 
     rows = [
         [
@@ -111,7 +111,7 @@ def _tell_phases(found: NodeEnergy) -> None:
 
 def _tell_runs(found: NodeEnergy) -> None:
     from llem.campaign import format_duration, format_si
-    from llem.cli._show import table
+    from llem.cli._table import table
 
     rows = [
         [run.run_id, format_si(run.energy_j, "J"), _mean(run.energy_j, run.duration_s),

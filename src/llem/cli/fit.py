@@ -179,7 +179,8 @@ def run(args: argparse.Namespace) -> int:
         options["serve"] = _question(args, options)
     with Progress("resamples") as progress:
         if folder is not None:
-            from llem.pipeline.fitting import FIT_FILE, campaign_prices, fit_campaign
+            from llem.pipeline.files import FIT_FILE
+            from llem.pipeline.fitting import campaign_prices, fit_campaign
 
             options["prices"] = campaign_prices(folder, **_late(args))
             fit = fit_campaign(folder, table=table, watch=progress, **options)

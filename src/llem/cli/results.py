@@ -141,7 +141,7 @@ def _list(args: argparse.Namespace) -> int:
     if args.json:
         print_json([dict(row) for row in found.rows])
         return 0
-    from llem.cli._show import table
+    from llem.cli._table import table
 
     _tell_rehearsal(found.rehearsal)
     # the line above says it once for all rows
@@ -156,7 +156,7 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _show(args: argparse.Namespace) -> int:
-    from llem.cli._show import table
+    from llem.cli._table import table
     from llem.cluster import CampaignFolder
     from llem.pipeline.viewing import show_run
 
@@ -209,7 +209,7 @@ def _compare(args: argparse.Namespace) -> int:
         print_json([{**line, **told} for line in found])
         return 0
     _tell_rehearsal(every.rehearsal)
-    from llem.cli._show import table
+    from llem.cli._table import table
 
     names = next(f["values"] for f in found if f["field"] == "run_id") if found else args.run
     rows = [
@@ -242,7 +242,7 @@ def _compare_groups(args: argparse.Namespace) -> int:
         print_json({"groups": [dict(row) for row in found.rows],
                     "ratios": [vars(pair) for pair in pairs]})  # fmt: skip
         return 0
-    from llem.cli._show import table
+    from llem.cli._table import table
     from llem.results.deployments import group_name
     from llem.results.where import known_or_none
 

@@ -14,10 +14,9 @@ from collections.abc import Callable
 from importlib.metadata import distribution
 from pathlib import Path
 
-import llem
-from llem._resources import resource_folder
+from llem._resources import PACKAGE, resource_folder
 from llem._version import __version__
-from llem.cluster.doctor import FAIL, OK, WARN, Check
+from llem.cluster.check import FAIL, OK, WARN, Check
 from llem.cluster.gate import run_program
 from llem.errors import ClusterError, Fault, InputError, LlemError
 
@@ -164,10 +163,9 @@ def own_wheel(folder: Path) -> Path:
     name = f"llem-{__version__}"
     path = folder / f"{name}-py3-none-any.whl"
     info = f"{name}.dist-info"
-    package = Path(llem.__file__).parent
     files = {
-        f"llem/{file.relative_to(package)}": file.read_bytes()
-        for file in sorted(package.rglob("*"))
+        f"llem/{file.relative_to(PACKAGE)}": file.read_bytes()
+        for file in sorted(PACKAGE.rglob("*"))
         if file.is_file() and file.suffix not in (".pyc", ".pyo")
     }
     for resource in ("apptainer", "slurm_templates"):

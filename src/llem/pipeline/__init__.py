@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from llem.pipeline.answers import Answer
     from llem.pipeline.calibration import (
         Calibrated,
         calibrate,
@@ -20,22 +21,12 @@ if TYPE_CHECKING:
         reduce_calibration,
         run_calibration,
     )
-    from llem.pipeline.campaigns import (
-        OBSERVATIONS_FILE,
-        Planned,
-        aggregate_campaign,
-        plan_campaign,
-        run_campaign,
-    )
+    from llem.pipeline.campaigns import Planned, aggregate_campaign, plan_campaign, run_campaign
     from llem.pipeline.datasets import resolve_data
     from llem.pipeline.experiments import run_experiment, run_study
+    from llem.pipeline.files import FIT_FILE, OBSERVATIONS_FILE
     from llem.pipeline.finishing import Finished, finish, report_campaign
-    from llem.pipeline.fitting import (
-        FIT_FILE,
-        compare_observations,
-        fit_campaign,
-        fit_observations,
-    )
+    from llem.pipeline.fitting import compare_observations, fit_campaign, fit_observations
     from llem.pipeline.measuring import Measured, measure
     from llem.pipeline.optimal import find_optimal
     from llem.pipeline.power import draw_energy
@@ -47,7 +38,7 @@ if TYPE_CHECKING:
         rehearse,
         repeat_rehearsal,
     )
-    from llem.pipeline.result import Answer, Preview, Result
+    from llem.pipeline.result import Preview, Result
     from llem.pipeline.sealing import SealedFile, check_records, seal_campaign, seal_records
     from llem.pipeline.slices import EdgeMinimaError
     from llem.pipeline.studies import PlannedStudy, plan_study
@@ -56,14 +47,14 @@ if TYPE_CHECKING:
     from llem.pipeline.viewing import Rows, compare_runs, load_rows, show_run
 
 _HOME = {
-    "Answer": "result",
+    "Answer": "answers",
     "Calibrated": "calibration",
     "EdgeMinimaError": "slices",
     "ExperimentResult": "studyresult",
-    "FIT_FILE": "fitting",
+    "FIT_FILE": "files",
     "Finished": "finishing",
     "Measured": "measuring",
-    "OBSERVATIONS_FILE": "campaigns",
+    "OBSERVATIONS_FILE": "files",
     "Planned": "campaigns",
     "PlannedStudy": "studies",
     "Preview": "result",

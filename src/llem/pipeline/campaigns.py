@@ -6,7 +6,7 @@ import hashlib
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from llem.cluster import (
 )
 from llem.errors import InputError, LlemError
 from llem.pipeline.datasets import resolve_data
+from llem.pipeline.files import DEPLOYMENTS_FILE, OBSERVATIONS_FILE, SAMPLES_FILE
 from llem.planning import (
     AnyPlan,
     Calibration,
@@ -36,21 +37,8 @@ from llem.report.plan import Timeline, render_plan_page, times_of
 
 if TYPE_CHECKING:
     from llem.campaign import Campaign
+    from llem.pipeline.foreign import Foreign
     from llem.results import Aggregation
-
-OBSERVATIONS_FILE = "observations.csv"
-# Of a study: its deployments over their cycles, and the samples that percentiles are of.
-DEPLOYMENTS_FILE = "deployments.csv"
-SAMPLES_FILE = "latencies.h5"
-
-
-@dataclass(frozen=True)
-class Foreign:
-    """A user's model on a data set of samples, as the planner knows it; `code` goes with it."""
-
-    data: SampleData
-    own: OwnModel
-    code: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

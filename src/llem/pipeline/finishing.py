@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llem.errors import Fault, InputError
-from llem.pipeline.fitting import FIT_FILE, campaign_table, fit_campaign
+from llem.pipeline.files import FIT_FILE
+from llem.pipeline.fitting import campaign_table, fit_campaign
 
 if TYPE_CHECKING:
     from llem.cluster import CampaignFolder
@@ -32,7 +33,8 @@ def report_campaign(folder: CampaignFolder, *, fit_reason: str = "") -> Path:
     """
     from dataclasses import asdict
 
-    from llem.pipeline.campaigns import OBSERVATIONS_FILE, is_study
+    from llem.pipeline.campaigns import is_study
+    from llem.pipeline.files import OBSERVATIONS_FILE
     from llem.report import write_report
     from llem.results import read_observations
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llem.errors import Fault, InputError, did_you_mean
+from llem.pipeline.files import FIT_FILE, OBSERVATIONS_FILE
 from llem.pipeline.slices import EdgeMinimaError, EdgeMinimum, edge_minima
 from llem.pipeline.table import Table
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from llem.scaling import Estimator, Target
     from llem.scaling.answers.optimum import Prices
 
-FIT_FILE = "fit.json"
 
 Rows = Table | Sequence[Mapping[str, Any]]
 Mask = NDArray[np.bool_]
@@ -234,7 +234,6 @@ def campaign_table(folder: CampaignFolder, rows: Sequence[Observation] | None = 
     """The campaign's observations as columns, read from disk where they are not given."""
     from dataclasses import asdict
 
-    from llem.pipeline.campaigns import OBSERVATIONS_FILE
     from llem.results import read_observations
 
     path = folder.results / OBSERVATIONS_FILE

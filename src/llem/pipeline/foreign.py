@@ -9,14 +9,13 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llem.campaign import IN_SESSION, SampleData
 from llem.errors import Fault, InputError
-from llem.pipeline.campaigns import Foreign
 from llem.planning import OwnModel
 
 if TYPE_CHECKING:
@@ -32,6 +31,15 @@ MOST_EVALUATED = 2048
 PROBED = 2
 # Arrays of a data set that is written for ranks elsewhere.
 MOST_WRITTEN_BYTES = 4 << 30
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A user's model on a data set of samples, as the planner knows it; `code` goes with it."""
+
+    data: SampleData
+    own: OwnModel
+    code: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -19,15 +19,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from llem.campaign import Budget, Campaign, Run, Site, parse_budget
 from llem.errors import Fault, InputError, LlemError, did_you_mean
-from llem.pipeline.campaigns import (
-    Foreign,
-    Planned,
-    aggregate_campaign,
-    plan_campaign,
-    run_campaign,
-)
-from llem.pipeline.fitting import FIT_FILE, campaign_table, fit_campaign
+from llem.pipeline.campaigns import Planned, aggregate_campaign, plan_campaign, run_campaign
+from llem.pipeline.files import FIT_FILE
+from llem.pipeline.fitting import campaign_table, fit_campaign
 from llem.pipeline.foreign import (
+    Foreign,
     Looked,
     folder_of_module,
     in_session,
@@ -39,7 +35,7 @@ from llem.pipeline.foreign import (
 )
 from llem.pipeline.refining import refine_campaign, wave_is_due
 from llem.pipeline.result import Preview, Result
-from llem.pipeline.saying import Say, notes_of
+from llem.pipeline.saying import Say
 from llem.pipeline.sizes import SIZES, Ladder, find_ladder, ladder_of
 
 if TYPE_CHECKING:
@@ -260,9 +256,9 @@ class _Call:
                 return self._plan(looked, ranks=world.world_size if world else 1)
 
             planned, ladder = world.first(prepare) if world is not None else prepare()
-            say.plan(planned, looked, ladder)
+            _tell_plan(say, planned, looked, ladder)
             if self.plan_only:
-                return Preview(planned.plan, looked, ladder, notes=notes_of(looked, ladder))
+                return Preview(planned.plan, looked, ladder, notes=_notes_of(looked, ladder))
             foreign = Foreign(looked.data, looked.own)
             while True:
                 self._run(planned, looked, world, say)
@@ -277,9 +273,9 @@ class _Call:
             raise self._no_law(planned, reason)
         result = Result.of(
             planned.folder.root, fit=fit, looked=looked, ladder=ladder, problems=problems,
-            notes=notes_of(looked, ladder), target=self._budget(self.target or self.budget),
+            notes=_notes_of(looked, ladder), target=self._budget(self.target or self.budget),
         )  # fmt: skip
-        say.result(result)
+        say(f"the law and its records are in {result.folder}")
         return result
 
     def _look(self, world: World | None) -> Looked:
@@ -556,3 +552,20 @@ def _flops_of(budget: Budget, site: Any) -> float:
     else:
         found = site if isinstance(site, Site) else validated(Site, site, SOURCE)
     return target_flops(budget, found, accelerator_of(found))
+
+
+def _notes_of(looked: Looked, ladder: Ladder) -> tuple[str, ...]:
+    skipped = [f"passed over: {s.reason}" for s in ladder.skipped]
+    return (*looked.notes, *ladder.notes, *skipped)
+
+
+def _tell_plan(say: Say, planned: Planned, looked: Looked, ladder: Ladder) -> None:
+    plan, unit = planned.plan, looked.data.unit
+    values = ", ".join(str(p.value) for p in ladder.rungs)
+    say(
+        f"{len(plan.runs)} runs of {len(ladder.rungs)} models ({looked.size} = {values}), "
+        f"{plan.totals['flops']:.3g} FLOP, D in {unit}s; {looked.data.samples} samples to "
+        f"train on, {looked.data.evaluation_samples} held out"
+    )
+    for note in (*_notes_of(looked, ladder), *plan.warnings):
+        say(f"note: {note}")

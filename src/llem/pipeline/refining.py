@@ -21,7 +21,7 @@ from llem.planning import measured_from_observations, refine_plan
 if TYPE_CHECKING:
     from llem.campaign import Budget, Campaign
     from llem.cluster import CampaignFolder
-    from llem.pipeline.campaigns import Foreign
+    from llem.pipeline.foreign import Foreign
     from llem.planning import OwnModel, Plan
 
 

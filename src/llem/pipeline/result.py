@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llem.campaign import Budget, format_si, parse_budget
+from llem.campaign import Budget, parse_budget
 from llem.errors import Fault, InputError, UnavailableError
+from llem.pipeline.answers import Answer, Estimate, FittedLaw, Rows
 
 if TYPE_CHECKING:
     from llem.pipeline.foreign import Looked
     from llem.pipeline.sizes import Ladder
     from llem.planning import Plan
-    from llem.scaling import Fit, Optimum
+    from llem.scaling import Fit
 
 SCHEMA = "llem-result-1"
 RESULT_FILE = "result.json"
@@ -29,111 +30,6 @@ BEYOND = 1.01
 # How far from a guess a size is looked for that can be built (heads divide it), how often anew.
 NEIGHBOURS = 64
 AIMS = 12
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A loss, or another figure, and its interval (NaN where there is none)."""
-
-    value: float
-    low: float
-    high: float
-    level: float
-    beyond_data: bool = False
-
-    def __float__(self) -> float:
-        return self.value
-
-    def __str__(self) -> str:
-        flag = ", beyond the data" if self.beyond_data else ""
-        return f"{self.value:.4g} {_interval((self.low, self.high))}{flag}"
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The best training at a budget: N parameters (`size` at `value`) on D tokens or samples.
-
-    `ci` has an interval of params, tokens and loss each. `extrapolation` is the compute over that
-    of the largest run; `beyond_data` says that it is more than that. `optimum` has all the rest
-    (energy, GPU-hours, money).
-    """
-
-    budget: Budget
-    flops: float
-    params: float
-    tokens: float
-    loss: float
-    unit: str
-    size: str
-    value: int | None
-    ci: Mapping[str, tuple[float, float]]
-    extrapolation: float
-    beyond_data: bool
-    warnings: tuple[str, ...]
-    optimum: Optimum = field(repr=False)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "budget": str(self.budget), "flops": self.flops, "params": self.params,
-            "tokens": self.tokens, "loss": self.loss, "unit": self.unit, "size": self.size,
-            "value": self.value, "ci": {k: list(v) for k, v in self.ci.items()},
-            "extrapolation": self.extrapolation, "beyond_data": self.beyond_data,
-            "warnings": list(self.warnings),
-        }  # fmt: skip
-
-    def __str__(self) -> str:
-        size = "" if self.value is None else f" ({self.size} about {self.value})"
-        text = (
-            f"{self.budget}: {format_si(self.params)} parameters {_interval(self.ci['params'])}"
-            f"{size} on {format_si(self.tokens)} {self.unit}s {_interval(self.ci['tokens'])}, "
-            f"loss {self.loss:.4g} {_interval(self.ci['loss'])}"
-        )
-        if self.beyond_data:
-            text += f"; {self.extrapolation:.3g} times the largest run: extrapolated"
-        return text
-
-    __repr__ = __str__
-
-
-class Rows(list[dict[str, Any]]):
-    """Rows of a table; as text it is Markdown, and in a notebook a table."""
-
-    def to_markdown(self) -> str:
-        if not self:
-            return ""
-        names = list(self[0])
-        lines = [f"| {' | '.join(names)} |", f"|{'|'.join('---' for _ in names)}|"]
-        lines += [f"| {' | '.join(_cell(row[n]) for n in names)} |" for row in self]
-        return "\n".join(lines)
-
-    __str__ = to_markdown
-
-    def _repr_html_(self) -> str:
-        if not self:
-            return ""
-        head = "".join(f"<th>{html.escape(n)}</th>" for n in self[0])
-        body = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(_cell(v))}</td>" for v in row.values()) + "</tr>"
-            for row in self
-        )
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
-@dataclass(frozen=True)
-class FittedLaw:
-    """The law: its name, its formula, each parameter with its interval at `level`."""
-
-    name: str
-    formula: str
-    params: Mapping[str, float]
-    ci: Mapping[str, tuple[float, float]]
-    level: float
-
-    def __str__(self) -> str:
-        told = ", ".join(f"{n} = {v:.4g} {_interval(self.ci[n])}" for n, v in self.params.items())
-        return f"{self.formula} with {told}"
-
-    __repr__ = __str__
 
 
 @dataclass(frozen=True)
@@ -526,7 +422,7 @@ def _plan_values(folder: Path) -> dict[str, Any]:
 def _observations(folder: Path) -> tuple[Mapping[str, Any], ...]:
     from dataclasses import asdict
 
-    from llem.pipeline.campaigns import OBSERVATIONS_FILE
+    from llem.pipeline.files import OBSERVATIONS_FILE
     from llem.results import read_observations
 
     return tuple(asdict(row) for row in read_observations(folder / "results" / OBSERVATIONS_FILE))
@@ -535,17 +431,3 @@ def _observations(folder: Path) -> tuple[Mapping[str, Any], ...]:
 def _pair(values: Sequence[float | None]) -> tuple[float, float]:
     low, high = (math.nan if v is None else float(v) for v in values)
     return low, high
-
-
-def _interval(values: tuple[float, float]) -> str:
-    if not all(map(math.isfinite, values)):
-        return "[no interval]"
-    return f"[{values[0]:.3g}, {values[1]:.3g}]"
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, tuple):
-        return _interval(value)
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return "" if value is None else str(value)

@@ -1,4 +1,4 @@
-"""What `find_optimal` says on the way, on standard error."""
+"""What a call of the library says on the way, on standard error."""
 
 from __future__ import annotations
 
@@ -9,14 +9,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from llem.campaign import Run
     from llem.pipeline.campaigns import Planned
-    from llem.pipeline.foreign import Looked
-    from llem.pipeline.result import Result
-    from llem.pipeline.sizes import Ladder
-
-
-def notes_of(looked: Looked, ladder: Ladder) -> tuple[str, ...]:
-    skipped = [f"passed over: {s.reason}" for s in ladder.skipped]
-    return (*looked.notes, *ladder.notes, *skipped)
 
 
 class Say:
@@ -31,17 +23,6 @@ class Say:
     def __call__(self, text: str) -> None:
         if self._stream is not None:
             print(f"llem: {text}", file=self._stream, flush=True)
-
-    def plan(self, planned: Planned, looked: Looked, ladder: Ladder) -> None:
-        plan, unit = planned.plan, looked.data.unit
-        values = ", ".join(str(p.value) for p in ladder.rungs)
-        self(
-            f"{len(plan.runs)} runs of {len(ladder.rungs)} models ({looked.size} = {values}), "
-            f"{plan.totals['flops']:.3g} FLOP, D in {unit}s; {looked.data.samples} samples to "
-            f"train on, {looked.data.evaluation_samples} held out"
-        )
-        for note in (*notes_of(looked, ladder), *plan.warnings):
-            self(f"note: {note}")
 
     def begin(self, planned: Planned) -> None:
         ids = planned.plan.runs.run_ids
@@ -74,6 +55,3 @@ class Say:
         if done != self._done:
             self._done = done
             self(f"{done}/{len(state.runs)} runs ended")
-
-    def result(self, result: Result) -> None:
-        self(f"the law and its records are in {result.folder}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from llem.cluster import finite_or_none, write_json
 from llem.errors import Fault, InputError
-from llem.pipeline.fitting import FIT_FILE
+from llem.pipeline.files import FIT_FILE
 from llem.report.tables import number
 from llem.results.where import known_or_none
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from llem.errors import Fault, InputError, LlemError, did_you_mean
-from llem.pipeline.result import Estimate, Rows
+from llem.pipeline.answers import Estimate, Rows
 
 if TYPE_CHECKING:
     from llem.pipeline.serving import Variant

@@ -9,13 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llem.errors import Fault, InputError, did_you_mean, run_named
-from llem.pipeline.campaigns import (
-    DEPLOYMENTS_FILE,
-    OBSERVATIONS_FILE,
-    SAMPLES_FILE,
-    aggregate_campaign,
-    is_study,
-)
+from llem.pipeline.campaigns import aggregate_campaign, is_study
+from llem.pipeline.files import DEPLOYMENTS_FILE, OBSERVATIONS_FILE, SAMPLES_FILE
 
 if TYPE_CHECKING:
     from llem.cluster import CampaignFolder

@@ -25,7 +25,8 @@ from typing import Any
 
 from llem.errors import Fault, InputError
 from llem.results.carbon import CarbonSeries
-from llem.results.claims import Claim, divide_shared, read_series
+from llem.results.claim import Claim
+from llem.results.claims import divide_shared, read_series
 from llem.results.encoding import decode, encode
 from llem.results.energy import LateOptions
 from llem.results.observation import Observation

@@ -13,7 +13,8 @@ from typing import Any
 from llem.records import NodeRecord, RecordError, read_node
 from llem.records.columns import Rows
 from llem.results.carbon import CarbonSeries
-from llem.results.claims import Claim, claim_devices
+from llem.results.claim import Claim
+from llem.results.claims import claim_devices
 from llem.results.clock import HostClock, translate
 from llem.results.counter import SAMPLE_COLUMNS, passed_samples
 from llem.results.domains import select

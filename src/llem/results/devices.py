@@ -11,7 +11,8 @@ from typing import Any
 
 from llem.errors import InputError
 from llem.records import NodeRecord, RankRecord, RecordError, read_node, read_rank, worst_quality
-from llem.results.claims import Claim, claim_devices, divide_shared, read_series
+from llem.results.claim import Claim
+from llem.results.claims import claim_devices, divide_shared, read_series
 from llem.results.counter import EnergySeries
 from llem.results.domains import domains_of, select
 from llem.results.marks import Span, marked_spans, measured_window, sampled_window, step_spans

@@ -30,7 +30,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from llem.records import QUALITIES
-from llem.results.claims import Claim, DeviceKey, partly
+from llem.results.claim import Claim, DeviceKey
+from llem.results.claims import partly
 
 ACCELERATORS = ("gpu", "module")
 DOMAINS = ("gpu", "module", "package", "dram", "node")

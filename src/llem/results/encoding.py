@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from llem.results.attempt import Attempt
-from llem.results.claims import Claim, Pieces
+from llem.results.claim import Claim, Pieces
 from llem.results.endrecord import EndRecord
 from llem.results.pool import Pool
 from llem.results.ranks import Ranks

@@ -12,7 +12,7 @@ import numpy as np
 from llem.records import worst_quality
 from llem.results.attempt import Attempt
 from llem.results.carbon import CarbonSeries
-from llem.results.claims import Claim
+from llem.results.claim import Claim
 from llem.results.domains import ACCELERATORS, domains_of
 from llem.results.idle import GIVEN
 from llem.results.observation import NAN

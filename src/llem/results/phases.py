@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from llem.records import worst_quality
 from llem.results.attempt import Attempt
-from llem.results.claims import Claim
+from llem.results.claim import Claim
 from llem.results.domains import ACCELERATORS
 from llem.results.energy import LateOptions, idle_of
 from llem.results.observation import NAN

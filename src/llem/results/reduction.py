@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from llem._resources import PACKAGE
 from llem.results.attempt import Attempt, attempt_folders, read_attempt
 from llem.results.carbon import CarbonSeries
 from llem.results.row import Trained, sum_tokens
@@ -131,9 +132,8 @@ def reducer_version() -> str:
     import numpy as np
 
     digest = hashlib.blake2b(np.__version__.encode(), digest_size=16)
-    here = Path(__file__).parent
-    records = here.parent / "records"
-    native = (*records.glob("native/*.py"), *records.glob("native/*.c"))
-    for source in sorted([*here.glob("*.py"), *records.glob("*.py"), *native]):
-        digest.update(source.name.encode() + b"\0" + source.read_bytes())
+    folders = (PACKAGE / "results", PACKAGE / "records")
+    sources = (f for folder in folders for f in folder.rglob("*") if f.suffix in (".py", ".c"))
+    for source in sorted(sources):
+        digest.update(source.relative_to(PACKAGE).as_posix().encode() + b"\0" + source.read_bytes())
     return digest.hexdigest()

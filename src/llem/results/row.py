@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from llem.results.attempt import Attempt
-from llem.results.claims import Claim
+from llem.results.claim import Claim
 from llem.results.energy import JOULES_PER_KWH, LateOptions, energy_columns, ratio_columns
 from llem.results.observation import NAN, Observation
 

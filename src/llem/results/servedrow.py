@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from llem.results.attempt import Attempt
-from llem.results.claims import Claim
+from llem.results.claim import Claim
 from llem.results.counter import COUNTER_PERIOD_S
 from llem.results.energy import LateOptions, energy_columns
 from llem.results.observation import NAN

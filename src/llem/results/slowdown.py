@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llem.records import Columns, DeviceSeries
+from llem.results.claim import Claim
 from llem.results.counter import CAPPED, MOST_S, SLOWED
-
-if TYPE_CHECKING:
-    from llem.results.claims import Claim
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from llem.records import RankRecord, read_rank, worst_quality
 from llem.results.aggregate import read_plan
 from llem.results.attempt import Attempt, attempt_folders, read_attempt
-from llem.results.claims import Claim, divide_shared, read_series
+from llem.results.claim import Claim
+from llem.results.claims import divide_shared, read_series
 from llem.results.clock import HostClock
 from llem.results.ranks import read_of_run
 from llem.results.warmup import steady_by_time

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from llem.results.claims import Claim
+from llem.results.claim import Claim
 from llem.results.ranks import Ranks
 from llem.results.ratio import Clusters, time_blocks
 from llem.results.timeline import Timeline, stretches

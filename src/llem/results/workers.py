@@ -21,6 +21,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+from llem._resources import PACKAGE
 from llem.errors import LlemError
 from llem.results.carbon import CarbonSeries
 from llem.results.encoding import encode
@@ -130,7 +131,7 @@ def reduce_to_text(folder: Path, run: Run, carbon: CarbonSeries | None) -> str:
 
 
 def _start() -> subprocess.Popen[str]:
-    source = str(Path(__file__).resolve().parents[2])
+    source = str(PACKAGE.parent)
     paths = [source, *filter(None, [os.environ.get("PYTHONPATH")])]
     return subprocess.Popen(
         [sys.executable, "-P", "-c", "from llem.results.workers import main; main()"],

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     )
     from llem.scaling.laws.chinchilla import CHINCHILLA
     from llem.scaling.laws.formula import FormulaLaw
-    from llem.scaling.laws.law import Law, Parameter, get_law, law_names, register_law
+    from llem.scaling.laws.law import Law, Parameter
+    from llem.scaling.laws.registry import get_law, law_names, register_law
     from llem.scaling.result import Fit
 
 _HOME = {
@@ -71,11 +72,11 @@ _HOME = {
     "fit_law": "fit",
     "fit_power_law": "judging.isoflop",
     "fit_serving": "answers.serving",
-    "get_law": "laws.law",
+    "get_law": "laws.registry",
     "isoflop_check": "judging.isoflop",
     "isoflop_levels": "judging.isoflop",
-    "law_names": "laws.law",
-    "register_law": "laws.law",
+    "law_names": "laws.registry",
+    "register_law": "laws.registry",
     "select_checkpoints": "checkpoints",
     "train_and_serve": "answers.lifetime",
 }

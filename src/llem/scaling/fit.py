@@ -33,7 +33,8 @@ from llem.scaling.fitting.solve import Solution, solve
 from llem.scaling.judging.definitions import other_definitions
 from llem.scaling.judging.isoflop import isoflop_check
 from llem.scaling.judging.judgement import exponents, judge, residual_summary
-from llem.scaling.laws.law import Law, get_law
+from llem.scaling.laws.law import Law
+from llem.scaling.laws.registry import get_law
 from llem.scaling.native import compiled
 from llem.scaling.observations import Observations, check_observations
 from llem.scaling.result import Fit
@@ -125,7 +126,7 @@ def fit_law(
         nodes=nodes,
         steps=steps,
     )
-    faults = data.shortage(chosen) + _missing(data, chosen)
+    faults = chosen.shortage(data) + _missing(data, chosen)
     if faults:
         raise ScalingDataError(faults)
     warnings = _data_warnings(data, chosen)

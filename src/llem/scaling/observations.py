@@ -5,16 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from llem.scaling.errors import DataFault, ScalingDataError
 from llem.scaling.flops import FlopsModel, fit_flops_model
-
-if TYPE_CHECKING:
-    from llem.scaling.laws.law import Law
 
 FloatArray = NDArray[np.float64]
 
@@ -98,37 +95,6 @@ class Observations:
         }
         parts["run"] = index
         return replace(self, **parts, run_names=tuple(self.run_names[i] for i in kept))
-
-    def shortage(self, law: Law, rows: NDArray[np.bool_] | None = None) -> list[DataFault]:
-        """Why these rows (n,), by default all, cannot determine the law; empty when they can."""
-        chosen = np.flatnonzero((self.weight > 0) if rows is None else rows & (self.weight > 0))
-        # The first thousand rows of a long table tell as a rule.
-        few = self._shortage(law, chosen[:FIRST_ROWS])
-        return few if chosen.size <= FIRST_ROWS or not few else self._shortage(law, chosen)
-
-    def _shortage(self, law: Law, used: NDArray[np.intp]) -> list[DataFault]:
-        faults = []
-        columns = []
-        for variable in law.variables:
-            if variable not in VARIABLES:
-                continue
-            name, words = VARIABLES[variable]
-            column = getattr(self, name)[used]
-            columns.append(column)
-            found = np.unique(column).size
-            if found < MIN_DISTINCT:
-                message = f"at least {MIN_DISTINCT} {words} are needed, found {found}"
-                faults.append(DataFault.of(name, message))
-        least = len(law.parameters)
-        points = np.unique(np.stack(columns, axis=1), axis=0).shape[0] if used.size else 0
-        if points < least:
-            path = ", ".join(VARIABLES[v][0] for v in law.variables if v in VARIABLES)
-            message = (
-                f"at least {least} distinct points ({', '.join(law.variables)}) are needed for "
-                f"the {least} parameters of the law, found {points}"
-            )
-            faults.append(DataFault.of(path, message))
-        return faults
 
     def duplicates(self) -> int:
         """Rows that repeat another in run, size, tokens and loss (unless weights say so)."""

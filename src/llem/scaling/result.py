@@ -15,7 +15,8 @@ from llem.scaling.errors import OptionError
 from llem.scaling.fitting.estimator import Estimator
 from llem.scaling.flops import FlopsModel
 from llem.scaling.judging.checklist import checklist
-from llem.scaling.laws.law import Law, get_law, law_names
+from llem.scaling.laws.law import Law
+from llem.scaling.laws.registry import get_law, law_names
 
 FloatArray = NDArray[np.float64]
 Interval = tuple[float, float]

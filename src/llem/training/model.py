@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from llem import campaign
+from llem.campaign import Architecture, CustomModel
+from llem.campaign import Decoder as Shape
 from llem.errors import Fault, InputError
 from llem.training.naming import load_object
 
@@ -25,7 +26,7 @@ MUP_HEAD_SIZE = 64
 class Attention(nn.Module):  # type: ignore[misc]
     """Causal self-attention over (batch, time, width); queries, keys and values in one product."""
 
-    def __init__(self, shape: campaign.Decoder, *, mup: bool) -> None:
+    def __init__(self, shape: Shape, *, mup: bool) -> None:
         super().__init__()
         self.heads = shape.heads
         # 1 / d where widths are to be alike; None is 1 / sqrt(d), the same at heads of 64.
@@ -48,7 +49,7 @@ class Attention(nn.Module):  # type: ignore[misc]
 class SwiGLU(nn.Module):  # type: ignore[misc]
     """down(silu(gate(x)) * up(x)) (Shazeer 2020, arXiv 2002.05202)."""
 
-    def __init__(self, shape: campaign.Decoder) -> None:
+    def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.gate = nn.Linear(shape.width, shape.mlp_width, bias=False)
         self.up = nn.Linear(shape.width, shape.mlp_width, bias=False)
@@ -59,7 +60,7 @@ class SwiGLU(nn.Module):  # type: ignore[misc]
 
 
 class Block(nn.Module):  # type: ignore[misc]
-    def __init__(self, shape: campaign.Decoder, *, mup: bool) -> None:
+    def __init__(self, shape: Shape, *, mup: bool) -> None:
         super().__init__()
         self.attention_norm = nn.RMSNorm(shape.width, eps=shape.norm_eps)
         self.attention = Attention(shape, mup=mup)
@@ -80,7 +81,7 @@ class Decoder(nn.Module):  # type: ignore[misc]
 
     def __init__(
         self,
-        shape: campaign.Decoder,
+        shape: Shape,
         *,
         activation_checkpointing: bool = False,
         base_width: int = 0,
@@ -116,7 +117,7 @@ class Decoder(nn.Module):  # type: ignore[misc]
             x = x * (self.base_width / self.width)
         return self.output(x)
 
-    def _initialise(self, shape: campaign.Decoder) -> None:
+    def _initialise(self, shape: Shape) -> None:
         """Normal, standard deviation sqrt(2 / (5 width)); what writes to the residual stream less.
 
         The width rule is SmallInit (Nguyen & Salazar 2019, arXiv 1910.05895), .02 at width 1000;
@@ -134,7 +135,7 @@ class Decoder(nn.Module):  # type: ignore[misc]
             nn.init.normal_(parameter, std=math.sqrt(2 / (5 * width)) * scale)
 
 
-def _rotary(shape: campaign.Decoder) -> tuple[Tensor, Tensor]:
+def _rotary(shape: Shape) -> tuple[Tensor, Tensor]:
     """(cos, cos) and (-sin, sin) of (time, 1, head_size) (Su et al. 2021, arXiv 2104.09864)."""
     half = torch.arange(shape.head_size // 2, dtype=torch.float64)
     frequencies = shape.rope_theta ** (-half / (shape.head_size // 2))
@@ -150,7 +151,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def build_model(
-    architecture: campaign.Architecture,
+    architecture: Architecture,
     *,
     seed: int,
     activation_checkpointing: bool = False,
@@ -162,7 +163,7 @@ def build_model(
     or where a user's own class is to be checkpointed, whose blocks nobody but its author knows.
     """
     torch.manual_seed(seed)
-    if isinstance(architecture, campaign.Decoder):
+    if isinstance(architecture, Shape):
         model: nn.Module = Decoder(
             _checked(architecture),
             activation_checkpointing=activation_checkpointing,
@@ -186,7 +187,7 @@ def count_params(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def _checked(shape: campaign.Decoder) -> campaign.Decoder:
+def _checked(shape: Shape) -> Shape:
     if shape.width % shape.heads:
         raise InputError("model", [f"width {shape.width} is no multiple of {shape.heads} heads"])
     if shape.head_size % 2:
@@ -209,7 +210,7 @@ def load_class(class_path: str) -> type[nn.Module]:
     return found
 
 
-def _custom(architecture: campaign.CustomModel) -> nn.Module:
+def _custom(architecture: CustomModel) -> nn.Module:
     cls = load_class(architecture.class_path)
     arguments: dict[str, Any] = {architecture.size: architecture.value, **architecture.arguments}
     try:

@@ -221,6 +221,6 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     # Of a checkout that was never installed there is no metadata.
-    from llem import __version__
+    from llem._version import __version__
 
     return {**found, "llem": __version__}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from llem.results import aggregate
-from llem.results.claims import Claim
+from llem.results.claim import Claim
 from llem.results.domains import domains_of, select
 
 ALL = ("gpu", "module", "package", "dram")

@@ -15,8 +15,9 @@ from llem.scaling.fitting.solve import solve
 from llem.scaling.flops import FlopsModel
 from llem.scaling.laws.chinchilla import CHINCHILLA
 from llem.scaling.laws.formula import FormulaLaw
-from llem.scaling.laws.law import Law, get_law, law_names
+from llem.scaling.laws.law import Law
 from llem.scaling.laws.parser import FormulaError
+from llem.scaling.laws.registry import get_law, law_names
 from llem.scaling.laws.shipped import (
     CHINCHILLA_TIED,
     COMPUTE_POWER_LAW,

@@ -13,7 +13,7 @@ from typing import Any
 
 from llem.campaign import Site
 from llem.cluster import slurm
-from llem.cluster.doctor.check import FAIL, Check, at
+from llem.cluster.check import FAIL, Check, at
 from llem.cluster.doctor.node import job_rows, parse_host
 from llem.cluster.facts import ACTIVE, ElementState
 from llem.cluster.files import write_json, write_text

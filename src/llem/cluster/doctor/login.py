@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from llem.campaign import Site
-from llem.cluster.doctor.check import FAIL, OK, WARN, Check, size
+from llem.cluster.check import FAIL, OK, WARN, Check, size
 from llem.cluster.doctor.place import LITTLE_HOME_BYTES, place_rows, probe, room, room_rows
 from llem.cluster.doctor.scheduler import examine_scheduler
 from llem.cluster.gate import run_program

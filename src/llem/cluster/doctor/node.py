@@ -7,7 +7,7 @@ from typing import Any
 
 from llem._version import __version__
 from llem.campaign import Site
-from llem.cluster.doctor.check import FAIL, OK, WARN, Check, at
+from llem.cluster.check import FAIL, OK, WARN, Check, at
 from llem.cluster.doctor.login import kernel_rows, meter_rows, training_rows
 from llem.cluster.doctor.place import LITTLE_HOME_BYTES, place_rows, room_rows
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llem.cluster.doctor.check import FAIL, OK, WARN, Check, size
+from llem.cluster.check import FAIL, OK, WARN, Check, size
 from llem.errors import LlemError
 
 FSYNCS = 5

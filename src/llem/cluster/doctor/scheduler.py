@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from llem.campaign import Site, format_duration
-from llem.cluster.doctor.check import FAIL, OK, WARN, Check
+from llem.cluster.check import FAIL, OK, WARN, Check
 from llem.cluster.gate import run_program
 from llem.errors import ClusterError, LlemError, UnavailableError, did_you_mean
 from llem.planning.limits import parse_config, parse_limit_s, parse_table

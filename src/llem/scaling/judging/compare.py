@@ -10,7 +10,8 @@ from numpy.typing import ArrayLike
 
 from llem.scaling.errors import OptionError
 from llem.scaling.fit import fit_law
-from llem.scaling.laws.law import Law, get_law
+from llem.scaling.laws.law import Law
+from llem.scaling.laws.registry import get_law
 
 
 def compare_laws(

@@ -127,7 +127,7 @@ def _refit(
     data: Observations, law: Law, label: str, keep: Mask, estimator: Estimator, judged: Mask
 ) -> Refit:
     reason = ""
-    if data.shortage(law, keep):
+    if law.shortage(data, keep):
         reason = "too few runs remain"
     return Refit(label, keep, estimator, judged, np.full(len(law.parameters), np.nan), reason)
 

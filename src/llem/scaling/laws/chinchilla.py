@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from llem.scaling.fitting.nonnegative import solve_normal
 from llem.scaling.fitting.problem import BLOCK_ELEMENTS, FLOOR_LOG_SHARE, Local
 from llem.scaling.flops import FlopsModel
-from llem.scaling.laws.law import Law, Parameter
+from llem.scaling.laws.law import EXPONENT_BOUNDS, Law, Parameter
+from llem.scaling.laws.starts import SEED_LOG_SHARE
 from llem.scaling.native import compiled
 
 if TYPE_CHECKING:
@@ -32,11 +33,7 @@ FloatArray = NDArray[np.float64]
 E, A, B, ALPHA, BETA = range(5)
 DIMENSION = 5
 
-# Bounds of the exponents: wide enough that a well posed fit never feels them.
-EXPONENT_BOUNDS = (0.01, 3.0)
 GRID_SIDE = 24
-# Smallest share of the typical loss that a term starts from, as minus its log.
-SEED_LOG_SHARE = 7.0
 # About a thousand fits of some hundred rows: so many share the costs of a step of the minimiser.
 COMPILED_BLOCK_ELEMENTS = 262_144
 # Exponents of the grid of starts: published ones lie between .1 and .8.

@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 from llem.scaling.fitting.estimator import Estimator, Space
 from llem.scaling.fitting.nonnegative import solve_normal
 from llem.scaling.fitting.problem import FLOOR_LOG_SHARE, Local
-from llem.scaling.laws.chinchilla import SEED_LOG_SHARE
+from llem.scaling.laws.compiled import Compiled, DerivativePlan
 from llem.scaling.laws.expression import Node, evaluate
-from llem.scaling.laws.formula import Compiled, DerivativePlan
-from llem.scaling.laws.starts import spread, start_grid
+from llem.scaling.laws.starts import SEED_LOG_SHARE, spread, start_grid
 
 FloatArray = NDArray[np.float64]
 
@@ -49,7 +48,7 @@ class FormulaProblem:
         self.space = space
         self.floor = float(np.mean(z)) - FLOOR_LOG_SHARE if floor is None else floor
         self._plan = compiled.plan(centre) if plan is None else plan
-        parameters = compiled.law.parameters
+        parameters = compiled.parameters
         low, high = [], []
         for i, p in enumerate(parameters):
             if i in compiled.offsets:
@@ -225,7 +224,7 @@ class FormulaProblem:
         others = [i for i in range(self.dimension) if i not in compiled.factors]
         ranges = []
         for i in others:
-            ranges.append((self.lower[i], self.upper[i], compiled.law.parameters[i]))
+            ranges.append((self.lower[i], self.upper[i], compiled.parameters[i]))
         unit, grid = start_grid(ranges)
         theta = np.empty((grid.shape[0], self.dimension))
         theta[:, others] = grid

@@ -10,19 +10,21 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from llem.scaling.errors import OptionError, UnknownLawError
+from llem.scaling.errors import DataFault
 from llem.scaling.flops import FlopsModel
+from llem.scaling.observations import FIRST_ROWS, MIN_DISTINCT, VARIABLES, Observations
 
 if TYPE_CHECKING:
     from llem.scaling.fitting.estimator import Space
     from llem.scaling.fitting.problem import Problem
-    from llem.scaling.observations import Observations
 
 FloatArray = NDArray[np.float64]
 
 # Where the search for an optimum without a closed form looks: log N of models from one parameter
 # to 1e18.
 LOG_PARAMS_RANGE = (0.0, 41.5)
+# Bounds of exponents: wide enough that a well posed fit never feels them.
+EXPONENT_BOUNDS = (0.01, 3.0)
 
 
 @dataclass(frozen=True)
@@ -165,47 +167,35 @@ class Law(ABC):
         a = (high - low) / np.log(2.0)
         return a, 1.0 - model.exponent * a
 
+    def shortage(
+        self, data: Observations, rows: NDArray[np.bool_] | None = None
+    ) -> list[DataFault]:
+        """Why these rows (n,), by default all, cannot determine the law; empty when they can."""
+        chosen = np.flatnonzero((data.weight > 0) if rows is None else rows & (data.weight > 0))
+        # The first thousand rows of a long table tell as a rule.
+        few = self._shortage(data, chosen[:FIRST_ROWS])
+        return few if chosen.size <= FIRST_ROWS or not few else self._shortage(data, chosen)
 
-def get_law(name: str | Law) -> Law:
-    """The law of that name, or of that formula, or UnknownLawError naming those that exist.
-
-    A text with an equals sign, an operator or a parenthesis is read as a formula of N and D.
-    """
-    if isinstance(name, Law):
-        return name
-    known = _known()
-    plain = name.strip().replace("-", "_")
-    if plain in known:
-        return known[plain]
-    if any(mark in name for mark in "+*/^("):
-        from llem.scaling.laws.formula import FormulaLaw
-
-        return FormulaLaw.parse(name)
-    raise UnknownLawError(name, tuple(known))
-
-
-def register_law(law: Law) -> Law:
-    """Make a law known by its name, for `fit_law(law=...)` and `Fit.from_dict`."""
-    known = _known()
-    if known.get(law.name, law) != law:
-        raise OptionError("law.name", law.name, "a name that no other law has")
-    known[law.name] = law
-    return law
-
-
-_LAWS: dict[str, Law] = {}
-
-
-def _known() -> dict[str, Law]:
-    """The registry, filled on first use: the modules of the laws import this one."""
-    if not _LAWS:
-        from llem.scaling.laws.chinchilla import CHINCHILLA
-        from llem.scaling.laws.shipped import SHIPPED
-
-        _LAWS.update({law.name: law for law in (CHINCHILLA, *SHIPPED)})
-    return _LAWS
-
-
-def law_names() -> tuple[str, ...]:
-    """Names of the laws that are known."""
-    return tuple(_known())
+    def _shortage(self, data: Observations, used: NDArray[np.intp]) -> list[DataFault]:
+        faults = []
+        columns = []
+        for variable in self.variables:
+            if variable not in VARIABLES:
+                continue
+            name, words = VARIABLES[variable]
+            column = getattr(data, name)[used]
+            columns.append(column)
+            found = np.unique(column).size
+            if found < MIN_DISTINCT:
+                message = f"at least {MIN_DISTINCT} {words} are needed, found {found}"
+                faults.append(DataFault.of(name, message))
+        least = len(self.parameters)
+        points = np.unique(np.stack(columns, axis=1), axis=0).shape[0] if used.size else 0
+        if points < least:
+            path = ", ".join(VARIABLES[v][0] for v in self.variables if v in VARIABLES)
+            message = (
+                f"at least {least} distinct points ({', '.join(self.variables)}) are needed for "
+                f"the {least} parameters of the law, found {points}"
+            )
+            faults.append(DataFault.of(path, message))
+        return faults

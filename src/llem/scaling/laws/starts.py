@@ -16,6 +16,8 @@ GRID_SIDES = {1: 96, 2: 24, 3: 9}
 SEQUENCE_POINTS = 1024
 # Within the bounds of an exponent, where its starts lie: published ones are between .1 and .8.
 EXPONENT_RANGE = (0.04, 2.0)
+# Smallest share of the typical loss that a term starts from, as minus its log.
+SEED_LOG_SHARE = 7.0
 
 
 def start_grid(ranges: Sequence[tuple[float, float, Parameter]]) -> tuple[FloatArray, FloatArray]:

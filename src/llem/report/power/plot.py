@@ -1,4 +1,4 @@
-"""The picture of a measurement with matplotlib, for a PNG; what it shows is `report.power`'s."""
+"""The picture of a measurement with matplotlib, for a PNG; it shows the same."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from llem.report.plots.theme import Plot, Theme
-from llem.report.power import MOST_PANELS, PowerPicture, time_label
+from llem.report.power.picture import MOST_PANELS, PowerPicture, time_label
 from llem.report.svg import time_ticks
 
 # As in power.css.
