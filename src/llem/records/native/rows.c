@@ -250,8 +250,11 @@ static void pass_samples(Samples *s, const char *rows, int64_t count)
             odd |= step[i] < 0;
         }
         double sum = s->sum_j, most = s->most_w, wide[8];
-        for (int64_t i = begin; i < here; i++)
-            joules[i] = sum = base + i > 1 ? sum + step[i] : step[i];
+        int64_t from_sum = begin;
+        if (!base && here > 1) /* as numpy's cumsum begins */
+            joules[1] = sum = step[1], from_sum = 2;
+        for (int64_t i = from_sum; i < here; i++)
+            joules[i] = sum += step[i];
         for (int k = 0; k < 8; k++)
             wide[k] = most;
         for (int64_t i = 0; i + 8 <= here; i += 8)
@@ -276,9 +279,10 @@ static void pass_samples(Samples *s, const char *rows, int64_t count)
         for (int64_t i = (s->every_read - base % s->every_read) % s->every_read; i < here;
              i += s->every_read)
             memcpy(&s->read_ns[(base + i) / s->every_read], from + i * row_bytes + s->at_read, 8);
-        float changed = 0;
+        float known = s->warm;
+        int32_t changed = 0;
         for (int64_t i = 0; i < here; i++)
-            changed += celsius[i] != s->warm;
+            changed |= celsius[i] != known;
         if (changed || !s->changes)
             warm(s, here, celsius, t);
         else
