@@ -1,5 +1,6 @@
 """`llem aggregate --slurm`: a rehearsed campaign's records, reduced by jobs of the real cluster."""
 
+import contextlib
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+import faults
 from conftest import USER
 from farm_site import farm_site
 
@@ -104,4 +106,134 @@ def test_an_interrupted_call_cancels_its_array(login, rehearsed):
     assert call.returncode == 130 and "is cancelled" in said, said
     assert "llem-reduce-reduce" not in jobs(login)
     login.llem("aggregate", "later")
+    assert tables(folder) == expected
+
+
+class Held:
+    """An array of one element that has reduced some runs, and is stopped in the middle of another:
+    the first record of each of two runs is a pipe, which keeps its reader until it is let go."""
+
+    def __init__(self, login, folder):
+        self.login, self.folder = login, folder
+        runs = [run["run_id"] for run in json.loads((folder / "plan.json").read_text())["runs"]]
+        self.paths = [next(iter(sorted((folder / "runs" / name).rglob("rank-*.h5"))))
+                      for name in (runs[1], runs[2])]  # fmt: skip
+        for path in self.paths:
+            login.run("mv", path, f"{path}.kept")
+            login.run("mkfifo", path)
+        self.call = subprocess.Popen(
+            ["runuser", "-u", USER, "--", login.program, "aggregate", folder.name, "--slurm",
+             "--elements", "1"],
+            cwd=login.home, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+            env={"PATH": os.environ["PATH"], "HOME": str(login.home), "USER": USER},
+        )  # fmt: skip
+        # the first run is done: what is ready after some seconds is written with the next one
+        release = self.put_back(self.paths[0])
+        time.sleep(6.0)
+        os.close(release)
+        faults.wait_for(lambda: self.parts, what="a part", timeout_s=60)
+        self.release = self.put_back(self.paths[1])
+
+    @property
+    def place(self):
+        [place] = (self.folder / "results" / "reductions.cache.parts").iterdir()
+        return place
+
+    @property
+    def parts(self):
+        return sorted(self.place.glob("*.part"))
+
+    @property
+    def element(self):
+        return f"{json.loads((self.place / 'job.json').read_text())['job_id']}_0"
+
+    def put_back(self, path):
+        """Put the record in the place of the pipe that somebody reads now; whoever does so waits
+        until what is returned is closed."""
+        found = []
+
+        def reader():
+            with contextlib.suppress(OSError):
+                found.append(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+            return found
+
+        faults.wait_for(reader, what=f"a reader of {path}", timeout_s=120)
+        self.login.run("mv", f"{path}.kept", path)
+        return found[0]
+
+    def said(self):
+        """What the call says in the end, after which its tables are there."""
+        _, said = self.call.communicate(timeout=180)
+        assert self.call.returncode == 0, said
+        return said
+
+
+def reducer_of(folder):
+    """The process that reduces the campaign's records."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (path / "cmdline").read_bytes().split(b"\0")
+            if b"llem.cluster.reducer" in words and (path / "cwd").resolve() == folder.resolve():
+                found.append(int(path.name))
+    return max(found)
+
+
+@pytest.mark.parametrize("how", ["preempted", "requeued"])
+def test_an_element_that_is_driven_out_goes_on_after_its_last_part(login, rehearsed, how):
+    folder = rehearsed(how)
+    expected = serial(login, folder)
+    held = Held(login, folder)
+    runs, job = len(list((folder / "runs").iterdir())), held.element
+    first = Path(f"/proc/{reducer_of(folder)}")
+    if how == "preempted":
+        node = faults.show_job(job)["NodeList"]
+        login.run("sbatch", "--partition=urgent", f"--nodelist={node}", "--exclusive",
+                  "--output=/dev/null", "--wrap=sleep 1")  # fmt: skip
+    else:
+        login.run("scontrol", "requeue", job)
+    faults.wait_for(lambda: int(faults.show_job(job)["Restarts"]) == 1, what=how, timeout_s=90)
+    faults.wait_for(lambda: not first.exists(), what="the end of the first try", timeout_s=90)
+    os.close(held.release)
+    place = held.place
+    faults.wait_for((place / "end-0.json").exists, what="the end", timeout_s=120)
+    end = json.loads((place / "end-0.json").read_text())
+    assert end["reduced"] == runs - 1 and not end["reason"], "the first run is not reduced again"
+    assert "What it has not reduced" not in held.said()
+    assert tables(folder) == expected
+
+
+def test_what_an_element_has_reduced_before_it_is_killed_is_used(login, rehearsed):
+    folder = rehearsed("killed")
+    expected = serial(login, folder)
+    held = Held(login, folder)
+    [part] = held.parts
+    kept = part.read_bytes().splitlines()[1:]
+    os.kill(reducer_of(folder), signal.SIGKILL)
+    os.close(held.release)
+    said = held.said()
+    assert "element 0 of job" in said and "What it has not reduced is reduced here" in said
+    assert tables(folder) == expected
+    cache = (folder / "results" / "reductions.cache").read_bytes().splitlines()
+    assert kept and set(kept) <= set(cache)
+
+
+def test_cancel_ends_an_array_whose_call_is_gone(login, rehearsed):
+    folder = rehearsed("orphan", extra={"begin": "now+1hour"})
+    expected = serial(login, folder)
+    call = subprocess.Popen(
+        ["runuser", "-u", USER, "--", login.program, "aggregate", "orphan", "--slurm"],
+        cwd=login.home, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        env={"PATH": os.environ["PATH"], "HOME": str(login.home), "USER": USER},
+    )  # fmt: skip
+    faults.wait_for(lambda: "llem-reduce-reduce PENDING" in jobs(login), what="job", timeout_s=60)
+    [place] = (folder / "results" / "reductions.cache.parts").iterdir()
+    faults.wait_for((place / "job.json").exists, what="its number", timeout_s=20)
+    [child] = Path(f"/proc/{call.pid}/task/{call.pid}/children").read_text().split()
+    os.kill(int(child), signal.SIGKILL)
+    call.wait(timeout=20)
+    done = login.llem("cancel", "orphan")
+    assert f"cancelled: {json.loads((place / 'job.json').read_text())['job_id']}" in done.stderr
+    assert "llem-reduce-reduce" not in jobs(login)
+    login.llem("aggregate", "orphan")
     assert tables(folder) == expected

@@ -100,6 +100,11 @@ class CampaignFolder:
         return self.root / "results"
 
     @property
+    def reductions_file(self) -> Path:
+        """The cache of reductions; beside it lie the parts that jobs write."""
+        return self.results / "reductions.cache"
+
+    @property
     def tracking(self) -> Path:
         """What trackers write that have no server of their own, and their logs."""
         return self.root / "tracking"

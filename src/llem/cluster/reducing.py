@@ -123,6 +123,15 @@ def reduce_by_jobs(
     return [text for array in arrays for text in _told(folder, plan, array)]
 
 
+def cancel_arrays(cache: Path) -> list[str]:
+    """Cancel the arrays that still work on the runs of this cache, whose calls they may be; their
+    job ids. What they have reduced is kept. Raises ClusterError."""
+    arrays = [_at_work(place) for place in sorted(parts_of(cache).glob("*"))]
+    jobs = [array.job_id for array in arrays if array is not None]
+    slurm.cancel(jobs)
+    return jobs
+
+
 def tidy(cache: Path) -> None:
     """Remove the folders of arrays whose parts are in the cache by now, and that do not work."""
     for place in parts_of(cache).glob("*"):

@@ -214,7 +214,18 @@ def _after(job_ids: Iterable[str]) -> str:
 
 
 def cancel(folder: CampaignFolder, plan: AnyPlan) -> list[str]:
-    """Ask everything that works on this campaign to stop; returns the job ids told so."""
+    """Ask everything that works on this campaign to stop; returns the job ids told so.
+
+    Arrays that reduce its records are among them: of a campaign that was only rehearsed, they alone
+    can be.
+    """
+    reducing: list[str] = []
+    if plan.site.executor == "slurm" and folder.reductions_file.parent.is_dir():
+        from llem.cluster.reducing import cancel_arrays
+
+        reducing = cancel_arrays(folder.reductions_file)
+        if reducing and folder.rehearsal_file.is_file():
+            return reducing
     # Also tells elements that are warned in order that nobody wants them requeued.
     folder.ask_to_stop()
     if plan.site.executor == "local":
@@ -224,7 +235,7 @@ def cancel(folder: CampaignFolder, plan: AnyPlan) -> list[str]:
         ledger.recover()
         jobs = [job.job_id for job in ledger.jobs]
         slurm.cancel(jobs)
-    return jobs
+    return [*jobs, *reducing]
 
 
 def submit_and_wait(

@@ -23,7 +23,7 @@ from llem.cluster import (
 )
 from llem.errors import InputError, LlemError
 from llem.pipeline.datasets import resolve_data
-from llem.pipeline.files import DEPLOYMENTS_FILE, OBSERVATIONS_FILE, REDUCTIONS_FILE, SAMPLES_FILE
+from llem.pipeline.files import DEPLOYMENTS_FILE, OBSERVATIONS_FILE, SAMPLES_FILE
 from llem.planning import (
     AnyPlan,
     Calibration,
@@ -300,7 +300,7 @@ def aggregate_campaign(
                 raise
             # The site's own series may come later, or from another machine: no result waits for it.
             intensity, problems = None, tuple(f"no carbon: {line}" for line in error.lines())
-    cache = folder.results / REDUCTIONS_FILE if cached and write else None
+    cache = folder.reductions_file if cached and write else None
     if slurm:
         from llem.cluster.reducing import reduce_by_jobs
         from llem.results import CarbonSeries

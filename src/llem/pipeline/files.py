@@ -2,7 +2,6 @@
 
 FIT_FILE = "fit.json"
 OBSERVATIONS_FILE = "observations.csv"
-REDUCTIONS_FILE = "reductions.cache"
 # Of a study: its deployments over their cycles, and the samples that percentiles are of.
 DEPLOYMENTS_FILE = "deployments.csv"
 SAMPLES_FILE = "latencies.h5"

@@ -78,14 +78,13 @@ def seal_campaign(folder: CampaignFolder, *, progress: Progress | None = None) -
     found: list[SealedFile] = []
 
     # What was aggregated stays so: compressed records take twenty times as long to read.
-    from llem.pipeline.files import REDUCTIONS_FILE
     from llem.results import keep_sealed
 
     def seal() -> list[Path]:
         found.extend(seal_records(completed, seconds=FINISH_S, progress=progress))
         return [one.path for one in found if one.state == "sealed"]
 
-    cache = folder.results / REDUCTIONS_FILE
+    cache = folder.reductions_file
     if cache.is_file():
         keep_sealed(folder.root, cache, seal)
     else:

@@ -9,18 +9,21 @@ written), the slabs come straight from the file, which costs less than reading t
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llem.records.native import compiled
+from llem.records.native import compiled, hdf5
+from llem.records.native.rows import ColumnsPass, Pass
 
 # Rows that are read at a time: half a megabyte, which stays in a processor's own cache.
 SLAB_ROWS = 8192
+# In C they need not be so many.
+NATIVE_ROWS = 2048
 
 Table = NDArray[Any]
 
@@ -53,11 +56,19 @@ class Columns:
         return Columns(taken, len(next(iter(taken.values()))) if taken else 0)
 
 
+def read_short(file: Any, name: str, dtype: np.dtype[Any]) -> Table | None:
+    """A short table, in one call; None where it is none, or cannot be had in this way."""
+    calls = hdf5.calls()
+    return None if calls is None else calls.table(file, name, dtype, _type_of(dtype))
+
+
 def read_table(file: Any, name: str, dtype: np.dtype[Any]) -> Table | None:
     """A whole table of an h5py file by HDF5's own calls, since h5py's take three times as long for
     a short one; None where its layout is another. Raises what h5py raises."""
     from h5py import h5s
 
+    if (found := read_short(file, name, dtype)) is not None:
+        return found
     table = _opened(file, name, dtype)
     if table is None:
         return None
@@ -67,40 +78,100 @@ def read_table(file: Any, name: str, dtype: np.dtype[Any]) -> Table | None:
     return rows
 
 
-def read_columns(
-    file: Any, name: str, dtype: np.dtype[Any], wanted: Sequence[str]
-) -> Columns | None:
-    """The `wanted` columns of a table of an h5py file; None where its layout is another.
+class Rows(Protocol):
+    """The rows of a table, which can be fed to a pass (see `native.rows`)."""
 
-    Raises what h5py raises, and EOFError where the file ends before the table does.
-    """
-    from h5py import h5s
+    def __len__(self) -> int: ...
 
+    def feed(self, into: Pass) -> None:
+        """All of them in order, unless the pass has enough before."""
+
+
+@dataclass(frozen=True)
+class TableRows:
+    """Those of a table in memory, of its schema's layout."""
+
+    table: Table
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def feed(self, into: Pass) -> None:
+        native = compiled.library()
+        if native is not None:
+            native.feed(np.ascontiguousarray(self.table), into=into)
+
+
+class FileRows:
+    """Those of a table in an open h5py file. Methods raise what h5py raises, and EOFError where
+    the file ends before the table does."""
+
+    def __init__(
+        self, file: Any, name: str, dtype: np.dtype[Any], rows: int, places: _Places | None
+    ) -> None:
+        self._file, self._name, self._dtype = file, name, dtype
+        self._rows, self._places = rows, places
+
+    def __len__(self) -> int:
+        return int(self._rows)
+
+    def feed(self, into: Pass) -> None:
+        native = compiled.library()
+        if native is None:
+            return
+        if self._places is not None:
+            native.read(
+                self._file.id.get_vfd_handle(), self._places.at, chunk_rows=self._places.rows,
+                slab_rows=NATIVE_ROWS, into=into,
+            )  # fmt: skip
+            return
+        for _, slab in self.slabs():
+            if not native.feed(slab, into=into):
+                return
+
+    def slabs(self) -> Iterator[tuple[int, Table]]:
+        """The rows in slabs, each with the place of its first, and gone when the next one is."""
+        from h5py import h5s
+
+        table = _opened(self._file, self._name, self._dtype)
+        whole = np.empty(min(self._rows, SLAB_ROWS), self._dtype)
+        for start in range(0, self._rows, SLAB_ROWS):
+            slab = whole[: min(SLAB_ROWS, self._rows - start)]
+            if self._places is None:
+                space = table.get_space()
+                space.select_hyperslab((start,), slab.shape)
+                memory = h5s.create_simple(slab.shape)
+                table.read(memory, space, slab, _type_of(self._dtype))
+            else:
+                _read_chunks(self._file.id.get_vfd_handle(), self._places, start, slab)
+            yield start, slab
+
+
+def file_rows(file: Any, name: str, dtype: np.dtype[Any]) -> FileRows | None:
+    """The rows of a table of an h5py file; None where its layout is another."""
+    calls = hdf5.calls()
+    if calls is not None and _is_plain(file):
+        found = calls.places(file, name, _type_of(dtype))
+        if found is not None and not SLAB_ROWS % found[1]:
+            rows, chunk, at = found
+            return FileRows(file, name, dtype, rows, _Places(chunk, at))
     table = _opened(file, name, dtype)
     if table is None:
         return None
     [rows] = table.shape
-    columns = {name: np.empty(rows, dtype[name]) for name in wanted}
-    places = _chunk_places(file.id, table, rows)
-    native = compiled.library()
-    if places is not None and native is not None:
-        native.read_columns(
-            file.id.get_vfd_handle(), places=places.at, chunk_rows=places.rows, rows=rows,
-            dtype=dtype, slab_rows=SLAB_ROWS, columns=columns,
-        )  # fmt: skip
-        return Columns(columns, rows)
-    slab = np.empty(min(rows, SLAB_ROWS), dtype)
-    for start in range(0, rows, SLAB_ROWS):
-        part = slab[: min(SLAB_ROWS, rows - start)]
-        if places is None:
-            space = table.get_space()
-            space.select_hyperslab((start,), part.shape)
-            table.read(h5s.create_simple(part.shape), space, part, _type_of(dtype))
-        else:
-            _read_chunks(file.id.get_vfd_handle(), places, start, part)
+    return FileRows(file, name, dtype, rows, _chunk_places(file, table, rows))
+
+
+def read_columns(rows: FileRows, dtype: np.dtype[Any], wanted: Sequence[str]) -> Columns:
+    """The `wanted` columns."""
+    columns = {name: np.empty(len(rows), dtype[name]) for name in wanted}
+    if compiled.library() is not None:
+        rows.feed(ColumnsPass(len(rows), dtype, columns))
+        return Columns(columns, len(rows))
+    for start, slab in rows.slabs():
         for name, column in columns.items():
-            column[start : start + len(part)] = part[name]
-    return Columns(columns, rows)
+            column[start : start + len(slab)] = slab[name]
+    return Columns(columns, len(rows))
 
 
 def _opened(file: Any, name: str, dtype: np.dtype[Any]) -> Any:
@@ -123,12 +194,12 @@ class _Places:
     """Where the chunks of `rows` rows lie in the file."""
 
     rows: int
-    at: Sequence[int]
+    at: NDArray[np.int64]
 
 
 def _chunk_places(file: Any, table: Any, rows: int) -> _Places | None:
     """None where the bytes of chunks are not the rows' own."""
-    from h5py import h5d, h5fd
+    from h5py import h5d
 
     plist = table.get_create_plist()
     if plist.get_layout() != h5d.CHUNKED or plist.get_nfilters():
@@ -137,17 +208,26 @@ def _chunk_places(file: Any, table: Any, rows: int) -> _Places | None:
     # an HDF5 before 1.12.3 cannot tell where chunks are, all at once
     if not hasattr(table, "chunk_iter"):
         return None
-    if SLAB_ROWS % chunk or file.get_create_plist().get_userblock():
-        return None
-    if file.get_access_plist().get_driver() != h5fd.SEC2:
+    if SLAB_ROWS % chunk or not _is_plain(file):
         return None
     told: list[Any] = []
     table.chunk_iter(told.append)
     found = {info[0][0]: info[2] for info in told}
     try:
-        return _Places(chunk, [found[start] for start in range(0, rows, chunk)])
+        at = [found[start] for start in range(0, rows, chunk)]
     except KeyError:
         return None  # one that was never written: HDF5 knows what it holds
+    return _Places(chunk, np.array(at, dtype=np.int64))
+
+
+def _is_plain(file: Any) -> bool:
+    """Whether places in an open h5py file are those of its bytes."""
+    from h5py import h5fd
+
+    return bool(
+        file.id.get_access_plist().get_driver() == h5fd.SEC2
+        and not file.id.get_create_plist().get_userblock()
+    )
 
 
 def _read_chunks(descriptor: int, chunks: _Places, start: int, part: Table) -> None:
@@ -162,7 +242,7 @@ def _read_chunks(descriptor: int, chunks: _Places, start: int, part: Table) -> N
             last += 1
         at = first * chunk_bytes - start * part.dtype.itemsize
         wanted = view[at : at + (last + 1 - first) * chunk_bytes]
-        offset = places[first]
+        offset = int(places[first])
         while len(wanted):
             count = os.preadv(descriptor, [wanted], offset)
             if not count:

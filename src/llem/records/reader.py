@@ -19,7 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llem.errors import LlemError
-from llem.records.columns import Columns, read_columns, read_table
+from llem.records.columns import (
+    Columns,
+    Rows,
+    TableRows,
+    file_rows,
+    read_columns,
+    read_short,
+    read_table,
+)
+from llem.records.native import compiled, hdf5
 from llem.records.salvage import READ_ERRORS, salvage, without_holes
 from llem.records.schema import (
     BASELINE,
@@ -56,7 +65,8 @@ class RankRecord:
 
     `workload` says whose tables have rows: a training's `steps` and `evals`, or those of a served
     model, `requests`, `forwards`, `tokens` and `engine`; the others are empty. `problems` name the
-    parts that cannot be read, and how many rows they had.
+    parts that cannot be read, and how many rows they had. `reduced` is
+    what was asked for in place of the steps, which then have no columns.
     """
 
     path: Path
@@ -72,6 +82,7 @@ class RankRecord:
     forwards: Table | Columns = field(default_factory=lambda: np.empty(0, FORWARDS))
     tokens: Table = field(default_factory=lambda: np.empty(0, TOKENS))
     engine: Table = field(default_factory=lambda: np.empty(0, ENGINE))
+    reduced: Any = None
 
     @property
     def workload(self) -> str:
@@ -81,11 +92,13 @@ class RankRecord:
 
 @dataclass(frozen=True)
 class DeviceSeries:
-    """The samples of one device, and what they are samples of; as columns where asked for."""
+    """The samples of one device, and what they are samples of; as columns where asked for.
+    `reduced` as of a RankRecord."""
 
     uuid: str
     attrs: Mapping[str, Any]
     samples: Table | Columns
+    reduced: Any = None
 
 
 @dataclass(frozen=True)
@@ -108,13 +121,20 @@ class NodeRecord:
 
 Record = TypeVar("Record", RankRecord, NodeRecord)
 
+# What takes the place of a table's rows, where they can be passed over: from the record's
+# attributes, the device's (a rank's: none) and the rows; None where the columns are needed.
+Reduce = Callable[[Mapping[str, Any], Mapping[str, Any], Rows], Any]
 
-def read_rank(path: str | Path, *, columns: Sequence[str] | None = None) -> RankRecord:
-    """Read `rank-*.h5`, its steps (of a served model: forwards) whole or these columns of them.
+
+def read_rank(
+    path: str | Path, *, columns: Sequence[str] | None = None, reduce: Reduce | None = None
+) -> RankRecord:
+    """Read `rank-*.h5`, its steps (of a served model: forwards) whole or these columns of them, or
+    what `reduce` makes of a training's.
 
     Raises RecordError naming the file and the cause.
     """
-    return _patiently(partial(_rank, columns=columns), Path(path))
+    return _patiently(partial(_rank, columns=columns, reduce=reduce), Path(path))
 
 
 def read_node(
@@ -122,12 +142,14 @@ def read_node(
     *,
     columns: Sequence[str] | None = None,
     only: Collection[str] | None = None,
+    reduce: Reduce | None = None,
 ) -> NodeRecord:
-    """Read `node-*.h5`: the samples whole or these columns of them, of all devices or of these.
+    """Read `node-*.h5`: the samples whole or these columns of them or what `reduce` makes of them,
+    of all devices or of these.
 
     Raises RecordError naming the file and the cause.
     """
-    return _patiently(partial(_node, columns=columns, only=only), Path(path))
+    return _patiently(partial(_node, columns=columns, only=only, reduce=reduce), Path(path))
 
 
 @contextmanager
@@ -158,7 +180,7 @@ def _written_now(path: Path) -> bool:
         return False
 
 
-def _rank(path: Path, *, columns: Sequence[str] | None) -> RankRecord:
+def _rank(path: Path, *, columns: Sequence[str] | None, reduce: Reduce | None) -> RankRecord:
     with _Opened(path, "rank") as record:
         if record.meta.get("workload") == "inference":
             return RankRecord(
@@ -168,7 +190,7 @@ def _rank(path: Path, *, columns: Sequence[str] | None) -> RankRecord:
                 steps=np.empty(0, STEPS),
                 evals=np.empty(0, EVALS),
                 requests=record.table("requests", REQUESTS),
-                forwards=record.rows("forwards", FORWARDS, columns),
+                forwards=record.rows("forwards", FORWARDS, columns)[0],
                 tokens=record.table("tokens", TOKENS),
                 engine=record.later_table("engine", ENGINE),
                 spans=record.table("spans", SPANS),
@@ -176,11 +198,13 @@ def _rank(path: Path, *, columns: Sequence[str] | None) -> RankRecord:
                 events=record.table("events", EVENTS),
                 problems=tuple(record.problems),
             )
+        steps, reduced = record.rows("steps", STEPS, columns, reduce)
         return RankRecord(
             path=path,
             meta=record.meta,
             closed=record.closed,
-            steps=record.rows("steps", STEPS, columns),
+            steps=steps,
+            reduced=reduced,
             evals=record.table("evals", EVALS),
             spans=record.later_table("spans", SPANS),
             clock=record.table("clock", CLOCK),
@@ -189,22 +213,27 @@ def _rank(path: Path, *, columns: Sequence[str] | None) -> RankRecord:
         )
 
 
-def _node(path: Path, *, columns: Sequence[str] | None, only: Collection[str] | None) -> NodeRecord:
+def _node(
+    path: Path,
+    *,
+    columns: Sequence[str] | None,
+    only: Collection[str] | None,
+    reduce: Reduce | None,
+) -> NodeRecord:
     with _Opened(path, "node") as record:
         uuids = tuple(record.children("devices"))
+        devices = []
+        for uuid in uuids:
+            if only is None or uuid in only:
+                attrs = record.attrs(f"devices/{uuid}")
+                name = f"devices/{uuid}/samples"
+                rows = record.rows(name, SAMPLES, columns, reduce, attrs)
+                devices.append(DeviceSeries(uuid, attrs, *rows))
         return NodeRecord(
             path=path,
             meta=record.meta,
             closed=record.closed,
-            devices=tuple(
-                DeviceSeries(
-                    uuid,
-                    record.attrs(f"devices/{uuid}"),
-                    record.rows(f"devices/{uuid}/samples", SAMPLES, columns),
-                )
-                for uuid in uuids
-                if only is None or uuid in only
-            ),
+            devices=tuple(devices),
             uuids=uuids,
             clock=record.table("clock", CLOCK),
             events=record.table("events", EVENTS),
@@ -238,7 +267,7 @@ class _Opened:
         except READ_ERRORS as error:
             raise RecordError(f"{self.path}: not readable as HDF5: {_first_line(error)}") from None
         try:
-            self.meta = _attributes(self.file["meta"])
+            self.meta = _attributes(self.file, "meta")
         except READ_ERRORS:
             self.file.close()
             raise RecordError(f"{self.path}: an HDF5 file, but no record of llem") from None
@@ -257,7 +286,7 @@ class _Opened:
 
     def attrs(self, name: str) -> dict[str, Any]:
         try:
-            return _attributes(self.file[name])
+            return _attributes(self.file, name)
         except READ_ERRORS as error:
             self._problem(name, f"attributes not readable: {_first_line(error)}")
             return {}
@@ -270,20 +299,36 @@ class _Opened:
             return []
 
     def rows(
-        self, name: str, dtype: np.dtype[Any], columns: Sequence[str] | None
-    ) -> Table | Columns:
-        """A table, or those of these columns that it has."""
+        self,
+        name: str,
+        dtype: np.dtype[Any],
+        columns: Sequence[str] | None,
+        reduce: Reduce | None = None,
+        attrs: Mapping[str, Any] | None = None,
+    ) -> tuple[Table | Columns, Any]:
+        """A table, or those of these columns that it has; or, where they can be reduced, no column
+        and what `reduce` makes of them."""
         if columns is None:
-            return self.table(name, dtype)
+            return self.table(name, dtype), None
+        if compiled.library() is None:
+            reduce = None
         columns = [column for column in columns if column in (dtype.names or ())]
         if self._bytes is None:
             try:
-                found = read_columns(self.file, name, dtype, columns)
+                rows = file_rows(self.file, name, dtype)
+                if rows is not None:
+                    reduced = reduce(self.meta, attrs or {}, rows) if reduce is not None else None
+                    if reduced is not None:
+                        return Columns({}, len(rows)), reduced
+                    return read_columns(rows, dtype, columns), None
             except (*READ_ERRORS, EOFError):
-                found = None  # slower, and in the words of what is lost
-            if found is not None:
-                return found
-        return Columns.of(self.table(name, dtype))
+                pass  # slower, and in the words of what is lost
+        table = self.table(name, dtype)
+        if reduce is not None and table.dtype == dtype:
+            reduced = reduce(self.meta, attrs or {}, TableRows(table))
+            if reduced is not None:
+                return Columns({}, len(table)), reduced
+        return Columns.of(table), None
 
     def table(self, name: str, dtype: np.dtype[Any]) -> Table:
         """A table, or what can be read of it; what cannot is a problem."""
@@ -319,6 +364,8 @@ class _Opened:
 
     def later_table(self, name: str, dtype: np.dtype[Any]) -> Table:
         """A table that older records lack, or hold with fewer columns: those are then -1."""
+        if self._bytes is None and (quick := read_short(self.file, name, dtype)) is not None:
+            return quick
         if name not in self.file:
             return np.empty(0, dtype)
         found = self.table(name, dtype)
@@ -330,10 +377,17 @@ class _Opened:
         return whole
 
 
-def _attributes(holder: Any) -> dict[str, Any]:
+def _attributes(file: Any, name: str) -> dict[str, Any]:
     """All attributes of a group; scalars by HDF5's own calls, since h5py's take twice as long."""
     from h5py import h5a, h5t
 
+    if (calls := hdf5.calls()) is not None:
+        try:
+            told = calls.attributes(file, name, lambda key: file[name].attrs[key])
+            return {key: plain(value) for key, value in told.items()}
+        except KeyError:
+            pass  # in h5py's words
+    holder = file[name]
     found: dict[str, Any] = {}
     names: list[bytes] = []
     # opened by number, each would have HDF5 put all of them in order once more

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from llem.records import NodeRecord, RecordError, read_node
+from llem.records.columns import Rows
 from llem.results.carbon import CarbonSeries
 from llem.results.claim import Claim
 from llem.results.claims import claim_devices
 from llem.results.clock import HostClock, translate
-from llem.results.counter import SAMPLE_COLUMNS
+from llem.results.counter import SAMPLE_COLUMNS, passed_samples
 from llem.results.domains import select
 from llem.results.endrecord import EndRecord, read_end
 from llem.results.ranks import RANK_FILE, SKEW_S, Ranks, read_of_run, read_ranks, skew_ns
@@ -27,6 +28,7 @@ from llem.results.view import step_ends, view_of
 ATTEMPT_FOLDER = re.compile(r"attempt-(\d+)")
 # A node's record of more bytes than this is read device by device.
 LARGE_BYTES = 64 << 20
+FAR_NS = 1 << 62
 NODE_FILE = re.compile(r"node-(.+)\.h5")
 
 
@@ -121,7 +123,8 @@ def read_attempt(
     # few numbers are kept, and eight bytes a step until the attempt's end.
     for path in node_paths:
         large = _is_large(path)
-        head = partial(_read_node, only=()) if large else _read_node
+        read = partial(_read_node, ranks=ranks)
+        head = partial(read, only=()) if large else read
         record = read_of_run(head, path, run_id, problems, rehearsed=rehearsed)
         if record is None:
             continue
@@ -140,7 +143,7 @@ def read_attempt(
         waits |= waited(view.waits)
         if view.line is not None:
             lines[boot_id] = view.line
-        for part in _device_by_device(record, problems) if large else (record,):
+        for part in _device_by_device(record, read, problems) if large else (record,):
             claims += claim_devices(part, owner=owner, window=window, view=view)
         if short := _short_of(record):
             unmeasured_gpus += short
@@ -203,8 +206,14 @@ def _unmeasured_attempt(
     )
 
 
-def _read_node(path: Path, *, only: Collection[str] | None = None) -> NodeRecord:
-    return read_node(path, columns=SAMPLE_COLUMNS, only=only)
+def _read_node(path: Path, *, ranks: Ranks, only: Collection[str] | None = None) -> NodeRecord:
+    def reduce(meta: Mapping[str, Any], attrs: Mapping[str, Any], rows: Rows) -> Any:
+        # idle power is looked for before the first step: of a host without ranks, anywhere
+        line = ranks.lines.get(str(meta.get("boot_id") or meta.get("host") or path.stem))
+        first = line.t0_ns[:1].tolist() if line is not None else []
+        return passed_samples(attrs, rows, head_ns=first[0] if first else FAR_NS)
+
+    return read_node(path, columns=SAMPLE_COLUMNS, only=only, reduce=reduce)
 
 
 def _is_large(path: Path) -> bool:
@@ -214,10 +223,12 @@ def _is_large(path: Path) -> bool:
         return False
 
 
-def _device_by_device(head: NodeRecord, problems: list[str]) -> Iterator[NodeRecord]:
+def _device_by_device(
+    head: NodeRecord, read: Callable[..., NodeRecord], problems: list[str]
+) -> Iterator[NodeRecord]:
     for uuid in head.uuids:
         try:
-            part = _read_node(head.path, only=(uuid,))
+            part = read(head.path, only=(uuid,))
         except RecordError as error:
             problems.append(error.message)
             continue

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llem.records import Columns, DeviceSeries
-from llem.records.native import compiled
 from llem.results.timeline import PHASES, Cuts
 
 DeviceKey = tuple[str, str]
@@ -26,12 +25,10 @@ class Celsius:
 
     @classmethod
     def of(cls, device: DeviceSeries) -> Celsius | None:
+        if (passed := device.reduced) is not None:
+            known = len(passed.warm_ns) > 0
+            return cls(at_ns=passed.warm_ns, celsius=passed.celsius) if known else None
         samples = Columns.of(device.samples)
-        native = compiled.library()
-        if native is not None and len(samples):
-            found = native.changes(samples["temperature_c"])
-            if found is not None:
-                return cls(at_ns=samples["t_ns"][found], celsius=samples["temperature_c"][found])
         known = np.isfinite(samples["temperature_c"])
         if not known.any():
             return None

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from llem.records import DeviceSeries, NodeRecord, RecordError, read_node
 from llem.records.native import compiled
 from llem.results.claim import Celsius, Claim, DeviceKey, Pieces
-from llem.results.counter import SAMPLE_COLUMNS, EnergySeries, energy_series
+from llem.results.counter import SAMPLE_COLUMNS, EnergySeries, energy_series, passed_samples
 from llem.results.idle import idle_power
-from llem.results.slowdown import CAPPED, SLOWED, slowed_seconds
+from llem.results.slowdown import slowed_seconds
 from llem.results.timeline import Cuts, Timeline
 from llem.results.view import HostView
 
@@ -59,6 +59,8 @@ def claim_devices(
 def _sampled(device: DeviceSeries) -> tuple[int, int]:
     """From the device's first sample to its last, those that could not be read among them: one that
     falls silent is not measured till the end."""
+    if device.reduced is not None:
+        return device.reduced.start_ns, device.reduced.end_ns
     times = device.samples["t_ns"]
     return (int(times.min()), int(times.max())) if len(times) else (0, 0)
 
@@ -94,16 +96,13 @@ def _claim(
     wait_j = nan if view.waits else 0.0
     if isinstance(series, EnergySeries):
         found = series.at(cuts.t1_ns) - series.at(cuts.t0_ns)
-        slowed_s, capped_s = (
-            slowed_seconds(device, mask, cuts.t0_ns, cuts.t1_ns) for mask in (SLOWED, CAPPED)
-        )
+        slowed_s, capped_s = slowed_seconds(device, cuts.t0_ns, cuts.t1_ns)
         pieces = Pieces(cuts=cuts, energy_j=found, slowed_s=slowed_s, capped_s=capped_s)
-        looked_up = _LookedUp(series)
-        wait_j = _wait_j(device.uuid, looked_up, view)
+        wait_j, odd = _wait_j(device.uuid, series, view)
         if view.line is not None:
-            steps_j = _steps_j(looked_up, view.line)
+            steps_j = _steps_j(series, view.line)
             celsius = Celsius.of(device)
-        if odd := _stamps(looked_up, view.stamps.get(device.uuid, ())):
+        if odd:
             reasons.append(odd)
     idle_w, idle_source = idle_power(record, device, before_ns=view.first_step_ns)
     share = float(attrs.get("share", 1.0))
@@ -154,76 +153,62 @@ def _job(meta: Mapping[str, Any]) -> str:
     return str(meta.get("job_id") or "")
 
 
-class _LookedUp:
-    """A series at many moments; an array that was looked up before is not again."""
-
-    def __init__(self, series: EnergySeries) -> None:
-        self.series = series
-        self._found: dict[int, tuple[NDArray[np.int64], Floats]] = {}
-        self._native = compiled.library()
-        self._slopes: Floats | None = None
-
-    def at(self, t_ns: NDArray[np.int64]) -> Floats:
-        known = self._found.get(id(t_ns))
-        if known is None:
-            # the array is kept as well: its id stays its own
-            known = self._found[id(t_ns)] = (t_ns, self._look(t_ns))
-        return known[1]
-
-    def used(self, from_ns: NDArray[np.int64], to_ns: NDArray[np.int64]) -> float:
-        """The sum of what was used between these moments."""
-        ends, begins = self.at(to_ns), self.at(from_ns)
-        if self._native is not None:
-            return self._native.difference(ends, begins)
-        return float((ends - begins).sum())
-
-    def doubtful(self, at_ns: NDArray[np.int64], read_mj: Floats) -> bool:
-        """Whether any reading may be further off than it can be; True where that is not known."""
-        if self._native is None:
-            return True
-        series = self.series
-        moments, read_mj = np.ascontiguousarray(at_ns), np.ascontiguousarray(read_mj)
-        return bool(self._native.doubtful(
-            moments, read_mj, self.at(at_ns), base_j=series.base_j,
-            within_ns=(series.start_ns, series.end_ns), least_j=series.least_doubt_j,
-        ))  # fmt: skip
-
-    def _look(self, t_ns: NDArray[np.int64]) -> Floats:
-        series = self.series
-        if self._native is None or len(series.at_s) < 2:
-            return series.at(t_ns)
-        if self._slopes is None:
-            self._slopes = self._native.slopes(series.at_s, series.joules)
-        moments = np.ascontiguousarray(t_ns)
-        return self._native.lookup(
-            series.at_s, series.joules, self._slopes, series.start_ns, moments
-        )
-
-
-def _steps_j(looked_up: _LookedUp, line: Timeline) -> Floats:
+def _steps_j(series: EnergySeries, line: Timeline) -> Floats:
     """The energy of each step of a line: most begin where the one before has ended."""
-    ends = looked_up.at(line.t1_ns)
-    begins = np.empty_like(ends)
-    begins[1:] = ends[:-1]
-    apart = np.ones(len(ends), dtype=bool)
-    apart[1:] = line.t0_ns[1:] != line.t1_ns[:-1]
-    begins[apart] = looked_up.series.at(line.t0_ns[apart])
-    return ends - begins
+    native = compiled.library()
+    if native is None or not len(line.t1_ns):
+        used: Floats = np.diff(series.at(line.t1_ns), prepend=np.nan)
+    else:
+        used = native.rises(series.line, np.ascontiguousarray(line.t1_ns))
+    apart = line.apart
+    used[apart] = series.at(line.t1_ns[apart]) - series.at(line.t0_ns[apart])
+    return used
 
 
-def _wait_j(uuid: str, looked_up: _LookedUp, view: HostView) -> float:
-    """What a device used while ranks of it had ended a step and others had not."""
-    return sum(
-        wait.weight * looked_up.used(wait.from_ns, wait.to_ns)
-        for wait in view.waits
-        if wait.device in ("", uuid)
-    )
+def _wait_j(uuid: str, series: EnergySeries, view: HostView) -> tuple[float, str]:
+    """What a device used while ranks of it had ended a step and others had not; and what is wrong
+    with its stamps against the samples, '' where they agree."""
+    stamps = dict(enumerate(view.stamps.get(uuid, ()))) if math.isfinite(series.base_j) else {}
+    doubtful = compiled.library() is None
+    wait_j = 0.0
+    for wait in view.waits:
+        if wait.device in ("", uuid):
+            # most ranks wait from where they read the counter
+            own = [k for k, (at_ns, _) in stamps.items() if at_ns is wait.from_ns]
+            read_mj = stamps.pop(own[0])[1] if own else None
+            used_j, odd = _used(series, wait.from_ns, wait.to_ns, read_mj)
+            wait_j += wait.weight * used_j
+            doubtful |= odd
+    for at_ns, read_mj in stamps.values():
+        doubtful |= _used(series, at_ns, None, read_mj)[1]
+    return wait_j, _stamps(series, view.stamps.get(uuid, ())) if doubtful else ""
 
 
-def _stamps(looked_up: _LookedUp, stamps: Sequence[tuple[NDArray[np.int64], Floats]]) -> str:
+def _used(
+    series: EnergySeries,
+    from_ns: NDArray[np.int64],
+    to_ns: NDArray[np.int64] | None,
+    read_mj: Floats | None,
+) -> tuple[float, bool]:
+    """The sum of what was used between these moments, and whether any reading at the former may be
+    further off than it can be."""
+    native = compiled.library()
+    if native is None or len(series.at_s) < 2:
+        used = 0.0 if to_ns is None else float((series.at(to_ns) - series.at(from_ns)).sum())
+        return used, True
+    found, odd = native.waits(
+        series.line, np.ascontiguousarray(from_ns),
+        None if to_ns is None else np.ascontiguousarray(to_ns),
+        None if read_mj is None else np.ascontiguousarray(read_mj),
+        base_j=series.base_j, least_j=series.least_doubt_j,
+        within_ns=(series.start_ns, series.end_ns),
+    )  # fmt: skip
+    return found, odd > 0
+
+
+def _stamps(series: EnergySeries, stamps: Sequence[tuple[NDArray[np.int64], Floats]]) -> str:
     """What is wrong with a rank's stamps against the samples; '' where they agree."""
-    series = looked_up.series
-    if math.isnan(series.base_j) or not any(looked_up.doubtful(*own) for own in stamps):
+    if math.isnan(series.base_j):
         return ""
     compared = disagree = 0
     worst = 0.0
@@ -231,7 +216,7 @@ def _stamps(looked_up: _LookedUp, stamps: Sequence[tuple[NDArray[np.int64], Floa
         # NaN, where no stamp was taken, compares as false
         off = read_mj / 1e3
         off -= series.base_j
-        off -= looked_up.at(at_ns)
+        off -= series.at(at_ns)
         np.abs(off, out=off)
         inside = (at_ns >= series.start_ns) & (at_ns <= series.end_ns) & np.isfinite(off)
         compared += int(np.count_nonzero(inside))
@@ -355,7 +340,10 @@ def _own_part(
 def read_series(claim: Claim) -> EnergySeries | str:
     """The samples behind a claim, from its file once more; or why they cannot be had."""
     try:
-        record = read_node(claim.path, columns=SAMPLE_COLUMNS, only=(claim.uuid,))
+        record = read_node(
+            claim.path, columns=SAMPLE_COLUMNS, only=(claim.uuid,),
+            reduce=lambda _, attrs, rows: passed_samples(attrs, rows, head_ns=0),
+        )  # fmt: skip
     except RecordError as error:
         return error.message
     for device in record.devices:

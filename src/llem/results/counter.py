@@ -9,14 +9,19 @@ stands still is none for that time: power takes its place there, and the quality
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llem.records import Columns, DeviceSeries, SampleFlag
+from llem.records import SAMPLES, Columns, DeviceSeries, SampleFlag
+from llem.records.columns import Rows, TableRows
 from llem.records.native import compiled
+from llem.records.native.compiled import Line
+from llem.records.native.rows import SampleRows, SamplesPass
 
 # A window may reach beyond the samples by so much before its energy is unknown: three samples,
 # or this share of the window. The rest is extrapolated at the power of the second beside it.
@@ -43,6 +48,13 @@ DISAGREEMENT_MIN_S = 5.0
 STILL_S = 0.5
 STILL_MOVES = 5
 CAUGHT_UP = 0.5
+
+# Hardware slowdown, heat (software's and hardware's), the supply's brake.
+SLOWED = 0x8 | 0x20 | 0x40 | 0x80
+# The power limit.
+CAPPED = 0x4
+# What a sample says of the time since the one before holds for so long.
+MOST_S = 2.0
 
 # Of more values than this a median is taken from a part.
 TYPICAL_OF = 4096
@@ -94,6 +106,13 @@ class EnergySeries:
         found: Floats = np.interp(moments, self.at_s, self.joules)
         return found
 
+    @cached_property
+    def line(self) -> Line:
+        """The same for the passes in C, where there are any, of two samples or more."""
+        native = compiled.library()
+        assert native is not None
+        return native.line(self.start_ns, self.at_s, self.joules)
+
     @property
     def least_doubt_j(self) -> float:
         """The least that `doubt_j` can be."""
@@ -135,9 +154,12 @@ def energy_series(device: DeviceSeries) -> EnergySeries | str:
     if quality == "none":
         return str(device.attrs.get("reason") or "the meter reads no energy")
     counter = bool(device.attrs.get("counter", False))
+    passed = device.reduced
+    if passed is None and not isinstance(device.samples, Columns):
+        passed = passed_samples(device.attrs, TableRows(device.samples), head_ns=0)
+    if passed is not None:
+        return _of_pass(passed, quality, device.attrs)
     samples = Columns.of(device.samples)
-    if counter and (found := _in_one_pass(samples, quality, device.attrs)) is not None:
-        return found
     column = "energy_mj" if counter else "power_mw"
     good = np.isfinite(samples[column])
     kept = samples if good.all() else samples.take(good)
@@ -184,42 +206,60 @@ def energy_series(device: DeviceSeries) -> EnergySeries | str:
     )  # fmt: skip
 
 
-def _in_one_pass(samples: Columns, quality: str, attrs: Any) -> EnergySeries | None:
-    """The series of a counter at which nothing is odd, as `energy_series` finds it, by one pass in
-    C. None where that is not so, or there is no compiler."""
+def passed_samples(attrs: Mapping[str, Any], rows: Rows, *, head_ns: int) -> SampleRows | None:
+    """The samples of a counter at which nothing is odd, in one pass in C; the head is what was
+    sampled before `head_ns`. None where that is not so, or there is no compiler."""
+    quality = str(attrs.get("quality", "none"))
     native = compiled.library()
-    if native is None or len(samples) < 2:
+    if native is None or len(rows) < 2 or quality == "none" or not attrs.get("counter", False):
         return None
-    t_ns, energy_mj, power_mw = samples["t_ns"], samples["energy_mj"], samples["power_mw"]
-    found = native.series(
-        t_ns, energy_mj, power_mw, samples["flags"], failed=int(SampleFlag.READ_FAILED)
-    )
-    if found.unknown or found.dark or found.late or found.back or found.failed:
+    if isinstance(rows, TableRows) and rows.table.dtype != SAMPLES:
         return None
+    into = SamplesPass(
+        len(rows), failed=int(SampleFlag.READ_FAILED), slowed=SLOWED, capped=CAPPED,
+        most_s=MOST_S, every_read=_every(len(rows)), head_ns=head_ns,
+    )  # fmt: skip
+    rows.feed(into)
+    found = into.found()
+    if found is None or (quality == "counter" and found.stood_s >= STILL_S):
+        return None
+    odd = _differ(found.at_s, float(found.joules[-1]), found.integral_j, quality)
+    return None if odd else found
+
+
+def _of_pass(found: SampleRows, quality: str, attrs: Mapping[str, Any]) -> EnergySeries:
     at_s, joules = found.at_s, found.joules
-    stands = quality == "counter" and found.stood_s >= STILL_S
-    if stands or _differ(at_s, float(joules[-1]), found.integral_j, quality):
-        return None
     interval_s = typical_gap(at_s)
-    apart = _apart(interval_s)
+    native = compiled.library()
+    assert native is not None
+    most_w = native.most(at_s, joules, _apart(interval_s))
     notes = (str(attrs["reason"]),) if quality == "integral" and attrs.get("reason") else ()
     return EnergySeries(
-        int(t_ns[0]), at_s, joules, interval_s, quality, notes,
-        base_j=float(energy_mj[0]) / 1e3 if quality == "counter" else math.nan,
-        peak_w=max(float(joules[-1] / at_s[-1]), found.most_w, native.most(at_s, joules, apart)),
-        read_s=typical(samples["read_ns"]) / 1e9,
+        found.start_ns, at_s, joules, interval_s, quality, notes,
+        base_j=found.start_mj / 1e3 if quality == "counter" else math.nan,
+        peak_w=max(float(joules[-1] / at_s[-1]), found.most_w, most_w),
+        read_s=_median(found.read_ns) / 1e9,
     )  # fmt: skip
 
 
 def typical(values: NDArray[Any]) -> float:
     """The median of at most TYPICAL_OF values, which lie evenly among them."""
-    return float(np.median(values[:: max(1, len(values) // TYPICAL_OF)]))
+    return _median(values[:: _every(len(values))])
+
+
+def _every(count: int) -> int:
+    return max(1, count // TYPICAL_OF)
 
 
 def typical_gap(values: NDArray[Any]) -> float:
     """`typical` of the differences of neighbouring values."""
     every = max(1, (len(values) - 1) // TYPICAL_OF)
-    return float(np.median(values[1::every] - values[:-1:every]))
+    return _median(values[1::every] - values[:-1:every])
+
+
+def _median(values: NDArray[Any]) -> float:
+    native = compiled.library()
+    return float(np.median(values)) if native is None or not len(values) else native.median(values)
 
 
 def _peak_w(at_s: Floats, joules: Floats, power_w: Floats, interval_s: float) -> float:

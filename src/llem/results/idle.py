@@ -36,7 +36,13 @@ def idle_power(
     told = _refused(record, device.uuid) or "no baseline"
     if before_ns is None:
         return math.nan, told
-    found, source = _before(Columns.of(device.samples), before_ns)
+    passed = device.reduced
+    early = (
+        Columns.of(device.samples)
+        if passed is None
+        else Columns(passed.head, len(passed.head["t_ns"]))
+    )
+    found, source = _before(early, before_ns)
     if math.isfinite(found):
         return found, source
     return found, f"{told}; {source}"
@@ -63,13 +69,9 @@ def _before(samples: Columns, before_ns: int) -> tuple[float, str]:
     early = samples.take(np.flatnonzero(samples["t_ns"] < before_ns))
     idle = (early["utilization"] == 0) & np.isfinite(early["power_mw"])
     best = (0, 0)
-    begin = None
-    for i, quiet in enumerate([*idle.tolist(), False]):
-        if quiet and begin is None:
-            begin = i
-        elif not quiet and begin is not None:
-            best = max(best, (begin, i), key=lambda span: span[1] - span[0])
-            begin = None
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], idle, [False]]).astype(np.int8)))
+    for begin, end in edges.reshape(-1, 2).tolist():
+        best = max(best, (begin, end), key=lambda span: span[1] - span[0])
     stretch = early.take(slice(*best))
     if len(stretch):
         settled = stretch["t_ns"] >= stretch["t_ns"][0] + round(SETTLE_S * 1e9)

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llem.records import Columns, NodeRecord, RankRecord, RecordError, read_rank
+from llem.records.columns import Rows, TableRows
 from llem.records.native import compiled
-from llem.records.native.compiled import Scan
+from llem.records.native.rows import StepRows, StepsPass
 from llem.results.clock import HostClock, translate
 from llem.results.served import Served, as_training, served_by
-from llem.results.timeline import Timeline, timeline
+from llem.results.timeline import Timeline, stamped_by_phase, timeline
 
 RANK_FILE = re.compile(r"rank-(\d+)\.h5")
 
@@ -136,7 +138,8 @@ def read_ranks(paths: Sequence[Path], *, run_id: str, rehearsed: bool = False) -
     loss_step: int | None = None
     problems: list[str] = []
     for path in sorted(paths):
-        record = read_of_run(_read_rank, path, run_id, problems, rehearsed=rehearsed)
+        read = partial(_read_rank, known=sums.steps)
+        record = read_of_run(read, path, run_id, problems, rehearsed=rehearsed)
         if record is None:
             continue
         rank = int(record.meta.get("rank", _number_in(path)))
@@ -152,28 +155,25 @@ def read_ranks(paths: Sequence[Path], *, run_id: str, rehearsed: bool = False) -
             served.append(told)
         replica = _replica_of(record)
         record = as_training(record)
-        steps = Columns.of(record.steps)
-        scan = _scanned(steps)
-        if scan is None or not scan.numbered:
-            steps = last_of_each_step(steps)
-        numbers = sums.add(steps)
+        rows, columns = _rows_of(record, sums.steps)
+        numbers = sums.add(rows)
         if len(record.clock):
             boot_id = str(record.meta.get("boot_id") or record.meta.get("host") or path.stem)
             clock = clocks.setdefault(boot_id, HostClock.of(boot_id, record.clock))
             device = (boot_id, str(record.meta.get("device_uuid") or ""))
-            stamps = _stamps(steps, record.spans) if device not in devices else ()
+            stamps = _stamps(rows, record.spans) if device not in devices else ()
             devices.add(device)
             stamped: dict[str, float] = {}
-            if stamps or replica is not None or boot_id not in lines:
-                ordered = scan is not None and scan.numbered and scan.ordered
-                line = timeline(steps, record.spans, ordered=ordered)
+            if replica is not None or boot_id not in lines:
+                line = timeline(columns or rows, record.spans)
                 lines.setdefault(boot_id, line)
                 if replica is not None and device[1]:
                     # its first rank alone knows when no request was there
                     first = leads.setdefault((boot_id, replica), line)
                     own_lines.setdefault(device, first)
-                stamped = _by_phase(line) if stamps else {}
-            kept_bytes += steps["t1_ns"].nbytes + sum(read.nbytes for _, read in stamps)
+            if stamps:
+                stamped = stamped_by_phase(columns or rows, record.spans)
+            kept_bytes += rows.t1_ns.nbytes + sum(read.nbytes for _, read in stamps)
             kept = kept_bytes <= KEPT_BYTES
             times.append(
                 RankTimes(
@@ -184,20 +184,17 @@ def read_ranks(paths: Sequence[Path], *, run_id: str, rehearsed: bool = False) -
                     boot_id=boot_id,
                     device=device[1],
                     steps=numbers,
-                    t1_ns=steps["t1_ns"] if kept else NONE,
-                    tokens=scan.tokens
-                    if scan is not None and scan.numbered
-                    else int(steps["tokens_rank"].sum()),
+                    t1_ns=rows.t1_ns if kept else NONE,
+                    tokens=rows.total,
                     stamps=stamps if kept else (),
                     stamped_j=stamped,
                 )
             )
             if reference is None or rank == 0:
                 reference = clock
-            if scan is not None and scan.numbered:
-                spans.append((clock, scan.first_ns, scan.last_ns))
-            elif len(steps):
-                spans.append((clock, int(record.steps["t0_ns"].min()), int(steps["t1_ns"].max())))
+            if len(rows):
+                first_ns = rows.first_ns if columns is None else int(record.steps["t0_ns"].min())
+                spans.append((clock, first_ns, rows.last_ns))
         if rank == 0 and len(record.evals):
             last = record.evals[np.argmax(record.evals["step"])]
             loss, loss_se = float(last["loss"]), float(last["loss_se"])
@@ -233,14 +230,14 @@ def timed(rank: RankTimes) -> RankTimes:
     if rank.kept:
         return rank
     try:
-        record = as_training(_read_rank(rank.path))
+        record = as_training(_read_rank(rank.path, known=rank.steps))
     except RecordError:
         return replace(rank, steps=NONE)
-    steps = last_of_each_step(Columns.of(record.steps))
-    if not np.array_equal(steps["step"], rank.steps):
+    rows, _ = _rows_of(record, rank.steps)
+    if rows.step is not rank.steps and not np.array_equal(rows.step, rank.steps):
         return replace(rank, steps=NONE)
-    stamps = _stamps(steps, record.spans) if rank.stamped_j else ()
-    return replace(rank, t1_ns=steps["t1_ns"], stamps=stamps)
+    stamps = _stamps(rows, record.spans) if rank.stamped_j else ()
+    return replace(rank, t1_ns=rows.t1_ns, stamps=stamps)
 
 
 def _replica_of(record: RankRecord) -> int | None:
@@ -253,54 +250,77 @@ class _StepTokens:
     """The tokens of each step number, summed over ranks; steps sorted."""
 
     def __init__(self) -> None:
-        self.steps = self.tokens = self.unique = NONE
+        self.steps = NONE
+        self._tokens = self._unique = NONE
+        # what each step has of ranks that say the same of all: most add no more than a number
+        self._alike = [0, 0]
 
-    def add(self, rank: Columns) -> Integers:
+    @property
+    def tokens(self) -> Integers:
+        return self._tokens + self._alike[0]
+
+    @property
+    def unique(self) -> Integers:
+        return self._unique + self._alike[1]
+
+    def add(self, rank: StepRows) -> Integers:
         """Add one rank's; its step numbers, as the array that ranks alike have in common."""
-        steps: Integers = rank["step"]
+        steps = rank.step
         if not len(self.steps):
             self.steps = steps
-            self.tokens, self.unique = rank["tokens_rank"].copy(), rank["tokens_unique"].copy()
-            return steps
-        if np.array_equal(steps, self.steps):
-            self.tokens += rank["tokens_rank"]
-            self.unique += rank["tokens_unique"]
+            self._tokens, self._unique = np.zeros((2, len(steps)), dtype=np.int64)
+        if steps is self.steps or np.array_equal(steps, self.steps):
+            if isinstance(rank.tokens, int) and isinstance(rank.unique, int):
+                self._alike[0] += rank.tokens
+                self._alike[1] += rank.unique
+            else:
+                self._tokens += rank.tokens
+                self._unique += rank.unique
             return self.steps
         every = np.union1d(self.steps, steps)
         old, new = np.searchsorted(every, self.steps), np.searchsorted(every, steps)
-        for name, column in (("tokens", "tokens_rank"), ("unique", "tokens_unique")):
-            summed = np.zeros(len(every), dtype=np.int64)
-            summed[old] = getattr(self, name)
-            summed[new] += rank[column]
-            setattr(self, name, summed)
-        self.steps = every
+        tokens, unique = np.zeros((2, len(every)), dtype=np.int64)
+        for summed, before, own in (
+            (tokens, self.tokens, rank.tokens), (unique, self.unique, rank.unique)
+        ):  # fmt: skip
+            summed[old] = before
+            summed[new] += own
+        self.steps, self._tokens, self._unique, self._alike = every, tokens, unique, [0, 0]
         return steps
 
 
-def _read_rank(path: Path) -> RankRecord:
-    return read_rank(path, columns=STEP_COLUMNS)
+def _read_rank(path: Path, *, known: Integers) -> RankRecord:
+    """`known`: the numbers that its steps will probably have."""
+    return read_rank(path, columns=STEP_COLUMNS, reduce=lambda *of: _passed(of[-1], known))
 
 
-def _scanned(steps: Columns) -> Scan | None:
-    """What one pass in C says of them; None where there is nothing, or no compiler."""
-    native = compiled.library()
-    if native is None or not len(steps):
+def _rows_of(record: RankRecord, known: Integers) -> tuple[StepRows, Columns | None]:
+    """A rank's steps in one pass; where they are in disorder, by their columns as well."""
+    if record.reduced is not None:
+        return record.reduced, None
+    steps = record.steps
+    if not isinstance(steps, Columns) and (found := _passed(TableRows(steps), known)) is not None:
+        return found, None
+    columns = last_of_each_step(Columns.of(steps))
+    return StepRows.of(columns), columns
+
+
+def _passed(rows: Rows, known: Integers) -> StepRows | None:
+    if compiled.library() is None:
         return None
-    return native.scan(steps["step"], steps["t0_ns"], steps["t1_ns"], steps["tokens_rank"])
+    for numbers in (known, None) if len(known) == len(rows) else (None,):
+        into = StepsPass(len(rows), known=numbers)
+        rows.feed(into)
+        if (found := into.found()) is not None or not into.state.unlike:
+            return found
+    return None
 
 
-def _stamps(steps: Columns, spans: NDArray[Any]) -> tuple[tuple[Integers, Floats], ...]:
+def _stamps(steps: StepRows, spans: NDArray[Any]) -> tuple[tuple[Integers, Floats], ...]:
     """The readings at the ends of steps and spans; () where there is none at all."""
-    found = ((steps["t1_ns"], steps["e1_mj"]), (spans["t1_ns"], spans["e1_mj"]))
-    known = (len(read) and (np.isfinite(read[-1]) or np.isfinite(read).any()) for _, read in found)
-    return found if any(known) else ()
-
-
-def _by_phase(line: Timeline) -> dict[str, float]:
-    stamped: dict[str, float] = {}
-    for kind, joules in zip(line.kind, line.stamped_j.tolist(), strict=True):
-        stamped[kind] = stamped.get(kind, 0.0) + joules
-    return stamped
+    if not steps.stamped and not np.isfinite(spans["e1_mj"]).any():
+        return ()
+    return ((steps.t1_ns, steps.e1_mj), (spans["t1_ns"], spans["e1_mj"]))
 
 
 def skew_ns(reference: HostClock, there: HostClock, lines: dict[str, Timeline]) -> int | None:

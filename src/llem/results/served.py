@@ -116,7 +116,7 @@ def as_training(record: RankRecord) -> RankRecord:
     steps["tokens_rank"] = steps["tokens_unique"] = own
     for name in ("loss", "grad_norm", "lr"):
         steps[name] = np.nan
-    return replace(record, steps=Columns.of(steps), spans=_between(record, forwards))
+    return replace(record, steps=steps, spans=_between(record, forwards))
 
 
 def served_by(record: RankRecord) -> Served | None:

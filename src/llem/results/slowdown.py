@@ -15,24 +15,32 @@ from numpy.typing import NDArray
 
 from llem.records import Columns, DeviceSeries
 from llem.results.claim import Claim
+from llem.results.counter import CAPPED, MOST_S, SLOWED
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
-# Hardware slowdown, heat (software's and hardware's), the supply's brake.
-SLOWED = 0x8 | 0x20 | 0x40 | 0x80
-# The power limit.
-CAPPED = 0x4
-# Of a longer silence nothing is known.
-MOST_S = 2.0
 # Devices that tell.
 TELLING = ("gpu", "module")
 
 
 def slowed_seconds(
-    device: DeviceSeries, mask: int, t0_ns: Integers, t1_ns: Integers
-) -> Floats | None:
-    """Seconds in each [t0, t1] in which the device gave one of the reasons; None where in none."""
+    device: DeviceSeries, t0_ns: Integers, t1_ns: Integers
+) -> tuple[Floats | None, Floats | None]:
+    """Seconds in each [t0, t1] in which the device was slowed, and in which it was at its limit;
+    None where it never was."""
+    passed = device.reduced
+    if passed is None:
+        slowed, capped = (_slowed(device, mask, t0_ns, t1_ns) for mask in (SLOWED, CAPPED))
+        return slowed, capped
+    slowed, capped = (
+        None if running is None else _within(passed.start_ns, passed.at_s, running, t0_ns, t1_ns)
+        for running in (passed.slowed_s, passed.capped_s)
+    )
+    return slowed, capped
+
+
+def _slowed(device: DeviceSeries, mask: int, t0_ns: Integers, t1_ns: Integers) -> Floats | None:
     samples = Columns.of(device.samples)
     at_ns = samples["t_ns"]
     if len(at_ns) < 2:
@@ -42,9 +50,13 @@ def slowed_seconds(
         return None
     seconds = np.minimum(np.diff(at_ns) / 1e9, MOST_S) * told[1:]
     running = np.concatenate([[0.0], np.cumsum(seconds)])
-    start = at_ns[0]
-    first, last = (np.interp((t - start) / 1e9, (at_ns - start) / 1e9, running)
-                   for t in (t0_ns, t1_ns))  # fmt: skip
+    return _within(int(at_ns[0]), (at_ns - at_ns[0]) / 1e9, running, t0_ns, t1_ns)
+
+
+def _within(
+    start_ns: int, at_s: Floats, running: Floats, t0_ns: Integers, t1_ns: Integers
+) -> Floats:
+    first, last = (np.interp((t - start_ns) / 1e9, at_s, running) for t in (t0_ns, t1_ns))
     found: Floats = last - first
     return found
 

@@ -11,14 +11,8 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
-from llem.records.native import compiled
 from llem.results.ranks import Ranks
 from llem.results.view import Wait
-
-# Moments of two hosts are compared by a shift in whole nanoseconds.
-SAME_NS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,17 +39,13 @@ class RankRow:
 
 def waited(waits: Iterable[Wait]) -> dict[int, tuple[float, float]]:
     """For each rank its `wait_s` and `last_share`."""
-    found = {}
-    native = compiled.library()
-    for wait in waits:
-        if native is not None and len(wait.to_ns):
-            total_ns, last, _ = native.waited(wait.from_ns, wait.to_ns, same_ns=SAME_NS)
-            found[wait.rank] = float(total_ns) / 1e9, float(last) / len(wait.to_ns)
-            continue
-        ns = wait.to_ns - wait.from_ns
-        share = float(np.count_nonzero(ns < SAME_NS)) / len(ns) if len(ns) else math.nan
-        found[wait.rank] = float(ns.sum()) / 1e9, share
-    return found
+    return {
+        wait.rank: (
+            float(wait.total_ns) / 1e9,
+            float(wait.last) / len(wait.to_ns) if len(wait.to_ns) else math.nan,
+        )
+        for wait in waits
+    }
 
 
 def rank_rows(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from llem.records import Columns, Phase
 from llem.records.native import compiled
+from llem.records.native.rows import StepRows
 
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -22,6 +24,8 @@ STARTUP, REST, IDLE = "startup", "rest", "idle"
 PHASES = (STARTUP, *(phase.name.lower() for phase in Phase), IDLE, REST)
 # No record has these: times of a served model that are told from its requests.
 IDLE_CODE, REST_CODE = 254, 255
+_NAMED = {**{int(phase): phase.name.lower() for phase in Phase}, IDLE_CODE: IDLE}
+_NAMES = tuple(_NAMED.get(code, REST) for code in range(256))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,75 +46,116 @@ class Timeline:
     last: Integers
     stamped_j: Floats
 
+    @cached_property
+    def apart(self) -> NDArray[np.intp]:
+        """The places of steps that do not begin where the one before has ended."""
+        found = np.ones(len(self.t0_ns), dtype=bool)
+        found[1:] = self.t0_ns[1:] != self.t1_ns[:-1]
+        return np.flatnonzero(found)
+
     def shifted(self, by_ns: int) -> Timeline:
         """The same on a clock that is `by_ns` ahead."""
         moved = {n: getattr(self, n) + by_ns for n in ("t0_ns", "t1_ns", "first", "last")}
         return replace(self, **moved)
 
 
-def timeline(steps: Columns, spans: NDArray[Any], *, ordered: bool = False) -> Timeline:
-    """From a rank's `steps` (each step once) and `spans`; `ordered`: their ends are known to be."""
-    if not ordered and (steps["t1_ns"][1:] < steps["t1_ns"][:-1]).any():
-        steps = steps.take(np.argsort(steps["t1_ns"], kind="stable"))
+def timeline(steps: Columns | StepRows, spans: NDArray[Any]) -> Timeline:
+    """From a rank's `steps` (each step once) and `spans`."""
+    rows, parts = _parts(steps, spans)
+    starts = np.concatenate([[rows.began_ns], rows.t1_ns[:-1]])[: len(rows)]
+    inside = parts.place < len(rows)
+    # of several spans before one step the last counts
+    starts[parts.place[inside]] = parts.spans["t1_ns"][inside]
+    np.minimum(starts, rows.t1_ns, out=starts)
+    first, last = parts.ends(starts[parts.begins])
+    return Timeline(
+        step=rows.step, t0_ns=starts, t1_ns=rows.t1_ns, kind=parts.kind, first=first, last=last,
+        stamped_j=parts.stamped_j,
+    )  # fmt: skip
+
+
+def stamped_by_phase(steps: Columns | StepRows, spans: NDArray[Any]) -> dict[str, float]:
+    """Joules of each phase by a rank's own stamps; NaN where one is missing."""
+    _, parts = _parts(steps, spans)
+    stamped: dict[str, float] = {}
+    for kind, joules in zip(parts.kind, parts.stamped_j.tolist(), strict=True):
+        stamped[kind] = stamped.get(kind, 0.0) + joules
+    return stamped
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Parts:
+    """Stretches of one phase: those of steps, which begin with the steps `begins`, and the `spans`,
+    which come before the steps `place`; `order` is that of their ends, first those of steps."""
+
+    spans: NDArray[Any]
+    place: NDArray[np.intp]
+    begins: NDArray[np.intp]
+    order: NDArray[np.intp]
+    span_first: Integers
+    last: Integers
+    kind: tuple[str, ...]
+    stamped_j: Floats
+
+    def ends(self, first: Integers) -> tuple[Integers, Integers]:
+        """Of all stretches in order, by where those of steps begin."""
+        return np.concatenate([first, self.span_first])[self.order], self.last
+
+
+def _parts(steps: Columns | StepRows, spans: NDArray[Any]) -> tuple[StepRows, _Parts]:
+    if not isinstance(steps, StepRows):
+        steps = Columns.of(steps)
+        if (steps["t1_ns"][1:] < steps["t1_ns"][:-1]).any():
+            steps = steps.take(np.argsort(steps["t1_ns"], kind="stable"))
+        steps = StepRows.of(steps)
     spans = spans[np.argsort(spans["t1_ns"], kind="stable")]
-    ends, n = steps["t1_ns"], len(steps)
+    ends, n = steps.t1_ns, len(steps)
     # each span comes before the step of this place
     place = np.searchsorted(ends, spans["t1_ns"], side="right")
-    native = compiled.library()
-    if native is not None and n:
-        starts, step_j, begins = native.line(
-            steps, place, np.ascontiguousarray(spans["t1_ns"]),
-            np.ascontiguousarray(spans["e1_mj"]),
-        )  # fmt: skip
-    else:
-        starts, step_j, begins = _line(steps, spans, place)
-    first, span_j = _spans(steps, spans, place)
-    span_j[span_j < 0] = np.nan
-    phase = np.concatenate([steps["phase"][begins], spans["phase"]])
+    begins, phase, step_j = _stretches(steps, place, np.ascontiguousarray(spans["e1_mj"]))
+    span_first, span_j = _spans(steps, spans, place)
+    span_j[span_j < 0] = np.nan  # the counter began anew
     last = np.concatenate([ends[np.append(begins[1:], n)[: len(begins)] - 1], spans["t1_ns"]])
     order = np.lexsort((np.arange(len(last)) >= len(begins), last))
-    stamped = np.add.reduceat(step_j, begins) if n else step_j
-    return Timeline(
-        step=steps["step"],
-        t0_ns=starts,
-        t1_ns=ends,
-        kind=tuple(map(_name, phase[order].tolist())),
-        first=np.concatenate([starts[begins], first])[order],
+    kinds = np.concatenate([phase, spans["phase"]])[order]
+    return steps, _Parts(
+        spans=spans,
+        place=place,
+        begins=begins,
+        order=order,
+        span_first=span_first,
         last=last[order],
-        stamped_j=np.concatenate([stamped, span_j])[order],
+        kind=tuple([_NAMES[code] for code in kinds.tolist()]),
+        stamped_j=np.concatenate([step_j, span_j])[order],
     )
 
 
-def _line(
-    steps: Columns, spans: NDArray[Any], place: NDArray[np.intp]
-) -> tuple[Integers, Floats, NDArray[np.intp]]:
-    """Where each step begins, its stamped energy, and the steps that stretches begin with."""
-    ends, n = steps["t1_ns"], len(steps)
-    starts = _after(steps["t0_ns"][:1], ends, place, spans["t1_ns"])
-    np.minimum(starts, ends, out=starts)
-    step_j = (
-        steps["e1_mj"] - _after(steps["e0_mj"][:1], steps["e1_mj"], place, spans["e1_mj"])
-    ) / 1e3
+def _stretches(
+    steps: StepRows, place: NDArray[np.intp], span_e1_mj: Floats
+) -> tuple[NDArray[np.intp], NDArray[np.uint8], Floats]:
+    """Where stretches of steps begin, their phases, and each one's energy by the readings at the
+    ends of its steps and before it: a phase begins there, or a span comes before it."""
+    native = compiled.library()
+    if native is not None and len(steps):
+        return native.stretches(steps, place, span_e1_mj)
+    inside = place < len(steps)
+    begins = np.union1d(steps.change, place[inside])
+    phase = steps.phase[np.searchsorted(steps.change, begins, side="right") - 1]
+    if not len(begins):
+        return begins, phase, np.zeros(0)
+    before_mj = np.concatenate([[steps.began_mj], steps.e1_mj])[begins]
+    before_mj[np.searchsorted(begins, place[inside])] = span_e1_mj[inside]
+    step_j = np.empty(len(steps))
+    step_j[1:] = steps.e1_mj[1:] - steps.e1_mj[:-1]
+    step_j[begins] = steps.e1_mj[begins] - before_mj
+    step_j /= 1e3
     step_j[step_j < 0] = np.nan  # the counter began anew
-    # a new stretch begins where the phase changes and after a span
-    new = np.zeros(n, dtype=bool)
-    new[:1] = True
-    new[1:] = steps["phase"][1:] != steps["phase"][:-1]
-    new[place[place < n]] = True
-    return starts, step_j, np.flatnonzero(new)
+    return begins, phase, np.add.reduceat(step_j, begins)
 
 
-def _after(
-    own: NDArray[Any], ends: NDArray[Any], place: NDArray[np.intp], span_ends: NDArray[Any]
-) -> NDArray[Any]:
-    """For each step the end of what came before it: a step, or a span; its `own` for the first."""
-    found = np.concatenate([own, ends[:-1]])
-    inside = place < len(found)
-    found[place[inside]] = span_ends[inside]  # of several before one step the last counts
-    return found
-
-
-def _spans(steps: Columns, spans: NDArray[Any], place: NDArray[np.intp]) -> tuple[Integers, Floats]:
+def _spans(
+    steps: StepRows, spans: NDArray[Any], place: NDArray[np.intp]
+) -> tuple[Integers, Floats]:
     """Where each span begins, and its stamped energy."""
     first = np.empty(len(spans), dtype=np.int64)
     joules = np.empty(len(spans))
@@ -118,7 +163,7 @@ def _spans(steps: Columns, spans: NDArray[Any], place: NDArray[np.intp]) -> tupl
     ended: list[int] = []
     read_then: list[float] = []
     if len(steps):
-        ended, read_then = (steps[name][place - 1].tolist() for name in ("t1_ns", "e1_mj"))
+        ended, read_then = (of[place - 1].tolist() for of in (steps.t1_ns, steps.e1_mj))
     before: int | None = None
     read = math.nan
     for k, (t0, t1, e0, e1) in enumerate(zip(*own, strict=True)):
@@ -180,10 +225,3 @@ def cut(parts: Sequence[Stretch], at_ns: Sequence[int]) -> list[Stretch]:
         edges = [part.t0_ns, *inner, part.t1_ns]
         found += [Stretch(a, b, part.phase) for a, b in pairwise(edges)]
     return found
-
-
-_NAMES = {**{int(phase): phase.name.lower() for phase in Phase}, IDLE_CODE: IDLE}
-
-
-def _name(phase: int) -> str:
-    return _NAMES.get(phase, REST)

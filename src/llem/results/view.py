@@ -22,6 +22,9 @@ from llem.results.timeline import PHASES, Cuts, Stretch, Timeline, cut, stretche
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
+# Moments of two hosts are compared by a shift in whole nanoseconds.
+SAME_NS = 1000
+
 
 @dataclass(frozen=True)
 class StepEnds:
@@ -33,13 +36,18 @@ class StepEnds:
 
 @dataclass(frozen=True, kw_only=True)
 class Wait:
-    """When one rank had ended its steps and others had not; `device` "" is all of the host's."""
+    """When one rank had ended its steps and others had not; `device` "" is all of the host's.
+
+    `total_ns` are all waits together, `last` in how many steps it was the last.
+    """
 
     rank: int
     device: str
     from_ns: Integers
     to_ns: Integers
     weight: float
+    total_ns: int
+    last: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +82,9 @@ class HostView:
             t0_ns=np.array([part.t0_ns for part in parts], dtype=np.int64),
             t1_ns=np.array([part.t1_ns for part in parts], dtype=np.int64),
             phase=np.array([PHASES.index(part.phase) for part in parts], dtype=np.uint8),
-            carbon_g_per_kwh=np.array([self.carbon_at(part) for part in parts]),
+            carbon_g_per_kwh=np.full(len(parts), np.nan)
+            if self.carbon is None
+            else np.array([self.carbon_at(part) for part in parts]),
         )
 
     def carbon_at(self, part: Stretch) -> float:
@@ -163,21 +173,28 @@ def _waits(
             to = ends.t1_ns if alike else ends.t1_ns[np.searchsorted(ends.steps, rank.steps)]
             to = to + shift_ns(int(to[0]), reference, clock) + skew
             shared = to if alike else shared
+        total_ns, last, late = _waited(rank.t1_ns, to)
+        if late:
+            to = np.maximum(to, rank.t1_ns)
+            total_ns, last, _ = _waited(rank.t1_ns, to)
         found.append(
             Wait(
                 rank=rank.rank,
                 device=rank.device if known else "",
                 from_ns=rank.t1_ns,
-                # the same array for many ranks, whose energies are then looked up once
-                to_ns=np.maximum(to, rank.t1_ns) if _any_late(rank.t1_ns, to) else to,
+                to_ns=to,
                 weight=1 / (on_device[rank.device] if known else len(own)),
+                total_ns=total_ns,
+                last=last,
             )
         )
     return tuple(found)
 
 
-def _any_late(ends: Integers, last: Integers) -> bool:
+def _waited(ends: Integers, last: Integers) -> tuple[int, int, int]:
+    """All waits from the ends to the last ones, ns; how many are none; how many are below 0."""
     native = compiled.library()
     if native is not None:
-        return native.waited(ends, last)[2] > 0
-    return bool((ends > last).any())
+        return native.waited(ends, last, same_ns=SAME_NS)
+    ns = last - ends
+    return int(ns.sum()), int(np.count_nonzero(ns < SAME_NS)), int(np.count_nonzero(ns < 0))

@@ -30,6 +30,10 @@ MOST_HEATING_C_PER_MIN = 1.0
 LEAST_UNIT_S = 2.0
 # Sensors tell whole degrees: over less time a slope is that of one rounding.
 LEAST_HEATING_S = 60.0
+# Windows of so many steps are looked at together.
+AT_ONCE = 4096
+# Of more values than this a median is first taken from a part.
+PART_OF = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +81,7 @@ def steady_by_energy(
     if len(place) < len(good):
         step, joules, tokens = step[good], joules[good], tokens[good]
         seconds, ends_s = seconds[good], ends_s[good]
-    size = max(1, math.ceil(LEAST_UNIT_S / max(float(np.median(seconds)), 1e-9)))
+    size = max(1, math.ceil(LEAST_UNIT_S / max(_median_s(seconds), 1e-9)))
     count = len(step) // size
     if count < WINDOW:
         unit = "steps" if size == 1 else f"groups of {size} steps ({LEAST_UNIT_S:g} s)"
@@ -90,23 +94,66 @@ def steady_by_energy(
     ok = converged(per_token)
     if not ok.any():
         return SteadyFrom(reason="energy per token does not settle")
-    for k in np.flatnonzero(ok):
-        begins = first[k - WINDOW + 1]
-        if not _moves(place, ends_s, temperature_c, begins, last[k]):
-            return SteadyFrom(step=int(step[last[k]]), begins=int(step[begins]))
+    chosen = np.flatnonzero(ok)
+    ends, begins = last[chosen], first[chosen - WINDOW + 1]
+    # at least a minute, from before the window where that is shorter
+    since = np.minimum(begins, np.searchsorted(ends_s, ends_s[ends] - LEAST_HEATING_S))
+    k = 0
+    if len(place) == len(good):
+        k = _first_flat(since, ends, ends_s, temperature_c)
+    while k < len(chosen):
+        if not _moves(place, ends_s, temperature_c, since[k], ends[k]):
+            return SteadyFrom(step=int(step[ends[k]]), begins=int(step[begins[k]]))
+        k += 1
     return SteadyFrom(reason="energy per token settles, the temperature does not")
+
+
+def _median_s(seconds: Floats) -> float:
+    """A median of step times that gives as many steps as the median does for one unit."""
+    # most of the time a part of them will do: so many lie on either side of what changes the number
+    part = float(np.median(seconds[:: max(1, len(seconds) // PART_OF)]))
+    if part > 0 and len(seconds) > 2 * PART_OF:
+        count = math.ceil(LEAST_UNIT_S / part)
+        low = LEAST_UNIT_S / count * (1 + 1e-9)
+        high = LEAST_UNIT_S / (count - 1) * (1 - 1e-9) if count > 1 else math.inf
+        most = max(np.count_nonzero(seconds <= low), np.count_nonzero(seconds >= high))
+        if most < (len(seconds) - 1) // 2 and low < part < high:
+            return part
+    return float(np.median(seconds))
+
+
+def _first_flat(
+    since: Integers, ends: Integers, ends_s: Floats, temperature_c: Callable[[slice], Floats]
+) -> int:
+    """How many windows are known to heat; each step's value is in its place."""
+    native = compiled.library()
+    k = 0
+    while native is not None and k < len(ends):
+        # temperatures are found as far as they are asked for
+        reach = int(np.searchsorted(ends, int(ends[k]) + AT_ONCE))
+        asked = temperature_c(slice(0, int(ends[reach - 1]) + 1))
+        long = (ends[k:reach] - since[k:reach] >= 2) & (
+            ends_s[ends[k:reach]] - ends_s[since[k:reach]] >= LEAST_HEATING_S / 2
+        )
+        if not long.all():
+            return k
+        found = native.flat(
+            since[k:reach], ends[k:reach], ends_s, asked, most=MOST_HEATING_C_PER_MIN, times=60.0
+        )
+        if found != -1:
+            return k + (found if found >= 0 else -2 - found)
+        k = reach
+    return k
 
 
 def _moves(
     place: Integers,
     ends_s: Floats,
     temperature_c: Callable[[slice], Floats],
-    first: int,
+    since: int,
     last: int,
 ) -> bool:
-    """Whether the temperature moves by more than a degree a minute up to step `last`."""
-    # at least a minute, from before the window where that is shorter
-    since = min(first, int(np.searchsorted(ends_s, ends_s[last] - LEAST_HEATING_S)))
+    """Whether the temperature moves by more than a degree a minute from step `since` to `last`."""
     at, among = ends_s[since : last + 1], place[since : last + 1]
     c = temperature_c(slice(int(among[0]), int(among[-1]) + 1))
     if len(c) > len(among):

@@ -8,6 +8,7 @@ when its input does, and so with the process that started it.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -171,5 +172,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     head = json.loads(sys.stdin.readline())
     folder, carbon = Path(head["folder"]), carbon_heard(head["carbon"])
+    # what is there now stays: it need not be looked through again and again
+    gc.freeze()
     for line in sys.stdin:
         print(reduce_to_text(folder, json.loads(line), carbon), flush=True)
