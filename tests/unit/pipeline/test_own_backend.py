@@ -46,7 +46,8 @@ class Sleeper:
                 now = log.forward(
                     now, batch=batch, phase=Phase.DECODE if index else Phase.PREFILL,
                     sequences=len(some), tokens_in=len(some) if index else lengths,
-                    tokens_out=len(some), context=lengths + (index + 1) * len(some),
+                    tokens_out=len(some), context=lengths + (index + 1) * len(some), live=len(some),
+                    attended=lengths + (index + 1) * len(some),
                 )
                 begun = begun if index else now
             for request in some:
