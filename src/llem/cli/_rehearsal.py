@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from llem.rehearsal import Event, Pace, World
 
+# Columns from which on a line has room for the date as well.
+NARROW = 140
 FRAMES_S = 8.0
 STYLES = {"info": "", "warning": "yellow", "error": "bold red", "heading": "bold cyan"}
 # Rows of the picture above the devices, and one below; lines that scroll by keep so many.
@@ -43,8 +45,6 @@ def play_on(
     from rich.console import Group
     from rich.live import Live
     from rich.text import Text
-
-    from llem.cli.rehearse import lines_of
 
     waiting = iter(events)
     event = next(waiting, None)
@@ -107,3 +107,28 @@ def below(event: Event, width: int) -> Iterator[str]:
     if event.rows:
         wide = max(LEAST_BOX, min(MOST_BOX, width - 1))
         yield from box(event.rows, title=f"summary of {event.run_id}", width=wide)
+
+
+def lines_of(event: Event, width: int) -> list[str]:
+    """An event in `width` columns, brief on a narrow screen and folded; 0: in one line."""
+    from llem.report.folding import folded
+
+    line = line_of(event, brief=0 < width < NARROW)
+    if len(line) <= width:
+        return [line]
+    stamp, bracket, text = line.partition("] ")
+    return folded(text, width, first=stamp + bracket, rest=" " * (len(stamp) + 4))
+
+
+def line_of(event: Event, *, brief: bool = False) -> str:
+    """`[2026-01-05 08:00:32] INFO 1a2b3c4d5e6f: text`; without the date and INFO where `brief`."""
+    from llem.rehearsal.recording import wall_ns
+
+    moment = time.gmtime(wall_ns(event.t_s) / 1e9)
+    stamp = time.strftime("[%H:%M:%S]" if brief else "[%Y-%m-%d %H:%M:%S]", moment)
+    told = f"{event.run_id}: {event.text}" if event.run_id else event.text
+    if event.level == "heading":
+        return f"{stamp} ==== {told} ===="
+    if brief and event.level == "info":
+        return f"{stamp} {told}"
+    return f"{stamp} {event.level.upper():{0 if brief else 7}} {told}"

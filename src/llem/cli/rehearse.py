@@ -20,7 +20,7 @@ from llem.errors import Fault, InputError, did_you_mean
 if TYPE_CHECKING:
     from llem.pipeline import Rehearsed, Repeated
     from llem.planning import Plan
-    from llem.rehearsal import Attempt, Event, Planted, World
+    from llem.rehearsal import Attempt, Planted, World
 
 EXAMPLE = """  llem rehearse campaign.yaml                     # played in a minute, then fitted
   llem rehearse runs/first --instant --out /tmp/rehearsal
@@ -30,8 +30,6 @@ EXAMPLE = """  llem rehearse campaign.yaml                     # played in a min
 
 # How long a rehearsal takes to watch, where nothing else is asked for, seconds.
 SHOW_S = 60.0
-# Columns from which on a line has room for the date as well.
-NARROW = 140
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -232,7 +230,7 @@ def _show(
     deadline: float,
 ) -> bool:
     """Play it on the screen, or as lines where there is none; False where it was left early."""
-    from llem.cli._rehearsal import below, play_on
+    from llem.cli._rehearsal import below, lines_of, play_on
     from llem.cli._status import console
     from llem.rehearsal import Film, Pace, close_ups, tell
 
@@ -256,31 +254,6 @@ def _show(
         told = lines_of(event, screen.width if sys.stdout.isatty() else 0)
         print(*told, *below(event, screen.width), sep="\n", flush=not args.instant)
     return True
-
-
-def lines_of(event: Event, width: int) -> list[str]:
-    """An event in `width` columns, brief on a narrow screen and folded; 0: in one line."""
-    from llem.report.folding import folded
-
-    line = line_of(event, brief=0 < width < NARROW)
-    if len(line) <= width:
-        return [line]
-    stamp, bracket, text = line.partition("] ")
-    return folded(text, width, first=stamp + bracket, rest=" " * (len(stamp) + 4))
-
-
-def line_of(event: Event, *, brief: bool = False) -> str:
-    """`[2026-01-05 08:00:32] INFO 1a2b3c4d5e6f: text`; without the date and INFO where `brief`."""
-    from llem.rehearsal.recording import wall_ns
-
-    moment = time.gmtime(wall_ns(event.t_s) / 1e9)
-    stamp = time.strftime("[%H:%M:%S]" if brief else "[%Y-%m-%d %H:%M:%S]", moment)
-    told = f"{event.run_id}: {event.text}" if event.run_id else event.text
-    if event.level == "heading":
-        return f"{stamp} ==== {told} ===="
-    if brief and event.level == "info":
-        return f"{stamp} {told}"
-    return f"{stamp} {event.level.upper():{0 if brief else 7}} {told}"
 
 
 def _told(

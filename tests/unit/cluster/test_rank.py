@@ -71,7 +71,7 @@ def test_after_a_signal_the_next_run_is_not_begun(rank, capsys):
 def test_a_job_whose_run_another_one_has_taken_begins_no_other(rank):
     def taken():
         begin_attempt(rank.folder, rank.runs[0], layout=rank.runs[0].layout, log="", meta={})
-        rank.leaving._next_poll_s = 0.0  # it looks again
+        rank.leaving._next_look_s = 0.0  # it looks again
 
     rank.at_work = taken
     assert rank.all_runs() == ["failed", "superseded"] and attempts(rank) == [2, 0]

@@ -210,7 +210,7 @@ def test_progress_cost_and_time_to_go(planned, says):
     assert summary.gpu_hours_budget == pytest.approx(plan.totals["gpu_hours"])
     left = runs[1].predicted.duration_s / 2 + runs[2].predicted.duration_s
     assert summary.estimate.seconds == pytest.approx(2 * left, rel=1e-6)
-    assert "1 finished runs: 2.00 x the plan" in summary.estimate.basis
+    assert "1 finished run: 2.00 x the plan" in summary.estimate.basis
     # cells: both seeds of a size together
     assert len(summary.cells) == len(plan.runs) / 2
     cell = next(

@@ -201,7 +201,7 @@ def test_the_summary_is_a_box_with_the_numbers_of_the_records(world, attempts, e
 
 @pytest.mark.parametrize("width", [60, 80, 120, 200])
 def test_a_line_is_folded_where_the_screen_ends_and_nothing_of_it_is_lost(events, width):
-    from llem.cli.rehearse import line_of, lines_of
+    from llem.cli._rehearsal import line_of, lines_of
 
     for event in events:
         lines = lines_of(event, width)
