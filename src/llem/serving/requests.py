@@ -16,12 +16,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from llem import campaign
+from llem._resources import PACKAGE
 from llem.campaign import Arrival, Prompts, Serving
 from llem.campaign.saveddata import saved_dataset
 from llem.errors import Fault, InputError
 
-BUILTIN = Path(campaign.__file__).parent / "prompts"
+BUILTIN = PACKAGE / "campaign" / "prompts"
 
 
 class Tokenizer(Protocol):

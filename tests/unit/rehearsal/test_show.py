@@ -310,7 +310,7 @@ def test_without_colours_nothing_is_coloured(world, attempts, events, monkeypatc
 
 
 def test_a_narrow_terminal_has_short_stamps(events):
-    from llem.cli.rehearse import line_of
+    from llem.cli._rehearsal import line_of
 
     event = next(e for e in events if e.kind == "step")
     time_of_day = line_of(event)[12:20]
