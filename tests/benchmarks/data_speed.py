@@ -44,9 +44,9 @@ import numpy as np
 
 import llem
 from llem.campaign import Decoder, Layout, Predicted, Recipe, Run, TokenData, mixture_of
-from llem.campaign.prepared import index_of
-from llem.campaign.tokenfile import token_file, write_tokens
-from llem.training.data import Windows, share_of
+from llem.campaign.data.prepared import index_of
+from llem.campaign.data.tokenfile import token_file, write_tokens
+from llem.training.tokens.data import Windows, share_of
 
 CONTEXTS = (128, 512, 1024, 2048, 4096)
 DTYPES = ("uint8", "uint16", "uint32")

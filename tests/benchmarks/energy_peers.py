@@ -208,8 +208,8 @@ def ask(tool: str, case: Case, folder: Path, environ: Mapping[str, str], peers: 
 
 def read_llem(names: list[Path], told: list[Any]) -> tuple[float, str]:
     from llem.records import read_node
-    from llem.results.claims import claim_devices, countable, divide_shared, read_series
-    from llem.results.clock import HostClock
+    from llem.results.energy.claims import claim_devices, countable, divide_shared, read_series
+    from llem.results.ranks.clock import HostClock
 
     claims = []
     for name, (t0_s, t1_s, *_) in zip(names, told, strict=True):

@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 
 from llem.campaign import Decoder, Layout, Predicted, Recipe, Run
-from llem.campaign.tokenfile import token_file, write_tokens
+from llem.campaign.data.tokenfile import token_file, write_tokens
 from llem.planning.memory import memory_of
 
 WANTED = 0.15

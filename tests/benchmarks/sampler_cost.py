@@ -122,7 +122,7 @@ def make_run(folder: Path, steps: int):
     import sysconfig
 
     from llem.campaign import Decoder, Layout, Predicted, Recipe, Run
-    from llem.campaign.tokenfile import token_file, write_tokens
+    from llem.campaign.data.tokenfile import token_file, write_tokens
 
     context, windows = 64, 16
     path = folder / "sources.bin"

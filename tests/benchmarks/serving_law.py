@@ -203,7 +203,7 @@ def serve(law: ServingLaw, model: Models, *, limit: int, arrivals: Any, tokens_i
     pass: its seconds of passes, the passes as they were, and as its tokens tell them. A token is
     known up to a fifth of its pass later, since each has a stream of its own."""
     from llem.records.schema import REQUESTS, TOKENS
-    from llem.results.served import passes_by_tokens
+    from llem.results.ranks.served import passes_by_tokens
 
     true = dict.fromkeys(("prefills", "decodes", "sequences", "context"), 0.0)
     zero = Counts(*(np.zeros(()) for _ in range(7)))
@@ -304,9 +304,9 @@ def prior(rows: Sequence[Row]) -> bool:
     """The planner's prior on the same passes: ln(foretold / measured)."""
     from llem.campaign import Deployment, Prompts
     from llem.campaign.options import effective_options
-    from llem.campaign.served import model_from_config
-    from llem.planning.serving import decode_pass, prompt_pass
-    from llem.planning.servinglaw import CPU, Timed, fit_passes
+    from llem.campaign.study.served import model_from_config
+    from llem.planning.study.cost import decode_pass, prompt_pass
+    from llem.planning.study.law import CPU, Timed, fit_passes
 
     off: dict[str, list[float]] = {"prefill": [], "decode": [], "run": []}
     timed = []

@@ -32,12 +32,12 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "serving"))
 
 from deployments import serving
 
-from llem.cluster.folder import CampaignFolder
-from llem.cluster.leaving import Leaving
+from llem.cluster.disk.folder import CampaignFolder
+from llem.cluster.job.leaving import Leaving
+from llem.serving.generating.backend import TransformersBackend
 from llem.serving.log import Log
 from llem.serving.replica import Replica
 from llem.serving.requests import make_requests
-from llem.serving.transformers_backend import TransformersBackend
 from llem.training.recording import Recording
 from llem.training.world import start_world
 

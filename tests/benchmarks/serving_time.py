@@ -26,10 +26,10 @@ from typing import Any
 
 from llem.campaign import Deployment, Prompts
 from llem.campaign.options import effective_options
-from llem.campaign.served import model_from_config
+from llem.campaign.study.served import model_from_config
 from llem.planning.hardware import ACCELERATORS
-from llem.planning.serving import decode_pass, memory_of_serving, prompt_pass
-from llem.planning.servinglaw import CPU, Timed, fit_passes
+from llem.planning.study.cost import decode_pass, memory_of_serving, prompt_pass
+from llem.planning.study.law import CPU, Timed, fit_passes
 
 # Width, layers, heads, heads of keys and values, inner width, vocabulary.
 SHAPES = (

@@ -42,7 +42,7 @@ import numpy as np
 import peers
 
 from llem.campaign import Decoder, Layout, Predicted, Recipe, Run
-from llem.campaign.tokenfile import token_file, write_tokens
+from llem.campaign.data.tokenfile import token_file, write_tokens
 
 WANTED_BARE = 0.97
 # A decoder and the sequences of a batch.
@@ -114,9 +114,9 @@ class Turns:
 
 def train_llem(run: Run, folder: Path, *, tracked: bool = False) -> None:
     """The training as a rank of an element runs it."""
-    from llem.cluster.folder import CampaignFolder
-    from llem.cluster.leaving import Leaving
-    from llem.cluster.recorder import Recorder
+    from llem.cluster.disk.folder import CampaignFolder
+    from llem.cluster.job.leaving import Leaving
+    from llem.cluster.job.recorder import Recorder
     from llem.energy import step_counter
     from llem.training import start_world, train
     from llem.training.trackers import start_trackers
@@ -228,7 +228,7 @@ def batches(run: Run) -> Iterator[tuple[Any, Any]]:
     """The run's first batches as tensors, over and over."""
     import torch
 
-    from llem.training.data import Windows, share_of
+    from llem.training.tokens.data import Windows, share_of
 
     windows, share = Windows(run), share_of(run, rank=0, ranks=1)
     found = []

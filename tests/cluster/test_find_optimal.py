@@ -20,7 +20,7 @@ def test_a_users_model_goes_through_slurm_to_a_law(login, image, monkeypatch):
     import yaml
 
     import llem
-    from llem.pipeline import optimal
+    from llem.pipeline.optimal import find as optimal
 
     def as_the_user(folder, plan, **_):
         """Planned here, where torch is; submitted by the user, whom alone Apptainer lets in."""

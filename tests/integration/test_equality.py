@@ -26,7 +26,7 @@ import numpy as np
 import pytest
 
 from llem.campaign import Decoder, Layout, Predicted, Recipe, Run
-from llem.campaign.tokenfile import token_file, write_tokens
+from llem.campaign.data.tokenfile import token_file, write_tokens
 from llem.records import read_rank
 
 pytestmark = [

@@ -20,7 +20,7 @@ from torch import nn
 import llem
 from llem.cluster import CampaignFolder, run_locally
 from llem.errors import InputError
-from llem.pipeline import optimal
+from llem.pipeline.optimal import find as optimal
 
 pytestmark = pytest.mark.train
 

@@ -130,10 +130,10 @@ def test_the_size_may_not_be_fixed_as_well(tmp_path):
 
 def test_a_size_of_ten_billion_parameters_is_looked_at_without_memory():
     """It built every size for real, up to a width of 8192, to count it."""
-    from llem.training.losses import loss_of
-    from llem.training.probe import probe
-    from llem.training.samples import Objects
-    from llem.training.sampleset import open_samples
+    from llem.training.samples.losses import loss_of
+    from llem.training.samples.probe import probe
+    from llem.training.samples.samples import Objects
+    from llem.training.samples.sampleset import open_samples
 
     train = open_samples(samples(64))
     objects = Objects(MLP, loss_of(F.cross_entropy), train)

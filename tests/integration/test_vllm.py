@@ -19,7 +19,7 @@ import pytest
 pytest.importorskip("torch", reason="torch is not installed")
 from llem.campaign import Arrival, Deployment, Layout, Predicted, Prompts, Serving, Warmup
 from llem.campaign.options import effective_options
-from llem.campaign.served import model_from_folder
+from llem.campaign.study.served import model_from_folder
 from llem.errors import LlemError
 from llem.records import RequestStatus, read_rank
 from llem.serving import serve_run

@@ -76,7 +76,7 @@ class Rank:
 
     def run(self) -> int:
         from llem.energy import SamplerLink
-        from llem.energy.held import expand_indices
+        from llem.energy.meters.held import expand_indices
         from llem.records import host_meta, rank_writer
 
         meta = {"run_id": self.case["run_id"], "attempt": 0, "node": self.node}

@@ -19,7 +19,7 @@ from fake_nvml import FakeGpus, instance_uuid, parent_uuid
 
 from llem.records import read_node
 from llem.results import aggregate
-from llem.results.clock import HostClock
+from llem.results.ranks.clock import HostClock
 
 TOLERANCE = 0.005
 STEP_S = 0.5

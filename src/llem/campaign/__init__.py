@@ -9,7 +9,8 @@ from llem.campaign.architecture import (
     Decoder,
     architecture_from_dict,
 )
-from llem.campaign.deployment import Arrival, Deployment, Prompts, ServedModel, Serving, Warmup
+from llem.campaign.data.sampledata import IN_SESSION, SampleData
+from llem.campaign.data.tokendata import Part, TokenData, mixture_of
 from llem.campaign.quantities import (
     BUDGET_HELP,
     MONEY,
@@ -26,8 +27,14 @@ from llem.campaign.quantities import (
 )
 from llem.campaign.run import Layout, Predicted, Recipe, Run
 from llem.campaign.runs import AnyRun, Replicates, Runs, run_from_dict
-from llem.campaign.sampledata import IN_SESSION, SampleData
-from llem.campaign.tokendata import Part, TokenData, mixture_of
+from llem.campaign.study.deployment import (
+    Arrival,
+    Deployment,
+    Prompts,
+    ServedModel,
+    Serving,
+    Warmup,
+)
 
 if TYPE_CHECKING:
     from llem.campaign.campaign import MOST_WAVES, Campaign, Energy

@@ -86,10 +86,10 @@ class CustomModel:
 
     On a token file it is called with token ids of shape (batch, context) and returns logits of
     shape (batch, context, vocabulary); on a data set of samples it is called as `loss` says (see
-    `llem.training.losses`), and `context` is how many tokens a sample has (1: D counts samples).
-    `params` is counted when the run is planned. `flops_each` are the training FLOPs of one token
-    (or sample) where they were counted; else they are 6 per parameter. `source` is a hash of the
-    code where it is shipped with the campaign, empty where the class comes from an installed
+    `llem.training.samples.losses`), and `context` is how many tokens a sample has (1: D counts
+    samples). `params` is counted when the run is planned. `flops_each` are the training FLOPs of
+    one token (or sample) where they were counted; else they are 6 per parameter. `source` is a hash
+    of the code where it is shipped with the campaign, empty where the class comes from an installed
     package.
     """
 

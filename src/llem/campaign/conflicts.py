@@ -10,8 +10,8 @@ from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from llem.campaign.deployment import Prompts, ServedModel
 from llem.campaign.options import ANY, SEVERAL
+from llem.campaign.study.deployment import Prompts, ServedModel
 from llem.errors import Fault
 
 # Modes of torch.compile that record the kernels of a pass with their addresses.

@@ -17,8 +17,8 @@ from llem.campaign.deepspeed import faults_of as deepspeed_faults
 from llem.campaign.merging import merged
 from llem.campaign.quantities import Budget
 from llem.campaign.site import Site
-from llem.campaign.study import Study
-from llem.campaign.sweep import faults_of as sweep_faults
+from llem.campaign.study.study import Study
+from llem.campaign.study.sweep import faults_of as sweep_faults
 from llem.campaign.words import in_words
 from llem.errors import Fault, InputError, did_you_mean
 

@@ -10,9 +10,9 @@ from functools import cached_property, lru_cache
 from typing import Any, Self
 
 from llem.campaign.architecture import Architecture, architecture_from_dict
+from llem.campaign.data.sampledata import SampleData
+from llem.campaign.data.tokendata import TokenData
 from llem.campaign.deepspeed import changing_results
-from llem.campaign.sampledata import SampleData
-from llem.campaign.tokendata import TokenData
 
 RUN_SCHEMA = "llem-run-1"
 

@@ -14,8 +14,8 @@ from typing import Any, Generic, Protocol, Self, overload
 
 from typing_extensions import TypeVar
 
-from llem.campaign.deployment import Serving
 from llem.campaign.run import Layout, Predicted, Run, edited
+from llem.campaign.study.deployment import Serving
 
 
 class AnyRun(Protocol):

@@ -178,7 +178,7 @@ def confirm(gpu_hours: float, *, what: str, yes: bool) -> None:
 
 def print_json(value: Any) -> None:
     """JSON on standard output, NaN as null."""
-    from llem.cluster.files import finite_or_none
+    from llem.cluster.disk.files import finite_or_none
 
     print(json.dumps(finite_or_none(value), indent=1, allow_nan=False))
 

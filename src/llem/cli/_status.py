@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from llem.cluster import CampaignFolder, CampaignState, RunState, Summary
-    from llem.cluster.summary import CellRow, Tally
+    from llem.cluster.state.summary import CellRow, Tally
     from llem.planning import AnyPlan
     from llem.rehearsal.frame import BoardNow, RunNow
 

@@ -14,7 +14,7 @@ from llem.errors import Fault, InputError
 
 if TYPE_CHECKING:
     from llem.campaign import Budget
-    from llem.campaign.study import Study
+    from llem.campaign.study.study import Study
     from llem.pipeline import PlannedStudy
     from llem.planning import StudyPlan
 
@@ -73,7 +73,7 @@ def study_tables(plan: StudyPlan) -> None:
 
 
 def _figures(plan: StudyPlan) -> Iterator[tuple[str, str]]:
-    from llem.planning.study import spent
+    from llem.planning.study.plan import spent
 
     study, totals, known = plan.campaign, plan.totals, plan.uncertainty
     together = [len(names) // study.cycles for a in plan.arrays for names in a.elements]
@@ -104,7 +104,7 @@ def _range(low: int, high: int) -> str:
 
 def _left_out(plan: StudyPlan) -> Iterator[tuple[str, str]]:
     """What is not served, by reason; what is double, and of what."""
-    from llem.planning.study import named
+    from llem.planning.study.plan import named
 
     by_reason: dict[str, list[str]] = {}
     for item in plan.excluded:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
 
-    from llem.campaign.prepared import Prepared
+    from llem.campaign.data.prepared import Prepared
     from llem.data import Progress
 
 EXAMPLE = """  llem data prepare corpus/ --out data/de.bin              # text as bytes, 256 ids
@@ -91,7 +91,7 @@ def _prepare(args: argparse.Namespace) -> int:
 
 
 def _show(args: argparse.Namespace) -> int:
-    from llem.campaign.prepared import index_of, read_prepared, sidecar_of
+    from llem.campaign.data.prepared import index_of, read_prepared, sidecar_of
 
     found = read_prepared(args.file)
     if found is None and not args.file.is_file():

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from llem.cluster import CampaignFolder
-    from llem.cluster.logs import LogPart
+    from llem.cluster.state.logs import LogPart
 
 EXAMPLE = """  llem logs runs/first 3f2a9c               # what its last attempt wrote
   llem logs runs/first 3f2a9c --attempt 0
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from llem.cluster import CampaignFolder, Ledger
-    from llem.cluster.logs import element_logs, find_run
+    from llem.cluster.state.logs import element_logs, find_run
 
     faults = [
         Fault(f"--{name}", "is negative")
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _part(paths: list[Path], run_id: str, attempt: int | None, *, ranks_mark: bool) -> LogPart:
     """The part of the logs that was asked for. Raises InputError where there is no such attempt."""
-    from llem.cluster.logs import LogPart, parts_of
+    from llem.cluster.state.logs import LogPart, parts_of
 
     # Only rank 0 says when a run begins.
     parts = [p for path in paths for p in parts_of(path, run_id)] if ranks_mark else []

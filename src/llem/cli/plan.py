@@ -12,7 +12,7 @@ from llem.errors import Fault, InputError
 
 if TYPE_CHECKING:
     from llem.campaign import Budget, Campaign
-    from llem.campaign.study import Study
+    from llem.campaign.study.study import Study
     from llem.pipeline import Planned, PlannedStudy
 
 EXAMPLE = """  llem plan campaign.yaml --budget "500 GPUh" --out runs/first

@@ -245,8 +245,8 @@ def _compare_groups(args: argparse.Namespace) -> int:
                     "ratios": [vars(pair) for pair in pairs]})  # fmt: skip
         return 0
     from llem.cli._table import table
-    from llem.results.deployments import group_name
-    from llem.results.where import known_or_none
+    from llem.results.study.deployments import group_name
+    from llem.results.tables.where import known_or_none
 
     _tell_rehearsal(every.rehearsal)
     heads = [*args.by, *(head for _, head in SHOWN_GROUP)]
@@ -300,7 +300,7 @@ def _interval(low: float, high: float) -> str:
 def _export(args: argparse.Namespace) -> int:
     from llem.errors import Fault, InputError
     from llem.pipeline.viewing import STUDY_TABLES, TABLES
-    from llem.results.export import csv_text, export_rows, json_text
+    from llem.results.tables.export import csv_text, export_rows, json_text
 
     known = {f".{suffix}": name for name, suffix in SUFFIXES.items()} | {".hdf5": "hdf5"}
     format = args.format or known.get(Path(args.out or "").suffix, "csv")
@@ -350,7 +350,7 @@ def _cell(name: str, value: Any, *, whole: bool = False) -> str:
         percent,
         significant,
     )
-    from llem.results.where import is_known
+    from llem.results.tables.where import is_known
 
     if not is_known(value):
         return UNKNOWN

@@ -11,7 +11,7 @@ from llem.cli.plan import add_waves, find_any_campaign, in_waves, positive
 
 if TYPE_CHECKING:
     from llem.campaign import Budget, Campaign
-    from llem.campaign.study import Study
+    from llem.campaign.study.study import Study
     from llem.pipeline import Planned, PlannedStudy
 
 EXAMPLE = """  llem run campaign.yaml --out runs/first

@@ -14,9 +14,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from llem.cluster.folder import CampaignFolder
-from llem.cluster.job import sampler_options, socket_path
-from llem.cluster.rank import Rank
+from llem.cluster.disk.folder import CampaignFolder
+from llem.cluster.job.environment import sampler_options, socket_path
+from llem.cluster.job.rank import Rank
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -17,17 +17,17 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from llem.campaign import Run
-from llem.cluster.attempts import count_anew
+from llem.cluster.disk.attempts import count_anew
+from llem.cluster.disk.folder import CampaignFolder
 from llem.cluster.element import read_element
-from llem.cluster.folder import CampaignFolder
-from llem.cluster.job import node_name, sampler_options, socket_path
+from llem.cluster.job.environment import node_name, sampler_options, socket_path
+from llem.cluster.job.rank import Rank
+from llem.cluster.job.recorder import Recorder
 from llem.cluster.local import LocalOutcome
-from llem.cluster.rank import Rank
-from llem.cluster.recorder import Recorder
 from llem.planning import AnyPlan, ArrayJob
 
 if TYPE_CHECKING:
-    from llem.cluster.rank import TaskOf
+    from llem.cluster.job.rank import TaskOf
     from llem.training import World
 
 # What `start_world` and a job tell their processes by, and a notebook must not be left with.

@@ -17,7 +17,7 @@ from pathlib import Path
 from llem._resources import PACKAGE, resource_folder
 from llem._version import __version__
 from llem.cluster.check import FAIL, OK, WARN, Check
-from llem.cluster.gate import run_program
+from llem.cluster.scheduler.gate import run_program
 from llem.errors import ClusterError, Fault, InputError, LlemError
 
 BUILD_TIMEOUT_S = 4 * 3600.0

@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from llem._processes import free_port
-from llem.cluster.attempts import count_anew
-from llem.cluster.folder import INTERRUPTED, CampaignFolder
-from llem.cluster.leaving import FLAG
+from llem.cluster.disk.attempts import count_anew
+from llem.cluster.disk.folder import INTERRUPTED, CampaignFolder
+from llem.cluster.job.leaving import FLAG
 from llem.cluster.render import TRIES
-from llem.cluster.state import CampaignState, campaign_state
+from llem.cluster.state.state import CampaignState, campaign_state
 from llem.planning import AnyPlan, ArrayJob
 
 POLL_S = 0.25

@@ -14,7 +14,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from llem.cluster.files import read_json, write_json
+from llem.cluster.disk.files import read_json, write_json
 from llem.errors import LlemError
 from llem.results import carbon_heard, reduce_slice, reducer_version
 

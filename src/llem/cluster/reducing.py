@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from llem.campaign.guards import check_script_path
-from llem.cluster import slurm
-from llem.cluster.causes import diagnose
-from llem.cluster.facts import ACTIVE, ElementState
-from llem.cluster.files import read_json, write_json, write_text
-from llem.cluster.folder import CampaignFolder
-from llem.cluster.logs import tail
+from llem.cluster.disk.files import read_json, write_json, write_text
+from llem.cluster.disk.folder import CampaignFolder
 from llem.cluster.reducer import REDUCE_SCHEMA
 from llem.cluster.render import REDUCE, job_name, render_reduce
+from llem.cluster.scheduler import slurm
+from llem.cluster.scheduler.causes import diagnose
+from llem.cluster.scheduler.facts import ACTIVE, ElementState
+from llem.cluster.state.logs import tail
 from llem.errors import ClusterError, Fault, InputError, LlemError
 from llem.planning import AnyPlan
 from llem.results import CarbonSeries, carbon_told, deal, parts_of, reducer_version, unreduced

@@ -11,9 +11,9 @@ from llem._version import __version__
 from llem.campaign import Site, slurm_time
 from llem.campaign.guards import check_directive, check_script_path
 from llem.campaign.trackers import spec_of
-from llem.cluster.files import json_line
-from llem.cluster.folder import INTERRUPTED
-from llem.cluster.plan_text import run_texts
+from llem.cluster.disk.files import json_line
+from llem.cluster.disk.folder import INTERRUPTED
+from llem.cluster.disk.plan_text import run_texts
 from llem.cluster.templates import render_template
 from llem.errors import Fault, InputError
 from llem.planning import AnyPlan, ArrayJob

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from functools import partial
 
 from llem.campaign.guards import check_script_path
-from llem.cluster import slurm
-from llem.cluster.attempts import count_anew
-from llem.cluster.facts import ACTIVE, index_list
-from llem.cluster.folder import FINAL, PATIENCE_S, CampaignFolder
-from llem.cluster.ledger import Ledger, Submitted
+from llem.cluster.disk.attempts import count_anew
+from llem.cluster.disk.folder import FINAL, PATIENCE_S, CampaignFolder
+from llem.cluster.disk.ledger import Ledger, Submitted
 from llem.cluster.render import FINISH, job_name
-from llem.cluster.state import CampaignState, campaign_state
-from llem.cluster.watch import LONGEST_POLL_S, wait
+from llem.cluster.scheduler import slurm
+from llem.cluster.scheduler.facts import ACTIVE, index_list
+from llem.cluster.state.state import CampaignState, campaign_state
+from llem.cluster.state.watch import LONGEST_POLL_S, wait
 from llem.errors import ClusterError, Fault, InputError
 from llem.planning import AnyPlan, ArrayJob
 

@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llem.campaign import parse_count
-from llem.campaign.prepared import BYTES, Prepared, Source, index_of, sidecar_of
-from llem.campaign.tokenfile import ITEM_BYTES, fingerprint
+from llem.campaign.data.prepared import BYTES, Prepared, Source, index_of, sidecar_of
+from llem.campaign.data.tokenfile import ITEM_BYTES, fingerprint
 from llem.data.documents import Rules, check_columns, units_of
 from llem.data.sources import SourceFile, find_sources
 from llem.data.split import count_unique, last_held_out, runs_of

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from llem.campaign.saveddata import is_saved, saved_dataset
+from llem.campaign.data.saveddata import is_saved, saved_dataset
 from llem.errors import Fault, InputError, UnavailableError
 
 TEXT, JSONL, PARQUET, ARROW = "text", "jsonl", "parquet", "arrow"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from llem.campaign.prepared import BYTES, TokenizerName
+from llem.campaign.data.prepared import BYTES, TokenizerName
 from llem.errors import Fault, InputError, UnavailableError, did_you_mean
 
 # A byte that no text in UTF-8 holds, so that it marks an end and nothing else, and bytes stay a

@@ -9,19 +9,19 @@ Public: `SamplerLink`, `Answer`, `start_sampler`, `SamplerProcess` (link), `meas
 `python -m llem.energy.sampler`.
 """
 
-from llem.energy.carbon_model import CodeCarbonModel
-from llem.energy.choose import Chosen, choose, make_meters, parse_meters
-from llem.energy.cpu_model import CpuModel
-from llem.energy.launch import Launch, find_launch
-from llem.energy.link import Answer, SamplerLink, SamplerProcess, start_sampler
 from llem.energy.measure import Measurement, measure
-from llem.energy.meter import Device, Meter, MeterError, Probe, Reading
-from llem.energy.node_power import HwmonMeter, IpmiMeter
-from llem.energy.nvml import NvmlMeter
-from llem.energy.pm_counters import PmCountersMeter
-from llem.energy.rapl import RaplMeter
+from llem.energy.meeting.launch import Launch, find_launch
+from llem.energy.meeting.link import Answer, SamplerLink, SamplerProcess, start_sampler
+from llem.energy.meters.carbon_model import CodeCarbonModel
+from llem.energy.meters.choose import Chosen, choose, make_meters, parse_meters
+from llem.energy.meters.cpu_model import CpuModel
+from llem.energy.meters.meter import Device, Meter, MeterError, Probe, Reading
+from llem.energy.meters.node_power import HwmonMeter, IpmiMeter
+from llem.energy.meters.nvml import NvmlMeter
+from llem.energy.meters.pm_counters import PmCountersMeter
+from llem.energy.meters.rapl import RaplMeter
+from llem.energy.meters.zeus_readers import ZeusMeter
 from llem.energy.stamps import StepCounter, step_counter
-from llem.energy.zeus_readers import ZeusMeter
 
 __all__ = [
     "Answer",

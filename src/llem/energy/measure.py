@@ -16,10 +16,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llem.energy.choose import AUTO, parse_meters
-from llem.energy.launch import Launch, find_launch
-from llem.energy.link import Answer, SamplerLink, SamplerProcess, start_sampler
-from llem.energy.rendezvous import PATIENT, Rendezvous
+from llem.energy.meeting.launch import Launch, find_launch
+from llem.energy.meeting.link import Answer, SamplerLink, SamplerProcess, start_sampler
+from llem.energy.meeting.rendezvous import PATIENT, Rendezvous
+from llem.energy.meters.choose import AUTO, parse_meters
 from llem.errors import InputError, UnavailableError
 
 # What a sampler was started for may go on longer than the process that started it.
@@ -106,10 +106,10 @@ def measure(
 ) -> Iterator[Measurement]:
     """Sample this node's devices into a new record while the block runs.
 
-    `meters` names some of them (`nvml,rapl`, see `llem.energy.choose`) where not all are wanted.
-    A process of its own does it, so the block is not slowed and cannot delay a sample. Raises
-    InputError where the record is there already and UnavailableError where it cannot begin for
-    another reason. Where measuring ends early, the record and `reasons` say so; the block's own
+    `meters` names some of them (`nvml,rapl`, see `llem.energy.meters.choose`) where not all are
+    wanted. A process of its own does it, so the block is not slowed and cannot delay a sample.
+    Raises InputError where the record is there already and UnavailableError where it cannot begin
+    for another reason. Where measuring ends early, the record and `reasons` say so; the block's own
     result is never lost to it.
     """
     options = _options(meters)

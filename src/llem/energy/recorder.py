@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from llem.energy.baseline import BaselineRow, IdleWatch, contexts_on
-from llem.energy.choose import Chosen
 from llem.energy.core import move_apart
-from llem.energy.meter import Device, Meter, MeterError, Reading
+from llem.energy.meters.baseline import BaselineRow, IdleWatch, contexts_on
+from llem.energy.meters.choose import Chosen
+from llem.energy.meters.meter import Device, Meter, MeterError, Reading
 from llem.records import (
     RecordWriteError,
     RecordWriter,

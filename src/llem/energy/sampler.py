@@ -44,12 +44,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llem.energy.baseline import HEATING_S
-from llem.energy.choose import AUTO, choose, make_meters, parse_meters
-from llem.energy.cpu_model import IDLE_W_PER_THREAD, MAXIMUM_W_PER_THREAD, CpuModel
-from llem.energy.node_held import node_held
-from llem.energy.participants import Participants
-from llem.energy.place import SocketError, bind_socket
+from llem.energy.meeting.participants import Participants
+from llem.energy.meeting.place import SocketError, bind_socket
+from llem.energy.meters.baseline import HEATING_S
+from llem.energy.meters.choose import AUTO, choose, make_meters, parse_meters
+from llem.energy.meters.cpu_model import IDLE_W_PER_THREAD, MAXIMUM_W_PER_THREAD, CpuModel
+from llem.energy.meters.node_held import node_held
 from llem.energy.recorder import WRITE_ERRORS, Recorder
 
 INTERVAL_S = 0.1
@@ -433,7 +433,7 @@ def _parser() -> argparse.ArgumentParser:
         "--meters",
         type=_meters,
         default=AUTO,
-        help="auto (all, by priority), or some of them: nvml,rapl (see llem.energy.choose)",
+        help="auto (all, by priority), or some of them: nvml,rapl (see llem.energy.meters.choose)",
     )
     parser.add_argument(
         "--exclusive",

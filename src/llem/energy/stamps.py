@@ -13,7 +13,7 @@ import statistics
 import time
 from collections.abc import Callable
 
-from llem.energy.nvml import NvmlMeter
+from llem.energy.meters.nvml import NvmlMeter
 
 # A driver that takes longer for one reading is left in peace.
 MOST_READ_S = 1e-3

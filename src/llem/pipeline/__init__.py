@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     )
     from llem.pipeline.campaigns import Planned, aggregate_campaign, plan_campaign, run_campaign
     from llem.pipeline.datasets import resolve_data
-    from llem.pipeline.experiments import run_experiment, run_study
     from llem.pipeline.files import FIT_FILE, OBSERVATIONS_FILE
     from llem.pipeline.finishing import Finished, finish, report_campaign
     from llem.pipeline.fitting import compare_observations, fit_campaign, fit_observations
     from llem.pipeline.measuring import Measured, measure
-    from llem.pipeline.optimal import find_optimal
+    from llem.pipeline.optimal.find import find_optimal
+    from llem.pipeline.optimal.result import Preview, Result
     from llem.pipeline.power import draw_energy
     from llem.pipeline.refining import refine_campaign, wave_is_due
     from llem.pipeline.rehearsing import (
@@ -39,11 +39,11 @@ if TYPE_CHECKING:
         rehearse,
         repeat_rehearsal,
     )
-    from llem.pipeline.result import Preview, Result
     from llem.pipeline.sealing import SealedFile, check_records, seal_campaign, seal_records
     from llem.pipeline.slices import EdgeMinimaError
-    from llem.pipeline.studies import PlannedStudy, plan_study
-    from llem.pipeline.studyresult import ExperimentResult, StudyResult
+    from llem.pipeline.study.experiments import run_experiment, run_study
+    from llem.pipeline.study.plan import PlannedStudy, plan_study
+    from llem.pipeline.study.result import ExperimentResult, StudyResult
     from llem.pipeline.table import Table, TableError, read_table
     from llem.pipeline.viewing import Rows, compare_runs, load_rows, show_run
 
@@ -51,20 +51,20 @@ _HOME = {
     "Answer": "answers",
     "Calibrated": "calibration",
     "EdgeMinimaError": "slices",
-    "ExperimentResult": "studyresult",
+    "ExperimentResult": "study.result",
     "FIT_FILE": "files",
     "Finished": "finishing",
     "Measured": "measuring",
     "OBSERVATIONS_FILE": "files",
     "Planned": "campaigns",
-    "PlannedStudy": "studies",
-    "Preview": "result",
+    "PlannedStudy": "study.plan",
+    "Preview": "optimal.result",
     "Rehearsed": "rehearsing",
     "Repeated": "rehearsing",
-    "Result": "result",
+    "Result": "optimal.result",
     "Rows": "viewing",
     "SealedFile": "sealing",
-    "StudyResult": "studyresult",
+    "StudyResult": "study.result",
     "Table": "table",
     "TableError": "table",
     "aggregate_campaign": "campaigns",
@@ -73,7 +73,7 @@ _HOME = {
     "compare_observations": "fitting",
     "compare_runs": "viewing",
     "draw_energy": "power",
-    "find_optimal": "optimal",
+    "find_optimal": "optimal.find",
     "finish": "finishing",
     "fit_campaign": "fitting",
     "fit_observations": "fitting",
@@ -81,7 +81,7 @@ _HOME = {
     "measure": "measuring",
     "plan_calibration": "calibration",
     "plan_campaign": "campaigns",
-    "plan_study": "studies",
+    "plan_study": "study.plan",
     "play_waves": "rehearsing",
     "read_table": "table",
     "reduce_calibration": "calibration",
@@ -92,8 +92,8 @@ _HOME = {
     "resolve_data": "datasets",
     "run_calibration": "calibration",
     "run_campaign": "campaigns",
-    "run_experiment": "experiments",
-    "run_study": "experiments",
+    "run_experiment": "study.experiments",
+    "run_study": "study.experiments",
     "seal_campaign": "sealing",
     "seal_records": "sealing",
     "show_run": "viewing",

@@ -348,11 +348,11 @@ def aggregate_campaign(
 
 def write_served(folder: CampaignFolder, aggregation: Aggregation) -> None:
     """The tables that a study alone has."""
-    from llem.results.deployments import deployment_table
-    from llem.results.export import export_rows
-    from llem.results.pool import write_pools
-    from llem.results.servedrow import pools_of
-    from llem.results.studytable import study_table
+    from llem.results.ranks.pool import write_pools
+    from llem.results.rows.served import pools_of
+    from llem.results.study.deployments import deployment_table
+    from llem.results.study.table import study_table
+    from llem.results.tables.export import export_rows
 
     kinds, rows = study_table(aggregation.served)
     export_rows(rows, kinds, folder.results / OBSERVATIONS_FILE, format="csv")

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from llem.campaign import TokenData, mixture_of
-from llem.campaign.prepared import Prepared, read_index, read_prepared
-from llem.campaign.tokendata import DOCUMENTS
-from llem.campaign.tokenfile import token_file
+from llem.campaign.data.prepared import Prepared, read_index, read_prepared
+from llem.campaign.data.tokendata import DOCUMENTS
+from llem.campaign.data.tokenfile import token_file
 from llem.errors import Fault, InputError
 from llem.planning import write_python_sources
 

@@ -20,9 +20,9 @@ from llem.planning import OwnModel
 
 if TYPE_CHECKING:
     from llem.campaign import Campaign
-    from llem.training.probe import Probe
-    from llem.training.samples import Objects
-    from llem.training.sampleset import Samples
+    from llem.training.samples.probe import Probe
+    from llem.training.samples.samples import Objects
+    from llem.training.samples.sampleset import Samples
 
 # Held out where the user does not say: so large a share, at most so many samples.
 EVALUATION_SHARE = 0.1
@@ -64,8 +64,8 @@ class Looked:
     def look(self, value: int) -> Probe:
         """Parameters and FLOPs of one size. Raises InputError with what the model said."""
         if value not in self._seen:
-            from llem.training.batches import samples_in
-            from llem.training.probe import probe
+            from llem.training.samples.batches import samples_in
+            from llem.training.samples.probe import probe
 
             self._seen[value] = probe(
                 self.objects, size=self.size, value=value, arguments=self.arguments,
@@ -96,8 +96,8 @@ def look_at(
 
     Raises InputError where there are too few samples, or reading them is not repeatable.
     """
-    from llem.training.batches import shapes_of, tokens_each
-    from llem.training.sourcecode import source_hash
+    from llem.training.samples.batches import shapes_of, tokens_each
+    from llem.training.samples.sourcecode import source_hash
 
     train, held = objects.train, objects.held_out
     if train.size < PROBED:
@@ -138,7 +138,7 @@ def look_at(
 
 
 def _whole_clusters(samples: int) -> int:
-    from llem.training.samples import CLUSTERS, MOST_IN_CLUSTER
+    from llem.training.samples.samples import CLUSTERS, MOST_IN_CLUSTER
 
     size = max(1, min(MOST_IN_CLUSTER, samples // CLUSTERS))
     return samples // size * size
@@ -149,10 +149,10 @@ def foreign_of(campaign: Campaign, *, base: Path) -> tuple[Campaign, Foreign]:
 
     Modules beside the file (`base`) are shipped with the campaign.
     """
-    from llem.training.losses import loss_of
     from llem.training.naming import load_object
-    from llem.training.samples import Objects, check_model
-    from llem.training.sampleset import open_samples
+    from llem.training.samples.losses import loss_of
+    from llem.training.samples.samples import Objects, check_model
+    from llem.training.samples.sampleset import open_samples
 
     choice, source = campaign.model, campaign.data
     if choice.family != "custom" or not choice.class_path or not choice.size:
@@ -229,7 +229,7 @@ def in_session(name: str) -> bool:
 
 def folder_of_module(found: Any) -> Path | None:
     """The folder from which the module of a class is imported; None where it is installed."""
-    from llem.training.sourcecode import installed
+    from llem.training.samples.sourcecode import installed
 
     name = getattr(found, "__module__", "") or ""
     file = getattr(sys.modules.get(name), "__file__", None)
@@ -245,8 +245,8 @@ def write_for_ranks(
 
     Raises InputError where that is not possible: they draw random numbers, or are too many.
     """
-    from llem.training.batches import map_tensors, tensors_of
-    from llem.training.sampleset import write_samples
+    from llem.training.samples.batches import map_tensors, tensors_of
+    from llem.training.samples.sampleset import write_samples
 
     relative = f"data/{name}"
     if samples.folder is not None and samples.folder == root / relative:

@@ -190,7 +190,7 @@ def _make_room(folder: CampaignFolder, *, replace_old: bool) -> None:
 
 
 def _begin(folder: CampaignFolder, attempt: Attempt) -> Path:
-    from llem.cluster.attempts import begin_attempt
+    from llem.cluster.disk.attempts import begin_attempt
     from llem.rehearsal.recording import wall_ns
 
     meta = {
@@ -205,7 +205,7 @@ def _begin(folder: CampaignFolder, attempt: Attempt) -> Path:
 
 def _end(place: Path, measured: Measured, mark: dict[str, Any]) -> None:
     """The end record, with the keys of a real one's."""
-    from llem.cluster.attempts import write_end
+    from llem.cluster.disk.attempts import write_end
     from llem.rehearsal import evaluations_of
     from llem.rehearsal.recording import evaluation_loss_se, peak_memory, wall_ns
     from llem.training import Outcome

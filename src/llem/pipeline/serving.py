@@ -11,7 +11,7 @@ from llem.cluster import finite_or_none, write_json
 from llem.errors import Fault, InputError
 from llem.pipeline.files import FIT_FILE
 from llem.report.tables import number
-from llem.results.where import known_or_none
+from llem.results.tables.where import known_or_none
 
 if TYPE_CHECKING:
     from llem.cluster import CampaignFolder

@@ -24,7 +24,8 @@ LEAST, MOST = 0.8, 5.0
 
 def check_against_slurm(folder: CampaignFolder, devices: Iterable[DeviceRow]) -> tuple[str, ...]:
     """Ask sacct once about all jobs of the campaign; what disagrees, or why there is no answer."""
-    from llem.cluster import Ledger, slurm
+    from llem.cluster import Ledger
+    from llem.cluster.scheduler import slurm
 
     jobs = [job for job in Ledger.read(folder).jobs if job.elements is not None]
     if not jobs:

@@ -14,8 +14,8 @@ from llem.pipeline.files import DEPLOYMENTS_FILE, OBSERVATIONS_FILE, SAMPLES_FIL
 
 if TYPE_CHECKING:
     from llem.cluster import CampaignFolder
-    from llem.results.deployments import PairRatio
-    from llem.results.pool import Pool
+    from llem.results.ranks.pool import Pool
+    from llem.results.study.deployments import PairRatio
 
 TABLES = ("observations", "phases", "devices", "ranks", "cells")
 # What a study has in the place of cells.
@@ -50,7 +50,7 @@ class Rows:
         if text is None:
             return self
         from llem.records import QUALITIES
-        from llem.results.where import parse_where
+        from llem.results.tables.where import parse_where
 
         words = {"status": STATUSES, "energy_quality": QUALITIES}
         test = parse_where(text, self.kinds, words=words)
@@ -68,7 +68,7 @@ class Rows:
 
     def sorted(self, by: Sequence[str]) -> Rows:
         """By these columns, `loss:desc` from the largest on; what is not known comes last."""
-        from llem.results.where import is_known
+        from llem.results.tables.where import is_known
 
         _check([name.removesuffix(DESCENDING) for name in by], self.kinds, "--sort")
         rows = list(self.rows)
@@ -80,13 +80,13 @@ class Rows:
         return replace(self, rows=tuple(rows))
 
     def grouped(self, by: Sequence[str]) -> Rows:
-        """One row for each set of values of these fields; see `llem.results.grouping`, and
-        `llem.results.deployments` of a study."""
-        from llem.results.grouping import group_rows
+        """One row for each set of values of these fields; see `llem.results.tables.grouping`, and
+        `llem.results.study.deployments` of a study."""
+        from llem.results.tables.grouping import group_rows
 
         _check(by, self.kinds, "--group-by")
         if self.pools is not None:
-            from llem.results.deployments import group_served, kind_of
+            from llem.results.study.deployments import group_served, kind_of
 
             rows = tuple(group_served(self.rows, by, self.pools))
             kinds = {name: kind_of(name, self.kinds) for name in (rows[0] if rows else by)}
@@ -123,7 +123,7 @@ def load_rows(folder: CampaignFolder, table: str = "observations") -> Rows:
     Raises InputError for a folder that is no campaign, another table, or one that is damaged.
     """
     from llem.results import CellRatio, DeviceRow, Observation, PhaseEnergy, RankRow
-    from llem.results.observation import kinds_of, read_rows
+    from llem.results.tables.observation import kinds_of, read_rows
 
     of = {"observations": Observation, "phases": PhaseEnergy, "devices": DeviceRow,
           "ranks": RankRow, "cells": CellRatio}  # fmt: skip
@@ -146,9 +146,9 @@ def load_rows(folder: CampaignFolder, table: str = "observations") -> Rows:
 
 def _load_study(folder: CampaignFolder, table: str) -> Rows | None:
     """A table that a study alone has; None for those that all campaigns have."""
-    from llem.results.deployments import deployment_table
-    from llem.results.pool import read_pools
-    from llem.results.studytable import read_study
+    from llem.results.ranks.pool import read_pools
+    from llem.results.study.deployments import deployment_table
+    from llem.results.study.table import read_study
 
     if table not in ("observations", "deployments", "latencies"):
         return None
@@ -175,7 +175,7 @@ def compare_groups(rows: Rows, by: Sequence[str]) -> tuple[Rows, list[PairRatio]
 
     Raises InputError for a campaign that trains, and for unknown fields.
     """
-    from llem.results.deployments import pair_ratios
+    from llem.results.study.deployments import pair_ratios
 
     if not rows.study:
         raise InputError("the call", [Fault("--by", "is for studies of served models")])
@@ -247,7 +247,7 @@ def _alike(a: Any, b: Any) -> bool:
 
 
 def _end(attempt: Path, run_id: str, *, rehearsed: bool) -> dict[str, Any]:
-    from llem.results.endrecord import read_end
+    from llem.results.ranks.endrecord import read_end
 
     end = read_end(attempt / "end.json", run_id=run_id, rehearsed=rehearsed)
     if end is None:

@@ -30,7 +30,7 @@ from llem.planning.refine import refine_plan
 from llem.planning.shapes import SHAPES, calibration_plan, choose_shapes
 from llem.planning.spend import spend, target_flops
 from llem.planning.steptime import StepLaw, StepTime, fit_steps
-from llem.planning.study import StudyPlan, make_study_plan, plan_from_dict
+from llem.planning.study.plan import StudyPlan, make_study_plan, plan_from_dict
 
 __all__ = [
     "ACCELERATORS",

@@ -1,6 +1,7 @@
 """What the scheduler allows, read from its own words: pure functions of captured text.
 
-Asking is the work of `llem.cluster.slurm`; what was answered here narrows the site's limits.
+Asking is the work of `llem.cluster.scheduler.slurm`; what was answered here narrows the site's
+limits.
 """
 
 from __future__ import annotations

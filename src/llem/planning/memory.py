@@ -24,7 +24,7 @@ from llem.campaign.run import Recipe
 
 FP32, BF16 = 4, 2
 ADAM = 2 * FP32
-# Elements of a bucket of DeepSpeed's, as `llem.training.deepspeed` sets it.
+# Elements of a bucket of DeepSpeed's, as `llem.training.engines.deepspeed` sets it.
 BUCKET_ELEMENTS, LEAST_BUCKET_ELEMENTS = 50_000_000, 1_000_000
 # stage3_max_live_parameters and stage3_max_reuse_distance of DeepSpeed: below, nothing is let go.
 LIVE_ELEMENTS = 1_000_000_000

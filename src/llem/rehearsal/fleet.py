@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from llem.campaign import Site
-from llem.energy.meter import Device
+from llem.energy.meters.meter import Device
 from llem.planning import Accelerator
 
 # Boards of one kind differ by a percent in speed and a few in power at the same work.
@@ -36,7 +36,7 @@ CLOCKS_MHZ = {
     "H200": 1755, "GH200": 1755, "B200": 1830, "MI250X": 1650, "MI300X": 2100,
 }  # fmt: skip
 OTHER_MHZ, IDLE_MHZ = 1500, 345
-# The kernel's range of a package's counter, mJ (`llem.energy.rapl`): it starts again there.
+# The kernel's range of a package's counter, mJ (`llem.energy.meters.rapl`): it starts again there.
 PACKAGE_RANGE_MJ = 262143328.85
 
 

@@ -41,8 +41,8 @@ KINDS = ("options.", "prompts.", "arrival.", "layout.")
 
 
 def draw_study(out_dir: str | Path, groups: Sequence[Row], by: Sequence[str]) -> list[Path]:
-    """Draw groups of runs (`llem.results.deployments.group_served`) as PNG and SVG under `out_dir`;
-    returns the files. Raises UnavailableError without matplotlib."""
+    """Draw groups of runs (`llem.results.study.deployments.group_served`) as PNG and SVG under
+    `out_dir`; returns the files. Raises UnavailableError without matplotlib."""
     check_plots()
     plot = pareto.plot(groups, by)
     return save_plots(out_dir, [plot] if plot is not None else [])

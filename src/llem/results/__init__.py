@@ -12,24 +12,30 @@ Public: `aggregate`, `Aggregation`, `keep_sealed` (aggregate), `LateOptions` (en
 
 from llem.results.aggregate import Aggregation, aggregate, keep_sealed
 from llem.results.carbon import CarbonSeries, read_carbon
-from llem.results.devices import DeviceEnergy, NodeEnergy, PhaseTotal, RunEnergy, device_energies
-from llem.results.energy import LateOptions
-from llem.results.observation import (
+from llem.results.energy.devices import (
+    DeviceEnergy,
+    NodeEnergy,
+    PhaseTotal,
+    RunEnergy,
+    device_energies,
+)
+from llem.results.energy.traces import PowerTraces, Trace, power_traces
+from llem.results.ratio import CellRatio, Ratio, ratio_of_sums, ratios_by_cell
+from llem.results.reducing.reduction import reducer_version
+from llem.results.reducing.stored import parts_of
+from llem.results.reducing.workers import carbon_heard, carbon_told
+from llem.results.rows.energy import LateOptions
+from llem.results.rows.phases import DeviceRow, PhaseEnergy
+from llem.results.slices import deal, reduce_slice, unreduced
+from llem.results.steady import Steady, steady_runs
+from llem.results.stragglers import RankRow
+from llem.results.tables.observation import (
     COLUMNS,
     Observation,
     read_observations,
     write_observations,
     write_rows,
 )
-from llem.results.phases import DeviceRow, PhaseEnergy
-from llem.results.ratio import CellRatio, Ratio, ratio_of_sums, ratios_by_cell
-from llem.results.reduction import reducer_version
-from llem.results.slices import deal, reduce_slice, unreduced
-from llem.results.steady import Steady, steady_runs
-from llem.results.stored import parts_of
-from llem.results.stragglers import RankRow
-from llem.results.traces import PowerTraces, Trace, power_traces
-from llem.results.workers import carbon_heard, carbon_told
 
 __all__ = [
     "COLUMNS",

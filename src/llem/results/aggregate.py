@@ -25,19 +25,19 @@ from typing import Any
 
 from llem.errors import Fault, InputError
 from llem.results.carbon import CarbonSeries
-from llem.results.claim import Claim
-from llem.results.claims import divide_shared, read_series
-from llem.results.encoding import decode, encode
-from llem.results.energy import LateOptions
-from llem.results.observation import Observation
-from llem.results.phases import DeviceRow, PhaseEnergy, device_rows, phase_energy
-from llem.results.reduction import Inputs, Reduction, inputs_of, sealed_since
-from llem.results.row import observe
-from llem.results.served import Served
-from llem.results.servedrow import ServedRow, observe_served
-from llem.results.stored import Store
+from llem.results.energy.claim import Claim
+from llem.results.energy.claims import divide_shared, read_series
+from llem.results.ranks.served import Served
+from llem.results.reducing.encoding import decode, encode
+from llem.results.reducing.reduction import Inputs, Reduction, inputs_of, sealed_since
+from llem.results.reducing.stored import Store
+from llem.results.reducing.workers import reduce_runs
+from llem.results.rows.energy import LateOptions
+from llem.results.rows.phases import DeviceRow, PhaseEnergy, device_rows, phase_energy
+from llem.results.rows.served import ServedRow, observe_served
+from llem.results.rows.trained import observe
 from llem.results.stragglers import RankRow
-from llem.results.workers import reduce_runs
+from llem.results.tables.observation import Observation
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,17 +13,17 @@ from typing import Any
 from llem.records import NodeRecord, RecordError, read_node
 from llem.records.columns import Rows
 from llem.results.carbon import CarbonSeries
-from llem.results.claim import Claim
-from llem.results.claims import claim_devices
-from llem.results.clock import HostClock, translate
-from llem.results.counter import SAMPLE_COLUMNS, passed_samples
-from llem.results.domains import select
-from llem.results.endrecord import EndRecord, read_end
-from llem.results.ranks import RANK_FILE, SKEW_S, Ranks, read_of_run, read_ranks, skew_ns
+from llem.results.energy.claim import Claim
+from llem.results.energy.claims import claim_devices
+from llem.results.energy.counter import SAMPLE_COLUMNS, passed_samples
+from llem.results.energy.domains import select
+from llem.results.ranks.clock import HostClock, translate
+from llem.results.ranks.endrecord import EndRecord, read_end
+from llem.results.ranks.ranks import RANK_FILE, SKEW_S, Ranks, read_of_run, read_ranks, skew_ns
+from llem.results.ranks.timeline import Timeline
+from llem.results.ranks.view import step_ends, view_of
 from llem.results.steps import StepSums, sum_steps
 from llem.results.stragglers import RankRow, rank_rows, waited
-from llem.results.timeline import Timeline
-from llem.results.view import step_ends, view_of
 
 ATTEMPT_FOLDER = re.compile(r"attempt-(\d+)")
 # A node's record of more bytes than this is read device by device.

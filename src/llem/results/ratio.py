@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llem.records.native import compiled
-from llem.results.observation import Observation
+from llem.results.tables.observation import Observation
 
 Floats = NDArray[np.float64]
 

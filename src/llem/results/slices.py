@@ -14,9 +14,9 @@ from typing import Any
 
 from llem.results.aggregate import planned_runs, read_plan, unchanged
 from llem.results.carbon import CarbonSeries
-from llem.results.reduction import Inputs, inputs_of
-from llem.results.stored import PART, Store
-from llem.results.workers import reduce_runs
+from llem.results.reducing.reduction import Inputs, inputs_of
+from llem.results.reducing.stored import PART, Store
+from llem.results.reducing.workers import reduce_runs
 
 # A part is written at least so often: what a job that is killed loses.
 PART_S = 5.0

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from llem.records import RankRecord, read_rank, worst_quality
 from llem.results.aggregate import read_plan
 from llem.results.attempt import Attempt, attempt_folders, read_attempt
-from llem.results.claim import Claim
-from llem.results.claims import divide_shared, read_series
-from llem.results.clock import HostClock
-from llem.results.ranks import read_of_run
+from llem.results.energy.claim import Claim
+from llem.results.energy.claims import divide_shared, read_series
+from llem.results.ranks.clock import HostClock
+from llem.results.ranks.ranks import read_of_run
 from llem.results.warmup import steady_by_time
 
 # Left out at the beginning of every attempt: kernels are chosen, memory is taken, caches fill.

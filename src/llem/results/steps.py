@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from llem.results.claim import Claim
-from llem.results.ranks import Ranks
+from llem.results.energy.claim import Claim
+from llem.results.ranks.ranks import Ranks
+from llem.results.ranks.timeline import Timeline, stretches
 from llem.results.ratio import Clusters, time_blocks
-from llem.results.timeline import Timeline, stretches
 from llem.results.warmup import SteadyFrom, steady_by_energy
 
 Floats = NDArray[np.float64]

@@ -11,8 +11,8 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from llem.results.ranks import Ranks
-from llem.results.view import Wait
+from llem.results.ranks.ranks import Ranks
+from llem.results.ranks.view import Wait
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,10 +21,10 @@ from llem.serving.requests import Request, Tokenizer
 
 # llem's own, which need no installed metadata.
 OWN = {
-    "transformers": "llem.serving.transformers_backend:TransformersBackend",
-    "openai": "llem.serving.openai_backend:OpenAIBackend",
-    "vllm": "llem.serving.engines:VllmBackend",
-    "tensorrt-llm": "llem.serving.engines:TensorRTBackend",
+    "transformers": "llem.serving.generating.backend:TransformersBackend",
+    "openai": "llem.serving.servers.openai:OpenAIBackend",
+    "vllm": "llem.serving.servers.engines:VllmBackend",
+    "tensorrt-llm": "llem.serving.servers.engines:TensorRTBackend",
 }
 
 

@@ -28,7 +28,7 @@ from llem.serving.log import Log
 from llem.serving.outcome import Served, ServingProgress, Status, WarmedUp
 from llem.serving.replica import Replica
 from llem.serving.requests import Request, make_requests
-from llem.serving.server_memory import ServerMemory
+from llem.serving.servers.memory import ServerMemory
 from llem.training.clocks import tie_clock
 from llem.training.memory import PeakMemory, largest
 from llem.training.outcome import ShouldStop

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from llem._resources import PACKAGE
 from llem.campaign import Arrival, Prompts, Serving
-from llem.campaign.saveddata import saved_dataset
+from llem.campaign.data.saveddata import saved_dataset
 from llem.errors import Fault, InputError
 
 BUILTIN = PACKAGE / "campaign" / "prompts"

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from llem.training.checkpoint import delete_checkpoints, find_checkpoint
     from llem.training.loop import train
     from llem.training.model import build_model, count_params, load_class
-    from llem.training.order import WindowOrder
     from llem.training.schedule import learning_rate
+    from llem.training.tokens.order import WindowOrder
     from llem.training.world import World, start_world
 
 __all__ = [
@@ -42,7 +42,7 @@ __all__ = [
 
 _LAZY = {
     "Callback": "callbacks",
-    "WindowOrder": "order",
+    "WindowOrder": "tokens.order",
     "World": "world",
     "build_model": "model",
     "count_params": "model",

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from llem.errors import Fault, InputError, LlemError
-from llem.training.engine import Engine
+from llem.training.engines.engine import Engine
 from llem.training.world import World
 
 PROOF = "complete.json"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from llem.training.engine import Engine
+from llem.training.engines.engine import Engine
 from llem.training.task import Task
 from llem.training.world import World
 

@@ -27,9 +27,8 @@ from llem.training.checkpoint import (
     save_checkpoint,
 )
 from llem.training.clocks import tie_clock
-from llem.training.data import Share, share_of
 from llem.training.divergence import DivergenceWatch
-from llem.training.engine import Engine, TorchEngine
+from llem.training.engines.engine import Engine, TorchEngine
 from llem.training.evaluation import evaluate
 from llem.training.memory import PeakMemory, largest
 from llem.training.outcome import Evaluated, Outcome, Progress, ShouldStop, Status
@@ -37,6 +36,7 @@ from llem.training.pulse import Beat, Counter, NoCounter, Pulse
 from llem.training.recording import Recording
 from llem.training.schedule import learning_rate, phase
 from llem.training.task import Task, TokenTask
+from llem.training.tokens.data import Share, share_of
 from llem.training.world import World, versions
 
 PROGRESS_INTERVAL_S = 1.0
@@ -78,7 +78,7 @@ def train(
     task.open()
     world.first(lambda: attempt.mkdir(parents=True, exist_ok=True))
     if run.layout.zero_stage:
-        from llem.training.deepspeed import import_deepspeed
+        from llem.training.engines.deepspeed import import_deepspeed
 
         # Before memory is measured: the libraries are no part of the run.
         import_deepspeed()
@@ -118,7 +118,7 @@ def train(
 
 def _task_of(run: Run, world: World) -> Task:
     if isinstance(run.data, SampleData):
-        from llem.training.samples import SampleTask
+        from llem.training.samples.samples import SampleTask
 
         return SampleTask(run, world)
     return TokenTask(run, world)
@@ -146,13 +146,13 @@ def _check(run: Run, world: World) -> Share:
 def _build(run: Run, world: World, attempt: Path, task: Task) -> Engine:
     """The engine of the run's layout; what it is told is written beside the records."""
     if run.layout.zero_stage:
-        from llem.training.deepspeed import DeepSpeedEngine, write_config
+        from llem.training.engines.deepspeed import DeepSpeedEngine, write_config
 
         world.first(lambda: write_config(run, attempt))
         return DeepSpeedEngine(run, world, task)
     # One rank has nothing to shard.
     if run.layout.sharding == "fsdp2" and world.grouped:
-        from llem.training import fsdp2
+        from llem.training.engines import fsdp2
 
         world.first(lambda: fsdp2.write_config(run, attempt))
         return fsdp2.ShardedEngine(run, world, task)

@@ -1,7 +1,7 @@
 """A task: what is trained. The loop, the engines and the evaluation know models through it alone.
 
-`TokenTask` is a language model on windows of a token file; `llem.training.samples` has the task of
-any model on any dataset. A task is made on every rank, for one run.
+`TokenTask` is a language model on windows of a token file; `llem.training.samples.samples` has the
+task of any model on any dataset. A task is made on every rank, for one run.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llem.campaign import CustomModel, Run
-from llem.training.data import Batch, Share, Tokens, Windows, verify_content
 from llem.training.model import build_model
+from llem.training.tokens.data import Batch, Share, Tokens, Windows, verify_content
 from llem.training.world import World
 
 # Tokens of one forward of the evaluation. Fixed, so that every window is computed in the same

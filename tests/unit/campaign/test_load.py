@@ -137,6 +137,6 @@ def test_the_meters_of_a_campaign_are_those_that_there_are():
     from typing import get_args
 
     from llem.campaign.campaign import MeterName
-    from llem.energy.choose import METERS, MODELS
+    from llem.energy.meters.choose import METERS, MODELS
 
     assert get_args(MeterName) == ("auto", *METERS, *MODELS)

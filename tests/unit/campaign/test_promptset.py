@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from llem.campaign.promptset import prompts_of
-from llem.campaign.study import PromptChoice
+from llem.campaign.study.promptset import prompts_of
+from llem.campaign.study.study import PromptChoice
 from llem.errors import InputError
 
 SAVED = Path(__file__).parent / "captured" / "saved"

@@ -5,7 +5,7 @@ import struct
 
 import pytest
 
-from llem.campaign.served import FAMILIES, model_from_config, model_from_folder
+from llem.campaign.study.served import FAMILIES, model_from_config, model_from_folder
 from llem.errors import InputError
 
 from .studies import TINY

@@ -5,8 +5,8 @@ import yaml
 
 from llem.campaign import Campaign, campaign_to_dict, load_campaign
 from llem.campaign.load import campaign_from
-from llem.campaign.study import Rule, Study
-from llem.campaign.sweep import matches, sweep
+from llem.campaign.study.study import Rule, Study
+from llem.campaign.study.sweep import matches, sweep
 from llem.errors import InputError
 
 from .studies import STUDY, TINY, study_of

@@ -6,7 +6,7 @@ from fractions import Fraction
 import pytest
 
 from llem.campaign import Run, TokenData, mixture_of
-from llem.campaign.tokendata import whole_weights
+from llem.campaign.data.tokendata import whole_weights
 
 from .example import RUN
 

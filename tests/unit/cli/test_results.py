@@ -11,8 +11,8 @@ import pytest
 
 from llem.cli import main
 from llem.results import Observation, RankRow, read_observations, write_observations
-from llem.results.observation import write_rows
-from llem.results.phases import DeviceRow, PhaseEnergy
+from llem.results.rows.phases import DeviceRow, PhaseEnergy
+from llem.results.tables.observation import write_rows
 
 NAN = math.nan
 

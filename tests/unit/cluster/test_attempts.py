@@ -5,15 +5,15 @@ import json
 import pytest
 
 from llem.cluster import CampaignFolder
-from llem.cluster.attempts import (
+from llem.cluster.disk.attempts import (
     begin_attempt,
     count_anew,
     counts_since_ns,
     read_endings,
     write_end,
 )
-from llem.cluster.leaving import FLAG, Leaving
-from llem.cluster.retry import GiveUp, Go, next_try
+from llem.cluster.job.leaving import FLAG, Leaving
+from llem.cluster.scheduler.retry import GiveUp, Go, next_try
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from llem.cluster.causes import CAUSES, LOG_LINES, OF_STATE, cause, diagnose, recognise
-from llem.cluster.facts import STATES, ElementState, Step, parse_sacct
+from llem.cluster.scheduler.causes import CAUSES, LOG_LINES, OF_STATE, cause, diagnose, recognise
+from llem.cluster.scheduler.facts import STATES, ElementState, Step, parse_sacct
 
 CAPTURED = Path(__file__).parent / "captured"
 LOGS = CAPTURED / "logs"

@@ -5,10 +5,10 @@ import pickle
 
 import pytest
 
-from llem.cluster.causes import CAUSES, STOP_REASONS, cause_of_reason
-from llem.cluster.endings import cause_of_error, cause_of_log
-from llem.cluster.rendezvous import RendezvousError
-from llem.cluster.retry import TRIES
+from llem.cluster.disk.endings import cause_of_error, cause_of_log
+from llem.cluster.job.rendezvous import RendezvousError
+from llem.cluster.scheduler.causes import CAUSES, STOP_REASONS, cause_of_reason
+from llem.cluster.scheduler.retry import TRIES
 from llem.errors import InputError, UnavailableError
 from llem.records import RecordWriteError
 

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from llem.cluster import CampaignFolder
-from llem.cluster.ends import read_ends, write_ends
+from llem.cluster.disk.ends import read_ends, write_ends
 
 ONE, TWO, THREE = "0123456789ab", "ba9876543210", "00000000ffff"
 
@@ -141,7 +141,7 @@ def test_records_are_read_for_no_longer_than_allowed_and_the_next_call_goes_on(f
 
     monkeypatch.setattr(llem.results, "device_energies", read)
     clock = iter(range(100))
-    monkeypatch.setattr("llem.cluster.ends.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("llem.cluster.disk.ends.time.monotonic", lambda: next(clock))
     for name in (ONE, TWO, THREE):
         attempt(folder, name, end=done())
     settle(folder, energy_s=1.5)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llem.cluster.facts import (
+from llem.cluster.scheduler.facts import (
     SACCT_FIELDS,
     SQUEUE_FIELDS,
     STATES,

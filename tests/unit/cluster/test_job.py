@@ -4,11 +4,11 @@ import subprocess
 import sys
 import time
 
-from llem.cluster.job import job_started_ns
+from llem.cluster.job.environment import job_started_ns
 
 TOLD = """\
 import time; begun = time.time_ns(); time.sleep(0.3)
-from llem.cluster.job import job_started_ns
+from llem.cluster.job.environment import job_started_ns
 print(begun, job_started_ns())"""
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from llem.cluster.logs import MARK, find_run, own_tail, parts_of, tail
+from llem.cluster.state.logs import MARK, find_run, own_tail, parts_of, tail
 from llem.errors import InputError
 
 ONE, TWO = "0123456789ab", "ba9876543210"
@@ -65,7 +65,7 @@ def test_a_tail_is_short_whatever_the_log(tmp_path):
 def test_the_mark_is_what_a_rank_prints():
     import inspect
 
-    from llem.cluster import rank
+    from llem.cluster.job import rank
 
     source = inspect.getsource(rank)
     assert "run {run.run_id}: attempt {" in source

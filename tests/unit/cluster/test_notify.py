@@ -11,8 +11,8 @@ import pytest
 
 from llem.campaign import campaign_from
 from llem.cluster import CampaignFolder, Notifier, render_files, run_locally
-from llem.cluster.notify import events
-from llem.cluster.state import CampaignState, RunState
+from llem.cluster.state.notify import events
+from llem.cluster.state.state import CampaignState, RunState
 from llem.errors import InputError
 
 

@@ -3,7 +3,7 @@
 import json
 import math
 
-from llem.cluster.progress import ProgressFile, line
+from llem.cluster.job.progress import ProgressFile, line
 from llem.training import Progress
 
 AT = Progress(step=70, steps=1024, start_step=0, loss=2.31449, tokens_per_s=24_812.3, tokens=71_680)

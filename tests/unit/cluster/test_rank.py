@@ -6,9 +6,9 @@ import signal
 import pytest
 
 from llem.cluster import CampaignFolder
-from llem.cluster.attempts import begin_attempt
-from llem.cluster.rank import Rank
-from llem.cluster.recorder import Recorder
+from llem.cluster.disk.attempts import begin_attempt
+from llem.cluster.job.rank import Rank
+from llem.cluster.job.recorder import Recorder
 
 
 class World:

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llem.campaign import CustomModel, Replicates, Run, load_site, mixture_of, site_names
-from llem.cluster.files import json_line
-from llem.cluster.plan_text import render_plan, run_texts
+from llem.cluster.disk.files import json_line
+from llem.cluster.disk.plan_text import render_plan, run_texts
 from llem.cluster.render import (
     render_array,
     render_doctor,
@@ -265,7 +265,7 @@ def first_element(plan):
 
 def test_how_energy_is_measured_reaches_the_samplers(make):
     """The sampler's own step and the ranks' child read the same words, as data."""
-    from llem.cluster.job import sampler_options
+    from llem.cluster.job.environment import sampler_options
     from llem.energy.sampler import _parser
 
     plan = make(energy={"interval": "50 ms", "meters": ["rapl", "nvml"]},

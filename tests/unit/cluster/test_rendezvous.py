@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from llem.cluster.rendezvous import RendezvousError, meet
+from llem.cluster.job.rendezvous import RendezvousError, meet
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llem.campaign import CustomModel, Decoder, Layout, Predicted, Recipe, Run, TokenData
-from llem.cluster.retry import TRIES, Ending, GiveUp, Go, next_try, smaller_layout
+from llem.cluster.scheduler.retry import TRIES, Ending, GiveUp, Go, next_try, smaller_layout
 
 DATA = TokenData(path="d", dtype="uint8", tokens=10**6, evaluation_tokens=1000, fingerprint="ab")
 RUN = Run(

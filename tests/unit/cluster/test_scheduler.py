@@ -5,7 +5,7 @@ import json
 import pytest
 
 from llem.cluster import CampaignFolder
-from llem.cluster.scheduler import ACCOUNTING_AGAIN_S, Job, look
+from llem.cluster.state.look import ACCOUNTING_AGAIN_S, Job, look
 
 NOW = 1_800_000_000.0
 DOWN = "slurm_load_jobs error: Unable to contact slurm controller (connect failure)"

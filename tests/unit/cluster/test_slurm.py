@@ -2,7 +2,7 @@
 
 import pytest
 
-from llem.cluster.slurm import parse_job_id
+from llem.cluster.scheduler.slurm import parse_job_id
 from llem.errors import ClusterError
 
 

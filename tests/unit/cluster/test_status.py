@@ -7,8 +7,8 @@ import time
 import pytest
 
 from llem.cluster import CampaignFolder, campaign_state, render_files, summarise, wait
-from llem.cluster.facts import ElementState, Step, index_list
-from llem.cluster.scheduler import Look
+from llem.cluster.scheduler.facts import ElementState, Step, index_list
+from llem.cluster.state.look import Look
 from llem.cluster.submit import resubmit
 from llem.errors import ClusterError, UnavailableError
 

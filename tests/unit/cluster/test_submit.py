@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from llem.cluster import CampaignFolder, Ledger, render_files, submit
-from llem.cluster.facts import parse_indices
-from llem.cluster.state import folder_is_held
+from llem.cluster.scheduler.facts import parse_indices
+from llem.cluster.state.state import folder_is_held
 from llem.cluster.submit import cancel, resubmit, submit_and_wait
 from llem.errors import ClusterError, LlemError
 

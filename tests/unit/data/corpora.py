@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llem.campaign.prepared import read_index, read_prepared
+from llem.campaign.data.prepared import read_index, read_prepared
 
 WORDS = ("Straße", "Wälder", "a word", "new\nline", "日本", "🙂", "<|endoftext|>", "", "tab\t")
 

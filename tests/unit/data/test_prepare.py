@@ -19,8 +19,8 @@ import pytest
 from corpora import all_held, documents, held, write_jsonl, write_parquet, write_saved
 
 import llem
-from llem.campaign.prepared import index_of, read_index, read_prepared, sidecar_of
-from llem.campaign.tokenfile import fingerprint
+from llem.campaign.data.prepared import index_of, read_index, read_prepared, sidecar_of
+from llem.campaign.data.tokenfile import fingerprint
 from llem.data.tokenizer import _Bytes
 from llem.errors import InputError, LlemError
 

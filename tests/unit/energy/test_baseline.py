@@ -9,7 +9,7 @@ import time
 import pytest
 
 from llem.energy import Chosen, Device, Reading, StepCounter
-from llem.energy.baseline import IdleWatch
+from llem.energy.meters.baseline import IdleWatch
 from llem.energy.recorder import Recorder
 from llem.records import read_node
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llem.energy import CpuModel, MeterError
-from llem.energy.cpu_model import parse_stat
+from llem.energy.meters.cpu_model import parse_stat
 
 STAT = """cpu  1000 20 300 9000 500 6 7 8 400 40
 cpu0 500 10 150 4500 250 3 3 4 200 20

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from llem.energy.held import Shown, expand_indices, expected_gpus, held_gpus
+from llem.energy.meters.held import Shown, expand_indices, expected_gpus, held_gpus
 
 EIGHT = [Shown(uuid=f"GPU-{i:08x}-aa", instances={}) for i in range(8)]
 TWO = EIGHT[2:4]  # what a device cgroup with GPUs 2 and 3 shows

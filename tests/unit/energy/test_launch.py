@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from llem.energy import find_launch
-from llem.energy.launch import expand_tasks
+from llem.energy.meeting.launch import expand_tasks
 
 STEP = {
     "SLURM_JOB_ID": "41", "SLURM_STEP_ID": "0", "SLURM_PROCID": "5", "SLURM_LOCALID": "1",

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from llem.energy.node_held import cpus_here, node_held
+from llem.energy.meters.node_held import cpus_here, node_held
 
 JOB = {"SLURM_JOB_ID": "17"}
 

@@ -10,8 +10,8 @@ import time
 import pytest
 
 from llem.energy import HwmonMeter, IpmiMeter, MeterError
-from llem.energy.choose import Chosen
-from llem.energy.node_power import Poller, parse_dcmi
+from llem.energy.meters.choose import Chosen
+from llem.energy.meters.node_power import Poller, parse_dcmi
 from llem.energy.recorder import Recorder
 from llem.records import read_node
 

@@ -11,10 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from llem.energy.nvml import _timed
+from llem.energy.meters.nvml import _timed
 from llem.records import read_node
 from llem.results import device_energies
-from llem.results.clock import HostClock
+from llem.results.ranks.clock import HostClock
 
 ASK = """
 import json, sys

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llem.energy import MeterError, PmCountersMeter
-from llem.energy.pm_counters import parse_counter
+from llem.energy.meters.pm_counters import parse_counter
 
 BOOT = "c0ffee00-1111-2222-3333-444455556666"
 T_S = 1_750_000_000.0

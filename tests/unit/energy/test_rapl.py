@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from llem.energy import MeterError
-from llem.energy.choose import Chosen
-from llem.energy.rapl import RaplMeter
+from llem.energy.meters.choose import Chosen
+from llem.energy.meters.rapl import RaplMeter
 from llem.energy.recorder import Recorder
 from llem.results import device_energies
 
@@ -203,7 +203,7 @@ def test_the_sampler_process_reads_the_truth(tmp_path, sampler, fake_powercap, p
         ticker.wait()
     assert {d["domain"] for d in answer.devices} == {"package", "dram"}
     from llem.records import read_node
-    from llem.results.counter import energy_series
+    from llem.results.energy.counter import energy_series
 
     tree = fake_powercap(sockets=2, dram=(0, 1))
     record = read_node(path)

@@ -10,8 +10,8 @@ import pytest
 
 from llem.records import read_node
 from llem.results import device_energies
-from llem.results.claims import claim_devices, divide_shared, read_series
-from llem.results.domains import select
+from llem.results.energy.claims import claim_devices, divide_shared, read_series
+from llem.results.energy.domains import select
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,7 @@ import pytest
 
 import llem
 from llem.campaign import Campaign, campaign_from
-from llem.campaign.prepared import index_of
+from llem.campaign.data.prepared import index_of
 from llem.errors import InputError
 from llem.pipeline import resolve_data
 

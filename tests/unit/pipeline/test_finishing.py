@@ -13,7 +13,7 @@ from llem.errors import InputError
 from llem.pipeline import campaigns, finish, fit_campaign, report_campaign
 from llem.pipeline.declaring import declared_of
 from llem.pipeline.fitting import campaign_prices, campaign_table
-from llem.results.observation import Observation, write_observations
+from llem.results.tables.observation import Observation, write_observations
 from llem.scaling import checklist
 from llem.scaling.judging.checklist import open_items
 

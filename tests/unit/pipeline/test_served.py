@@ -13,10 +13,16 @@ from llem.campaign.load import campaign_from
 from llem.errors import InputError
 from llem.pipeline import plan_study
 from llem.pipeline.campaigns import write_served
-from llem.planning.serving import batch_of, course_of, decode_pass, memory_of_serving, precision_of
-from llem.planning.servinglaw import law_of
-from llem.results.served import Served
-from llem.results.servedrow import ServedRow
+from llem.planning.study.cost import (
+    batch_of,
+    course_of,
+    decode_pass,
+    memory_of_serving,
+    precision_of,
+)
+from llem.planning.study.law import law_of
+from llem.results.ranks.served import Served
+from llem.results.rows.served import ServedRow
 
 ROUNDS, REST_S, START_S, POWER_W, MEMORY = 7, 3.5, 21.0, 287.0, 1.3
 SITE = {

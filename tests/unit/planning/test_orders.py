@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llem.planning.orders import ordered, williams
+from llem.planning.study.orders import ordered, williams
 
 ORDERS = ("sequential", "interleaved", "shuffled", "reverse", "latin-square")
 sizes = st.integers(1, 12)

@@ -9,10 +9,10 @@ import pytest
 
 from llem.campaign import Deployment, Prompts
 from llem.campaign.options import effective_options
-from llem.campaign.served import model_from_config
+from llem.campaign.study.served import model_from_config
 from llem.planning.hardware import ACCELERATORS
-from llem.planning.serving import decode_pass, memory_of_serving, precision_of, prompt_pass
-from llem.planning.servinglaw import (
+from llem.planning.study.cost import decode_pass, memory_of_serving, precision_of, prompt_pass
+from llem.planning.study.law import (
     CPU,
     GPU_TIME_ERROR,
     Passes,

@@ -12,7 +12,7 @@ import pytest
 
 from llem.records import SAMPLES, STEPS, node_writer, rank_writer, samples_table
 from llem.records.native import compiled
-from llem.results.workers import reduce_to_text
+from llem.results.reducing.workers import reduce_to_text
 
 SECOND = 1_000_000_000
 BEGAN_NS = 10_000_000 * SECOND + 123

@@ -12,8 +12,8 @@ from llem.cluster import CampaignFolder
 from llem.pipeline import aggregate_campaign, load_rows
 from llem.pipeline.viewing import compare_groups
 from llem.report.plots.pareto import front
-from llem.results.deployments import RATIOS, clustered, group_served, pair_ratios, student
-from llem.results.pool import Pool, read_pools, write_pools
+from llem.results.ranks.pool import Pool, read_pools, write_pools
+from llem.results.study.deployments import RATIOS, clustered, group_served, pair_ratios, student
 
 CYCLES = 3
 

@@ -9,7 +9,7 @@ import pytest
 
 from llem.records import node_writer, read_node, samples_table
 from llem.results import device_energies, power_traces
-from llem.results.marks import marked_spans
+from llem.results.ranks.marks import marked_spans
 
 
 @pytest.fixture

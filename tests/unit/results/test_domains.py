@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from llem.results import aggregate
-from llem.results.claim import Claim
-from llem.results.domains import domains_of, select
+from llem.results.energy.claim import Claim
+from llem.results.energy.domains import domains_of, select
 
 ALL = ("gpu", "module", "package", "dram")
 NAN = math.nan

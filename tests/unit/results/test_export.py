@@ -11,8 +11,8 @@ import h5py
 import pytest
 
 from llem.errors import InputError, UnavailableError
-from llem.results.export import export_rows, to_arrow, to_pandas
-from llem.results.grouping import group_rows
+from llem.results.tables.export import export_rows, to_arrow, to_pandas
+from llem.results.tables.grouping import group_rows
 
 KINDS = {"run_id": "str", "seed": "int", "attempt": "int", "loss": "float", "reason": "str"}
 ROWS = [

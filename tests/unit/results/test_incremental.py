@@ -11,7 +11,8 @@ import pytest
 
 from llem.errors import LlemError
 from llem.records import seal
-from llem.results import aggregate, keep_sealed, read_carbon, workers, write_observations
+from llem.results import aggregate, keep_sealed, read_carbon, write_observations
+from llem.results.reducing import workers
 
 BEFORE_S = 60.0
 
@@ -193,7 +194,7 @@ def test_what_is_too_large_to_be_kept_is_read_again_with_the_same_result(
     planted.end(host=hosts[0], ranks=4, step=40, hosts=["n0", "n1"])
     wanted = aggregate(planted.folder)
     assert wanted.observations[0].devices == 4 and not wanted.problems
-    monkeypatch.setattr("llem.results.ranks.KEPT_BYTES", 0)
+    monkeypatch.setattr("llem.results.ranks.ranks.KEPT_BYTES", 0)
     monkeypatch.setattr("llem.results.attempt.LARGE_BYTES", 0)
     assert _all(aggregate(planted.folder)) == _all(wanted)
 

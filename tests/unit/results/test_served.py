@@ -9,8 +9,8 @@ import pytest
 from llem.records import Phase, rank_writer
 from llem.records.schema import REQUESTS, TOKENS
 from llem.results import aggregate
-from llem.results.pool import Pool, pooled
-from llem.results.served import passes_by_tokens
+from llem.results.ranks.pool import Pool, pooled
+from llem.results.ranks.served import passes_by_tokens
 
 
 def the_row(folder, **options):

@@ -10,8 +10,8 @@ import pytest
 
 from llem.records import Phase, RequestStatus, rank_writer, read_rank
 from llem.results import aggregate
-from llem.results.served import as_training, served_by
-from llem.results.timeline import PHASES, stretches, timeline
+from llem.results.ranks.served import as_training, served_by
+from llem.results.ranks.timeline import PHASES, stretches, timeline
 
 
 def test_files_cut_off_or_overwritten_anywhere_are_told_and_never_fatal(planted, course):

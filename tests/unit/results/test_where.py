@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llem.errors import InputError
-from llem.results.where import parse_where
+from llem.results.tables.where import parse_where
 
 KINDS = {"run_id": "str", "status": "str", "params": "int", "loss": "float", "reason": "str"}
 ROWS = [

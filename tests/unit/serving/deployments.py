@@ -4,7 +4,7 @@ import math
 
 from llem.campaign import Arrival, Deployment, Layout, Predicted, Prompts, Serving, Warmup
 from llem.campaign.options import effective_options
-from llem.campaign.served import model_from_config
+from llem.campaign.study.served import model_from_config
 
 LLAMA = {
     "model_type": "llama", "vocab_size": 320, "hidden_size": 64, "intermediate_size": 128,

@@ -11,10 +11,10 @@ from deployments import serving
 
 from llem.errors import LlemError
 from llem.serving import serve_run
+from llem.serving.generating.backend import TransformersBackend
 from llem.serving.log import Log
 from llem.serving.replica import Replica
 from llem.serving.requests import make_requests
-from llem.serving.transformers_backend import TransformersBackend
 from llem.training import start_world
 from llem.training.pulse import NoCounter
 

@@ -6,10 +6,10 @@ import transformers
 from deployments import serving
 
 from llem.records.schema import FORWARDS
+from llem.serving.generating.backend import TransformersBackend
 from llem.serving.log import Log
 from llem.serving.replica import Replica
 from llem.serving.requests import make_requests
-from llem.serving.transformers_backend import TransformersBackend
 from llem.training.pulse import NoCounter
 
 LENGTHS = [3, 9, 1, 9, 6]

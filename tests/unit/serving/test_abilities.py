@@ -13,9 +13,9 @@ from deployments import serving
 from served import backend_of, reference, served
 
 from llem.errors import InputError
-from llem.serving.abilities import QUANTISERS, installed
+from llem.serving.generating.abilities import QUANTISERS, installed
+from llem.serving.generating.backend import TransformersBackend
 from llem.serving.replica import Replica
-from llem.serving.transformers_backend import TransformersBackend
 from llem.training.world import start_world
 
 # Shapes that all kinds take: groups of 64 numbers within a head's keys, and in each row.

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from llem.campaign.options import BACKENDS
-from llem.serving.arguments import (
+from llem.serving.servers.arguments import (
     ARGUMENTS,
     TENSORRT_LLM,
     VLLM,

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llem.serving.batching import Batching, Queue
+from llem.serving.generating.batching import Batching, Queue
 from llem.serving.requests import Request
 
 

@@ -8,10 +8,10 @@ import time
 import pytest
 from deployments import serving
 
-from llem.cluster.folder import CampaignFolder
-from llem.cluster.job import socket_path
-from llem.cluster.rank import Rank
-from llem.cluster.recorder import Recorder
+from llem.cluster.disk.folder import CampaignFolder
+from llem.cluster.job.environment import socket_path
+from llem.cluster.job.rank import Rank
+from llem.cluster.job.recorder import Recorder
 from llem.energy import start_sampler
 
 

@@ -17,12 +17,12 @@ pytest.importorskip("torch", reason="torch is not installed")
 
 from deployments import LLAMA, serving
 
-from llem.campaign.served import model_from_folder
+from llem.campaign.study.served import model_from_folder
 from llem.errors import InputError, UnavailableError
 from llem.records import read_rank
 from llem.serving import backend_class, serve_run
 from llem.serving.backend import backend_names
-from llem.serving.engine_steps import EngineSteps
+from llem.serving.servers.engine_steps import EngineSteps
 from llem.training.world import start_world
 
 STANDIN = Path(__file__).with_name("standin.py")
@@ -36,7 +36,7 @@ if "--extra_llm_api_options" in words:
     told["settings"] = json.load(open(words[words.index("--extra_llm_api_options") + 1]))
 json.dump(told, open({told!r}, "w"))
 if {says!r}:
-    # as llem.serving.vllm_logger does in vLLM itself
+    # as llem.serving.servers.vllm_logger does in vLLM itself
     with open(os.environ["LLEM_ENGINE_FILE"], "w") as file:
         file.write({says!r})
 os.execv(sys.executable, [sys.executable, {standin!r}, port, "--pause-s", "0.04"])
@@ -190,10 +190,10 @@ def logger(monkeypatch, tmp_path):
     for name in ("vllm", "vllm.v1", "vllm.v1.metrics"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     monkeypatch.setitem(sys.modules, loggers.__name__, loggers)
-    monkeypatch.delitem(sys.modules, "llem.serving.vllm_logger", raising=False)
+    monkeypatch.delitem(sys.modules, "llem.serving.servers.vllm_logger", raising=False)
     monkeypatch.setenv("LLEM_ENGINE_FILE", str(tmp_path / "steps"))
-    yield import_module("llem.serving.vllm_logger"), tmp_path / "steps"
-    del sys.modules["llem.serving.vllm_logger"]
+    yield import_module("llem.serving.servers.vllm_logger"), tmp_path / "steps"
+    del sys.modules["llem.serving.servers.vllm_logger"]
 
 
 def test_a_step_is_a_line_and_a_configuration_is_told_by_its_names(logger, monkeypatch):

@@ -9,9 +9,9 @@ from deployments import serving
 from served import LENGTHS, backend_of, columns, cut, ending_with, reference, served
 
 from llem.records import Phase, RequestStatus
+from llem.serving.generating.backend import TransformersBackend
 from llem.serving.replica import Replica
 from llem.serving.requests import make_requests
-from llem.serving.transformers_backend import TransformersBackend
 from llem.training.world import start_world
 
 
@@ -165,7 +165,7 @@ def test_whoever_is_told_to_leave_does_so_after_the_pass_and_says_what_was_given
 def test_other_families_are_served_alike(world, model_type):
     from deployments import LLAMA
 
-    from llem.campaign.served import model_from_config
+    from llem.campaign.study.served import model_from_config
 
     config = {**LLAMA, "model_type": model_type}
     if model_type == "gpt2":

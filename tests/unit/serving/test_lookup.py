@@ -11,7 +11,7 @@ pytest.importorskip("transformers", reason="transformers is not installed")
 from served import backend_of, columns, cut, ending_with, reference, served
 
 from llem.records import Phase, RequestStatus
-from llem.serving.lookup import guessed, right
+from llem.serving.generating.lookup import guessed, right
 from llem.training.world import start_world
 
 NONE = frozenset()

@@ -168,7 +168,7 @@ def test_the_same_run_again_serves_the_same_requests(world, tmp_path):
 
 
 def test_a_model_on_disk_gives_the_tokens_of_the_one_it_was_saved_from(world, tmp_path):
-    from llem.campaign.served import model_from_folder
+    from llem.campaign.study.served import model_from_folder
     from llem.serving.replica import Replica
     from llem.serving.requests import make_requests
 
@@ -210,7 +210,7 @@ def test_half_precision_takes_half_the_memory_of_weights(world, tmp_path):
 def test_what_cannot_be_had_here_is_refused_before_anything_is_loaded(
     world, tmp_path, options, said, monkeypatch
 ):
-    import llem.serving.abilities as module
+    import llem.serving.generating.abilities as module
 
     real, absent = module.find_spec, ("bitsandbytes", "optimum.quanto")
     monkeypatch.setattr(module, "find_spec", lambda n: None if n in absent else real(n))
@@ -220,7 +220,7 @@ def test_what_cannot_be_had_here_is_refused_before_anything_is_loaded(
 
 
 def test_a_package_that_is_missing_is_named_with_what_installs_it(world, monkeypatch):
-    import llem.serving.abilities as module
+    import llem.serving.generating.abilities as module
 
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     with pytest.raises(UnavailableError, match="torch and transformers") as error:

@@ -20,8 +20,8 @@ from llem.errors import InputError, LlemError
 from llem.records import Phase, RequestStatus, read_rank
 from llem.serving import serve_run
 from llem.serving.requests import make_requests
-from llem.serving.server import Server, filled
-from llem.serving.server_memory import ServerMemory
+from llem.serving.servers.memory import ServerMemory
+from llem.serving.servers.server import Server, filled
 from llem.training.world import start_world
 
 STANDIN = Path(__file__).with_name("standin.py")
@@ -214,7 +214,7 @@ def test_the_memory_of_a_server_is_that_of_all_its_processes(tmp_path):
 def test_a_server_ends_with_the_process_that_started_it(tmp_path):
     code = (
         "import os, pathlib, sys, time\n"
-        "from llem.serving.server import Server\n"
+        "from llem.serving.servers.server import Server\n"
         "server = Server('sleep 1000', values={})\n"
         "server.start()\n"
         "pathlib.Path(sys.argv[1]).write_text(str(server.processes()[0]))\n"

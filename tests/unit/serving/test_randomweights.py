@@ -6,7 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
-from llem.serving.randomweights import BLOCK, repeated_weights  # noqa: E402
+from llem.serving.generating.randomweights import BLOCK, repeated_weights  # noqa: E402
 
 ROWS, COLUMNS = 1025, 2048
 

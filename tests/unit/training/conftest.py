@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from llem.campaign import Architecture, Decoder, Layout, Predicted, Recipe, Run, TokenData
-from llem.campaign.tokenfile import token_file, write_tokens
+from llem.campaign.data.tokenfile import token_file, write_tokens
 
 CONTEXT = 32
 BATCH_WINDOWS = 16

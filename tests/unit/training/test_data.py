@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from llem.campaign import Run, TokenData, mixture_of
-from llem.campaign.prepared import index_of
-from llem.campaign.tokenfile import fingerprint, token_file, write_tokens
+from llem.campaign.data.prepared import index_of
+from llem.campaign.data.tokenfile import fingerprint, token_file, write_tokens
 from llem.errors import InputError
-from llem.training.data import Windows, share_of, verify_content
+from llem.training.tokens.data import Windows, share_of, verify_content
 
 CONTEXT = 32
 BATCH = 16 * CONTEXT

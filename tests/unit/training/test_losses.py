@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llem.errors import InputError
-from llem.training.losses import loss_of
+from llem.training.samples.losses import loss_of
 
 X, Y = torch.randn(4, 3), torch.tensor([0, 1, 1, 0])
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llem.training.mixture import MixtureOrder
+from llem.training.tokens.mixture import MixtureOrder
 
 WEIGHTS = st.lists(st.integers(1, 60), min_size=1, max_size=7).map(
     lambda found: [weight // gcd(*found) for weight in found]

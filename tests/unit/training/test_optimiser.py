@@ -238,7 +238,7 @@ def test_compiled_blocks_compute_the_same_but_for_rounding(
 
 
 def test_a_custom_class_is_compiled_and_sharded_whole_or_by_its_lists() -> None:
-    from llem.training.engine import units
+    from llem.training.engines.engine import units
 
     model = build_model(shape(32), seed=0)
     assert units(model) == list(model.blocks)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llem.training.order import WindowOrder
+from llem.training.tokens.order import WindowOrder
 
 SIZES = st.integers(1, 3000)
 SEEDS = st.integers(-(2**63), 2**63)

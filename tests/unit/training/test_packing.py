@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llem.training.packing import best_fit, pack_documents
+from llem.training.tokens.packing import best_fit, pack_documents
 
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=60)
 

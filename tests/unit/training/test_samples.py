@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from llem.campaign import CustomModel, Layout, Predicted, Recipe, Run, SampleData
 from llem.errors import InputError
 from llem.training import World
-from llem.training.data import Share
-from llem.training.losses import loss_of
-from llem.training.samples import Objects, SampleTask, check_model
-from llem.training.sampleset import open_samples
+from llem.training.samples.losses import loss_of
+from llem.training.samples.samples import Objects, SampleTask, check_model
+from llem.training.samples.sampleset import open_samples
+from llem.training.tokens.data import Share
 
 SAMPLES = 200
 X = torch.randn(SAMPLES, 3)

@@ -18,8 +18,8 @@ from torch.utils.data import (
 )
 
 from llem.errors import InputError
-from llem.training.batches import tokens_each
-from llem.training.sampleset import digest_of, open_samples
+from llem.training.samples.batches import tokens_each
+from llem.training.samples.sampleset import digest_of, open_samples
 
 X, Y = torch.arange(60.0).view(20, 3), torch.arange(20)
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import nn
 
-from llem.training.sourcecode import source_hash
+from llem.training.samples.sourcecode import source_hash
 
 COMMON = """
 from torch import nn

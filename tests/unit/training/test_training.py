@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from llem.campaign import Run, mixture_of
-from llem.campaign.tokenfile import token_file, write_tokens
+from llem.campaign.data.tokenfile import token_file, write_tokens
 from llem.errors import InputError, LlemError
 from llem.records import Phase, read_rank
 

@@ -36,7 +36,7 @@ def main(paths: list[str]) -> int:
 
     if any(job["world"]["zero_stage"] for job in jobs):
         os.environ["DS_ACCELERATOR"] = "cpu"
-        from llem.training.deepspeed import import_deepspeed
+        from llem.training.engines.deepspeed import import_deepspeed
 
         import_deepspeed()
     gc.freeze()

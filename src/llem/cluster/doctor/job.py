@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from llem.campaign import Site
-from llem.cluster import slurm
 from llem.cluster.check import FAIL, Check, at
+from llem.cluster.disk.files import write_json, write_text
 from llem.cluster.doctor.node import job_rows, parse_host
-from llem.cluster.facts import ACTIVE, ElementState
-from llem.cluster.files import write_json, write_text
-from llem.cluster.gate import run_program
 from llem.cluster.render import render_doctor
+from llem.cluster.scheduler import slurm
+from llem.cluster.scheduler.facts import ACTIVE, ElementState
+from llem.cluster.scheduler.gate import run_program
 from llem.errors import ClusterError, LlemError
 
 # The clock's bounds are as far apart as polls; a job that waits for long is looked for less often.

@@ -12,7 +12,7 @@ from llem.campaign import Site
 from llem.cluster.check import FAIL, OK, WARN, Check, size
 from llem.cluster.doctor.place import LITTLE_HOME_BYTES, place_rows, probe, room, room_rows
 from llem.cluster.doctor.scheduler import examine_scheduler
-from llem.cluster.gate import run_program
+from llem.cluster.scheduler.gate import run_program
 from llem.errors import LlemError
 
 # Domains that hold the processors' energy.

@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from llem._version import __version__
+from llem.cluster.disk.files import write_json
 from llem.cluster.doctor.login import installed, meters
 from llem.cluster.doctor.place import probe, room
-from llem.cluster.files import write_json
-from llem.cluster.job import node_name
+from llem.cluster.job.environment import node_name
 
 PACKAGES = ("torch", "accelerate", "deepspeed", "h5py", "numpy", "submitit")
 PONG_S = 15.0

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from llem.campaign import Site, format_duration
 from llem.cluster.check import FAIL, OK, WARN, Check
-from llem.cluster.gate import run_program
+from llem.cluster.scheduler.gate import run_program
 from llem.errors import ClusterError, LlemError, UnavailableError, did_you_mean
 from llem.planning.limits import parse_config, parse_limit_s, parse_table
 
@@ -47,7 +47,7 @@ class Partition:
 
 def ask_scheduler() -> SchedulerFacts:
     """Six short questions. Raises UnavailableError, ClusterError where there is no scheduler."""
-    from llem.cluster.slurm import has_accounting
+    from llem.cluster.scheduler.slurm import has_accounting
 
     def table(*words: str) -> str | None:
         try:

@@ -35,8 +35,8 @@ def front(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def plot(rows: Sequence[Row], by: Sequence[str]) -> Plot | None:
-    """The plot of groups of runs (`llem.results.deployments.group_served`) by these fields; None
-    where no energy is known."""
+    """The plot of groups of runs (`llem.results.study.deployments.group_served`) by these fields;
+    None where no energy is known."""
     shown = [row for row in rows if number(row["j_per_token"]) > 0]
     if not shown:
         return None

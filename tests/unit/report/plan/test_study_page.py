@@ -7,7 +7,7 @@ import pytest
 
 from llem.campaign.load import campaign_from
 from llem.pipeline import plan_study
-from llem.pipeline.studies import draw_study
+from llem.pipeline.study.plan import draw_study
 
 from ..test_page import Balance
 

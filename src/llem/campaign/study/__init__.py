@@ -1,0 +1,1 @@
+"""A study as its file asks it: models, prompts, arrivals, sweeps, deployments."""

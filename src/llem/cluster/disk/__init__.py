@@ -1,0 +1,1 @@
+"""A campaign on disk: its folder, plan, ledger, attempts and ends."""

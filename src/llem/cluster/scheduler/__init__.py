@@ -1,0 +1,1 @@
+"""The scheduler: SLURM's commands, what it says of elements, causes and retries."""

@@ -1,0 +1,1 @@
+"""How a campaign stands: state, summary, logs, waiting and telling."""

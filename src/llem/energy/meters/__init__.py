@@ -1,0 +1,1 @@
+"""Meters: which devices a node has, and how each is read."""

@@ -1,0 +1,1 @@
+"""`find_optimal`: a user's model, data and loss to a law and its optimum."""

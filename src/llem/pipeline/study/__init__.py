@@ -1,0 +1,1 @@
+"""A study of deployments from its file to its result."""

@@ -1,0 +1,1 @@
+"""What the ranks of an attempt say: steps, requests, their clocks and their time."""

@@ -1,0 +1,1 @@
+"""Reducing a run's records, once, by several workers, and keeping what was found."""

@@ -1,0 +1,1 @@
+"""Runs of a study over their cycles: deployments, compared and tabled."""

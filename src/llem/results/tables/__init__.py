@@ -1,0 +1,1 @@
+"""Rows as tables: the observation, and rows chosen, grouped and exported."""

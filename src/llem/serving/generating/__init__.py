@@ -1,0 +1,1 @@
+"""The backend transformers: forward passes of our own, one recorded after the other."""

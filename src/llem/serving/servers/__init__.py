@@ -1,0 +1,1 @@
+"""Backends that are servers: vLLM, TensorRT-LLM and whatever speaks OpenAI's interface."""

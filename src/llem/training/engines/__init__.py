@@ -1,0 +1,1 @@
+"""Engines: one optimiser step over ranks, by DDP, DeepSpeed's ZeRO or FSDP2."""

@@ -1,0 +1,1 @@
+"""A user's own model, data set and loss as a task."""

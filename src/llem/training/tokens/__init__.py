@@ -1,0 +1,1 @@
+"""Token files as windows: their order, mixtures and packed documents."""
