@@ -45,7 +45,7 @@ def says(monkeypatch):
             for (array, index), values in dict(elements).items()
         }
         answer = Look(elements=found, **{"asked": True, "seen_s": NOW, **look})
-        monkeypatch.setattr("llem.cluster.state.look", lambda *_: answer)
+        monkeypatch.setattr("llem.cluster.state.state.look", lambda *_: answer)
 
     return says
 
@@ -149,7 +149,7 @@ def test_a_run_that_ended_between_two_looks_is_not_lost(planned, monkeypatch):
         (place / "end.json").write_text(json.dumps(completed(run)))
         return Look(asked=True, seen_s=NOW)
 
-    monkeypatch.setattr("llem.cluster.state.look", look)
+    monkeypatch.setattr("llem.cluster.state.state.look", look)
     assert by_name(campaign_state(folder, plan))[run.run_id].status == "completed"
 
 
@@ -303,7 +303,7 @@ def test_wait_goes_on_while_the_controller_restarts(planned, monkeypatch):
         Look(asked=True, problem="Unable to contact"),
         Look(asked=True, seen_s=NOW),
     ]
-    monkeypatch.setattr("llem.cluster.state.look", lambda *_: answers.pop(0))
+    monkeypatch.setattr("llem.cluster.state.state.look", lambda *_: answers.pop(0))
     pauses = []
     state = wait(folder, plan, sleep=pauses.append)
     assert not answers and not state.active
