@@ -89,7 +89,7 @@ def _range(values: Iterable[float]) -> str:
 def _plan_figures(plan: Plan, times: Timeline | None) -> list[tuple[str, str]]:
     """What is spent, how sure that is and what it rests on; the recipe with its rounding."""
     from llem.planning.spend import spend, uncertainty
-    from llem.report.plan.promise import THIS, rows_of
+    from llem.report.promise import THIS, rows_of
 
     totals, known = plan.totals, uncertainty(plan.device)
     off = {key: math.exp(error) for key, error in known["uncertainty"].items()}

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from llem.scaling.answers.optimum import Prices
 
 
+# Of a plan's design: the expected error of log N* at the target, and the noise of a run's loss.
+PROMISE = ("predicted_se_log_params", "law_error_log_params", "noise")
 Rows = Table | Sequence[Mapping[str, Any]]
 Mask = NDArray[np.bool_]
 # Columns passed on as they are, where anything in them is known.
@@ -216,6 +218,10 @@ def fit_campaign(
         "plan": values["digest"],
         "llem": values["llem"],
     }
+    # What the plan promised, so that whoever reads the answer sees whether it was kept.
+    design = values["design"]
+    if not targets and design.get("predicted_se_log_params") is not None:
+        fit["promise"] = {name: design.get(name) for name in PROMISE}
     write_json(folder.results / FIT_FILE, fit)
     return fit
 

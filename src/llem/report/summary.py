@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from llem.report.folding import folded
+from llem.report.promise import kept_line
 from llem.report.tables import (
     FORMS,
     TOO_FAR,
@@ -80,6 +81,8 @@ def quality_line(fit: Mapping[str, Any]) -> str:
 def detail_lines(fit: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """(label, sentence) of all that stands behind the answer."""
     yield "certificate", certificate_line(fit)
+    if text := kept_line(fit):
+        yield "promise", text
     residuals = fit.get("residuals") or {}
     if known(residuals.get("median_abs")):
         worst = residuals.get("worst") or []

@@ -10,7 +10,7 @@ import pytest
 
 from llem.report.plan import render_plan_page, timeline
 from llem.report.plan.cells import cells_of
-from llem.report.plan.promise import factor_text
+from llem.report.promise import factor_text
 
 from ..test_page import Balance
 from .plans import page_of, plan_of

@@ -1,4 +1,4 @@
-"""What a plan promises, in words: how well N* and the loss will be known at the target."""
+"""What a plan promises of N* and the loss at the target, and whether it was kept, in words."""
 
 from __future__ import annotations
 
@@ -57,6 +57,27 @@ def rows_of(design: Mapping[str, Any]) -> list[dict[str, str]]:
             }
         )
     return rows
+
+
+def kept_line(fit: Mapping[str, Any]) -> str:
+    """Whether a fit knows N* at the target as well as the plan promised; empty where it did not."""
+    promise, optima = fit.get("promise") or {}, fit.get("optima") or []
+    if not optima or not known(promise.get(PARTS[0])):
+        return ""
+    params = number(optima[0]["params"])
+    low, high = map(number, ((optima[0].get("ci") or {}).get("params") or (None, None)))
+    words = f"the plan expected N* within x/ {factor_text(both(promise))}"
+    if not (math.isfinite(params) and low > 0 and math.isfinite(high)):
+        return f"{words}; the fit gives it no bounds"
+    below, above = (significant(f, 3) for f in (params / low, high / params))
+    words += f"; its interval reaches {below} times down and {above} times up"
+    off = number((fit.get("residuals") or {}).get("median_abs"))
+    noise = number(promise.get("noise"))
+    in_log = (fit.get("estimator") or {}).get("space", "log") == "log"
+    if in_log and math.isfinite(off) and math.isfinite(noise):
+        # The median of |x| is .6745 standard deviations of a normal x.
+        words += f"; runs lie {off / 0.6745:.2%} off the law, {noise:.2%} was assumed"
+    return words
 
 
 def _share(share: float) -> str:

@@ -1,0 +1,52 @@
+"""What a plan promised of N*, beside what the fit found."""
+
+import math
+
+import pytest
+
+from llem.report.promise import kept_line
+from llem.report.summary import detail_lines
+
+PROMISE = {"predicted_se_log_params": math.log(1.2) / 1.96, "law_error_log_params": None,
+           "noise": 0.005}  # fmt: skip
+
+
+def fit(*, ci=(100.0, 400.0), promise=PROMISE, space="log"):
+    return {
+        "promise": promise, "estimator": {"space": space},
+        "optima": [{"params": 200.0, "ci": {"params": ci}}],
+        "residuals": {"median_abs": 0.006745, "max_abs": 0.02},
+    }  # fmt: skip
+
+
+def test_a_promise_stands_beside_what_was_found():
+    assert kept_line(fit()) == (
+        "the plan expected N* within x/ 1.20; its interval reaches 2.00 times down and 2.00 times "
+        "up; runs lie 1.00% off the law, 0.50% was assumed"
+    )
+
+
+def test_the_law_s_own_error_is_part_of_the_promise():
+    error = {**PROMISE, "law_error_log_params": 0.3}
+    both = math.exp(1.96 * math.hypot(math.log(1.2) / 1.96, 0.3))
+    assert kept_line(fit(promise=error)).startswith(f"the plan expected N* within x/ {both:.2f};")
+
+
+@pytest.mark.parametrize("ci", [None, (None, None), (0.0, 400.0), (100.0, math.inf)])
+def test_an_answer_without_bounds_keeps_no_promise(ci):
+    assert kept_line(fit(ci=ci)).endswith("; the fit gives it no bounds")
+
+
+def test_residuals_that_are_no_shares_are_not_compared():
+    assert "off the law" not in kept_line(fit(space="nats"))
+
+
+@pytest.mark.parametrize("promise", [None, {"predicted_se_log_params": None}])
+def test_where_nothing_was_promised_nothing_is_told(promise):
+    assert kept_line(fit(promise=promise)) == ""
+
+
+def test_the_terminal_tells_it():
+    told = dict(detail_lines({**fit(), "objective": 1.0, "gradient_norm": 0.0,
+                              "smallest_eigenvalue": 1.0}))  # fmt: skip
+    assert told["promise"].startswith("the plan expected")
