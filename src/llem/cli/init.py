@@ -20,7 +20,7 @@ budget: {budget}                # what the experiments may cost; --budget overri
 model: {model}
 data: {data}
 seeds: 1
-site: {site}                    # one of: {sites}; or your own, see docs in the README
+{training}site: {site}                    # one of: {sites}; or your own, see docs/sites.md
 {open_keys}"""
 
 _STUDY = """\
@@ -39,7 +39,7 @@ sweep:
   # exclude: [{{when: {{options.batch_size: ">= 16"}}, reason: "does not fit"}}]
 cycles: 3
 order: interleaved              # or sequential, shuffled, reverse, latin-square
-site: {site}                    # one of: {sites}; or your own, see docs in the README
+site: {site}                    # one of: {sites}; or your own, see docs/sites.md
 {open_keys}"""
 _RANDOM = """\
   tiny:
@@ -83,6 +83,9 @@ def run(args: argparse.Namespace) -> int:
             model="{vocabulary: 256, context: 128}"
             if small
             else "{vocabulary: 32000, context: 2048}",
+            # Processors have no arithmetic of 16 bits to speak of, and the recipes of large models
+            # are far off for these.
+            training="training: {precision: fp32, rule: small}\n" if small else "",
             data="{builtin: python-sources}"
             if small
             else "{path: tokens.bin}        # what `llem data prepare` makes of your text",

@@ -7,7 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llem.report.plan import figures, promise
+from llem.report import promise
+from llem.report.plan import figures
 from llem.report.plan.cells import Cell, Level, cells_of, levels_of
 from llem.report.plan.figures import Cost, Goal
 from llem.report.plan.rows import (

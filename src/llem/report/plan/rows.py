@@ -9,7 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from llem.report.plan import promise
+from llem.report import promise
 from llem.report.plan.cells import Cell, Level, total
 from llem.report.plan.figures import Cost
 from llem.report.tables import (
