@@ -30,8 +30,17 @@ WORKLOADS = ("training", "inference")
 _BRANCHES = frozenset({"Site", "Arrival", "[key]"})
 
 
-def load_campaign(path: str | Path) -> Campaign | Study:
-    """Read `campaign.yaml`: its workload says which. Raises InputError with every fault."""
+def load_campaign(path: str | Path) -> Campaign:
+    """Read the `campaign.yaml` of a campaign of trainings. Raises InputError with every fault."""
+    found = load_any_campaign(path)
+    if isinstance(found, Campaign):
+        return found
+    text = "is inference: this is a study of deployments"
+    raise InputError(str(path), [Fault("workload", text, "llem.run_study(path)")])
+
+
+def load_any_campaign(path: str | Path) -> Campaign | Study:
+    """Read a campaign or a study: its workload says which. Raises InputError with every fault."""
     return campaign_from(read_yaml(path), source=str(path), folder=Path(path).parent)
 
 

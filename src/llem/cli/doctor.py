@@ -62,12 +62,12 @@ def named(text: str) -> tuple[Site, str, Path]:
 
     Raises InputError.
     """
-    from llem.campaign import load_campaign, load_site, site_names, site_of
+    from llem.campaign import load_any_campaign, load_site, site_names, site_of
     from llem.cluster import CampaignFolder
 
     path = Path(text)
     if path.suffix in (".yaml", ".yml"):
-        return site_of(load_campaign(path)), "", path.parent
+        return site_of(load_any_campaign(path)), "", path.parent
     # A folder may well be called like the site that its campaign ran on: a name is a site's.
     named = text in site_names()
     if not named and path.is_dir() and (path / "plan.json").is_file():

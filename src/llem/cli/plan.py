@@ -150,12 +150,12 @@ def find_campaign(path: Path | None) -> tuple[Campaign, Path]:
 
 def find_any_campaign(path: Path | None) -> tuple[Campaign | Study, Path]:
     """The named campaign, `campaign.yaml` here, or the built-in one; and its folder."""
-    from llem.campaign import default_campaign, load_campaign
+    from llem.campaign import default_campaign, load_any_campaign
 
     if path is not None:
-        return load_campaign(path), path.resolve().parent
+        return load_any_campaign(path), path.resolve().parent
     here = Path("campaign.yaml")
     if here.is_file():
-        return load_campaign(here), Path.cwd()
+        return load_any_campaign(here), Path.cwd()
     note("no campaign.yaml here: the built-in campaign (see `llem init`)")
     return default_campaign(), Path.cwd()

@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from llem.campaign import Campaign, campaign_to_dict, load_campaign
+from llem.campaign import Campaign, campaign_to_dict, load_any_campaign, load_campaign
 from llem.campaign.load import campaign_from
 from llem.campaign.study.study import Rule, Study
 from llem.campaign.study.sweep import matches, sweep
@@ -25,10 +25,12 @@ def settings_of(**changed):
 def test_the_workload_of_the_file_says_what_is_read(tmp_path):
     place = tmp_path / "campaign.yaml"
     place.write_text(yaml.safe_dump(STUDY))
-    assert isinstance(load_campaign(place), Study)
+    assert isinstance(load_any_campaign(place), Study)
+    with pytest.raises(InputError, match=r"workload: is inference.*llem.run_study"):
+        load_campaign(place)
 
     place.write_text("{name: a, target: 1e12 FLOP}")
-    assert isinstance(load_campaign(place), Campaign)
+    assert isinstance(load_any_campaign(place), Campaign)
 
 
 def test_a_study_is_read_back_from_what_plan_json_holds():
@@ -257,4 +259,4 @@ def test_the_file_is_named_with_its_faults(tmp_path):
     place.write_text(yaml.safe_dump({**STUDY, "options": {"batchsize": 1}}))
 
     with pytest.raises(InputError, match=r"study\.yaml: options\.batchsize"):
-        load_campaign(place)
+        load_any_campaign(place)
