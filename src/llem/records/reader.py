@@ -324,6 +324,9 @@ class _Opened:
             except (*READ_ERRORS, EOFError):
                 pass  # slower, and in the words of what is lost
         table = self.table(name, dtype)
+        if lacking := [column for column in columns if column not in (table.dtype.names or ())]:
+            self._problem(name, f"no column {', '.join(lacking)}: another version of llem wrote it")
+            table = np.empty(0, dtype)
         if reduce is not None and table.dtype == dtype:
             reduced = reduce(self.meta, attrs or {}, TableRows(table))
             if reduced is not None:

@@ -89,12 +89,8 @@ def write_study_report(
         warnings=[together(text) for text in _warnings(runs)],
         letters=LETTERS,
         facts=_facts(runs, deployments),
-        heads=[*(name.rpartition(".")[2] for name in varied), *(head for head, *_ in COLUMNS)],
+        tables=[_table(deployments, varied, columns) for columns in (ENERGY, SPEED)],
         settings=len(varied),
-        deployments=[
-            [*((_setting(row[name]), "") for name in varied), *(of(row) for _, of in COLUMNS)]
-            for row in deployments
-        ],
         same=", ".join(f"{name} {value}" for name, value in same.items()),
         no_plots="" if can_plot() else NO_PLOTS,
         plots=[embedded(plot) for plot in plots],
@@ -131,20 +127,34 @@ def _seconds(value: float) -> str:
     return format_si(value, "s") if known(value) else UNKNOWN
 
 
-# The head of a column, and (text, what stands below it) of a row.
-COLUMNS = (
+# The head of a column, and (text, what stands below it) of a row. Two tables, as one of them all is
+# wider than a page.
+ENERGY = (
     ("J / token", _with_interval("j_per_token", _joules)),
     ("Prefill", _with_interval("prefill_j_per_token", _joules)),
     ("Decode", _with_interval("decode_j_per_token", _joules)),
     ("Tokens / s", _with_interval("tokens_per_s", significant)),
+    ("Cycles", lambda row: (str(row["cycles"]), "")),
+)  # fmt: skip
+SPEED = (
     ("TTFT p50", _with_interval("ttft_p50", _seconds, "_s")),
     ("p99", lambda row: (_seconds(number(row["ttft_p99_s"])), "")),
     ("ITL p50", _with_interval("itl_p50", _seconds, "_s")),
     ("p99", lambda row: (_seconds(number(row["itl_p99_s"])), "")),
     ("Memory", lambda row: (format_si(row["peak_memory_window_bytes"], "B"), "")),
     ("MFU", lambda row: (percent(row["mfu"]) if known(row["mfu"]) else UNKNOWN, "")),
-    ("Cycles", lambda row: (str(row["cycles"]), "")),
 )  # fmt: skip
+
+
+def _table(rows: Sequence[Row], varied: Sequence[str], columns: Sequence[Any]) -> dict[str, Any]:
+    """Deployments by what was varied: heads, and cells of rows."""
+    return {
+        "heads": [*(name.rpartition(".")[2] for name in varied), *(head for head, _ in columns)],
+        "rows": [
+            [*((_setting(row[name]), "") for name in varied), *(of(row) for _, of in columns)]
+            for row in rows
+        ],
+    }
 
 
 def _settings(rows: Sequence[Row]) -> tuple[list[str], dict[str, str]]:

@@ -1,5 +1,6 @@
 """The record of a rank that served a model: other tables, the same file, reader and seal."""
 
+import h5py
 import numpy as np
 import pytest
 
@@ -48,6 +49,18 @@ def test_columns_of_a_served_record_are_those_of_its_forwards(tmp_path):
     record = read_rank(path, columns=("t1_ns", "tokens_out"))
     assert record.forwards["t1_ns"].tolist() == list(range(11, 111))
     assert record.forwards["tokens_out"].sum() == 400
+
+
+def test_columns_that_another_version_did_not_write_are_a_problem_and_no_crash(tmp_path):
+    path = tmp_path / "rank-00000.h5"
+    served(path).close()
+    with h5py.File(path, "r+") as file:
+        rows = file["forwards"][()]
+        del file["forwards"]
+        file["forwards"] = rows[[n for n in rows.dtype.names if n != "live"]]
+    record = read_rank(path, columns=("live", "context"))
+    assert len(record.forwards) == 0
+    assert [p for p in record.problems if "no column live: another version" in p]
 
 
 def test_a_training_record_has_no_tables_of_a_served_one(tmp_path):
