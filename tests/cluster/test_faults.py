@@ -20,7 +20,7 @@ from faults import Cell
 # The controller goes away, and nodes.
 pytestmark = pytest.mark.alone
 
-SIZE = {"budget": "2.5e11 FLOP", "every": 40}
+SIZE = {"budget": "4e11 FLOP", "every": 40}
 # The step after which a cell is disturbed: two checkpoints lie behind it.
 STEP = 90
 CLOCK_OFF_S = 5
