@@ -23,6 +23,8 @@ from llem.training.pulse import Counter
 from llem.training.recording import Recording
 
 PROGRESS_INTERVAL_S = 1.0
+# Between passes that are shorter whether to leave is not asked each time.
+ASK_NS = 5_000_000
 
 # A moment: CLOCK_MONOTONIC in ns, and the device's counter in mJ.
 Stamp = tuple[int, float]
@@ -33,7 +35,8 @@ Counts = Callable[[NDArray[np.int64]], Mapping[str, NDArray[np.int64] | int]]
 @dataclass(kw_only=True)
 class _Kind:
     """Passes of one kind in a row, from the batch's `first` on: the times (ns) and counters (mJ)
-    where the first of them began and where each ended, as numbers without objects of their own."""
+    where the first of them began and where each ended, as numbers without objects of their own. Of
+    a counter that is not read (any more) there is the first alone."""
 
     batch: int
     sequences: int
@@ -46,6 +49,8 @@ class _Kind:
         """As FORWARDS, not numbered yet; of these passes nothing is kept but the last one's end."""
         times, counters = np.array(self.times), np.array(self.counters)
         passes = len(times) - 1
+        if len(counters) == 1:
+            counters = np.full(len(times), np.nan)
         rows = np.empty(passes, FORWARDS)
         rows["batch"], rows["sequences"] = self.batch, self.sequences
         rows["t0_ns"], rows["t1_ns"] = times[:-1], times[1:]
@@ -88,7 +93,7 @@ class Log:
         self.finished = self.failed = 0
         self.tokens_in = self.tokens_out = 0
         self._record = record
-        self._read = counter.read
+        self._counter, self._read = counter, counter.read
         self._passes: list[tuple[int | float, ...]] = []
         self._kinds: list[_Kind] = []
         self._should_stop = should_stop
@@ -147,10 +152,10 @@ class Log:
         """Passes of one kind follow, of which the batch's `first` is the first, until others do.
 
         To be called at each one's end is what this returns: it stamps the moment, in which the next
-        begins, and tells whether to leave now, where it `asks` that. It does nothing else: between
-        two passes every line of Python comes from cold memory, and takes five times as long. What
-        the stamps are of is asked of `counts` when the record gets them, which is at least as often
-        as progress is told.
+        begins, and tells whether to leave now, where it `asks` that (of passes of less than 5 ms
+        not after each). It does nothing else: between two passes every line of Python comes from
+        cold memory, and takes five times as long. What the stamps are of is asked of `counts` when
+        the record gets them, which is at least as often as progress is told.
         """
         kind = _Kind(
             batch=batch, sequences=sequences, first=first, counts=counts,
@@ -158,13 +163,20 @@ class Log:
         )  # fmt: skip
         self._kinds.append(kind)
         clock_ns, keep_time = time.monotonic_ns, kind.times.append
-        read, keep_counter = self._read, kind.counters.append
+        keep_counter = kind.counters.append
+        read = None if self._counter.reason else self._read
         ask = self._should_stop if asks else None
+        due_ns = 0
 
         def ended() -> bool:
+            nonlocal due_ns
             now_ns = clock_ns()
             keep_time(now_ns)
-            keep_counter(read())
+            if read is not None:
+                keep_counter(read())
+            if now_ns < due_ns:
+                return False
+            due_ns = now_ns + ASK_NS
             if now_ns >= self._next_told_ns:
                 self._tell(self.last)
             if ask is None or (reason := ask()) is None:

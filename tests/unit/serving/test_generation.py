@@ -152,7 +152,10 @@ def test_the_warm_up_leaves_no_requests_and_its_passes_have_its_phase(world):
     assert {(row[1], row[10]) for row in kept.rows["forwards"]} == {(-1, Phase.WARMUP)}
 
 
-def test_whoever_is_told_to_leave_does_so_after_the_pass_and_says_what_was_given(world):
+def test_whoever_is_told_to_leave_does_so_after_the_pass_and_says_what_was_given(
+    world, monkeypatch
+):
+    monkeypatch.setattr("llem.serving.log.ASK_NS", 0)
     backend, requests = backend_of(world, output_tokens=6)
     asked = iter([None, None, "the queue is closed"])
     tokens, kept = served(backend, requests, should_stop=lambda: next(asked))

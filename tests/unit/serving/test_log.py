@@ -1,6 +1,7 @@
 """What is told between passes of a batch, and what the record has of it."""
 
 import itertools
+import time
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import pytest
 pytest.importorskip("torch", reason="torch is not installed")
 
 from llem.records import FORWARDS, Phase
-from llem.serving.log import Log
+from llem.serving.log import ASK_NS, Log
 
 
 class Kept:
@@ -95,6 +96,7 @@ def test_what_was_handed_over_is_not_again_and_the_passes_go_on():
 
 def test_passes_are_handed_over_as_often_as_progress_is_told(monkeypatch):
     monkeypatch.setattr("llem.serving.log.PROGRESS_INTERVAL_S", 0.0)
+    monkeypatch.setattr("llem.serving.log.ASK_NS", 0)
     kept, told = Kept(), []
     log = Log(kept, counter=Ticks(), told=told.append)
     ended = open_passes(log)
@@ -113,12 +115,42 @@ def test_who_waits_for_requests_has_what_was_recorded_on_disk(monkeypatch):
 
 
 @pytest.mark.parametrize("asks", [True, False])
-def test_whether_to_leave_is_asked_at_each_pass_where_it_is_this_rank_that_decides(asks):
+def test_whether_to_leave_is_asked_at_each_pass_where_it_is_this_rank_that_decides(
+    asks, monkeypatch
+):
+    monkeypatch.setattr("llem.serving.log.ASK_NS", 0)
     reasons = iter([None, "now", "later"])
     log = Log(Kept(), counter=Ticks(), should_stop=lambda: next(reasons))
     ended = open_passes(log, asks=asks)
     assert [ended() for _ in range(3)] == [False, asks, asks]
     assert log.stop_reason == ("now" if asks else None)
+
+
+def test_short_passes_do_not_ask_each_time():
+    asked = []
+    log = Log(Kept(), counter=Ticks(), should_stop=lambda: asked.append(1))
+    ended = open_passes(log)
+    begun = time.monotonic_ns()
+    count = 0
+    while time.monotonic_ns() - begun < 3 * ASK_NS:
+        ended()
+        count += 1
+    assert 3 <= len(asked) <= 4 < count
+
+
+def test_a_counter_that_is_read_no_more_costs_nothing_and_stamps_nothing():
+    kept, counter = Kept(), Ticks()
+    log = Log(kept, counter=counter)
+    open_passes(log)()
+    counter.reason = "50 us a reading are too much here"
+    before = counter.read()
+    ended = open_passes(log, first=1, began=log.last)
+    ended()
+    ended()
+    log.hand_over()
+    assert counter.read() == before + 1
+    assert np.isnan(kept.rows["e1_mj"]).tolist() == [False, True, True]
+    assert kept.rows["context"].tolist() == [10, 13, 16]
 
 
 def test_passes_of_the_warm_up_have_its_phase():
