@@ -146,7 +146,10 @@ def test_a_run_that_has_to_leave_before_it_begins_loads_nothing(world, tmp_path)
 
 
 @pytest.mark.parametrize("after", [1, 12, 30])
-def test_a_run_that_has_to_leave_says_so_and_keeps_what_it_recorded(world, tmp_path, after):
+def test_a_run_that_has_to_leave_says_so_and_keeps_what_it_recorded(
+    world, tmp_path, after, monkeypatch
+):
+    monkeypatch.setattr("llem.serving.log.ASK_NS", 0)
     left = iter([None] * after)
     run = serving(options={"batch_size": 2})
     outcome, record = serve(
