@@ -20,7 +20,7 @@ CALL = json.loads(Path("call.json").read_text())
 
 
 def ctrl_c():
-    while not Path("study/jobs/submitted.json").exists():
+    while not Path("from-python/jobs/submitted.json").exists():
         time.sleep(0.05)
     os.kill(os.getpid(), signal.SIGINT)
 
@@ -28,12 +28,12 @@ def ctrl_c():
 if sys.argv[1] == "stopped":
     threading.Thread(target=ctrl_c, daemon=True).start()
     try:
-        llem.run_study(out="study", **CALL)
+        llem.run_study(out="from-python", **CALL)
     except KeyboardInterrupt as stopped:
         print(stopped)
 else:
-    one = llem.run_experiment(out="one", **CALL | {"sweep": {}})
-    study = llem.run_study(out="study", **CALL)
+    one = llem.run_experiment(out="one-from-python", **CALL | {"sweep": {}})
+    study = llem.run_study(out="from-python", **CALL)
     print(json.dumps({
         "one": {"j_per_token": one.j_per_token.value, "precision": one.effective["precision"]},
         "rows": [{name: row[name] for name in ("options.batch_size", "j_per_token")}
@@ -66,11 +66,11 @@ def program(login, image, nvml):
 
 
 def test_a_study_from_python_outlives_ctrl_c_and_comes_to_its_result(login, program):
-    folder = login.home / "study"
+    folder = login.home / "from-python"
     said = program("stopped").stdout
-    assert "what was submitted goes on" in said and "`llem cancel study` ends it" in said
+    assert "what was submitted goes on" in said and "`llem cancel from-python` ends it" in said
     submitted = (folder / "jobs" / "submitted.json").read_text()
-    assert not json.loads(login.llem("status", "study", "--json").stdout)["settled"]
+    assert not json.loads(login.llem("status", "from-python", "--json").stdout)["settled"]
 
     done = program("again")
 
