@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 Values = Mapping[str, Any]
+# What a recipe's rule says of each run.
+RULED = ("batch_tokens", "learning_rate")
 
 
 def declared_of(plan: Values) -> dict[str, str]:
@@ -50,9 +52,6 @@ def _answers(plan: Values, runs: Sequence[Values]) -> Iterator[tuple[str, str]]:
         yield "training.schedule", f"{text}; each run decays to its own end"
     yield "training.seeds", f"{campaign.get('seeds', 1)} of each size and data in the first wave"
     yield "data.metric", _metric(first.get("data") or {}, llama=llama)
-
-
-RULED = ("batch_tokens", "learning_rate")
 
 
 def _dataset(asked: Values, data: Values) -> str:

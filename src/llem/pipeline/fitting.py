@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from llem.scaling.answers.optimum import Prices
 
 
-# Of a plan's design: the expected error of log N* at the target, and the noise of a run's loss.
-PROMISE = ("predicted_se_log_params", "law_error_log_params", "noise")
 Rows = Table | Sequence[Mapping[str, Any]]
 Mask = NDArray[np.bool_]
 # Columns passed on as they are, where anything in them is known.
@@ -201,6 +199,7 @@ def fit_campaign(
     """
     from llem.cluster import write_json
     from llem.pipeline.declaring import declared_of
+    from llem.report.promise import PARTS
 
     values = folder.plan_values()
     # A user's own words stand before the plan's.
@@ -220,8 +219,8 @@ def fit_campaign(
     }
     # What the plan promised, so that whoever reads the answer sees whether it was kept.
     design = values["design"]
-    if not targets and design.get("predicted_se_log_params") is not None:
-        fit["promise"] = {name: design.get(name) for name in PROMISE}
+    if not targets and design.get(PARTS[0]) is not None:
+        fit["promise"] = {name: design.get(name) for name in (*PARTS, "noise")}
     write_json(folder.results / FIT_FILE, fit)
     return fit
 

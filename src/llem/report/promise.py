@@ -13,6 +13,7 @@ STANDARD_ERRORS_95 = 1.96
 THIS = "this budget"
 # A factor beyond this promises nothing, whatever it is.
 MOST_TOLD = 1000
+# Of a plan's design: the expected error of log N*, from noise and from the law's own error.
 PARTS = ("predicted_se_log_params", "law_error_log_params")
 
 

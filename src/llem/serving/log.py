@@ -157,14 +157,15 @@ class Log:
         cold memory, and takes five times as long. What the stamps are of is asked of `counts` when
         the record gets them, which is at least as often as progress is told.
         """
+        # What a counter told last, before its readings ended, is of no later moment.
+        read = None if self._counter.reason else self._read
         kind = _Kind(
             batch=batch, sequences=sequences, first=first, counts=counts,
-            times=array("q", began[:1]), counters=array("d", began[1:]),
+            times=array("q", began[:1]), counters=array("d", began[1:] if read else [math.nan]),
         )  # fmt: skip
         self._kinds.append(kind)
         clock_ns, keep_time = time.monotonic_ns, kind.times.append
         keep_counter = kind.counters.append
-        read = None if self._counter.reason else self._read
         ask = self._should_stop if asks else None
         due_ns = 0
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ import torch
 from llem.training.world import World
 
 PROCESS = Path("/proc/self")
+NAMES = ("VmHWM", "VmRSS", "RssFile")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,14 +91,17 @@ class PeakMemory:
         return Peak(bytes=max(0, now["VmHWM"] - before["VmRSS"] - files))
 
 
-def read_status(process: Path = PROCESS) -> Mapping[str, int]:
-    """VmHWM, VmRSS and RssFile in bytes, from `/proc/<pid>/status`. Raises KeyError, OSError."""
+def read_status(process: Path = PROCESS, names: Sequence[str] = NAMES) -> Mapping[str, int]:
+    """What the kernel tells of a process under these names, in bytes (`/proc/<pid>/status`).
+
+    Raises KeyError where one is not told, OSError where the process is gone.
+    """
     found = {}
     for line in (process / "status").read_text().splitlines():
         name, _, value = line.partition(":")
-        if name in ("VmHWM", "VmRSS", "RssFile"):
+        if name in names:
             found[name] = 1024 * int(value.split()[0])
-    for name in ("VmHWM", "VmRSS", "RssFile"):
+    for name in names:
         if name not in found:
             raise KeyError(f"{process}/status tells no {name}")
     return found

@@ -26,6 +26,7 @@ from llem.scaling.answers.features import (
     fill,
     known_columns,
 )
+from llem.scaling.fitting.basis import extended
 from llem.scaling.fitting.nonnegative import solve_normal
 
 FloatArray = NDArray[np.float64]
@@ -394,15 +395,11 @@ def _select(
         if not reason:
             column = root_weight * _relative(cost, columns, [name])[usable]
             column = column / np.max(np.abs(column))
-            # Twice: what one projection leaves of the basis by rounding, the second takes.
-            rest = column - basis @ (basis.T @ column)
-            rest = rest - basis @ (basis.T @ rest)
-            size = float(np.linalg.norm(rest))
-            least = CORE_REMAINDER if core else LAYOUT_REMAINDER
-            if size <= least * float(np.linalg.norm(column)):
+            wider = extended(basis, column, least=CORE_REMAINDER if core else LAYOUT_REMAINDER)
+            if wider is None:
                 reason = f"these runs cannot tell it from {_join(chosen)}"
             else:
-                basis = np.concatenate([basis, rest / size], axis=1)
+                basis = wider
         if reason:
             not_used.append({"name": name, "reason": reason})
         else:

@@ -37,6 +37,7 @@ from llem.scaling.answers.servingterms import (
     columns,
 )
 from llem.scaling.errors import DataFault, ScalingDataError
+from llem.scaling.fitting.basis import extended
 from llem.scaling.fitting.bootstrap import LEAST_SPARE, student_ratio
 
 FloatArray = NDArray[np.float64]
@@ -257,14 +258,11 @@ def _select(
         elif units < len(chosen) + 1:
             reason = f"{units} deployments are too few for {len(chosen) + 1} terms"
         else:
-            one = column[:, None] / np.linalg.norm(column)
-            rest = one - basis @ (basis.T @ one)
-            rest = rest - basis @ (basis.T @ rest)
-            left = float(np.linalg.norm(rest))
-            if left <= REMAINDER:
+            wider = extended(basis, column[:, None] / np.linalg.norm(column), least=REMAINDER)
+            if wider is None:
                 reason = f"these runs cannot tell it from {', '.join(chosen)}"
             else:
-                basis = np.concatenate([basis, rest / left], axis=1)
+                basis = wider
         if reason:
             not_used.append({"name": name, "reason": reason})
         else:

@@ -21,6 +21,7 @@ from typing import Any
 
 from llem.campaign import Serving
 from llem.errors import Fault, InputError, UnavailableError
+from llem.records import ENGINE
 from llem.serving.log import Log
 from llem.serving.replica import Replica
 from llem.serving.requests import Request
@@ -52,8 +53,8 @@ NO_SEED = (
     "a request's own seed ends vLLM on a CPU where a prompt is read in parts (CPU Generator does "
     "not use offset): tokens are drawn by the server's seed, in the order of its steps"
 )
-# Where a step says how many tokens it made.
-MADE = 5
+# Where a step, which has no number yet, says how many tokens it made.
+MADE = (ENGINE.names or ()).index("tokens_out") - 1
 
 
 class _Engine(OpenAIBackend, ABC):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from llem.training.memory import Peak
+from llem.training.memory import Peak, read_status
 
 PROC = Path("/proc")
 NAMES = ("VmHWM", "RssFile", "RssShmem")
@@ -51,24 +51,14 @@ class ServerMemory:
         if self._cuda:
             held = [_used(i) - b for i, b in zip(self._devices, self._before, strict=True)]
             return Peak(bytes=max(held, default=math.nan), reason="" if held else "no device")
-        found = [mark for pid in self._processes() if (mark := _marks(self._proc / str(pid)))]
+        found = []
+        for pid in self._processes():
+            with suppress(OSError, KeyError):  # it ended meanwhile, and has no memory any more
+                found.append(read_status(self._proc / str(pid), NAMES))
         if not found:
             return Peak(bytes=math.nan, reason="no process of the server runs")
         own = sum(m["VmHWM"] - m["RssFile"] - m["RssShmem"] for m in found)
         return Peak(bytes=max(0, own) + max(m["RssShmem"] for m in found))
-
-
-def _marks(process: Path) -> dict[str, int]:
-    """In bytes; empty of a process that is gone."""
-    found: dict[str, int] = {}
-    try:
-        for line in (process / "status").read_text().splitlines():
-            name, _, value = line.partition(":")
-            if name in NAMES:
-                found[name] = 1024 * int(value.split()[0])
-    except (OSError, ValueError, IndexError):
-        return {}
-    return found if len(found) == len(NAMES) else {}
 
 
 def _used(device: int) -> int:

@@ -143,7 +143,7 @@ class Server:
         """The ids of all processes of its session that run now."""
         if self._process is None:
             return []
-        return list(_of_session(self._process.pid))
+        return [pid for pid, _ in _of_session(self._process.pid)]
 
     def stop(self) -> None:
         """End the whole session: asked first, killed after a while. Safe to call twice."""
@@ -152,7 +152,7 @@ class Server:
         for number, patience_s in ((signal.SIGTERM, STOP_S), (signal.SIGKILL, STOP_S)):
             # Also where the program itself is gone: what it started may still be there, and in
             # a process group of its own.
-            for group in _groups_of(self._process.pid):
+            for group in {group for _, group in _of_session(self._process.pid)}:
                 with suppress(ProcessLookupError):
                     os.killpg(group, number)
             if self._gone(patience_s):
@@ -166,7 +166,7 @@ class Server:
         until = time.monotonic() + patience_s
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(patience_s)
-        while _groups_of(self._process.pid):
+        while any(_of_session(self._process.pid)):
             if time.monotonic() > until:
                 return False
             time.sleep(POLL_S / 2)
@@ -183,24 +183,17 @@ def filled(command: str, values: Mapping[str, object]) -> list[str]:
         raise InputError("options", [Fault("options.command", text, f"known: {known}")]) from None
 
 
-def _of_session(session: int) -> Iterator[int]:
-    for pid, words in _stats():
-        if int(words[3]) == session and words[0] != "Z":
-            yield pid
-
-
-def _groups_of(session: int) -> set[int]:
-    """The process groups of a session that still have a live process."""
-    return {int(w[2]) for _, w in _stats() if int(w[3]) == session and w[0] not in ("Z", "X")}
-
-
-def _stats() -> Iterator[tuple[int, list[str]]]:
-    """Each process and its /proc/PID/stat after the name: state, parent, group, session, ..."""
+def _of_session(session: int) -> Iterator[tuple[int, int]]:
+    """The live processes of a session: each with its process group."""
     for entry in os.scandir("/proc"):
-        if entry.name.isdecimal():
-            with suppress(OSError):
-                text = Path(entry.path, "stat").read_text("utf-8", "replace")
-                yield int(entry.name), text.rpartition(")")[2].split()
+        if not entry.name.isdecimal():
+            continue
+        with suppress(OSError):
+            stat = Path(entry.path, "stat").read_text("utf-8", "replace")
+            # After the name, which may hold anything.
+            state, _, group, its_session = stat.rpartition(")")[2].split()[:4]
+            if int(its_session) == session and state not in ("Z", "X"):
+                yield int(entry.name), int(group)
 
 
 def _ending_with_parent() -> Callable[[], None]:
