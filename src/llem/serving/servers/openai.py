@@ -41,7 +41,7 @@ MOST_SEED = 2**31
 # How a stream says that a text came to its end; all else is a failure of the server's.
 ENDS = {"stop": RequestStatus.STOPPED, "length": RequestStatus.FINISHED}
 # How long a server that broke off is given to be gone.
-DEATH_S = 4.0
+DEATH_S = 30.0
 
 
 @dataclass(frozen=True)
