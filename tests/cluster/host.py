@@ -33,6 +33,9 @@ CLEAN_ENVIRONMENT = {
     "LANG": "C.UTF-8",
 }
 STALE_RESULT_S = 24 * 3600.0
+# A day of work on the sources makes dozens of images: beyond so many, only what runs may use.
+KEPT_RESULTS = 6
+IN_USE_S = 2 * 3600.0
 
 
 class ClusterError(Exception):
@@ -249,7 +252,7 @@ def cached(kind: str, name: str, build: Callable[[Path, Path], Path]) -> Path:
 
     `build(scratch, log)` returns a path inside `scratch`, which then takes its final name in one
     rename: a build that was killed leaves only a scratch folder, never a thing that looks whole.
-    Results of the same kind that nothing has used for a day are dropped, as each is large.
+    Results of the same kind are large: see `drop_stale` for which are kept.
     """
     final = CACHE / f"{kind}-{name}"
     if not final.exists():
@@ -289,7 +292,12 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def drop_stale(kind: str, *, keep: Path) -> None:
-    for path in [*CACHE.glob(f"{kind}-*"), *CACHE.glob(f"tmp-{kind}-*")]:
-        if path != keep and time.time() - path.stat().st_mtime > STALE_RESULT_S:
-            say(f"dropping {path.name} (unused for a day)")
+    """Drop what nothing has used for a day; of more than a few, what was not for an hour."""
+    now = time.time()
+    found = [*CACHE.glob(f"{kind}-*"), *CACHE.glob(f"tmp-{kind}-*")]
+    newest_first = sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
+    for rank, path in enumerate(newest_first):
+        patience_s = STALE_RESULT_S if rank < KEPT_RESULTS else IN_USE_S
+        if path != keep and now - path.stat().st_mtime > patience_s:
+            say(f"dropping {path.name} (not used lately)")
             shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -11,6 +11,7 @@ All images are built by the unprivileged user, as on a cluster.
 
 from __future__ import annotations
 
+import os
 import shutil
 import zipfile
 from pathlib import Path
@@ -259,6 +260,7 @@ def login_environment() -> Path:
                 run(pip, step="login environment", log=log, timeout_s=300)
             (place / "complete").touch()
             drop_stale("login", keep=place)
+    os.utime(place)
     return program
 
 

@@ -114,6 +114,8 @@ def test_who_has_to_leave_does_not_wait_for_the_end_of_a_pause(sampler, tmp_path
     process = sampler()
     asked = iter([False] * 3)
     with process.link() as link:
+        # it is up: a sampler that still starts is left too, but in other words
+        assert link.begin(tmp_path / "node-0.h5", {}).ok and link.end().ok
         began = time.monotonic()
         answer = link.idle(baseline_s=60.0, leave=lambda: next(asked, True))
         assert time.monotonic() - began < 10

@@ -131,6 +131,20 @@ def test_the_socket_is_for_its_user_alone(shared):
     assert stat.S_IMODE(shared.parent.stat().st_mode) == 0o700
 
 
+def test_nothing_of_it_stays_on_the_node_but_a_folder_that_it_found_there(sampler, tmp_path):
+    def ends(name):
+        process = sampler()
+        with process.link() as link:
+            assert link.begin(tmp_path / name, META).ok and link.end().ok
+        assert process.stop() == 0
+        return process.socket_path
+
+    folder = ends("node-a.h5").parent
+    assert not folder.exists()
+    folder.mkdir(mode=0o700)
+    assert list(ends("node-b.h5").parent.iterdir()) == []
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_closes_the_record_in_order(sampler, tmp_path, number):
     process = sampler()

@@ -18,9 +18,12 @@ class SocketError(Exception):
 
 @contextlib.contextmanager
 def bind_socket(path: Path) -> Iterator[socket.socket]:
-    """A listening socket at `path`, removed in the end. Raises SocketError."""
+    """A listening socket at `path`, removed in the end. Raises SocketError.
+
+    Its folder goes with it where it was made here and holds nothing else.
+    """
     _check_length(path)
-    _private_folder(path.parent)
+    made = _private_folder(path.parent)
     if path.exists():
         if answers(path):
             raise SocketError(f"{path}: a sampler listens there already")
@@ -46,6 +49,9 @@ def bind_socket(path: Path) -> Iterator[socket.socket]:
                     path.unlink()
     finally:
         listener.close()
+        if made:
+            with contextlib.suppress(OSError):
+                path.parent.rmdir()
 
 
 def connect_socket(path: Path, *, timeout_s: float) -> socket.socket:
@@ -69,8 +75,10 @@ def _check_length(path: Path) -> None:
         )
 
 
-def _private_folder(folder: Path) -> None:
+def _private_folder(folder: Path) -> bool:
+    """Whether it was made here; it is there afterwards, this user's alone. Raises SocketError."""
     try:
+        made = not folder.exists()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = folder.lstat()
     except OSError as error:
@@ -79,6 +87,7 @@ def _private_folder(folder: Path) -> None:
         raise SocketError(f"{folder}: not a folder of this user")
     if found.st_mode & 0o077:
         raise SocketError(f"{folder}: open to others (mode {found.st_mode & 0o777:o}, not 700)")
+    return made
 
 
 def answers(path: Path) -> bool:
