@@ -306,6 +306,7 @@ def _costs(
             params=data.params,
             layouts=layouts,
             names=costs[name].names,
+            weight=data.weight,
         )
         parts = [design.solve(design.sums(w)) for _, w in resamples.draws.slices()]
         samples[name] = np.concatenate(parts)
