@@ -139,20 +139,18 @@ class Bench:
     def runs(self, cell: Cell, seeds: Sequence[int]) -> list[Replicates]:
         """The cell's runs, one for each of the seeds, and those that branch off them."""
         training = self.campaign.training
-        duration = cell.predicted.duration_s
         asked = asked_of(cell.model, cell.tokens, training, batch_tokens=cell.recipe.batch_tokens)
         checkpoints = checkpoint_steps_of(
-            duration, cell.steps, training.checkpoint_every, self.site
+            cell.predicted.duration_s, cell.steps, training.checkpoint_every, self.site
         )
-        segments = segments_of(duration, self.site)
         first = Run(
             model=cell.model, tokens=cell.tokens, steps=cell.steps, seed=seeds[0],
             recipe=cell.recipe, data=self.data, layout=cell.layout, predicted=cell.predicted,
-            level=cell.level, checkpoint_steps=checkpoints, segments=segments, asked=asked,
+            level=cell.level, checkpoint_steps=checkpoints, asked=asked,
             evaluate_at=steps_at(training.evaluate_at, cell), branch_at=self._branch_at(cell),
             deepspeed=training.deepspeed if cell.layout.zero_stage else {},
         )  # fmt: skip
-        made = [Replicates(first, seeds)]
+        made = []
         for steps in first.branch_at:
             branch = first.branch(steps)
             predicted = self._predicted(
@@ -160,7 +158,10 @@ class Bench:
                 cell.predicted.memory_bytes,
             )  # fmt: skip
             made.append(Replicates(replace(branch, predicted=predicted), seeds))
-        return made
+        # Branches follow their trunk in its jobs.
+        seconds = math.fsum(run.predicted.duration_s for run in (first, *(r.run for r in made)))
+        first = replace(first, segments=segments_of(seconds, self.site))
+        return [Replicates(first, seeds), *made]
 
     def least(self) -> Cell | Dropped:
         """The smallest run there is: the smallest model, for as few steps as a schedule needs."""

@@ -80,3 +80,22 @@ def test_runs_without_them_keep_their_names():
     """Where no more is spent on them: the batch of a grid fills what is left of a budget."""
     plain, asked = (plan_of(**more).runs[0] for more in ({}, {"deepspeed": {"dump_state": True}}))
     assert plain.run_id == asked.run_id
+
+
+def test_a_trunk_whose_branches_do_not_fit_its_job_as_well_has_several():
+    """Four branches take half as long as their trunk, which alone fits into a day."""
+    plan = make_plan(
+        campaign_at(
+            "small-cluster", training={"rule": "steplaw", "branch_at": [0.2, 0.4, 0.6, 0.8]},
+            budget="20 kGPUh",
+        ),
+        data=DATA,
+    )  # fmt: skip
+    by_id, limit = plan.by_id, plan.site.limits.time
+    needed = [
+        (array, plan.site.startup_s + math.fsum(by_id[name].predicted.duration_s for name in names))
+        for array in plan.arrays
+        for names in array.elements
+    ]
+    assert any(seconds > limit for _, seconds in needed)
+    assert all(seconds <= array.segments * array.time_limit_s for array, seconds in needed)
