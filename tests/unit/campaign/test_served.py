@@ -90,9 +90,11 @@ def test_heads_that_do_not_divide_are_a_fault():
 
 
 def _safetensors(place, tensors):
+    """Of shapes, or (type, shape)."""
+    typed = {name: t if isinstance(t, tuple) else ("F32", t) for name, t in tensors.items()}
     header = json.dumps(
-        {name: {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}
-         for name, shape in tensors.items()}
+        {name: {"dtype": dtype, "shape": shape, "data_offsets": [0, 0]}
+         for name, (dtype, shape) in typed.items()}
     ).encode()  # fmt: skip
     place.write_bytes(struct.pack("<Q", len(header)) + header)
 
@@ -103,6 +105,66 @@ def test_of_weights_on_disk_the_parameters_are_counted_in_their_files(tmp_path):
     _safetensors(tmp_path / "model-2.safetensors", {"c": [7, 3]})
 
     assert model_from_folder("m", tmp_path).params == 226
+
+
+MOE = {**TINY, "model_type": "qwen3_moe", "num_experts": 16, "num_experts_per_tok": 2}
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_a_token_goes_through_its_own_experts_alone(tmp_path, stacked):
+    """As Qwen3-30B-A3B: all experts are parameters, and a token computes with 2 of 16."""
+    width, vocabulary = MOE["hidden_size"], MOE["vocab_size"]
+    (tmp_path / "config.json").write_text(json.dumps({**MOE, "tie_word_embeddings": True}))
+    experts = (
+        {"layers.0.mlp.gate_up.weight": [16, 8, width], "layers.0.mlp.down.weight": [16, width, 4]}
+        if stacked
+        else {f"layers.0.mlp.experts.{e}.{name}.weight": shape for e in range(16)
+              for name, shape in (("gate_up", [8, width]), ("down", [width, 4]))}
+    )  # fmt: skip
+    shared = {"layers.0.mlp.shared_experts.up.weight": [6, width], "layers.0.router": [16, width]}
+    table = {"embed_tokens.weight": [vocabulary, width]}
+    _safetensors(tmp_path / "model.safetensors", {**table, **shared, **experts})
+
+    model = model_from_folder("m", tmp_path)
+
+    assert model.params == width * (vocabulary + 6 + 16 + 16 * 12)
+    assert model.flops_per_token_forward == 2 * width * (vocabulary + 6 + 16 + 2 * 12)
+
+
+def test_experts_of_which_nobody_tells_how_many_are_used_are_a_fault(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({**TINY, "num_experts": 4}))
+    _safetensors(tmp_path / "model.safetensors", {"layers.0.mlp.experts.0.up.weight": [4, 4]})
+
+    with pytest.raises(InputError) as raised:
+        model_from_folder("m", tmp_path)
+
+    assert "num_experts_per_tok" in str(raised.value.lines())
+
+
+GPTQ = {"a.qweight": ("I32", [8, 64]), "a.qzeros": ("I32", [1, 8]), "a.scales": ("F16", [1, 64]),
+        "a.g_idx": ("I32", [64])}  # fmt: skip
+PACKED = {"a.weight_packed": ("I32", [64, 8]), "a.weight_scale": ("F16", [64, 1]),
+          "a.weight_shape": ("I64", [2])}  # fmt: skip
+NF4 = {"a.weight": ("U8", [2048, 1]), "a.weight.absmax": ("U8", [64]),
+       "a.weight.quant_state.bitsandbytes__nf4": ("U8", [90])}  # fmt: skip
+INT8 = {"a.weight": ("I8", [64, 64]), "a.SCB": ("F32", [64]), "a.weight_format": ("U8", [])}
+
+
+@pytest.mark.parametrize(
+    ("quantised", "tensors"),
+    [
+        ({"quant_method": "gptq", "bits": 4}, GPTQ),
+        ({"quant_method": "awq", "w_bit": 4}, GPTQ),
+        ({"config_groups": {"g": {"weights": {"num_bits": 4}}}}, PACKED),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, NF4),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, INT8),
+    ],
+)
+def test_packed_weights_are_counted_one_by_one_without_their_scales(tmp_path, quantised, tensors):
+    (tmp_path / "config.json").write_text(json.dumps({**TINY, "quantization_config": quantised}))
+    _safetensors(tmp_path / "model.safetensors", {**tensors, "norm.weight": [10]})
+
+    assert model_from_folder("m", tmp_path).params == 64 * 64 + 10
 
 
 def test_other_weights_are_another_model(tmp_path):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,6 +35,18 @@ _REQUIRED = ("width", "layers", "heads", "vocabulary")
 # Where the configuration says nothing: transformers' own default of the families below.
 _CONTEXT = {"llama": 2048, "gpt2": 1024, "gpt_neox": 2048, "opt": 2048}
 CONTEXT = 32768
+# How many experts a layer has, and through how many of them a token goes.
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+_PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_top_k")
+_EXPERT_TENSOR = re.compile(r"\.experts\.")
+# What formats of quantised weights keep beside them (GPTQ, AWQ, compressed-tensors, bitsandbytes,
+# MXFP4): no parameters of the model.
+_BESIDE = re.compile(
+    r"\.(qzeros|scales|g_idx|SCB|weight_format|weight_shape|weight_zero_point)$"
+    r"|scale(s|_\w+)?$|\.weight\.\w+"
+)
+# Elements that hold several numbers, by their type in the file: so many bits each.
+_PACKED = {"I32": 32, "U8": 8}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,13 +127,16 @@ def model_from_folder(name: str, folder: Path, *, path: str = "path") -> ServedM
         raise InputError("campaign", [Fault(path, f"{folder}: no weights: *.safetensors")])
     # A family that llem does not know is counted as a llama, the commonest shape of today.
     params, rest = _params(sizes, family or FAMILIES["llama"], config)
-    if counted := sum(_tensors(file) for file in weights if file.suffix == ".safetensors"):
-        params, rest = counted, rest
+    stored = [_tensors(file, config) for file in weights if file.suffix == ".safetensors"]
+    idle = 0.0
+    if counted := sum(numbers for numbers, _ in stored):
+        params = counted
+        idle = _idle_share(config, path) * of if (of := sum(own for _, own in stored)) else 0.0
     digest = _digest(
         {"config": config, "files": [[file.name, file.stat().st_size, _head(file)]
                                      for file in weights]}
     )  # fmt: skip
-    return _model(name, "path", config, sizes, params, rest, digest, folder=folder)
+    return _model(name, "path", config, sizes, params, rest, digest, folder=folder, idle=idle)
 
 
 def _model(
@@ -134,7 +150,9 @@ def _model(
     *,
     folder: Path | None = None,
     seed: int = 0,
+    idle: float = 0.0,
 ) -> ServedModel:
+    """`tables` of the parameters are looked up in or the output's; a token passes `idle` by."""
     within = max(1, params - tables)
     return ServedModel(
         name=name,
@@ -151,7 +169,7 @@ def _model(
         vocabulary=sizes["vocabulary"],
         context=sizes["context"],
         # A multiply-add of each weight but those of the look-up, and the output layer's.
-        flops_per_token_forward=2.0 * (within + sizes["width"] * sizes["vocabulary"]),
+        flops_per_token_forward=2.0 * (within - idle + sizes["width"] * sizes["vocabulary"]),
         path=str(folder) if folder else None,
         weights_seed=seed,
     )
@@ -219,12 +237,59 @@ def _params(
     return blocks + tables, tables
 
 
-def _tensors(file: Path) -> int:
-    """Numbers in a safetensors file, from its header: eight bytes of length, then JSON."""
+def _tensors(file: Path, config: Mapping[str, Any]) -> tuple[int, int]:
+    """Parameters in a safetensors file, and those of experts among them, from its header: eight
+    bytes of length, then JSON."""
     with open(file, "rb") as stream:
         (length,) = struct.unpack("<Q", stream.read(8))
         header = json.loads(stream.read(length))
-    return sum(math.prod(v["shape"]) for k, v in header.items() if k != "__metadata__")
+    experts = _number(config, _EXPERTS)
+    bits = _bits(config)
+    found = of_experts = 0
+    for name, tensor in header.items():
+        if name == "__metadata__" or (bits and _BESIDE.search(name)):
+            continue
+        shape = tensor["shape"]
+        count = math.prod(shape)
+        if bits:
+            count *= max(1, _PACKED.get(tensor["dtype"], 0) // bits)
+        found += count
+        if _EXPERT_TENSOR.search(name) or (len(shape) == 3 and shape[0] == experts):
+            of_experts += count
+    return found, of_experts
+
+
+def _idle_share(config: Mapping[str, Any], path: str) -> float:
+    """The share of all experts that a token does not go through. Raises InputError."""
+    experts, used = _number(config, _EXPERTS), _number(config, _PER_TOKEN)
+    if experts and used:
+        return max(0.0, 1 - used / experts)
+    names = (_PER_TOKEN if experts else _EXPERTS)[:2]
+    text = f"is required: the weights are those of experts (or {names[1]})"
+    raise InputError("campaign", [Fault(f"{path}/config.json.{names[0]}", text)])
+
+
+def _number(config: Mapping[str, Any], names: tuple[str, ...]) -> int:
+    """The first of these that is given, in the configuration or its feed-forward part; else 0."""
+    inner = config.get("ffn_config")
+    for place in (config, inner if isinstance(inner, Mapping) else {}):
+        for name in names:
+            if isinstance(place.get(name), int):
+                return int(place[name])
+    return 0
+
+
+def _bits(config: Mapping[str, Any]) -> int:
+    """Bits of a quantised weight; 0 where none is."""
+    quantised = config.get("quantization_config")
+    if not isinstance(quantised, Mapping):
+        return 0
+    groups = quantised.get("config_groups")
+    inner = [g.get("weights") for g in groups.values()] if isinstance(groups, Mapping) else []
+    given = [quantised.get(name) for name in ("bits", "w_bit")]
+    given += [weights.get("num_bits") for weights in inner if isinstance(weights, Mapping)]
+    eight = quantised.get("load_in_8bit") or "8" in str(quantised.get("quant_method", ""))
+    return next((int(bits) for bits in given if bits), 8 if eight else 4)
 
 
 def _head(file: Path, *, most: int = 1 << 16) -> str:
