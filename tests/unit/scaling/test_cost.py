@@ -92,16 +92,13 @@ def test_noise_of_three_per_cent_leaves_a_law_of_three_per_cent() -> None:
 def test_noise_makes_a_law_neither_cheaper_nor_dearer() -> None:
     """Relative to what was measured, a noise of 20 % makes it 8 % too cheap."""
     r = runs(40)
+    truth = START + PER_TOKEN * r.tokens + PER_FLOP * r.flops
     rng = np.random.default_rng(3)
     ratios = []
     for _ in range(60):
-        noisy = r.cost * np.exp(0.2 * rng.standard_normal(40) - 0.5 * 0.2**2)
-        law = fit_cost(
-            noisy, r.tokens, r.flops, weight=np.ones(40), quantity="energy_j", unit="J",
-            params=r.params, layouts=r.layouts,
-        )  # fmt: skip
-        told = law.predict(r.tokens, r.flops, params=r.params, layouts=r.layouts)
-        ratios.append(np.mean(told / r.cost))
+        noisy = truth * np.exp(0.2 * rng.standard_normal(40) - 0.5 * 0.2**2)
+        law = fit_cost(noisy, r.tokens, r.flops, weight=np.ones(40), quantity="energy_j", unit="J")
+        ratios.append(np.mean(law.predict(r.tokens, r.flops) / truth))
     assert np.mean(ratios) == pytest.approx(1.0, abs=0.015)
 
 
@@ -109,9 +106,35 @@ def test_errors_are_relative_to_what_is_predicted() -> None:
     r = runs(40, noise=0.1)
     law = fit(r)
     told = law.predict(r.tokens, r.flops, params=r.params, layouts=r.layouts)
+    error = r.cost / told - 1
+    assert np.max(np.abs(error)) < 3 * np.median(np.abs(error)) / 0.6745
     # at the minimum the errors are at right angles to what they may be made of
-    slopes = [t.coefficient * (1 - r.cost / told) @ (_feature(t.name, r) / told) for t in law.terms]
-    assert slopes == pytest.approx(np.zeros(len(slopes)), abs=1e-7)
+    slopes = [t.coefficient * error @ (_feature(t.name, r) / told) for t in law.terms]
+    assert slopes == pytest.approx(np.zeros(len(slopes)), abs=1e-5)
+
+
+def test_a_run_that_was_killed_and_tried_again_hardly_moves_the_law() -> None:
+    """Its energy is that of both attempts: what a training costs is what most runs have cost."""
+    r = runs(40, noise=0.02)
+    r.cost[[4, 23]] *= 2.5
+    law = fit(r)
+    assert law.predict(1e9, 6e17, params=1e8) == pytest.approx(
+        float(fit(runs(40, noise=0.02)).predict(1e9, 6e17, params=1e8)), rel=0.02
+    )
+    assert law.residuals[4] == pytest.approx(1 / 2.5 - 1, abs=0.05)
+
+
+def test_a_weight_of_two_is_a_row_that_is_there_twice() -> None:
+    r = runs(30, noise=0.1)
+    r.cost[3] *= 3
+    weight = np.where(np.arange(30) % 3, 1.0, 2.0)
+    twice = np.repeat(np.arange(30), weight.astype(int))
+    one = fit_cost(r.cost, r.tokens, r.flops, weight=weight, quantity="energy_j", unit="J")
+    other = fit_cost(
+        r.cost[twice], r.tokens[twice], r.flops[twice], weight=np.ones(40), quantity="energy_j",
+        unit="J",
+    )  # fmt: skip
+    assert prices(one) == pytest.approx(prices(other), rel=1e-6)
 
 
 def _feature(name: str, r: Runs) -> np.ndarray:
@@ -257,15 +280,17 @@ def test_a_resample_is_the_fit_of_its_weights() -> None:
     many = fit_cost_many(r.cost, r.tokens, r.flops, weight=weight)
     assert np.isnan(many[7]).all()
     features = np.stack([np.ones(30), r.tokens, r.flops], axis=1)
-    # relative to what all runs, each counted once, predict
+    # relative to what all runs, each counted once, predict; less of what lies far off
     told = features @ fit_cost_many(r.cost, r.tokens, r.flops, weight=np.ones((1, 30)))[0]
+    error = np.abs(r.cost / told - 1)
+    counts = np.minimum(1, 3 * np.sort(error)[14] / 0.6745 / error)
     design = features / told[:, None]
     size = design.max(axis=0)
     for i in (0, 20, 49):
-        root_weight = np.sqrt(weight[i])
+        root_weight = np.sqrt(weight[i] * counts)
         wanted = root_weight * r.cost / told
         expected, _ = nnls(design / size * root_weight[:, None], wanted)
-        assert many[i] * size == pytest.approx(expected, abs=1e-7)
+        assert many[i] * size == pytest.approx(expected, abs=1e-6)
 
 
 def test_sums_of_blocks_of_rows_are_the_sums_of_all() -> None:

@@ -6,7 +6,8 @@ The features are those of `features.py`; what the runs cannot tell apart is left
 be. Relative least squares: a run of 10 kJ and one of 10 MJ count the same. Errors are made small
 relative to what is predicted, found in a few rounds: relative to what was measured, a run that came
 out cheap would count more than one that came out dear, and the law be too low by twice the noise's
-variance (8 % at a noise of 20 %). The residual of a run that is told is (predicted - cost)/cost.
+variance (8 % at a noise of 20 %). What lies far off, as a run that was killed and tried again,
+counts less (Huber 1964). The residual of a run that is told is (predicted - cost)/cost.
 """
 
 from __future__ import annotations
@@ -44,9 +45,14 @@ LAYOUT_REMAINDER = 0.05
 HELD_OUT_SHARE = 0.2
 # Rounds in which what errors are relative to settles, and the change at which it has.
 ROUNDS = 30
-SETTLED = 1e-9
+SETTLED = 1e-7
 # What is predicted is no less than this share of what was measured, or one run would count alone.
 LEAST_SHARE = 1e-3
+# An error of so many standard deviations counts in full; these are no less than LEAST_NOISE.
+HUBER = 3.0
+LEAST_NOISE = 0.01
+# Median of |x| of a normal x of standard deviation 1.
+NORMAL_MEDIAN = 0.6745
 # Beyond so many rows the file lists no residuals.
 RESIDUALS_LISTED = 5000
 # Columns in a reader's words.
@@ -341,7 +347,8 @@ class Design:
 
     rows (n, m): feature/predicted, of unit size, 0 where there is no cost; predicted by the fit to
     all rows, for every resample. size (m,): what the columns were divided by. products
-    (n, m m + m + 1): row x row, row x cost/predicted, and 1 where there is a cost.
+    (n, m m + m + 1): row x row, row x cost/predicted, both by what the row counts (1, or less far
+    off), and 1 where there is a cost.
     """
 
     rows: FloatArray
@@ -360,22 +367,30 @@ class Design:
         """The design of these features, for rows of this weight (n,) (None: all alike)."""
         usable = _usable(cost)
         w = np.ones(cost.size) if weight is None else weight
-        found, predicted = cls._relative_to(cost, cost, columns, names), cost
-        if not np.any(usable & (w > 0)):
+        counted = usable & (w > 0)
+        predicted, counts = cost, np.ones(cost.size)
+        found = cls._relative_to(cost, predicted, columns, names, counts)
+        if not np.any(counted):
             return found
         for _ in range(ROUNDS):
-            c = found.solve(found.sums(w[None, :]))[0]
             before = predicted
-            told = (found.rows * found.size) @ c * before
+            told = found.rows * found.size @ found.solve(found.sums(w[None, :]))[0] * before
             predicted = np.where(usable, np.maximum(told, LEAST_SHARE * cost), cost)
-            found = cls._relative_to(cost, predicted, columns, names)
+            if np.count_nonzero(counted) >= ROWS_PER_FEATURE * len(names):
+                counts = _counts(cost / predicted - 1.0, w * counted)
+            found = cls._relative_to(cost, predicted, columns, names, counts)
             if np.max(np.abs(predicted[usable] / before[usable] - 1.0)) < SETTLED:
                 break
         return found
 
     @classmethod
     def _relative_to(
-        cls, cost: FloatArray, scale: FloatArray, columns: Columns, names: Sequence[str]
+        cls,
+        cost: FloatArray,
+        scale: FloatArray,
+        columns: Columns,
+        names: Sequence[str],
+        counts: FloatArray,
     ) -> Design:
         usable = _usable(cost)
         relative = _relative(scale, columns, names)
@@ -386,8 +401,8 @@ class Design:
         n, m = rows.shape
         pairs = (rows[:, :, None] * rows[:, None, :]).reshape(n, m * m)
         wanted = np.divide(cost, scale, out=np.zeros_like(cost), where=usable)
-        products = np.concatenate([pairs, rows * wanted[:, None], usable[:, None]], axis=1)
-        return cls(rows, size, products)
+        products = counts[:, None] * np.concatenate([pairs, rows * wanted[:, None]], axis=1)
+        return cls(rows, size, np.concatenate([products, usable[:, None]], axis=1))
 
     def sums(self, weight: FloatArray) -> FloatArray:
         """Gram, moment and weight of resamples: (k, n) to (k, m m + m + 1). Sums add up."""
@@ -400,6 +415,16 @@ class Design:
         out: FloatArray = solve_normal(gram, sums[:, m * m : m * m + m]) / self.size
         out[sums[:, -1] <= 0] = np.nan
         return out
+
+
+def _counts(error: FloatArray, weight: FloatArray) -> FloatArray:
+    """What each row counts (n,) by its relative error: 1, or less beyond HUBER deviations."""
+    far = np.where(weight > 0, np.abs(error), 0.0)
+    order = np.argsort(far, kind="stable")
+    below = np.cumsum(weight[order])
+    median = float(far[order][np.searchsorted(below, 0.5 * below[-1])])
+    most = HUBER * max(LEAST_NOISE, median / NORMAL_MEDIAN)
+    return np.asarray(np.minimum(1.0, most / np.maximum(far, most)))
 
 
 def _relative(scale: FloatArray, columns: Columns, names: Sequence[str]) -> FloatArray:
