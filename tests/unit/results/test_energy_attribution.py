@@ -163,6 +163,39 @@ def test_a_counter_with_a_known_range_is_unwrapped(planted):
     assert row.energy_j == pytest.approx(1000.0, rel=1e-9) and row.energy_reason == ""
 
 
+def test_a_counter_that_began_anew_has_not_wrapped_though_its_range_is_known(planted):
+    """A laptop that slept: RAPL's counter is at 0 again, 162 kJ before the end of its range."""
+    planted.run()
+    planted.rank()
+    planted.node(
+        attrs={"domain": "package", "counter_range_mj": 262_143_328.85},
+        power_w=lambda _u, _s: math.nan,
+        energy_at=lambda s: 100_000 + 100.0 * s if s < 5.05 else 100.0 * (s - 5.05),
+    )
+    planted.end()
+    [row] = rows(planted)
+    assert row.energy_j == pytest.approx(1000.0, rel=1e-6)
+    assert "counter reset 1 times" in row.energy_reason
+
+
+@pytest.mark.parametrize("known_j", [400.0, 4000.0])
+def test_a_gap_in_which_a_counter_may_have_wrapped_twice_leaves_nothing_known(planted, known_j):
+    """100 W for 5 s without a sample: more than a range of 400 J, and less than one of 4 kJ."""
+    planted.run()
+    planted.rank()
+    planted.node(
+        attrs={"domain": "package", "counter_range_mj": known_j * 1e3},
+        energy_at=lambda s: math.nan if 3 < s < 8 else 100.0 * s % known_j,
+    )
+    planted.end()
+    [row] = rows(planted)
+    if known_j < 500:
+        assert math.isnan(row.energy_j)
+        assert "may have wrapped more than once" in row.energy_reason
+    else:
+        assert row.energy_j == pytest.approx(1000.0, rel=1e-6)
+
+
 def test_a_gpu_that_no_rank_uses_is_counted_and_told(planted):
     planted.run()
     planted.rank(world=2, device_uuid="GPU-0")

@@ -59,6 +59,11 @@ MOST_S = 2.0
 # Of more values than this a median is taken from a part.
 TYPICAL_OF = 4096
 
+# A counter that would have had to run so many times as fast as it ever did, and by more watts than
+# any processor draws, has not come to the end of its range but began anew.
+WRAP_TIMES = 10.0
+WRAP_W = 2000.0
+
 # A device that draws less may keep its counter where it is.
 AWAKE_W = 1.0
 
@@ -176,6 +181,8 @@ def energy_series(device: DeviceSeries) -> EnergySeries | str:
         notes.append(str(device.attrs["reason"]))
     if counter:
         steps_j, resets = _counter_steps(kept, at_s, power_w, device.attrs)
+        if blind := _blind_gap(at_s, np.cumsum(steps_j), device.attrs):
+            return blind
         if resets:
             notes.append(f"counter reset {resets} times, bridged by power")
         if quality == "counter" and (still := _still(at_s, steps_j)):
@@ -227,8 +234,10 @@ def passed_samples(attrs: Mapping[str, Any], rows: Rows, *, head_ns: int) -> Sam
     return None if odd else found
 
 
-def _of_pass(found: SampleRows, quality: str, attrs: Mapping[str, Any]) -> EnergySeries:
+def _of_pass(found: SampleRows, quality: str, attrs: Mapping[str, Any]) -> EnergySeries | str:
     at_s, joules = found.at_s, found.joules
+    if blind := _blind_gap(at_s, joules[1:], attrs):
+        return blind
     interval_s = typical_gap(at_s)
     native = compiled.library()
     assert native is not None
@@ -291,10 +300,16 @@ def _counter_steps(
     steps_j: Floats = np.diff(samples["energy_mj"])
     steps_j /= 1e3
     backwards = np.flatnonzero(steps_j < 0)
-    range_j = float(attrs.get("counter_range_mj", 0) or 0) / 1e3
+    range_j = _range_j(attrs)
     if range_j > 0:
         steps_j[backwards] += range_j
-        return steps_j, 0
+        rates = steps_j / np.maximum(np.diff(at_s), 1e-9)
+        fastest_w = float(np.delete(rates, backwards).max(initial=0.0))
+        if fastest_w > 0:
+            backwards = backwards[rates[backwards] > max(WRAP_TIMES * fastest_w, WRAP_W)]
+            steps_j[backwards] = -1.0
+        else:
+            backwards = backwards[:0]
     for i in backwards:
         # What was counted before the reset is lost: the power samples around it say how much.
         around = power_w[i : i + 2]
@@ -305,6 +320,26 @@ def _counter_steps(
             rates = steps_j / np.diff(at_s)
             steps_j[i] = float(np.median(rates[rates >= 0])) * (at_s[i + 1] - at_s[i])
     return steps_j, len(backwards)
+
+
+def _range_j(attrs: Mapping[str, Any]) -> float:
+    return float(attrs.get("counter_range_mj", 0) or 0) / 1e3
+
+
+def _blind_gap(at_s: Floats, joules: Floats, attrs: Mapping[str, Any]) -> str:
+    """Why a counter of a known range tells nothing of a gap in its samples: it may have come to its
+    end more than once. `joules` (n - 1,) since the first sample, at all others. '' where it tells.
+    """
+    range_j = _range_j(attrs)
+    if not range_j > 0:
+        return ""
+    gaps_s = np.diff(at_s)
+    longest = int(np.argmax(gaps_s))
+    rates = np.diff(joules, prepend=0.0) / np.maximum(gaps_s, 1e-9)
+    gap_s = float(gaps_s[longest])
+    if float(np.delete(rates, longest).max(initial=0.0)) * gap_s < range_j:
+        return ""
+    return f"{gap_s:.0f} s without a sample, in which the counter may have wrapped more than once"
 
 
 def _still(at_s: Floats, steps_j: Floats) -> list[tuple[int, int]]:
