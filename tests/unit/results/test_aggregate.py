@@ -193,6 +193,8 @@ def test_a_little_at_the_windows_edges_is_extrapolated_and_told(planted):
     assert row.energy_seen_j == pytest.approx(500 + 970)
     assert "0.15 s at the window's edges extrapolated" in row.energy_reason
     assert row.coverage == pytest.approx(0.985)
+    # what is taken off for being idle is of the same time
+    assert only(planted, idle_power_w=40.0).energy_net_j == pytest.approx(515 + 970 - 400)
 
 
 def test_torn_and_foreign_files_are_named_and_harm_no_other_row(planted):

@@ -80,6 +80,7 @@ def _claim(
     if isinstance(series, EnergySeries):
         seen_j = series.between(t0_ns, t1_ns)
         covered_s = series.covered_s(t0_ns, t1_ns)
+        attributed_s = covered_s
         missing_s = (t1_ns - t0_ns) / 1e9 - covered_s
         reasons = list(series.notes)
         energy_j = seen_j
@@ -88,9 +89,10 @@ def _claim(
             reasons.insert(0, f"{missing_s:.1f} s of {(t1_ns - t0_ns) / 1e9:.1f} s not sampled")
         elif missing_s > 0:
             energy_j += series.edges_j(t0_ns, t1_ns)
+            attributed_s += missing_s
             reasons.append(f"{missing_s:.2f} s at the window's edges extrapolated")
     else:
-        seen_j, covered_s, energy_j, reasons = 0.0, 0.0, nan, [series]
+        seen_j, covered_s, attributed_s, energy_j, reasons = 0.0, 0.0, 0.0, nan, [series]
     pieces: Pieces | None = None
     steps_j = celsius = None
     wait_j = nan if view.waits else 0.0
@@ -129,7 +131,7 @@ def _claim(
         energy_j=energy_j,
         seen_j=seen_j,
         covered_s=covered_s,
-        attributed_s=covered_s,
+        attributed_s=attributed_s,
         idle_w=idle_w,
         idle_source=idle_source,
         reason=f"{device.uuid}: {text}" if text else "",
@@ -307,6 +309,8 @@ def _divided(
     note = f"{claim.uuid}: shared with {owners} other run(s) for {shared_s:.1f} s, divided evenly"
     # keeps NaN, and in proportion what was extrapolated at the edges
     part = seen_j / claim.seen_j if claim.seen_j else 1.0
+    if claim.covered_s * claim.part > 0:
+        attributed_s *= claim.attributed_s / (claim.covered_s * claim.part)
     return replace(
         claim,
         energy_j=claim.energy_j * part,
