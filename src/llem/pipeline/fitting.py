@@ -48,7 +48,7 @@ class Selected:
 
     left_out: {run_id, reason}. checkpoints: what `select_checkpoints` tells, None where each run
     has one row. edges: slices of a designed grid without an interior minimum. rows: (n,) of the
-    table.
+    table. unlike: what is to be known of energies that are not of the same, '' where all are.
     """
 
     columns: dict[str, Any]
@@ -56,6 +56,7 @@ class Selected:
     checkpoints: dict[str, Any] | None
     edges: list[EdgeMinimum]
     rows: NDArray[np.intp]
+    unlike: str = ""
 
 
 def fit_observations(
@@ -139,6 +140,8 @@ def fit_observations(
         f"{edge.reason}; {edge.remedy}"
         for edge in selected.edges
     ]
+    if selected.unlike:
+        out["warnings"].append(selected.unlike)
     if law_planted := _rehearsal(table):
         out["provenance"] = {**(out.get("provenance") or {}), "rehearsal": {"law": law_planted}}
         out["warnings"].insert(
@@ -279,8 +282,11 @@ def select(
     }
     columns["weight"] = table.number("weight")[used] if "weight" in table.numbers else None
     columns["run_id"] = table.text("run_id")[used] if "run_id" in table.texts else None
+    other, unlike = _unlike_energy(table, used)
     for name in PASSED:
         column = table.number(name)[used]
+        if name == "energy_j":
+            column = np.where(other, np.nan, column)
         if name in COUNTED:
             column = np.where(column > 0, column, np.nan)
         if name in OF_OWN_STEPS:
@@ -293,7 +299,21 @@ def select(
     rows = np.flatnonzero(used)
     if account is not None:
         rows = np.delete(rows, np.searchsorted(rows, [d["row"] for d in account["dropped"]]))
-    return Selected(columns, left_out, account, _edges(columns), rows)
+    return Selected(columns, left_out, account, _edges(columns), rows, unlike)
+
+
+def _unlike_energy(table: Table, used: Mask) -> tuple[Mask, str]:
+    """Rows (n,) of the `used` whose energy is of other domains than that of most, and a sentence on
+    them: a law of joules with the processors' in some would be one of neither."""
+    domains = table.text("energy_domains")[used]
+    known = (domains != "") & np.isfinite(table.number("energy_j")[used])
+    kinds, counts = np.unique(domains[known], return_counts=True)
+    if kinds.size < 2:
+        return np.zeros(domains.size, dtype=bool), ""
+    most = kinds[np.argmax(counts)]
+    told = ", ".join(f"{n} of {kind}" for kind, n in zip(kinds, counts, strict=True))
+    text = f"energy is not of the same in all runs ({told}): its law is of those of {most}"
+    return known & (domains != most), text
 
 
 def _usable(table: Table, exclude: frozenset[str]) -> tuple[Mask, dict[int, str]]:

@@ -40,7 +40,9 @@ NUMBERS: dict[str, tuple[bool, bool, str]] = {
     "annealed": (True, True, "must be 0 or 1, or empty where not known"),
     "warmup_tokens": (True, True, "must be 0 or more, or empty where not known"),
 }
-TEXTS = ("run_id", "status", "reason", "family", "energy_quality", "rehearsal")
+TEXTS = (
+    "run_id", "status", "reason", "family", "energy_quality", "energy_domains", "rehearsal",
+)  # fmt: skip
 CHUNK_ROWS = 65_536
 # Smaller files are read with the reader that names every fault; greater ones at once.
 GREAT_BYTES = 1 << 20

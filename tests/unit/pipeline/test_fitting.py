@@ -190,6 +190,23 @@ def test_money_is_answered_where_there_are_prices():
     assert optimum["energy_j"] == pytest.approx(25 * 3.6e6, rel=1e-6)
 
 
+def test_a_law_of_energy_is_of_runs_in_which_the_same_was_measured():
+    """On some nodes the processors were measured too: twice the joules of the same run."""
+    rows = [{**row, "energy_domains": "gpu"} for row in grid()]
+    for row in rows[::3]:
+        row |= {"energy_domains": "gpu+package+dram", "energy_j": 2 * row["energy_j"]}
+    found, alone = fit(rows), fit(grid())
+    assert found["costs"]["energy_j"]["per_flop"] == pytest.approx(
+        alone["costs"]["energy_j"]["per_flop"], rel=1e-6
+    )
+    assert found["costs"]["energy_j"]["rows"] == 13
+    assert any(
+        "(13 of gpu, 7 of gpu+package+dram): its law is of those of gpu" in warning
+        for warning in found["warnings"]
+    )
+    assert not any("not of the same" in warning for warning in alone["warnings"])
+
+
 def test_laws_are_compared_on_the_same_rows():
     rng = np.random.default_rng(0)
     rows = [{**row, "loss": row["loss"] * np.exp(0.002 * rng.standard_normal())} for row in grid()]
