@@ -23,6 +23,7 @@ from llem.scaling.fitting.bootstrap import (
     Resampling,
     percentile_interval,
     refit,
+    smooth_variance,
     weight_variance,
 )
 from llem.scaling.fitting.estimator import Estimator
@@ -142,7 +143,7 @@ def fit_law(
 
     asked = _Asked(bootstrap, resampling, level, seed)
     resamples = _bootstrap(data, problem, judged_by, solution, asked, watch, warnings)
-    costs, cost_samples = _costs(data, resamples, warnings)
+    costs, cost_samples = _costs(data, resamples, level, warnings)
     ensemble = Ensemble(
         law=chosen,
         natural=natural,
@@ -279,7 +280,7 @@ def _samples(problem: Problem, resamples: Resamples | None) -> FloatArray:
 
 
 def _costs(
-    data: Observations, resamples: Resamples | None, warnings: list[str]
+    data: Observations, resamples: Resamples | None, level: float, warnings: list[str]
 ) -> tuple[dict[str, CostLaw], dict[str, FloatArray]]:
     """The cost laws, and their coefficients under every resample."""
     layouts = Layouts(data.ranks, data.nodes, data.steps)
@@ -308,7 +309,11 @@ def _costs(
             names=costs[name].names,
             weight=data.weight,
         )
-        parts = [design.solve(design.sums(w)) for _, w in resamples.draws.slices()]
+        # Least squares have no kinks, and a cost law fewer parameters than that of the loss.
+        measured = np.unique(data.run[np.isfinite(column) & (column > 0) & (data.weight > 0)])
+        variance = smooth_variance(measured.size, parameters=len(costs[name].names), level=level)
+        draws = resamples.draws.of_variance(variance)
+        parts = [design.solve(design.sums(w)) for _, w in draws.slices()]
         samples[name] = np.concatenate(parts)
     return costs, samples
 
