@@ -67,10 +67,10 @@ from llem.planning.design import (
     Question,
     choose_runs,
     expected_error,
-    measured_noise,
     prior_laws,
     spread_of_laws,
 )
+from llem.planning.scatter import Scatter
 from llem.planning.trust import CONTRADICTED, lack_of_fit, near_optimum
 from llem.scaling import CHINCHILLA, Estimator, FlopsModel
 from llem.scaling.fitting.bootstrap import Draws, refit
@@ -362,11 +362,15 @@ class Campaign:
         self.cell = np.concatenate([self.cell, fresh])
         self.log_loss = np.concatenate([self.log_loss, self._true[fresh] + drawn])
 
-    def contradicts(self, law: FloatArray, noise: float) -> bool:
-        """Whether the runs so far contradict a law (5,), so that it is trusted near its optimum."""
-        logs = np.log(self.cells.params[self.cell]), np.log(self.cells.tokens[self.cell])
-        fitted = np.log(CHINCHILLA.loss(law, *logs))
-        return lack_of_fit(self.log_loss, self.cell, fitted, noise=noise) > CONTRADICTED
+    def scatter(self, law: FloatArray) -> tuple[Scatter, bool]:
+        """The runs' about a law (5,) that was fitted to them, as `Learnt` has it, and whether they
+        contradict it, so that it is trusted near its optimum."""
+        tokens = self.cells.tokens[self.cell]
+        fitted = np.log(CHINCHILLA.loss(law, np.log(self.cells.params[self.cell]), np.log(tokens)))
+        found = Scatter().measured(self.log_loss, tokens, self.cell, fitted, parameters=5)
+        usual = replace(found, cells=Scatter().cells)
+        off = lack_of_fit(self.log_loss, tokens, self.cell, fitted, scatter=usual)
+        return found, off > CONTRADICTED
 
     def fit(self, *, resamples: int = 0) -> tuple[FloatArray, FloatArray]:
         """The law (5,) of all runs so far, and of resamples of them (m, 5)."""
@@ -438,12 +442,10 @@ def designed(
     stated = math.nan
     for i in range(len(shares)):
         spend = (budget() - campaign.spent) * shares[i] / sum(shares[i:])
-        noise_so_far = measured_noise(campaign.log_loss, campaign.cell)
-        question = Question(
-            target_flops(), spread_of_laws(laws, target_flops(), count=4), noise_so_far
-        )  # fmt: skip
+        scatter, contradicted = campaign.scatter(law)
+        question = Question(target_flops(), spread_of_laws(laws, target_flops(), count=4), scatter)
         open_ = cells
-        if campaign.contradicts(law, noise_so_far):
+        if contradicted:
             near = near_optimum(cells, law, largest_flops=region.largest, model=FlopsModel())
             open_ = replace(cells, cost=np.where(near, cells.cost, np.inf))
         plan = choose_runs(

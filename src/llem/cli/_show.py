@@ -115,9 +115,9 @@ def _plan_figures(plan: Plan, times: Timeline | None) -> list[tuple[str, str]]:
         others = ", ".join(f"{budget} {row['factor']}" for budget, row in rows.items())
         text = (
             f"N* at the target within a factor of {now['factor']} at 95 % ({others}); standard "
-            f"error of log N* {now['both']}: {now['noise']} from noise "
-            f"({plan.promise['noise']:.1%}; {plan.promise['laws']}), {now['law']} for the law's "
-            "own error"
+            f"error of log N* {now['both']}: {now['noise']} from noise (runs lie "
+            f"{plan.promise['noise']:.1%} off a law; {plan.promise['laws']}), {now['law']} for the "
+            "law's own error"
         )
         found.append(("promised", text))
     asked = [(some, some.run.recipe, a) for some in plan.runs.replicates if (a := some.run.asked)]

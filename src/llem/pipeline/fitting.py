@@ -223,7 +223,7 @@ def fit_campaign(
     # What the plan promised, so that whoever reads the answer sees whether it was kept.
     design = values["design"]
     if not targets and design.get(PARTS[0]) is not None:
-        fit["promise"] = {name: design.get(name) for name in (*PARTS, "noise")}
+        fit["promise"] = {name: design.get(name) for name in (*PARTS, "noise", "noise_degrees")}
     write_json(folder.results / FIT_FILE, fit)
     return fit
 

@@ -3,18 +3,22 @@
 What counts is the error of log N* at the target of the fit that will be made, which is `fit_law`'s
 default: a plain law, every run with the same weight. The error has two parts. Noise first. With n_i
 runs of cell i, j_i the gradient of the cell's log loss and c that of log N*, by the law's
-parameters, and s the noise of log loss from seed to seed,
+parameters, s_i the scatter of runs from seed to seed and r that of cells (see `scatter`),
 
-    var = kappa s^2 c' M^-1 c,    M = sum n_i j_i j_i',
+    var = c' M^-1 V M^-1 c,    M = sum n_i m_i j_i j_i',
+    V = sum (n_i v_i + n_i (n_i - 1) w_i) j_i j_i',
 
-where kappa is what Huber's function costs on normal noise (pi/2 where delta is far below s). Noise
-alone would have everything spent on the smallest runs there are.
+where m = E psi' and v = E psi^2 of Huber's function psi on normal noise of variance s_i^2 + r^2
+(Huber 1964), and w is E psi psi of two runs of a cell: runs that scatter more count less, as in the
+fit. Where all are alike and r is 0 that is
+kappa s^2 c' (sum n_i j_i j_i')^-1 c, kappa = v / (s m)^2 being what Huber's function costs (pi/2
+where delta is far below s). Noise alone would have everything spent on the smallest runs there are.
 
 Then the law's own error. The truth is taken to be law x exp(d), d a random function of (log N,
 log D): exponents that drift, steps that set small runs apart, and a smooth Gaussian process for
 what nobody thought of. No number of seeds averages it away. The fit carries it into log N* as
 
-    b = sum n_i (c' M^-1 j_i) d_i - d*,
+    b = sum n_i m_i (c' M^-1 j_i) d_i - d*,
 
 d* being what d does to the optimum itself (see `_Stakes`), and the variance of b over d is added.
 
@@ -30,19 +34,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from llem.planning.scatter import Scatter
 from llem.scaling import CHINCHILLA, Estimator, FlopsModel
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 E, A, B, ALPHA, BETA = range(5)
-# Noise of log loss from seed to seed before any is measured, and how many runs that guess is worth.
-PRIOR_NOISE = 0.005
-PRIOR_NOISE_RUNS = 4
 # More laws than these make a plan slower and hardly another.
 LAWS = 6
 # Above this, what one odd cell (a model off its family's line, a bug at one batch size) could do
@@ -110,12 +113,11 @@ class Question:
     """What is asked of the runs, and what is held for true meanwhile.
 
     laws: (k, 5) log E, log A, log B, alpha, beta, one row for each law that may be the truth.
-    noise: standard deviation of log loss between seeds.
     """
 
     target_flops: float
     laws: FloatArray
-    noise: float = PRIOR_NOISE
+    scatter: Scatter = field(default_factory=Scatter)
     law_error: LawError = LawError()
     estimator: Estimator = field(default_factory=Estimator)
     flops_model: FlopsModel = field(default_factory=FlopsModel)
@@ -172,21 +174,6 @@ def spread_of_laws(laws: FloatArray, target_flops: float, *, count: int = LAWS) 
     return np.asarray(laws[order[middle.astype(np.intp)]])
 
 
-def measured_noise(
-    log_loss: FloatArray, cell: NDArray[np.intp], *, prior: float = PRIOR_NOISE
-) -> float:
-    """Noise of log loss from runs of equal cells: pooled variance, drawn towards the prior.
-
-    cell (n,): the number of the cell of each run. The prior counts as a few runs.
-    """
-    inverse, count = np.unique(cell, return_inverse=True, return_counts=True)[1:]
-    mean = np.bincount(inverse, weights=log_loss) / count
-    squares = float(np.sum((log_loss - mean[inverse]) ** 2))
-    degrees = float(log_loss.size - count.size)
-    variance = (squares + PRIOR_NOISE_RUNS * prior**2) / (degrees + PRIOR_NOISE_RUNS)
-    return math.sqrt(variance)
-
-
 def expected_error(cells: Cells, counts: IntArray | FloatArray, *, question: Question) -> Expected:
     """What runs, `counts` (n,) of each cell, will tell about the target."""
     state = _State(_Stakes.of(cells, question))
@@ -227,17 +214,34 @@ def choose_runs(
     return Design(counts.astype(np.int64), cost, found[1.0], {b: found[b] for b in budgets})
 
 
-def efficiency_loss(noise: float, threshold: float) -> float:
-    """kappa: variance of Huber's estimate over that of least squares, on normal noise.
+def huber_moments(noise: FloatArray, threshold: float) -> tuple[FloatArray, FloatArray]:
+    """E psi' and E psi^2 of Huber's function on normal noise of standard deviations (n,).
 
-    E[psi^2] / E[psi']^2 (Huber 1964); 1 where the threshold is far above the noise, pi/2 far below.
+    1 and the variance where the threshold is far above the noise. The variance of an estimate is
+    E psi^2 / E[psi']^2 times that of the mean (Huber 1964).
     """
-    t = threshold / noise
-    if t > 8:
-        return 1.0
-    inside = math.erf(t / math.sqrt(2))
-    edge = 2 * t * math.exp(-t * t / 2) / math.sqrt(2 * math.pi)
-    return (inside - edge + t * t * (1 - inside)) / inside**2
+    slope, square = np.ones(noise.shape), noise**2
+    for i, sd in enumerate(noise.tolist()):
+        t = threshold / sd if sd > 0 else math.inf
+        if t <= 8:
+            inside = math.erf(t / math.sqrt(2))
+            edge = 2 * t * math.exp(-t * t / 2) / math.sqrt(2 * math.pi)
+            slope[i] = inside
+            square[i] *= inside - edge + t * t * (1 - inside)
+    return slope, square
+
+
+def in_common(correlation: FloatArray, efficiency: FloatArray) -> FloatArray:
+    """Correlation of psi of two normal variables, by their own and by the efficiency 1/kappa (n,).
+
+    Exact for the mean (efficiency 1), where it is their own, and for the sign (efficiency 2/pi),
+    whose is 2/pi asin of it (Sheppard 1899); between those it is divided so that it has the right
+    slope at 0, the efficiency.
+    """
+    sign = 2 / math.pi
+    share = np.clip((1 - efficiency) / (1 - sign), 0.0, 1.0)
+    arc = sign * np.arcsin(np.minimum(correlation, 1.0))
+    return np.asarray(share * arc + (1 - share) * correlation)
 
 
 def _fee(
@@ -297,7 +301,8 @@ class _Stakes:
     jacobian (k, n, p): of log loss, coordinates centred. aim (k, p): gradient of log N*. at_target
     (k, p): of log L at the optimum. loss (k,): there, in nats. d (n, r): what the components of d
     add to the log loss of each cell. d_optimum (k, r): what they do to log N* of the truth, and
-    d_loss (k, r) to its log loss. noise: variance of one run, Huber's loss of efficiency included.
+    d_loss (k, r) to its log loss. weight, square, together (n,): m, v and w of runs of each cell,
+    see above, in units in which the largest m is 1.
 
     With C = k N^g D fixed, L' = 0 moves by -L d'/L'' when L becomes L (1 + d), primes by log N
     along the line of constant compute, and L'' = alpha^2 A/N^alpha + g^2 beta^2 B/D^beta.
@@ -310,7 +315,9 @@ class _Stakes:
     d: FloatArray
     d_optimum: FloatArray
     d_loss: FloatArray
-    noise: float
+    weight: FloatArray
+    square: FloatArray
+    together: FloatArray
 
     @classmethod
     def of(cls, cells: Cells, question: Question) -> _Stakes:
@@ -354,9 +361,15 @@ class _Stakes:
         slope = far_out(log_n + h, log_d - g * h) - far_out(log_n - h, log_d + g * h)
         bend = alpha**2 * at_target[:, A] + (g * beta) ** 2 * at_target[:, B]
         d_optimum = -slope / (2 * h * bend[:, None])
-        kappa = efficiency_loss(question.noise, question.estimator.threshold)
-        noise = kappa * question.noise**2
-        return cls(jacobian, aim, at_target, loss, d, d_optimum, d_loss, noise)
+        scatter = question.scatter
+        noise = scatter.of_runs(cells.tokens)
+        slope, square = huber_moments(noise, question.estimator.threshold)
+        weight, square = slope / slope.max(), square / slope.max() ** 2
+        efficiency = weight**2 * noise**2 / square
+        together = square * in_common((scatter.cells / noise) ** 2, efficiency)
+        return cls(
+            jacobian, aim, at_target, loss, d, d_optimum, d_loss, weight, square, together
+        )  # fmt: skip
 
 
 def _slopes(
@@ -441,6 +454,7 @@ class _State:
         self.stakes = stakes
         self.counts = np.zeros(n)
         self.information = np.tile(RIDGE * np.eye(p), (k, 1, 1))
+        self.variance = np.zeros((k, p, p))
         self.mixing = np.zeros((k, p, stakes.d.shape[2]))
         # Products of d with itself, with S (k, n, p) and with what it does to the optimum: (k, n).
         self._d_square = np.sum(stakes.d**2, axis=2)
@@ -449,42 +463,61 @@ class _State:
 
     def add_all(self, counts: FloatArray) -> None:
         """Add `counts` (n,) runs of each cell."""
-        weighted = counts[None, :, None] * self.stakes.jacobian
-        self.information += weighted.transpose(0, 2, 1) @ self.stakes.jacobian
-        mixing = weighted.transpose(0, 2, 1) @ self.stakes.d
+        s = self.stakes
+        weighted = (counts * s.weight)[None, :, None] * s.jacobian
+        self.information += weighted.transpose(0, 2, 1) @ s.jacobian
+        added = self._added(counts, self.counts, s.square, s.together)
+        self.variance += (added[None, :, None] * s.jacobian).transpose(0, 2, 1) @ s.jacobian
+        mixing = weighted.transpose(0, 2, 1) @ s.d
         self.mixing += mixing
-        self._overlap += self.stakes.d @ mixing.transpose(0, 2, 1)
+        self._overlap += s.d @ mixing.transpose(0, 2, 1)
         self.counts += counts
 
     def add(self, cell: int, runs: int) -> None:
         """Add some runs of one cell."""
-        slope = self.stakes.jacobian[:, cell]
-        self.information += runs * slope[:, :, None] * slope[:, None, :]
-        d = self.stakes.d[:, cell]
-        self.mixing += runs * slope[:, :, None] * d[:, None, :]
-        self._overlap += (self.stakes.d @ d[:, :, None]) * (runs * slope[:, None, :])
+        s = self.stakes
+        slope, d = s.jacobian[:, cell], s.d[:, cell]
+        weight = runs * float(s.weight[cell])
+        outer = slope[:, :, None] * slope[:, None, :]
+        self.information += weight * outer
+        before = float(self.counts[cell])
+        self.variance += outer * float(
+            self._added(float(runs), before, s.square[cell], s.together[cell])
+        )
+        self.mixing += weight * slope[:, :, None] * d[:, None, :]
+        self._overlap += (s.d @ d[:, :, None]) * (weight * slope[:, None, :])
         self.counts[cell] += runs
+
+    @staticmethod
+    def _added(runs: Any, before: Any, square: Any, together: Any) -> Any:
+        """By what V grows along j j' where a cell of `before` runs gets more of them."""
+        return runs * square + runs * (runs + 2 * before - 1) * together
 
     def gains(self) -> FloatArray:
         """Fall of the log of the squared error of log N* by one more run of each cell: (n,).
 
-        Rank-one updates of M^-1 (Sherman and Morrison): with u = M^-1 c, h = j' M^-1 j and
-        q = j'u / (1 + h), a run takes q j'u off c'u and adds q (d - j' M^-1 S) to b = S'u - d*.
+        Rank-one updates of M^-1 (Sherman and Morrison): with u = M^-1 c, h = m j' M^-1 j and
+        q = m j'u / (1 + h), a run makes u - q M^-1 j of u, j'u / (1 + h) of j'u, and adds
+        q (d - j' M^-1 S) to b = S'u - d*.
         """
         s = self.stakes
         inverse = np.linalg.inv(self.information)
         u = inverse @ s.aim[:, :, None]
         across = self.mixing.transpose(0, 2, 1)
         b = across @ u - s.d_optimum[:, :, None]
-        now = s.noise * np.sum(s.aim[:, :, None] * u, axis=1) + np.sum(b * b, axis=1)
+        noise = np.sum(u * (self.variance @ u), axis=1)
+        now = noise + np.sum(b * b, axis=1)
         spread = s.jacobian @ inverse
-        along = (s.jacobian @ u)[..., 0]
-        q = along / (1 + np.einsum("knp,knp->kn", spread, s.jacobian))
+        left = (s.jacobian @ u)[..., 0]
+        left /= 1 + s.weight * np.einsum("knp,knp->kn", spread, s.jacobian)
+        q = s.weight * left
         # d - j' M^-1 S, dotted with b and squared, without forming it: it is (k, n, r).
         with_b = (self._overlap @ u - spread @ (self.mixing @ b))[..., 0] - self._with_optimum
-        twice = spread @ (self.mixing @ across) - 2 * self._overlap
+        twice = spread @ (self.mixing @ across + self.variance) - 2 * self._overlap
         square = self._d_square + np.einsum("knp,knp->kn", spread, twice)
-        then = now - s.noise * q * along + 2 * q * with_b + q * q * square
+        with_b -= (spread @ (self.variance @ u))[..., 0]
+        own = s.square + 2 * self.counts * s.together
+        then = now + own * left**2 + 2 * q * with_b + q * q * square
         fall = np.log(now) - np.log(np.maximum(then, 1e-6 * now))
         return np.asarray(fall.mean(axis=0))
 
@@ -496,7 +529,8 @@ class _State:
         def both(aim: FloatArray, own: FloatArray) -> tuple[FloatArray, FloatArray]:
             u = np.einsum("kij,kj->ki", inverse, aim)
             b = np.einsum("kir,ki->kr", self.mixing, u) - own
-            return np.sqrt(s.noise * np.sum(aim * u, axis=1)), np.linalg.norm(b, axis=1)
+            noise = np.einsum("ki,kij,kj->k", u, self.variance, u)
+            return np.sqrt(noise), np.linalg.norm(b, axis=1)
 
         params = both(s.aim, s.d_optimum)
         loss = both(s.at_target * s.loss[:, None], s.d_loss * s.loss[:, None])

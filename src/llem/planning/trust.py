@@ -14,14 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llem.planning.design import Cells
+from llem.planning.scatter import Scatter
 from llem.scaling import CHINCHILLA, FlopsModel
 
 FloatArray = NDArray[np.float64]
 
 # A law is contradicted where the mean square of what cells differ from it by is so many times what
-# noise makes of it. It is about 1 for a right law, 2 with luck and for any of the small errors in
-# docs/design.md; 30 for a law of another kind.
-CONTRADICTED = 6.0
+# seeds and the usual scatter of cells make of it. It is about 1 for a usual law, below 2 for real
+# tiny campaigns with batches in powers of two and for any of the small errors in docs/design.md,
+# 4 for a law of another kind.
+CONTRADICTED = 3.0
 # Noise is known where so many runs are seeds of cells that have one already.
 KNOWN_NOISE_RUNS = 8
 # "Near": decades of N to either side of the optimum at a run's compute, and decades of compute
@@ -31,12 +33,17 @@ NEAR_FLOPS = 2.0
 
 
 def lack_of_fit(
-    log_loss: FloatArray, cell: NDArray[np.intp], fitted: FloatArray, *, noise: float
+    log_loss: FloatArray,
+    tokens: FloatArray,
+    cell: NDArray[np.intp],
+    fitted: FloatArray,
+    *,
+    scatter: Scatter,
 ) -> float:
-    """Mean square distance of cells from a fitted law over what noise alone would make: about 1.
+    """Mean square distance of cells from a fitted law over what `scatter` would make: about 1.
 
-    log_loss, cell, fitted (n,): of each run its log loss, the number of its cell and the log loss
-    by the law. noise: of log loss between seeds. 0 where there are too few seeds, or cells, to say.
+    log_loss, tokens, cell, fitted (n,): of each run its log loss, its tokens, the number of its
+    cell and the log loss by the law. 0 where there are too few seeds, or cells, to say.
     """
     _, first, inverse, count = np.unique(
         cell, return_index=True, return_inverse=True, return_counts=True
@@ -45,7 +52,8 @@ def lack_of_fit(
     if degrees < 1 or log_loss.size - count.size < KNOWN_NOISE_RUNS:
         return 0.0
     mean = np.bincount(inverse, weights=log_loss) / count
-    return float(np.sum(count * (mean - fitted[first]) ** 2)) / degrees / noise**2
+    expected = scatter.of_seeds(tokens[first]) ** 2 / count + scatter.cells**2
+    return float(np.sum((mean - fitted[first]) ** 2 / expected)) / degrees
 
 
 def near_optimum(

@@ -14,18 +14,17 @@ from numpy.typing import NDArray
 from llem.campaign import Run, Runs
 from llem.planning.cells import Bench, Cell
 from llem.planning.design import (
-    PRIOR_NOISE,
     Cells,
     Design,
     Expected,
     Question,
     choose_runs,
     expected_error,
-    measured_noise,
     prior_laws,
     spread_of_laws,
 )
 from llem.planning.recipe import MIN_STEPS
+from llem.planning.scatter import Scatter
 from llem.planning.trust import CONTRADICTED, lack_of_fit, near_optimum
 from llem.scaling import CHINCHILLA, FlopsModel
 
@@ -56,6 +55,7 @@ PROMISED = (
     "law_error_log_params",
     "law_error_loss",
     "noise",
+    "noise_degrees",
     "laws",
     "for_budget",
 )
@@ -65,15 +65,15 @@ PROMISED = (
 class Learnt:
     """What earlier waves have shown, one entry a completed run: counts, FLOP, nats; and the fit.
 
-    laws: (k, 5) resamples of the fit, natural coordinates. noise: of log loss between seeds.
-    lack_of_fit: of the law, see `trust`; 0 where it is not known.
+    laws: (k, 5) resamples of the fit, natural coordinates. lack_of_fit: of the law, see `trust`; 0
+    where it is not known.
     """
 
     params: FloatArray
     tokens: FloatArray
     flops: FloatArray
     laws: FloatArray
-    noise: float
+    scatter: Scatter
     flops_model: FlopsModel
     lack_of_fit: float = 0.0
 
@@ -109,29 +109,40 @@ class Learnt:
         cell = np.unique(pairs, axis=0, return_inverse=True)[1].ravel()
         log_loss = np.log(columns["loss"])
         fitted = np.log(CHINCHILLA.loss(fit.ensemble.natural, *np.log(pairs.T)))
-        noise = measured_noise(log_loss, cell)
+        prior = Scatter()
+        scatter = prior.measured(
+            log_loss, columns["tokens"], cell, fitted, parameters=len(CHINCHILLA.parameters)
+        )
+        # What cells may differ by is not asked of these, or no law would ever be contradicted.
+        usual = replace(scatter, cells=prior.cells)
         return cls(
             params=columns["params"],
             tokens=columns["tokens"],
             flops=columns["flops"],
             laws=laws,
-            noise=noise,
+            scatter=scatter,
             flops_model=fit.flops_model,
-            lack_of_fit=lack_of_fit(log_loss, cell, fitted, noise=noise),
+            lack_of_fit=lack_of_fit(log_loss, columns["tokens"], cell, fitted, scatter=usual),
         )
 
 
 @dataclass(frozen=True)
 class NextWave:
-    """Cells of the next wave with the seeds of each, and the design that chose them."""
+    """Cells of the next wave with the seeds of each, and the design that chose them.
+
+    tokens, counts (m,): of all cells that the fit will have, those of earlier waves among them, and
+    how many runs each has.
+    """
 
     cells: tuple[tuple[Cell, int], ...]
     design: Design
     question: Question
+    tokens: FloatArray
+    counts: FloatArray
 
 
 def promise_of(runs: Runs, *, target_flops: float) -> dict[str, Any]:
-    """What a first wave is expected to tell, from published laws and a prior noise.
+    """What a first wave is expected to tell, from published laws and the usual scatter.
 
     Also for half and twice the budget: the same grid at that compute.
     """
@@ -148,7 +159,7 @@ def promise_of(runs: Runs, *, target_flops: float) -> dict[str, Any]:
 
     return {
         **told(expected(1.0)),
-        "noise": question.noise,
+        **_scatter_told(question.scatter, pairs[:, 1], counts),
         "laws": "published fits, before anything is measured",
         "for_budget": {f"{share:g}": told(expected(share)) for share in BUDGETS},
     }
@@ -180,7 +191,7 @@ def promise_of_waves(
         tokens=np.array([float(r.tokens) for r in runs]),
         flops=np.array([r.flops for r in runs]),
         laws=prior_laws(),
-        noise=PRIOR_NOISE,
+        scatter=Scatter(),
         flops_model=FlopsModel(),
     )
     try:
@@ -199,7 +210,7 @@ def promise_of_wave(wave: NextWave) -> dict[str, Any]:
     design = wave.design
     return {
         **told(design.expected),
-        "noise": wave.question.noise,
+        **_scatter_told(wave.question.scatter, wave.tokens, wave.counts),
         "laws": "resamples of the fit so far",
         "for_budget": {f"{share:g}": told(design.for_budget[share]) for share in BUDGETS},
     }
@@ -213,6 +224,11 @@ def told(expected: Expected) -> dict[str, float]:
         "law_error_log_params": expected.law_error_log_params,
         "law_error_loss": expected.law_error_loss,
     }
+
+
+def _scatter_told(scatter: Scatter, tokens: FloatArray, counts: FloatArray) -> dict[str, float]:
+    """By how much runs are taken to lie off the law, and the degrees of freedom of that."""
+    return {"noise": scatter.typical(tokens, counts), "noise_degrees": scatter.degrees}
 
 
 def next_wave(
@@ -236,28 +252,27 @@ def next_wave(
     candidates = _candidates(bench, learnt, budget=budget, unit=unit, first_level=first_level)
     if not candidates:
         raise ValueError("no run fits what is left of the budget")
-    cost = np.array([bench.cost(cell, unit) for cell in candidates])
-    params = np.array([float(cell.model.params) for cell in candidates])
-    tokens = np.array([float(cell.tokens) for cell in candidates])
-    # What was observed, or will be, takes part in the fit, and cannot be chosen again.
-    others = learnt.params.size + len(pending)
+    # What was observed, or will be, takes part in the fit; it is chosen again if it can be.
+    seen = [*zip(learnt.params.tolist(), learnt.tokens.tolist(), strict=True)]
+    seen += [(float(run.params), float(run.tokens)) for run in pending]
+    runs_of = Counter(seen)
+    cost = {(float(c.model.params), float(c.tokens)): bench.cost(c, unit) for c in candidates}
+    pairs = list(cost) + [pair for pair in runs_of if pair not in cost]
     cells = Cells(
-        np.concatenate([params, learnt.params, [float(run.params) for run in pending]]),
-        np.concatenate([tokens, learnt.tokens, [float(run.tokens) for run in pending]]),
-        np.concatenate([cost, np.full(others, np.inf)]),
+        np.array([pair[0] for pair in pairs]),
+        np.array([pair[1] for pair in pairs]),
+        np.array([cost.get(pair, np.inf) for pair in pairs]),
     )
     if learnt.contradicted:
         largest = float(learnt.flops.max())
         near = near_optimum(cells, learnt.laws, largest_flops=largest, model=learnt.flops_model)
         if near[: len(candidates)].any():
             cells = replace(cells, cost=np.where(near, cells.cost, np.inf))
-    done = np.concatenate(
-        [np.zeros(len(candidates), dtype=np.int64), np.ones(others, dtype=np.int64)]
-    )
+    done = np.array([runs_of[pair] for pair in pairs], dtype=np.int64)
     question = Question(
         target_flops=target_flops,
         laws=spread_of_laws(learnt.laws, target_flops),
-        noise=learnt.noise,
+        scatter=learnt.scatter,
         flops_model=learnt.flops_model,
     )
     design = choose_runs(cells, question=question, budget=budget, done=done, max_runs=runs)
@@ -266,7 +281,9 @@ def next_wave(
         for cell, count in zip(candidates, design.counts[: len(candidates)], strict=True)
         if count
     ]
-    return NextWave(tuple(chosen), design, question)
+    counts = (design.counts + done).astype(np.float64)
+    kept = counts > 0
+    return NextWave(tuple(chosen), design, question, cells.tokens[kept], counts[kept])
 
 
 def runs_of_wave(bench: Bench, wave: NextWave, *, number: int) -> Runs:

@@ -21,7 +21,9 @@ NODES = 64
 # How far the site as a whole is off the planner's step times, sd of the log. The planner's own
 # error before a calibration is larger; its time limits would then be what is rehearsed.
 SITE_SD = 0.05
-# Noise of log loss from seed to seed: what the planner's promise assumes as well.
+# Noise of log loss from run to run, unless another is asked for: what the best published campaigns
+# show about their law. The planner's promise assumes more until runs have shown it
+# (`planning.scatter`).
 NOISE = 0.005
 
 

@@ -17,6 +17,20 @@ MOST_TOLD = 1000
 PARTS = ("predicted_se_log_params", "law_error_log_params")
 
 
+def log_factor(told: Mapping[str, Any], degrees: Any = None) -> float:
+    """Log of the factor within which N* is promised at 95 %.
+
+    degrees: of freedom by which the runs' scatter is known (`noise_degrees` of a plan; the normal
+    quantile where there is none): while that is a guess, what comes of it may be larger too.
+    """
+    from llem.scaling.fitting.bootstrap import student_ratio
+
+    noise, law = number(told.get(PARTS[0])), told.get(PARTS[1])
+    if known(degrees):
+        noise *= student_ratio(number(degrees), STANDARD_ERRORS_95)
+    return STANDARD_ERRORS_95 * math.hypot(noise, number(law) if known(law) else 0.0)
+
+
 def both(told: Mapping[str, Any], quantity: str = "log_params") -> float:
     """Standard error of `log_params` or `loss`: from noise and from the law's own error."""
     noise = number(told.get(f"predicted_se_{quantity}"))
@@ -24,14 +38,15 @@ def both(told: Mapping[str, Any], quantity: str = "log_params") -> float:
     return math.hypot(noise, number(law) if known(law) else 0.0)
 
 
-def factor(error_of_log: float) -> float:
-    """N* lies within this factor at 95 %, given the standard error of its logarithm."""
-    return math.exp(min(STANDARD_ERRORS_95 * error_of_log, 700.0))
+def factor(design: Mapping[str, Any]) -> float:
+    """N* lies within this factor at 95 %, as a plan's `design` promises."""
+    return math.exp(min(log_factor(design, design.get("noise_degrees")), 700.0))
 
 
-def factor_text(error_of_log: float, *, digits: int = 3) -> str:
-    """`1.49`, or with two digits `1.5` but `1.13`; a dash where it is not known."""
-    found = factor(error_of_log)
+def factor_text(log: float, *, digits: int = 3) -> str:
+    """Of the log of a factor: `1.49`, or with two digits `1.5` but `1.13`; a dash where it is not
+    known."""
+    found = math.exp(min(log, 700.0))
     if found > MOST_TOLD:
         return f"more than {MOST_TOLD:.0f}"
     return significant(found, max(digits, 3) if found < 1.2 else digits)
@@ -53,7 +68,7 @@ def rows_of(design: Mapping[str, Any]) -> list[dict[str, str]]:
                 "noise": significant(number(told[PARTS[0]]), 2),
                 "law": significant(number(told.get(PARTS[1])), 2),
                 "both": significant(error, 2),
-                "factor": factor_text(error),
+                "factor": factor_text(log_factor(told, design.get("noise_degrees"))),
                 "loss": significant(both(told, "loss"), 2),
             }
         )
@@ -67,7 +82,8 @@ def kept_line(fit: Mapping[str, Any]) -> str:
         return ""
     params = number(optima[0]["params"])
     low, high = map(number, ((optima[0].get("ci") or {}).get("params") or (None, None)))
-    words = f"the plan expected N* within x/ {factor_text(both(promise))}"
+    within = log_factor(promise, promise.get("noise_degrees"))
+    words = f"the plan expected N* within x/ {factor_text(within)}"
     if not (math.isfinite(params) and low > 0 and math.isfinite(high)):
         return f"{words}; the fit gives it no bounds"
     below, above = (significant(f, 3) for f in (params / low, high / params))

@@ -15,12 +15,13 @@ from llem.planning.design import (
     LawError,
     Question,
     choose_runs,
-    efficiency_loss,
     expected_error,
-    measured_noise,
+    huber_moments,
+    in_common,
     prior_laws,
     spread_of_laws,
 )
+from llem.planning.scatter import Scatter
 from llem.scaling import CHINCHILLA, Estimator, FlopsModel
 from llem.scaling.fitting.solve import solve
 from llem.scaling.observations import check_observations
@@ -42,22 +43,35 @@ def spread_out(cells: Cells, *, every: int = 4) -> NDArray[np.int64]:
     return counts
 
 
+def alike(noise: float, cells: float = 0.0) -> Scatter:
+    """Seeds that scatter by as much however many tokens they see."""
+    return Scatter(seeds=noise, decay=0.0, cells=cells)
+
+
 def question(**changes: object) -> Question:
+    changes = {"scatter": alike(0.005), **changes}
     return Question(TARGET, CHINCHILLA.natural(LAW)[None, :], **changes)  # type: ignore[arg-type]
 
 
+# Seeds alone, cells alone, and both of them, the seeds' falling with tokens as they do.
+SCATTERS = [alike(0.002), alike(0.01), alike(0.0, cells=0.005), Scatter(seeds=0.2, cells=0.003)]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("noise", [0.002, 0.01])
-def test_the_stated_error_is_what_repeated_campaigns_scatter_by(noise: float) -> None:
+@pytest.mark.parametrize("scatter", SCATTERS)
+def test_the_stated_error_is_what_repeated_campaigns_scatter_by(scatter: Scatter) -> None:
     cells = lattice()
     counts = spread_out(cells, every=2) * 2
-    stated = expected_error(cells, counts, question=question(noise=noise))
+    stated = expected_error(cells, counts, question=question(scatter=scatter))
     params, tokens = np.repeat(cells.params, counts), np.repeat(cells.tokens, counts)
+    cell = np.repeat(np.arange(len(cells)), counts)
     rng = np.random.default_rng(1)
     log_n, loss = [], []
     for _ in range(50):
-        drawn = np.exp(noise * rng.standard_normal(params.size))
-        data = check_observations(params, tokens, CHINCHILLA.predict(LAW, params, tokens) * drawn)
+        drawn = scatter.of_seeds(tokens) * rng.standard_normal(params.size)
+        drawn += scatter.cells * rng.standard_normal(len(cells))[cell]
+        true = CHINCHILLA.predict(LAW, params, tokens)
+        data = check_observations(params, tokens, true * np.exp(drawn))
         problem = CHINCHILLA.bind(data)
         natural = problem.natural(solve(problem, data.weight, Estimator()).theta)
         best = CHINCHILLA.optimum(natural, TARGET, FlopsModel())
@@ -240,25 +254,50 @@ def test_a_chosen_design_halves_the_error_of_an_isoflop_grid_of_the_same_cost() 
 
 def test_seeds_of_one_cell_lower_the_noise_but_not_the_error_of_the_law() -> None:
     cells = lattice()
-    once = expected_error(cells, np.ones(len(cells)), question=question())
-    often = expected_error(cells, np.full(len(cells), 100), question=question())
+    asked = question(scatter=alike(0.005))
+    once = expected_error(cells, np.ones(len(cells)), question=asked)
+    often = expected_error(cells, np.full(len(cells), 100), question=asked)
     assert often.se_log_params == pytest.approx(once.se_log_params / 10, rel=1e-3)
     assert often.law_error_log_params == pytest.approx(once.law_error_log_params, rel=1e-3)
 
 
+def test_what_sets_cells_apart_is_not_averaged_away_by_seeds_but_by_cells() -> None:
+    cells = lattice()
+    asked = question(scatter=alike(1e-9, cells=0.005))
+    once = expected_error(cells, np.ones(len(cells)), question=asked).se_log_params
+    often = expected_error(cells, np.full(len(cells), 100), question=asked).se_log_params
+    assert often == pytest.approx(once, rel=1e-3)
+    twice = Cells(*(np.repeat(v, 2) for v in (cells.params, cells.tokens, cells.cost)))
+    more = expected_error(twice, np.ones(len(twice)), question=asked).se_log_params
+    assert more == pytest.approx(once / math.sqrt(2), rel=1e-3)
+
+
 def test_hubers_function_costs_pi_halves_where_its_threshold_is_small() -> None:
-    assert efficiency_loss(1.0, 1e-7) == pytest.approx(math.pi / 2, rel=1e-6)
-    assert efficiency_loss(1.0, math.inf) == 1.0
+    def cost(noise: float, threshold: float) -> float:
+        slope, square = huber_moments(np.array([noise]), threshold)
+        return float(square[0] / slope[0] ** 2) / noise**2
+
+    assert cost(2.0, 1e-7) == pytest.approx(math.pi / 2, rel=1e-6)
+    assert cost(2.0, math.inf) == 1.0
     # Huber 1964: 95 % efficient at 1.345 standard deviations.
-    assert 1 / efficiency_loss(1.0, 1.345) == pytest.approx(0.95, abs=2e-3)
+    assert 1 / cost(2.0, 2 * 1.345) == pytest.approx(0.95, abs=2e-3)
 
 
-def test_noise_is_pooled_over_cells_and_drawn_towards_the_prior() -> None:
+def test_what_huber_makes_of_two_runs_that_share_something() -> None:
     rng = np.random.default_rng(0)
-    cell = np.repeat(np.arange(200), 3)
-    log_loss = np.repeat(rng.standard_normal(200), 3) + 0.02 * rng.standard_normal(600)
-    assert measured_noise(log_loss, cell) == pytest.approx(0.02, rel=0.08)
-    assert measured_noise(log_loss[::3], cell[::3]) == pytest.approx(design.PRIOR_NOISE)
+    shared, *own = rng.standard_normal((3, 400_000))
+    for correlation in (0.3, 0.9, 1.0):
+        for threshold in (0.01, 1.0, 20.0):
+            one, other = (
+                np.clip(
+                    math.sqrt(correlation) * shared + math.sqrt(1 - correlation) * x,
+                    -threshold, threshold,
+                )
+                for x in own
+            )  # fmt: skip
+            slope, square = huber_moments(np.ones(1), threshold)
+            told = in_common(np.array([correlation]), slope**2 / square)
+            assert told[0] == pytest.approx(np.mean(one * other) / square[0], abs=0.04)
 
 
 def test_few_laws_stand_for_many_and_lost_ones_are_left_out() -> None:

@@ -7,6 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from llem.planning.design import Cells
+from llem.planning.scatter import Scatter
 from llem.planning.trust import CONTRADICTED, lack_of_fit, near_optimum
 from llem.planning.waves import Learnt
 from llem.scaling import CHINCHILLA, FlopsModel
@@ -17,7 +18,7 @@ FloatArray = NDArray[np.float64]
 
 
 def grid() -> tuple[FloatArray, FloatArray]:
-    """A wide isoFLOP grid, its two lower levels three times."""
+    """A wide isoFLOP grid, its two lower levels three times: 24 cells."""
     flops, shift = np.meshgrid([1e17, 3e17, 1e18, 3e18], np.linspace(-1.2, 1.2, 6), indexing="ij")
     params = np.sqrt(flops / 120) * 10**shift
     tokens = flops / (6 * params)
@@ -31,13 +32,17 @@ def kaplan(params: FloatArray, tokens: FloatArray) -> FloatArray:
 
 
 def learnt(loss: FloatArray, seed: int) -> Learnt:
+    """From runs that scatter as is usual, by seed and by cell."""
     params, tokens = grid()
-    noise = NOISE * np.random.default_rng(seed).standard_normal(params.size)
+    rng, usual = np.random.default_rng(seed), Scatter()
+    cell = np.unique(params * 1e12 + tokens, return_inverse=True)[1]
+    off = usual.of_seeds(tokens) * rng.standard_normal(params.size)
+    off += usual.cells * rng.standard_normal(cell.max() + 1)[cell]
     columns = {
         "params": params,
         "tokens": tokens,
         "flops": 6 * params * tokens,
-        "loss": loss * np.exp(noise),
+        "loss": loss * np.exp(off),
     }
     return Learnt.of(
         [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
@@ -57,16 +62,23 @@ def test_lack_of_fit_is_one_where_cells_differ_by_what_noise_makes_of_them() -> 
     cell = np.repeat(np.arange(400), 3)
     fitted = rng.standard_normal(400)[cell]
     log_loss = fitted + NOISE * rng.standard_normal(1200)
-    assert lack_of_fit(log_loss, cell, fitted, noise=NOISE) == pytest.approx(1, abs=0.25)
+    tokens = np.full(1200, 1e9)
+    seeds = Scatter(seeds=NOISE, decay=0.0, cells=0.0)
+    assert lack_of_fit(log_loss, tokens, cell, fitted, scatter=seeds) == pytest.approx(1, abs=0.25)
     # Cells that are off by twice the noise of their mean of three.
-    off = 2 * NOISE / np.sqrt(3) * rng.standard_normal(400)[cell]
-    assert lack_of_fit(log_loss + off, cell, fitted, noise=NOISE) == pytest.approx(5, rel=0.2)
+    sd = 2 * NOISE / np.sqrt(3)
+    off = log_loss + sd * rng.standard_normal(400)[cell]
+    assert lack_of_fit(off, tokens, cell, fitted, scatter=seeds) == pytest.approx(5, rel=0.2)
+    # Where cells may differ by as much that is no lack of fit.
+    both = Scatter(seeds=NOISE, decay=0.0, cells=sd)
+    assert lack_of_fit(off, tokens, cell, fitted, scatter=both) == pytest.approx(1, abs=0.25)
 
 
 def test_without_seeds_nothing_is_said_against_a_law() -> None:
-    log_loss = np.arange(40.0)
-    assert lack_of_fit(log_loss, np.arange(40), np.zeros(40), noise=NOISE) == 0.0
-    assert lack_of_fit(log_loss, np.arange(40) // 2, np.zeros(40), noise=NOISE) > CONTRADICTED
+    log_loss, tokens, fitted = np.arange(40.0), np.full(40, 1e9), np.zeros(40)
+    assert lack_of_fit(log_loss, tokens, np.arange(40), fitted, scatter=Scatter()) == 0.0
+    of_pairs = lack_of_fit(log_loss, tokens, np.arange(40) // 2, fitted, scatter=Scatter())
+    assert of_pairs > CONTRADICTED
 
 
 def test_near_the_optimum_is_a_band_of_models_at_the_larger_amounts_of_compute() -> None:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from llem.report.promise import kept_line
+from llem.report.promise import factor, kept_line
 from llem.report.summary import detail_lines
 
 PROMISE = {"predicted_se_log_params": math.log(1.2) / 1.96, "law_error_log_params": None,
@@ -30,6 +30,20 @@ def test_the_law_s_own_error_is_part_of_the_promise():
     error = {**PROMISE, "law_error_log_params": 0.3}
     both = math.exp(1.96 * math.hypot(math.log(1.2) / 1.96, 0.3))
     assert kept_line(found(promise=error)).startswith(f"the plan expected N* within x/ {both:.2f};")
+
+
+def test_a_scatter_that_is_a_guess_is_allowed_to_be_larger():
+    # Student's quantile for four degrees of freedom is 2.776; the law's own error has none.
+    few = {**PROMISE, "noise_degrees": 4}
+    assert kept_line(found(promise=few)).startswith(
+        f"the plan expected N* within x/ {1.2 ** (2.776 / 1.96):.2f};"
+    )
+    both = {**few, "law_error_log_params": 0.3}
+    within = math.exp(math.hypot(2.776 / 1.96 * math.log(1.2), 1.96 * 0.3))
+    assert kept_line(found(promise=both)).startswith(
+        f"the plan expected N* within x/ {within:.2f};"
+    )
+    assert factor({**both, "noise_degrees": 1e6}) < factor(both)
 
 
 @pytest.mark.parametrize("ci", [None, (None, None), (0.0, 400.0), (100.0, math.inf)])

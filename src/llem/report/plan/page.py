@@ -72,6 +72,7 @@ def render_plan_page(plan: Mapping[str, Any], *, times: Timeline | None = None) 
         promise=promises(plan["design"]),
         waves=waves_in_rows(plan),
         noise=percent(plan["design"].get("noise")),
+        noise_degrees=plan["design"].get("noise_degrees"),
         laws=plan["design"].get("laws", ""),
         target=goal.name,
         design=figures.design(levels, goal),
@@ -112,7 +113,7 @@ def _goal(plan: Mapping[str, Any]) -> Goal:
         flops=number(design["target_flops"]),
         tokens_per_param=number(grid.get("tokens_per_param", 20.0)),
         name=format_target(design["target"]),
-        factor=promise.factor(promise.both(design)),
+        factor=promise.factor(design),
     )
 
 
@@ -126,8 +127,8 @@ def _lead(plan: Mapping[str, Any], cells: Sequence[Cell], goal: Goal) -> str:
         f"large a model for {goal.name} should be"
     )
     if math.isfinite(goal.factor):
-        error = promise.both(plan["design"])
-        text += f": within a factor of {promise.factor_text(error, digits=2)}, at 95 %"
+        within = promise.factor_text(math.log(goal.factor), digits=2)
+        text += f": within a factor of {within}, at 95 %"
     return f"{text}."
 
 
