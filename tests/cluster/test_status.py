@@ -149,6 +149,24 @@ def test_what_was_cancelled_is_said_to_be(login, plan_of):
     # what was quick enough to start failed for want of torch
     assert set(found["counts"]) <= {"cancelled", "failed"} and "cancelled" in found["counts"]
     assert "cancelled" in {cause["name"] for cause in found["causes"]}
+    counts = found["counts"]
+    (array,) = found["arrays"]
+    assert array["stopped"] == counts["cancelled"] and array["failed"] == counts.get("failed", 0)
+    assert found["notes"][-1] == "stopped by `llem cancel`: `llem resubmit gone` goes on"
+    shown = login.llem("status", "gone").stdout
+    assert f"{counts['cancelled']} stopped" in shown
+    # Submitting submits nothing twice, and says what would.
+    done = login.llem("submit", "gone", "--no-finish")
+    assert f"{counts['cancelled']} stopped" in done.stderr and "llem resubmit gone" in done.stderr
+    before = json.loads((login.home / "gone/jobs/submitted.json").read_text())
+    login.llem("resubmit", "gone", "--no-finish")
+    after = json.loads((login.home / "gone/jobs/submitted.json").read_text())
+    (entries,) = after.values()
+    assert sum(map(len, after.values())) == sum(map(len, before.values())) + 1
+    planned = json.loads((login.home / "gone/plan.json").read_text())["runs"]
+    assert entries[-1]["elements"] == f"0-{len(planned) - 1}"
+    login.llem("wait", "gone", "--timeout", "60s", check=False)
+    assert status(login, "gone")["arrays"][0]["stopped"] == 0
 
 
 def test_resubmitting_notes_what_its_jobs_cover(login, broken):
