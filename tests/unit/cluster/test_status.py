@@ -211,7 +211,7 @@ def test_what_was_stopped_is_not_counted_as_failed_and_goes_on(planned, says, sb
     left = element(plan, 0, 4).run_id
     attempt(
         folder, left,
-        end={"status": "interrupted", "step": 2, "reason": "a job of higher priority takes the nodes"},
+        end={"status": "interrupted", "step": 2, "cause": "preempted", "reason": "takes the nodes"},
     )  # fmt: skip
     state = campaign_state(folder, plan)
     found = by_name(state)
