@@ -165,9 +165,9 @@ class Plan:
     def from_dict(cls, values: Mapping[str, Any]) -> Plan:
         """Inverse of `to_dict`. Raises InputError where the file was edited."""
         if values.get("schema") != PLAN_SCHEMA:
-            raise InputError(
-                "plan.json", [f"schema is {values.get('schema')!r}, not {PLAN_SCHEMA}"]
-            )
+            text = f"schema is {values.get('schema')!r}, not {PLAN_SCHEMA}"
+            hint = "it is of another llem: use that, or plan the campaign into another folder"
+            raise InputError("plan.json", [Fault("", text, hint)])
         try:
             site = {k: v for k, v in values["site"].items() if k != "device"}
             campaign = campaign_from({**values["campaign"], "site": site}, source="plan.json")

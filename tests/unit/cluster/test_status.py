@@ -252,6 +252,62 @@ def test_what_llem_cancel_stopped_is_said_to_be_and_is_no_failure_to_be_told(pla
     assert note == f"stopped by `llem cancel`: `llem resubmit {folder.root}` goes on"
 
 
+def test_a_cancel_of_nothing_is_said_to_be_and_leaves_nothing_behind(make, tmp_path, capsys):
+    from llem.cli import main
+
+    here = {"executor": "local", "gpu": {"name": "cpu"}}
+    plan = make(site=here, layout={"nodes": 1, "gpus_per_node": 1})
+    folder = CampaignFolder(tmp_path / "c")
+    folder.write_plan(plan, {})
+    assert main(["cancel", str(folder.root)]) == 0
+    assert "nothing to cancel: nothing works on it here" in capsys.readouterr().err
+    assert not folder.stop_file.exists()
+    with folder.locked("llem"):
+        assert main(["cancel", str(folder.root)]) == 0
+    assert "write a checkpoint and stop" in capsys.readouterr().err
+    assert folder.stop_file.exists()
+
+
+def test_only_jobs_that_wait_or_run_are_cancelled(planned, monkeypatch, capsys):
+    """scancel fails at a job that the scheduler has forgotten."""
+    from llem.cli import main
+    from llem.cluster.scheduler import slurm
+
+    folder, _ = planned
+    name = str(folder.root)
+    held, told = [], []
+    monkeypatch.setattr(slurm, "query", lambda ids: held)
+    monkeypatch.setattr(slurm, "cancel", told.extend)
+    assert main(["cancel", name]) == 0
+    assert told == [] and "nothing to cancel" in capsys.readouterr().err
+    held.append(ElementState("100", 0, "PENDING"))
+    assert main(["cancel", name]) == 0
+    assert told == ["100"] and "cancelled: 100" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        ((), "no such folder"),
+        (("x.txt",), "not a campaign folder"),
+        (("jobs/logs/x",), "its plan.json is gone (put it back, or `llem plan`"),
+        (("jobs/submitted.json",), "`scancel 17 18` ends what was submitted"),
+        (("plan.json",), "cannot be read"),
+    ],
+)
+@pytest.mark.parametrize("command", ["status", "cancel", "resubmit", "submit", "wait"])
+def test_what_is_no_campaign_folder_is_said_to_be(tmp_path, capsys, command, made, words):
+    from llem.cli import main
+
+    folder = tmp_path / "c"
+    for name in made:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        text = '{"a": [{"job_id": "17"}], "b": [{"job_id": "18"}]}'
+        (folder / name).write_text(text if "submitted" in name else "{")
+    assert main([command, str(folder)]) == 2
+    assert words in capsys.readouterr().err
+
+
 def test_a_campaign_at_work_here_is_not_to_be_submitted_again(make, tmp_path):
     """Its own executor tries again; another call would only be told that it is in use."""
     here = {"executor": "local", "gpu": {"name": "cpu"}}

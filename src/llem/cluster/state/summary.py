@@ -173,6 +173,7 @@ def summarise(folder: CampaignFolder, plan: AnyPlan, state: CampaignState) -> Su
         r.energy_j for r in finished if r.energy_j is not None and math.isfinite(r.energy_j)
     ]
     causes = tuple(_causes(state.runs))
+    following = _next(folder, plan, state)
     return Summary(
         name=plan.campaign.name,
         tally=tally,
@@ -188,8 +189,8 @@ def summarise(folder: CampaignFolder, plan: AnyPlan, state: CampaignState) -> Su
         gpu_hours_budget=gpu_hours_budget(plan),
         budget=str(plan.budget) if has_budget(plan) else "none",
         estimate=_estimate(plan, state),
-        notes=(*_rehearsed(plan), *_notes(state), *_told_to_stop(folder, state)),
-        next=_next(folder, plan, state, causes),
+        notes=(*_rehearsed(plan), *_notes(state), *_told_to_stop(state, following)),
+        next=following,
         workload=plan.campaign.workload,
     )
 
@@ -382,18 +383,16 @@ def _rehearsed(plan: AnyPlan) -> Iterable[str]:
         )
 
 
-def _told_to_stop(folder: CampaignFolder, state: CampaignState) -> Iterable[str]:
+def _told_to_stop(state: CampaignState, following: str) -> Iterable[str]:
     if not state.told_to_stop or state.settled:
         return
     if state.active:
         yield "told to stop by `llem cancel`: what runs leaves with a checkpoint"
     else:
-        yield f"stopped by `llem cancel`: `llem resubmit {folder.root}` goes on"
+        yield f"stopped by `llem cancel`: `{following}` goes on"
 
 
-def _next(
-    folder: CampaignFolder, plan: AnyPlan, state: CampaignState, causes: Sequence[CauseRow]
-) -> str:
+def _next(folder: CampaignFolder, plan: AnyPlan, state: CampaignState) -> str:
     place = folder.root
     if state.settled or plan.rehearsal:
         if (folder.results / "report.html").is_file():
