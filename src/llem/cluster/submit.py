@@ -96,8 +96,8 @@ def resubmit(folder: CampaignFolder, plan: AnyPlan, *, finish: bool = True) -> S
         folder.stop_file.unlink(missing_ok=True)
         batch = _Batch.begin(folder, plan, lock)
         if not batch.before:
-            raise InputError(str(folder.root), [Fault("", "nothing was submitted yet",
-                                                      f"`llem submit {folder.root}` first")])  # fmt: skip
+            hint = f"`llem submit {folder.root}` first"
+            raise InputError(str(folder.root), [Fault("", "nothing was submitted yet", hint)])
         state = campaign_state(folder, plan)
         if state.scheduler.problem:
             # What is queued or runs cannot be known: submitting could do it twice.
