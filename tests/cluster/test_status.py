@@ -149,6 +149,71 @@ def test_what_was_cancelled_is_said_to_be(login, plan_of):
     # what was quick enough to start failed for want of torch
     assert set(found["counts"]) <= {"cancelled", "failed"} and "cancelled" in found["counts"]
     assert "cancelled" in {cause["name"] for cause in found["causes"]}
+    counts = found["counts"]
+    (array,) = found["arrays"]
+    assert array["stopped"] == counts["cancelled"] and array["failed"] == counts.get("failed", 0)
+    assert found["notes"][-1] == "stopped by `llem cancel`: `llem resubmit gone` goes on"
+    shown = login.llem("status", "gone").stdout
+    assert f"{counts['cancelled']} stopped" in shown
+    # Submitting submits nothing twice, and says what would.
+    done = login.llem("submit", "gone", "--no-finish")
+    assert f"{counts['cancelled']} stopped" in done.stderr and "llem resubmit gone" in done.stderr
+    before = json.loads((login.home / "gone/jobs/submitted.json").read_text())
+    login.llem("resubmit", "gone", "--no-finish")
+    after = json.loads((login.home / "gone/jobs/submitted.json").read_text())
+    (entries,) = after.values()
+    assert sum(map(len, after.values())) == sum(map(len, before.values())) + 1
+    planned = json.loads((login.home / "gone/plan.json").read_text())["runs"]
+    assert entries[-1]["elements"] == f"0-{len(planned) - 1}"
+    login.llem("wait", "gone", "--timeout", "60s", check=False)
+    assert status(login, "gone")["arrays"][0]["stopped"] == 0
+
+
+def test_jobs_that_everybody_has_forgotten_are_lost_not_failed_and_go_on(login, plan_of):
+    """Their numbers are known to nobody, as after a new installation of the controller."""
+    folder = plan_of("forgot")
+    done = login.llem("cancel", "forgot")
+    assert "nothing was submitted" in done.stderr
+    login.llem("submit", "forgot", "--no-finish")
+    login.llem("wait", "forgot", "--timeout", "60s", check=False)
+    ledger = folder / "jobs/submitted.json"
+    jobs = json.loads(ledger.read_text())
+    for entries in jobs.values():
+        for entry in entries:
+            entry["job_id"] = str(10**6 + int(entry["job_id"]))
+    ledger.write_text(json.dumps(jobs))
+    (folder / "jobs/states.json").unlink()
+    found = status(login, "forgot")
+    assert found["scheduler"]["answered"] and not found["active"]
+    assert set(found["counts"]) <= {"waiting", "lost"}
+    assert found["next"] == "llem resubmit forgot"
+    # No accounting either: what the real sacct says where none is kept.
+    text = re.sub(r"^AccountingStorage.*$", "", CONF.read_text(), flags=re.M)
+    conf = login.write("none.conf", text + "\nAccountingStorageType=accounting_storage/none\n")
+    (folder / "jobs/states.json").unlink(missing_ok=True)
+    found = status(login, "forgot", env={"SLURM_CONF": str(conf)})
+    assert found["scheduler"]["accounting"] is False
+    assert any("keeps no accounting" in note for note in found["notes"])
+    done = login.llem("cancel", "forgot")
+    assert "nothing to cancel: its one job has ended" in done.stderr
+    login.llem("resubmit", "forgot", "--no-finish")
+    login.llem("wait", "forgot", "--timeout", "60s", check=False)
+    assert status(login, "forgot")["causes"][0]["name"] == "program-missing"
+
+
+def test_a_campaign_whose_plan_is_gone_says_what_may_still_run(login, plan_of):
+    folder = plan_of("planless", "  limits: {throttle: 1}\n")
+    login.llem("submit", "planless", "--no-finish")
+    (entry,) = next(iter(json.loads((folder / "jobs/submitted.json").read_text()).values()))
+    plan = (folder / "plan.json").read_bytes()
+    (folder / "plan.json").unlink()
+    for command in ("status", "cancel", "resubmit"):
+        done = login.llem(command, "planless", check=False)
+        assert done.returncode == 2 and f"scancel {entry['job_id']}" in done.stderr
+    # The same call plans the same again, and the campaign goes on.
+    login.llem("plan", "planless.yaml", "--out", "planless")
+    assert (folder / "plan.json").read_bytes() == plan
+    login.llem("cancel", "planless")
 
 
 def test_resubmitting_notes_what_its_jobs_cover(login, broken):

@@ -240,6 +240,33 @@ class Site(Strict):
         images: Mapping[Any, str] = self.container.images if self.container else {}
         return images.get(backend, self.image)
 
+    def doubts(self) -> list[tuple[str, str, str]]:
+        """What a job will not get as it was meant: (key, what follows from it, what to set).
+
+        SLURM counts a job's time in whole minutes and rounds seconds up (sbatch(1), --time).
+        """
+        if self.executor != "slurm":
+            return []
+        found = []
+        time_s, minutes = self.limits.time, math.ceil(self.limits.time / 60)
+        counted = f"SLURM counts whole minutes: a job is ended after {minutes} min"
+        if time_s < max(60, self.startup_s):
+            text = f"a job of {time_s:g} s has hardly begun (startup_s {self.startup_s:g}) when it"
+            text += f" must leave; {counted}"
+            found.append(("limits.time", text, "limits: {time: 10m}, or longer"))
+        elif time_s % 60:
+            text = f"{time_s:g} s are planned with, and {counted}"
+            found.append(("limits.time", text, f"limits: {{time: {minutes}m}}"))
+        if self.gpu.name != "cpu" and self.cpus_per_rank == 1:
+            text = "one CPU for each rank of a GPU: reading data, launching kernels, autograd's and"
+            text += (
+                " NCCL's threads share it, one of them with the node's sampler, and the GPU waits"
+            )
+            text += " (OMP_NUM_THREADS is 1 too; SLURM often gives memory by CPU)"
+            setting = "cpus_per_rank: the CPUs of a node / its GPUs"
+            found.append(("cpus_per_rank", text, setting))
+        return found
+
     def left_open(self) -> list[tuple[str, str]]:
         """Keys that only the user knows and has not given: (key, what follows from it)."""
         found = []

@@ -24,8 +24,11 @@ HELD_BACK = 0x20 | 0x40 | 0x80
 # Of more rows nobody reads all; `--runs` prints every run.
 ARRAYS_SHOWN, CELLS_SHOWN, NODES_SHOWN, RUNS_SHOWN = 12, 24, 6, 2
 BAR_WIDTH = 24
-STYLES = {"done": "green", "running": "cyan", "failed": "bold red", "diverged": "yellow"}
-COUNTED = ("done", "running", "queued", "waiting", "diverged", "failed")
+STYLES = {
+    "done": "green", "running": "cyan", "stopped": "yellow", "failed": "bold red",
+    "diverged": "yellow",
+}  # fmt: skip
+COUNTED = ("done", "running", "queued", "waiting", "diverged", "stopped", "failed")
 # Width of what is printed where there is no terminal to ask.
 PLAIN_WIDTH = 160
 
@@ -237,7 +240,9 @@ def _loss(cell: CellRow) -> str:
 
 def _chosen(cells: Sequence[CellRow]) -> list[CellRow]:
     """The cells to show, in their order: of too many, those that fail or run go first."""
-    ranked = sorted(cells, key=lambda c: (not c.failed, not c.running, c.done == c.runs))
+    ranked = sorted(
+        cells, key=lambda c: (not c.failed, not c.stopped, not c.running, c.done == c.runs)
+    )
     kept = {id(cell) for cell in ranked[:CELLS_SHOWN]}
     return [cell for cell in cells if id(cell) in kept]
 
@@ -255,7 +260,9 @@ def _causes(summary: Summary) -> RenderableType:
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
     for cause in summary.causes:
-        style = STYLES["diverged" if cause.retry == "never" else "failed"]
+        style = STYLES["failed"]
+        if cause.retry == "never" or cause.stopped == cause.runs:
+            style = STYLES["stopped"]
         nodes = ", ".join(cause.nodes[:NODES_SHOWN])
         if len(cause.nodes) > NODES_SHOWN:
             nodes += f" and {len(cause.nodes) - NODES_SHOWN} more"

@@ -43,7 +43,23 @@ def run(args: argparse.Namespace) -> int:
     confirm_spending(folder, plan, yes=args.yes)
     if plan.site.executor == "local":
         return run_here(folder, plan, as_json=args.json)
-    return tell(submit(folder, plan, finish=not args.no_finish), args)
+    done = submit(folder, plan, finish=not args.no_finish)
+    if not done.new:
+        _tell_undone(folder, plan)
+    return tell(done, args)
+
+
+def _tell_undone(folder: CampaignFolder, plan: AnyPlan) -> None:
+    """Say what only `llem resubmit` submits: what was submitted before, and has ended undone."""
+    from llem.cluster import campaign_state, summarise
+
+    tally = summarise(folder, plan, campaign_state(folder, plan)).tally
+    words = [
+        f"{n} {what}" for n, what in ((tally.stopped, "stopped"), (tally.failed, "failed")) if n
+    ]
+    if words:
+        runs = "runs" if tally.stopped + tally.failed > 1 else "run"
+        note(f"{' and '.join(words)} {runs}: `llem resubmit {folder.root}` takes them up again")
 
 
 def confirm_spending(folder: CampaignFolder, plan: AnyPlan, *, yes: bool) -> None:

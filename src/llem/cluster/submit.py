@@ -14,7 +14,7 @@ from llem.cluster.disk.ledger import Ledger, Submitted
 from llem.cluster.render import FINISH, job_name
 from llem.cluster.scheduler import slurm
 from llem.cluster.scheduler.facts import ACTIVE, index_list
-from llem.cluster.state.state import CampaignState, campaign_state
+from llem.cluster.state.state import CampaignState, campaign_state, folder_is_held
 from llem.cluster.state.watch import LONGEST_POLL_S, wait
 from llem.errors import ClusterError, Fault, InputError
 from llem.planning import AnyPlan, ArrayJob
@@ -35,6 +35,18 @@ class Submission:
     before: tuple[Submitted, ...]
     waiting: int = 0
     reason: str = ""
+
+
+@dataclass(frozen=True)
+class Cancellation:
+    """What one call told to stop: jobs that waited or ran, or the executor of this machine.
+
+    `ended` counts the campaign's jobs that had ended before.
+    """
+
+    jobs: tuple[str, ...] = ()
+    ended: int = 0
+    at_work_here: bool = False
 
 
 def submit(folder: CampaignFolder, plan: AnyPlan, *, finish: bool = True) -> Submission:
@@ -84,7 +96,8 @@ def resubmit(folder: CampaignFolder, plan: AnyPlan, *, finish: bool = True) -> S
         folder.stop_file.unlink(missing_ok=True)
         batch = _Batch.begin(folder, plan, lock)
         if not batch.before:
-            raise InputError(str(folder.root), [Fault("", "nothing was submitted yet", "submit")])
+            hint = f"`llem submit {folder.root}` first"
+            raise InputError(str(folder.root), [Fault("", "nothing was submitted yet", hint)])
         state = campaign_state(folder, plan)
         if state.scheduler.problem:
             # What is queued or runs cannot be known: submitting could do it twice.
@@ -213,8 +226,8 @@ def _after(job_ids: Iterable[str]) -> str:
     return f"--dependency={':'.join(['afterany', *job_ids])}"
 
 
-def cancel(folder: CampaignFolder, plan: AnyPlan) -> list[str]:
-    """Ask everything that works on this campaign to stop; returns the job ids told so.
+def cancel(folder: CampaignFolder, plan: AnyPlan) -> Cancellation:
+    """Ask everything that works on this campaign to stop. Raises ClusterError.
 
     Arrays that reduce its records are among them: of a campaign that was only rehearsed, they alone
     can be.
@@ -225,17 +238,24 @@ def cancel(folder: CampaignFolder, plan: AnyPlan) -> list[str]:
 
         reducing = cancel_arrays(folder.reductions_file)
         if reducing and folder.rehearsal_file.is_file():
-            return reducing
+            return Cancellation(tuple(reducing))
     # Also tells elements that are warned in order that nobody wants them requeued.
     folder.ask_to_stop()
     if plan.site.executor == "local":
-        return []
+        if folder_is_held(folder):
+            return Cancellation(at_work_here=True)
+        # Nothing was stopped, and whatever begins later was not meant.
+        folder.stop_file.unlink(missing_ok=True)
+        return Cancellation()
     with folder.locked("`llem cancel`", patience_s=PATIENCE_S):
         ledger = Ledger.read(folder)
         ledger.recover()
-        jobs = [job.job_id for job in ledger.jobs]
+        every = list(dict.fromkeys(job.job_id for job in ledger.jobs))
+        # scancel fails at a job that the scheduler has forgotten.
+        held = {element.job_id for element in slurm.query(every) if not element.final}
+        jobs = [job_id for job_id in every if job_id in held]
         slurm.cancel(jobs)
-    return [*jobs, *reducing]
+    return Cancellation((*jobs, *reducing), ended=len(every) - len(jobs))
 
 
 def submit_and_wait(

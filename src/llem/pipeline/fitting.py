@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from llem.errors import Fault, InputError, did_you_mean
 from llem.pipeline.files import FIT_FILE, OBSERVATIONS_FILE
-from llem.pipeline.slices import EdgeMinimaError, EdgeMinimum, edge_minima
+from llem.pipeline.slices import EdgeMinimaError, Grid, edge_minima
 from llem.pipeline.table import Table
 
 if TYPE_CHECKING:
@@ -47,14 +47,14 @@ class Selected:
     """What is fitted: columns (n,) as `fit_law` takes them, and the account of what is not.
 
     left_out: {run_id, reason}. checkpoints: what `select_checkpoints` tells, None where each run
-    has one row. edges: slices of a designed grid without an interior minimum. rows: (n,) of the
-    table. unlike: what is to be known of energies that are not of the same, '' where all are.
+    has one row. grid: its slices, if it was designed as isoFLOP slices. rows: (n,) of the table.
+    unlike: what is to be known of energies that are not of the same, '' where all are.
     """
 
     columns: dict[str, Any]
     left_out: list[dict[str, Any]]
     checkpoints: dict[str, Any] | None
-    edges: list[EdgeMinimum]
+    grid: Grid
     rows: NDArray[np.intp]
     unlike: str = ""
 
@@ -91,7 +91,7 @@ def fit_observations(
     that is best over training and serving. The other options are those of `fit_law`.
 
     Raises TableError and ScalingDataError where the rows cannot carry a law, EdgeMinimaError where
-    a designed isoFLOP grid has slices without a minimum, unless `allow_edge_minima`.
+    too many slices of a designed isoFLOP grid have no minimum, unless `allow_edge_minima`.
     """
     from llem.scaling import ScalingDataError, fit_law
     from llem.scaling.answers.allowance import EXPONENT_ERROR
@@ -101,8 +101,8 @@ def fit_observations(
     selected = select(
         table, exclude=exclude, excluded=excluded, checkpoints=checkpoints, weights=weights
     )
-    if selected.edges and not allow_edge_minima:
-        raise EdgeMinimaError(table.source, selected.edges)
+    if selected.grid.refused and not allow_edge_minima:
+        raise EdgeMinimaError(table.source, selected.grid)
     try:
         fit = fit_law(
             **selected.columns,
@@ -131,15 +131,8 @@ def fit_observations(
         row = int(selected.rows[worst["row"]])
         worst |= {"row": row, "run_id": table.name(row)}
     out["checkpoints"] = selected.checkpoints
-    out["refusals"] = {
-        "slices": [edge.to_dict() for edge in selected.edges],
-        "allowed": allow_edge_minima,
-    }
-    out["warnings"] += [
-        f"the slice at {edge.flops:.3g} FLOP has no minimum inside the sizes trained: "
-        f"{edge.reason}; {edge.remedy}"
-        for edge in selected.edges
-    ]
+    out["refusals"] = selected.grid.to_dict(allowed=allow_edge_minima)
+    out["warnings"] += selected.grid.warnings()
     if selected.unlike:
         out["warnings"].append(selected.unlike)
     if law_planted := _rehearsal(table):
@@ -299,7 +292,7 @@ def select(
     rows = np.flatnonzero(used)
     if account is not None:
         rows = np.delete(rows, np.searchsorted(rows, [d["row"] for d in account["dropped"]]))
-    return Selected(columns, left_out, account, _edges(columns), rows, unlike)
+    return Selected(columns, left_out, account, _grid(columns), rows, unlike)
 
 
 def _unlike_energy(table: Table, used: Mask) -> tuple[Mask, str]:
@@ -402,13 +395,13 @@ def _choose_checkpoints(
     return account
 
 
-def _edges(columns: Mapping[str, Any]) -> list[EdgeMinimum]:
+def _grid(columns: Mapping[str, Any]) -> Grid:
     from llem.scaling import fit_flops_model
 
     size, tokens = columns["params"], columns["tokens"]
     weight = columns["weight"] if columns["weight"] is not None else np.ones(size.size)
     if not size.size:
-        return []
+        return Grid()
     given = columns.get("flops")
     by_model = fit_flops_model(size, tokens, given, weight=weight).flops(size, tokens)
     flops = by_model if given is None else np.where(np.isfinite(given), given, by_model)

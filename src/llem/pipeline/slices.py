@@ -1,12 +1,13 @@
-"""Refusal of a designed isoFLOP grid of which a slice has no minimum inside the sizes trained.
+"""Refusal of a designed isoFLOP grid of which slices have no minimum inside the sizes trained.
 
-Such a slice says that the grid stands off the optimum, and then the law's optimum is carried by
-its form instead of by the runs. Tables that were never designed as a grid are not judged.
+Such a slice brackets nothing: where too many are so, the grid stands off the optimum, and the law's
+optimum is carried by its form instead of by the runs. Tables that were never designed as a grid are
+not judged. What may be is told by grids of four slices of a truth whose form is not the law's
+(docs/fitting.md): of one in four the interval allows for what its form adds; of two it does not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,11 +26,14 @@ MIN_SIZES = 4
 MIN_SPAN = 3.0
 # A table is a designed grid where at least this share of its rows lies in slices.
 DESIGNED_SHARE = 2.0 / 3.0
+# Of more slices than this share a minimum must be inside, or the grid is refused.
+ALLOWED_SHARE = 1.0 / 4.0
 
 
 @dataclass(frozen=True)
 class EdgeMinimum:
-    """One refused slice: its compute (FLOP), its rows, why it was refused and what to train."""
+    """A slice without a minimum inside: its compute (FLOP), its rows, where its loss is lowest and
+    what to train."""
 
     flops: float
     rows: int
@@ -46,32 +50,65 @@ class EdgeMinimum:
         }
 
 
-class EdgeMinimaError(InputError):
-    """A designed grid has slices without an interior minimum; `slices` names them."""
+@dataclass(frozen=True)
+class Grid:
+    """A designed grid: how many `slices` it has, and which have no interior minimum."""
 
-    def __init__(self, source: str, slices: Sequence[EdgeMinimum]) -> None:
-        self.slices = tuple(slices)
+    slices: int = 0
+    edges: tuple[EdgeMinimum, ...] = ()
+
+    @property
+    def refused(self) -> bool:
+        """Whether too many slices bracket nothing for the law to stand on runs."""
+        return len(self.edges) > ALLOWED_SHARE * self.slices
+
+    def warnings(self) -> list[str]:
+        """Of each slice without one, what is to be known beside every figure."""
+        return [
+            f"the slice at {edge.flops:.3g} FLOP has no minimum inside the sizes trained: "
+            f"{edge.reason}; {edge.remedy}"
+            for edge in self.edges
+        ]
+
+    def to_dict(self, *, allowed: bool) -> dict[str, Any]:
+        """`refusals` in fit.json; `allowed`: by whoever called, whatever would be refused."""
+        return {
+            "slices": [edge.to_dict() for edge in self.edges],
+            "judged": self.slices,
+            "refused": self.refused,
+            "allowed": allowed,
+        }
+
+
+class EdgeMinimaError(InputError):
+    """Too many slices of a designed grid have no interior minimum; `slices` names them."""
+
+    def __init__(self, source: str, grid: Grid) -> None:
+        self.slices = grid.edges
+        self.judged = grid.slices
+        slices = grid.edges
         faults = [Fault(f"at {s.flops:.3g} FLOP", s.reason, s.remedy) for s in slices]
         super().__init__(source, faults)
 
     def lines(self) -> list[str]:
         """Every slice, and how to fit all the same."""
         count = len(self.slices)
-        which = "an isoFLOP slice has" if count == 1 else f"{count} isoFLOP slices have"
+        which = f"{count} of {self.judged} isoFLOP slices {'has' if count == 1 else 'have'}"
+        flag = "--allow-edge-minima (allow_edge_minima=True)"
         return [
             f"{self.source}: {which} no minimum inside the sizes trained",
             *(f"  {fault}" for fault in self.faults),
-            "  -> --allow-edge-minima (allow_edge_minima=True) fits all the same and records it",
+            f"  -> {flag} of `llem fit` and `llem finish` fits all the same and records it",
         ]
 
 
 def edge_minima(
     params: FloatArray, loss: FloatArray, flops: FloatArray, *, weight: FloatArray | None = None
-) -> list[EdgeMinimum]:
-    """The slices of a designed grid that have no interior minimum; none of any other table.
+) -> Grid:
+    """A designed grid, with the slices that have no interior minimum; nothing of any other table.
 
     All inputs (n,), positive. A slice is a compute level of at least MIN_SIZES sizes that span
-    MIN_SPAN and more, with no other run near its compute. It is refused where its lowest loss lies
+    MIN_SPAN and more, with no other run near its compute. It has none where its lowest loss lies
     at the smallest or largest size and a parabola has no minimum inside either: one of them alone
     may be noise, or the bias of parabolas over wide grids.
     """
@@ -79,7 +116,7 @@ def edge_minima(
 
     levels = isoflop_levels(params, loss, flops, weight=weight, factor=SLICE_FACTOR)
     log_loss, ordered = np.log(loss), np.sort(flops)
-    designed = 0
+    designed = judged = 0
     out = []
     for level in levels:
         rows = np.array(level.rows)
@@ -90,6 +127,7 @@ def edge_minima(
         if high - low > rows.size:
             continue
         designed += rows.size
+        judged += 1
         mean = np.bincount(of, weights=log_loss[rows]) / np.bincount(of)
         lowest = int(np.argmin(mean))
         if level.refusal and lowest in (0, sizes.size - 1):
@@ -97,4 +135,4 @@ def edge_minima(
             reason = f"the loss is lowest at the {side} of the {sizes.size} sizes"
             remedy = f"train {other} models at this compute"
             out.append(EdgeMinimum(level.flops, rows.size, reason, remedy))
-    return out if designed >= DESIGNED_SHARE * loss.size else []
+    return Grid(judged, tuple(out)) if designed >= DESIGNED_SHARE * loss.size else Grid()

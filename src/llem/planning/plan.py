@@ -165,9 +165,9 @@ class Plan:
     def from_dict(cls, values: Mapping[str, Any]) -> Plan:
         """Inverse of `to_dict`. Raises InputError where the file was edited."""
         if values.get("schema") != PLAN_SCHEMA:
-            raise InputError(
-                "plan.json", [f"schema is {values.get('schema')!r}, not {PLAN_SCHEMA}"]
-            )
+            text = f"schema is {values.get('schema')!r}, not {PLAN_SCHEMA}"
+            hint = "it is of another llem: use that, or plan the campaign into another folder"
+            raise InputError("plan.json", [Fault("", text, hint)])
         try:
             site = {k: v for k, v in values["site"].items() if k != "device"}
             campaign = campaign_from({**values["campaign"], "site": site}, source="plan.json")
@@ -269,6 +269,11 @@ def _thin_levels(runs: Runs) -> list[str]:
     ]
 
 
+def site_doubts(site: Site) -> list[str]:
+    """What a job of a site will not get as it was meant, each with what to set."""
+    return [f"site {site.name}: `{key}`: {text}: {then}" for key, text, then in site.doubts()]
+
+
 def plan_warnings(
     runs: Runs,
     arrays: Sequence[ArrayJob],
@@ -318,6 +323,7 @@ def plan_warnings(
     if least_s > LONG_S:
         found.append(f"all of it takes {least_s / LONG_S:.3g} years at least, on the whole site")
     found += [f"site {site.name}: no `{key}`: {then}" for key, then in site.left_open()]
+    found += site_doubts(site)
     elements = sum(len(a.elements) * a.segments for a in arrays)
     if site.limits.submit is not None and elements > site.limits.submit:
         found.append(

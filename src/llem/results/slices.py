@@ -18,7 +18,8 @@ from llem.results.reducing.reduction import Inputs, inputs_of
 from llem.results.reducing.stored import PART, Store
 from llem.results.reducing.workers import reduce_runs
 
-# A part is written at least so often: what a job that is killed loses.
+# Runs that are done within so long of each other share a part. One that waits for the next is
+# written at once (see `reduce_runs`), so that a job that is killed loses seconds.
 PART_S = 5.0
 
 
@@ -110,7 +111,7 @@ def reduce_slice(
     size = sum(its.bytes for its in inputs)
     try:
         for place, text in reduce_runs(
-            campaign_dir, runs, carbon=carbon, workers=workers, total_bytes=size
+            campaign_dir, runs, carbon=carbon, workers=workers, total_bytes=size, idle=write
         ):
             done += 1
             if unchanged(campaign_dir, runs[place], carbon, inputs[place]):

@@ -142,6 +142,29 @@ def test_a_shipped_site_is_planned_for_and_tells_what_is_left_open(name):
     assert closed.left_open() == []
 
 
+@pytest.mark.parametrize(
+    ("time", "words", "setting"),
+    [
+        ("90 s", "90 s are planned with", "limits: {time: 2m}"),
+        ("20 s", "hardly begun (startup_s 30) when it must leave", "limits: {time: 10m}"),
+        ("61 s", "is ended after 2 min", "limits: {time: 2m}"),
+    ],
+)  # fmt: skip
+def test_a_time_limit_that_slurm_rounds_is_told(time, words, setting):
+    ((key, text, then),) = site_of(base="perlmutter", limits={"time": time}).doubts()
+    assert key == "limits.time" and words in text and setting in then
+
+
+@pytest.mark.parametrize("time", ["1m", "2m", "24h"])
+def test_whole_minutes_are_as_slurm_counts_them(time):
+    assert site_of(base="perlmutter", limits={"time": time}, startup_s=30).doubts() == []
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_site_gives_no_cause_for_doubt(name):
+    assert site_of(base=name).doubts() == []
+
+
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_site_says_where_its_facts_are_from(name):
     from importlib.resources import files

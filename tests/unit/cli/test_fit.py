@@ -122,7 +122,7 @@ def test_a_grid_without_interior_minima_is_refused_unless_allowed(capsys, tmp_pa
     path = tmp_path / "edge.csv"
     path.write_text("\n".join(rows))
     text = refused(capsys, str(path), "--bootstrap", "0")
-    assert "3 isoFLOP slices have no minimum inside the sizes trained" in text
+    assert "3 of 3 isoFLOP slices have no minimum inside the sizes trained" in text
     assert text.count("train smaller models at this compute") == 3
     text = told(capsys, str(path), "--bootstrap", "0", "--allow-edge-minima")
     assert text.count("has no minimum inside the sizes trained") == 3

@@ -13,7 +13,7 @@ import llem
 from llem._version import __version__
 from llem.campaign import campaign_from
 from llem.cluster.doctor import FAIL, OK, WARN
-from llem.cluster.doctor.login import examine, image_rows, kernel_rows, meter_rows
+from llem.cluster.doctor.login import examine, image_rows, kernel_rows, meter_rows, site_rows
 from llem.cluster.doctor.node import clock_interval, clock_row, job_rows, parse_host
 from llem.cluster.doctor.place import file_system, place_rows, probe, room_rows
 from llem.cluster.doctor.probe import PACKAGES
@@ -86,6 +86,7 @@ def test_a_site_that_says_what_its_scheduler_says_is_in_order():
         ({"gpu_type": "a10"}, "GPUs", FAIL, "did you mean 'a100'?"),
         ({"gpu_type": "h100", "gpus_per_node": 4}, "GPUs", OK, ""),
         ({"gpus_per_node": 4, "cpus_per_rank": 20}, "CPUs", FAIL, "cpus_per_rank: 18"),
+        ({"gpus_per_node": 4, "gpu": {"name": "H100"}}, "CPUs", WARN, "cpus_per_rank: 16"),
         ({"constraint": "h100&nvme"}, "constraint", OK, ""),
         ({"constraint": "gpu&hbm80g"}, "constraint", FAIL, "features: a100, h100, nvme"),
         ({"limits": {"array_size": 20000}}, "MaxArraySize", FAIL, "limits: {array_size: 10001}"),
@@ -104,6 +105,24 @@ def test_what_differs_from_the_scheduler_is_told_with_the_key_to_change(site, na
     row = scheduler(LARGE, **site)[name]
     assert row.state == state, row
     assert remedy in row.remedy, row
+
+
+@pytest.mark.parametrize(
+    ("site", "names"),
+    [
+        ({}, set()),
+        ({"gpu": {"name": "H100"}}, {"CPUs"}),
+        ({"gpu": {"name": "H100"}, "cpus_per_rank": 2}, set()),
+        ({"gpu": {"name": "H100"}, "executor": "local"}, set()),
+        ({"limits": {"time": "90s"}}, {"time limit"}),
+        ({"limits": {"time": "20s"}}, {"time limit"}),
+    ],
+)
+def test_what_a_job_will_not_get_as_it_was_meant_is_told(site, names):
+    rows = by_name(site_rows(site_of(**site)))
+    assert set(rows) == names and all(row.remedy for row in rows.values())
+    # What the scheduler's own figures said is not said again.
+    assert site_rows(site_of(**site), told=names) == []
 
 
 def test_the_account_may_come_from_slurms_own_variable():

@@ -193,6 +193,133 @@ def test_causes_are_grouped_with_their_nodes_and_an_advice(planned, says):
     assert summary.next == f"llem resubmit {folder.root}"
 
 
+def test_what_was_stopped_is_not_counted_as_failed_and_goes_on(planned, says, sbatch):
+    folder, plan = planned
+    says(
+        {
+            (0, 0): {"state": "CANCELLED", "exit_code": "0:15"},
+            (0, 1): {"state": "PREEMPTED", "exit_code": "0:15"},
+            (0, 2): {"state": "TIMEOUT", "exit_code": "0:15"},
+            (0, 3): {"state": "TIMEOUT", "exit_code": "0:15"},
+            (0, 4): {"state": "COMPLETED", "exit_code": "0:0"},
+            (0, 5): {"state": "FAILED", "exit_code": "1:0"},
+        }
+    )
+    began = [element(plan, 0, i).run_id for i in (0, 1, 2)]
+    for name in began:
+        attempt(folder, name, progress={"step": 1})
+    left = element(plan, 0, 4).run_id
+    attempt(
+        folder, left,
+        end={"status": "interrupted", "step": 2, "cause": "preempted", "reason": "takes the nodes"},
+    )  # fmt: skip
+    state = campaign_state(folder, plan)
+    found = by_name(state)
+    assert [found[name].status for name in [*began, left]] == [
+        "cancelled", "interrupted", "interrupted", "interrupted",
+    ]  # fmt: skip
+    # A limit that passed before anything began is not the cluster's way of sharing.
+    assert found[element(plan, 0, 3).run_id].status == "failed"
+    summary = summarise(folder, plan, state)
+    assert (summary.tally.stopped, summary.tally.failed) == (4, 2)
+    counts = ("done", "diverged", "running", "queued", "waiting", "stopped", "failed")
+    assert sum(getattr(summary.tally, name) for name in counts) == len(plan.runs)
+    stopped = {cause.name: (cause.runs, cause.stopped) for cause in summary.causes}
+    assert stopped["cancelled"] == (1, 1) and stopped["preempted"] == (2, 2)
+    assert stopped["time-limit"] == (2, 1)
+    # What failed is told before what was only stopped.
+    assert [c.name for c in summary.causes[-2:]] == ["preempted", "cancelled"]
+    assert summary.next == f"llem resubmit {folder.root}"
+    assert {0, 1, 2, 3, 4, 5} <= {
+        i
+        for job in resubmit(folder, plan).new
+        for i in (job.elements or ())
+        if job.name == plan.arrays[0].name
+    }
+
+
+def test_what_llem_cancel_stopped_is_said_to_be_and_is_no_failure_to_be_told(planned, says):
+    from llem.cluster.state.notify import events
+
+    folder, plan = planned
+    says({(0, 0): {"state": "CANCELLED", "exit_code": "0:15"}})
+    state = campaign_state(folder, plan)
+    assert events(plan, state) == ["failed"] and not summarise(folder, plan, state).notes
+    folder.stop_file.touch()
+    state = campaign_state(folder, plan)
+    assert events(plan, state) == []
+    (note,) = summarise(folder, plan, state).notes
+    assert note == f"stopped by `llem cancel`: `llem resubmit {folder.root}` goes on"
+
+
+def test_a_cancel_of_nothing_is_said_to_be_and_leaves_nothing_behind(make, tmp_path, capsys):
+    from llem.cli import main
+
+    here = {"executor": "local", "gpu": {"name": "cpu"}}
+    plan = make(site=here, layout={"nodes": 1, "gpus_per_node": 1})
+    folder = CampaignFolder(tmp_path / "c")
+    folder.write_plan(plan, {})
+    assert main(["cancel", str(folder.root)]) == 0
+    assert "nothing to cancel: nothing works on it here" in capsys.readouterr().err
+    assert not folder.stop_file.exists()
+    with folder.locked("llem"):
+        assert main(["cancel", str(folder.root)]) == 0
+    assert "write a checkpoint and stop" in capsys.readouterr().err
+    assert folder.stop_file.exists()
+
+
+def test_only_jobs_that_wait_or_run_are_cancelled(planned, monkeypatch, capsys):
+    """scancel fails at a job that the scheduler has forgotten."""
+    from llem.cli import main
+    from llem.cluster.scheduler import slurm
+
+    folder, _ = planned
+    name = str(folder.root)
+    held, told = [], []
+    monkeypatch.setattr(slurm, "query", lambda ids: held)
+    monkeypatch.setattr(slurm, "cancel", told.extend)
+    assert main(["cancel", name]) == 0
+    assert told == [] and "nothing to cancel" in capsys.readouterr().err
+    held.append(ElementState("100", 0, "PENDING"))
+    assert main(["cancel", name]) == 0
+    assert told == ["100"] and "cancelled: 100" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        ((), "no such folder"),
+        (("x.txt",), "not a campaign folder"),
+        (("jobs/logs/x",), "its plan.json is gone (put it back, or `llem plan`"),
+        (("jobs/submitted.json",), "`scancel 17 18` ends what was submitted"),
+        (("plan.json",), "cannot be read"),
+    ],
+)
+@pytest.mark.parametrize("command", ["status", "cancel", "resubmit", "submit", "wait"])
+def test_what_is_no_campaign_folder_is_said_to_be(tmp_path, capsys, command, made, words):
+    from llem.cli import main
+
+    folder = tmp_path / "c"
+    for name in made:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        text = '{"a": [{"job_id": "17"}], "b": [{"job_id": "18"}]}'
+        (folder / name).write_text(text if "submitted" in name else "{")
+    assert main([command, str(folder)]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_campaign_at_work_here_is_not_to_be_submitted_again(make, tmp_path):
+    """Its own executor tries again; another call would only be told that it is in use."""
+    here = {"executor": "local", "gpu": {"name": "cpu"}}
+    plan = make(site=here, layout={"nodes": 1, "gpus_per_node": 1})
+    folder = CampaignFolder(tmp_path / "c")
+    folder.write_plan(plan, {})
+    attempt(folder, plan.runs[0].run_id, end={"status": "failed", "reason": "OSError: no"})
+    with folder.locked("llem"):
+        assert summarise(folder, plan, campaign_state(folder, plan)).next.endswith("--watch")
+    assert summarise(folder, plan, campaign_state(folder, plan)).next.startswith("llem resubmit")
+
+
 def test_progress_cost_and_time_to_go(planned, says):
     folder, plan = planned
     runs = [element(plan, 0, i) for i in range(3)]

@@ -10,7 +10,7 @@ from llem.pipeline import (
     compare_observations,
     fit_observations,
 )
-from llem.pipeline.slices import edge_minima
+from llem.pipeline.slices import Grid, edge_minima
 from llem.scaling import ScalingDataError, Target
 from llem.scaling.answers.optimum import Prices
 
@@ -50,7 +50,9 @@ def fit(rows, **options):
 def test_it_finds_the_law_and_keeps_the_account():
     found = fit(grid())
     assert found["params"] == pytest.approx(TRUTH, rel=1e-3)
-    assert found["refusals"] == {"slices": [], "allowed": False}
+    assert found["refusals"] == {
+        "slices": [], "judged": 4, "refused": False, "allowed": False,
+    }  # fmt: skip
     assert found["checkpoints"] is None
     assert found["excluded"] == []
 
@@ -94,7 +96,7 @@ def test_a_grid_off_the_optimum_is_refused_with_every_slice_its_side_and_the_rem
     assert len(error.value.slices) == 4
     assert error.value.exit_status == 2
     lines = error.value.lines()
-    assert "4 isoFLOP slices have no minimum inside" in lines[0]
+    assert "4 of 4 isoFLOP slices have no minimum inside" in lines[0]
     assert "1e+17 FLOP: the loss is lowest at the smallest of the 5 sizes" in lines[1]
     assert "train smaller models at this compute" in lines[1]
     assert "--allow-edge-minima" in lines[-1]
@@ -112,24 +114,36 @@ def test_the_refusal_can_be_overridden_and_is_then_recorded():
     assert sum("no minimum inside the sizes trained" in w for w in found["warnings"]) == 4
 
 
+@pytest.mark.parametrize(("off", "refused"), [(1, False), (2, True)])
+def test_one_slice_in_four_without_a_minimum_is_told_and_two_are_refused(off, refused):
+    rows = grid()[: -5 * off] + grid(shift=20.0)[-5 * off :]
+    if refused:
+        with pytest.raises(EdgeMinimaError, match="2 of 4 isoFLOP slices have no minimum"):
+            fit(rows)
+        return
+    found = fit(rows)
+    assert found["refusals"]["judged"] == 4 and len(found["refusals"]["slices"]) == 1
+    assert any("no minimum inside the sizes trained" in text for text in found["warnings"])
+
+
 def test_a_table_that_is_no_grid_is_never_refused():
     rng = np.random.default_rng(0)
     for rows in (60, 20_000):
         n, d = 10 ** rng.uniform(6, 9, rows), 10 ** rng.uniform(8, 11, rows)
-        assert edge_minima(n, loss_of(n, d), 6 * n * d) == []
+        assert edge_minima(n, loss_of(n, d), 6 * n * d) == Grid()
     # A fan: one number of tokens at each size, where larger is always better.
     n = np.geomspace(1e6, 1e9, 20)
     d = np.full(20, 1e10)
-    assert edge_minima(n, loss_of(n, d), 6 * n * d) == []
+    assert edge_minima(n, loss_of(n, d), 6 * n * d) == Grid()
 
 
 def test_a_lowest_loss_at_the_edge_by_noise_alone_is_not_refused():
     params = np.geomspace(1e6, 1e8, 9)
     flops = np.full(9, 1e17)
     loss = 3 + 0.05 * np.log(params / 1e7) ** 2
-    assert edge_minima(params, loss, flops) == []
+    assert edge_minima(params, loss, flops) == Grid(slices=1)
     loss[0] = loss.min() - 1e-3
-    assert edge_minima(params, loss, flops) == []
+    assert edge_minima(params, loss, flops) == Grid(slices=1)
 
 
 def checkpoints():

@@ -92,6 +92,49 @@ def test_an_element_that_is_taken_up_again_goes_on_where_it_was(campaign, array,
     assert len(list(array.glob("0-*.part"))) == 2
 
 
+SLOW = """\
+import pathlib, sys, time
+from llem.results.reducing import workers
+
+reduce = workers.reduce_to_text
+
+def slowly(folder, run, carbon):
+    # The second run is not done before the first one's part is there.
+    until = time.monotonic() + 20
+    while run["run_id"] == "bbbb" and not list(pathlib.Path({array!r}).glob("0-*.part")):
+        if time.monotonic() > until:
+            sys.exit(3)
+        time.sleep(0.05)
+    return reduce(folder, run, carbon)
+
+workers.reduce_to_text = slowly
+workers.main()
+"""
+
+
+def test_a_run_is_written_when_it_is_done_and_does_not_wait_for_the_next(
+    campaign, array, monkeypatch
+):
+    import subprocess
+    import sys
+
+    from llem.results.reducing import workers
+
+    def start():
+        command = [sys.executable, "-c", SLOW.format(array=str(array))]
+        return subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env={**os.environ, "PYTHONPATH": str(workers.PACKAGE.parent)},
+        )  # fmt: skip
+
+    monkeypatch.setattr(workers, "_start", start)
+    monkeypatch.setattr(workers, "IDLE_S", 0.1)
+    done = reduce_slice(
+        campaign.folder, ["aaaa", "bbbb"], carbon=None, into=array, name="0", workers=2
+    )
+    assert done == 2 and len(list(array.glob("0-*.part"))) == 2
+
+
 def test_looking_for_what_is_left_changes_no_file(campaign, cache, array):
     aggregate(campaign.folder, cache=cache)
     reduce_slice(campaign.folder, ["aaaa"], carbon=None, into=array, name="0")

@@ -169,13 +169,36 @@ class CampaignFolder:
         try:
             values = json.loads(self.plan_file.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            fault = Fault("", "no plan.json: not a campaign folder", "make one with `llem plan`")
-            raise InputError(str(self.root), [fault]) from None
+            raise InputError(str(self.root), [self._no_plan()]) from None
+        except NotADirectoryError:
+            hint = "DIR is the folder that `llem plan` or `llem run` made of it"
+            raise InputError(
+                str(self.root), [Fault("", "a file, not a campaign folder", hint)]
+            ) from None
         except (OSError, ValueError) as error:
-            raise InputError(str(self.plan_file), [f"cannot be read: {error}"]) from None
+            hint = "put it back, or `llem plan` the same campaign into this folder with --replace"
+            raise InputError(
+                str(self.plan_file), [Fault("", f"cannot be read: {error}", hint)]
+            ) from None
         if not isinstance(values, dict):
             raise InputError(str(self.plan_file), ["not a plan"])
         return values
+
+    def _no_plan(self) -> Fault:
+        """What is wrong with a folder without plan.json, and what its jobs are, if it had one."""
+        if not self.root.is_dir():
+            return Fault("", "no such folder: not a campaign folder", "make one with `llem plan`")
+        if not (self.runs.is_dir() or self.jobs.is_dir()):
+            return Fault("", "no plan.json: not a campaign folder", "make one with `llem plan`")
+        hint = "put it back, or `llem plan` the same campaign into this folder"
+        try:
+            jobs = json.loads(self.submitted_file.read_text())
+            ids = list(dict.fromkeys(str(e["job_id"]) for every in jobs.values() for e in every))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            ids = []
+        if ids:
+            hint += f"; without it, `scancel {' '.join(ids)}` ends what was submitted"
+        return Fault("", "its plan.json is gone", hint)
 
     def write_plan(
         self, plan: AnyPlan, files: Mapping[Path, str], *, replace: bool = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from collections.abc import Collection
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -28,6 +29,7 @@ def examine(site: Site, *, folder: Path, planned_digest: str = "") -> list[Check
     rows = python_rows({name: installed(name) for name in (*NEEDED, "matplotlib")})
     if site.executor == "slurm":
         rows += examine_scheduler(site)
+        rows += site_rows(site, told={row.name for row in rows})
     if site.container is not None:
         rows += examine_container(site, planned_digest=planned_digest)
     elif site.executor == "local":
@@ -38,6 +40,16 @@ def examine(site: Site, *, folder: Path, planned_digest: str = "") -> list[Check
     if site.executor == "local":
         rows += meter_rows(*meters())
     return rows
+
+
+def site_rows(site: Site, *, told: Collection[str] = ()) -> list[Check]:
+    """What a job will not get as the site means it; `told` are rows that said so in figures."""
+    names = {"limits.time": "time limit", "cpus_per_rank": "CPUs"}
+    return [
+        Check(names[key], WARN, text, then)
+        for key, text, then in site.doubts()
+        if names[key] not in told
+    ]
 
 
 def installed(name: str) -> str | None:

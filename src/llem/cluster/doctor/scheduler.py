@@ -163,6 +163,14 @@ def partition_rows(site: Site, lines: list[Partition]) -> list[Check]:
         rows.append(
             Check("CPUs", FAIL, text, f"cpus_per_rank: {max(1, most // site.gpus_per_node)}")
         )
+    # Of nodes of several kinds, what any of them can give.
+    least = min((line.cpus for line in mine if line.cpus), default=0)
+    if least >= 2 * wanted:
+        rows += [
+            Check("CPUs", WARN, f"{text}; a node has {least} for {site.gpus_per_node} rank(s)",
+                  f"cpus_per_rank: {least // site.gpus_per_node}")
+            for key, text, _ in site.doubts() if key == "cpus_per_rank"
+        ]  # fmt: skip
     if site.constraint:
         known = set().union(*(line.features for line in mine))
         words = set(re.findall(r"[A-Za-z0-9_.-]+", site.constraint))

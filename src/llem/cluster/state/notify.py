@@ -23,8 +23,10 @@ from llem.planning import AnyPlan
 NOTIFY_SCHEMA = "llem-notify-1"
 BUDGET_SHARE = 0.8
 HOOK_TIMEOUT_S = 20.0
-# Statuses of runs that ended badly and that nothing works on any more.
-BAD = frozenset({"failed", "lost", "cancelled"})
+# Statuses of runs that ended badly and that nothing works on any more; what is cancelled, unless by
+# the user's own `llem cancel`, which is no news.
+BAD = frozenset({"failed", "lost"})
+CANCELLED = "cancelled"
 
 
 @dataclass
@@ -87,7 +89,8 @@ def events(plan: AnyPlan, state: CampaignState, *, over: bool = False) -> list[s
         found.append("done")
     # The local executor tries again what may pass, for as long as it is at work.
     for_good = not (plan.site.executor == "local" and state.active)
-    if (for_good and any(r.status in BAD for r in state.runs)) or (over and not state.settled):
+    bad = BAD if state.told_to_stop else BAD | {CANCELLED}
+    if (for_good and any(r.status in bad for r in state.runs)) or (over and not state.settled):
         found.append("failed")
     budget = gpu_hours_budget(plan) if has_budget(plan) else 0.0
     if budget > 0 and gpu_hours_used(state) >= BUDGET_SHARE * budget:

@@ -21,6 +21,10 @@ from llem.planning import AnyPlan, ArrayJob
 
 # Logs that one call reads to learn causes; what was learnt is cached, and the next call goes on.
 LOGS_READ = 200
+# What the scheduler did to an element -> what its run is for that: nothing is wrong with it, and it
+# goes on from its last checkpoint. A time limit that passed before a run began hides a fault.
+TAKEN_OFF = {"CANCELLED": "cancelled", "PREEMPTED": "interrupted"}
+OUT_OF_TIME = {"TIMEOUT": "interrupted", "DEADLINE": "interrupted"}
 
 
 @dataclass(frozen=True)
@@ -28,8 +32,9 @@ class RunState:
     """One run: `waiting`, `queued`, `running`, `lost`, `cancelled`, or how its last attempt ended.
 
     `waiting` is what no job holds; `lost` a run with an attempt that neither ended nor is known to
-    the scheduler any more; `failed` also what the scheduler ended. `device_s` are device-seconds
-    of all attempts, the running one's till now. `energy_j` is None where it was not read yet and
+    the scheduler any more; `interrupted` also what was preempted or ran out of time without a word,
+    `failed` what else the scheduler ended. `device_s` are device-seconds of all attempts, the
+    running one's till now. `energy_j` is None where it was not read yet and
     NaN where it cannot be known. `cause` is set where it ended and did not complete.
     """
 
@@ -58,7 +63,8 @@ class CampaignState:
 
     `active` stays true while the scheduler does not answer and runs are unsettled: what was there
     when it last did may be there still. `stuck` are elements that wait and will not start by
-    themselves: what to do -> how many.
+    themselves: what to do -> how many. `told_to_stop`: by `llem cancel`, and nothing was submitted
+    since.
     """
 
     runs: tuple[RunState, ...]
@@ -67,6 +73,7 @@ class CampaignState:
     scheduler: Look = field(default_factory=Look)
     stuck: Mapping[str, int] = field(default_factory=dict)
     finish: ElementState | None = None
+    told_to_stop: bool = False
     now_s: float = 0.0
 
     @property
@@ -122,6 +129,7 @@ def campaign_state(
         scheduler=seen,
         stuck=dict(stuck),
         finish=finish[-1] if finish else None,
+        told_to_stop=folder.stop_file.exists(),
         now_s=now_s,
     )
 
@@ -237,12 +245,12 @@ class _Reader:
         elif attempted:
             status = "running" if self.held_here else "lost"
             if known is not None and known.state != "COMPLETED":
-                status = "cancelled" if known.state == "CANCELLED" else "failed"
+                status = {**TAKEN_OFF, **OUT_OF_TIME}.get(known.state, "failed")
         elif known is not None and not files.attempts and known.state != "COMPLETED":
             if began:
                 reason = f"its element ended before it ({known.state})"
             else:
-                status = "cancelled" if known.state == "CANCELLED" else "failed"
+                status = TAKEN_OFF.get(known.state, "failed")
         elif self.jobs.get(array.name) and not files.attempts and known is None:
             reason = "no job holds it any more" if self.plan.site.executor == "slurm" else ""
         found: Cause | None = None

@@ -25,13 +25,18 @@ COLUMNS = {
     "queued": "queued",
     "unknown": "queued",
     "waiting": "waiting",
+    "interrupted": "stopped",
+    "cancelled": "stopped",
 }
 FAILED = "failed"
+# Columns of what ended and needs another try.
+UNDONE = frozenset({"stopped", FAILED})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tally:
-    """Runs by what became of them: `failed` is all that ended and needs another try.
+    """Runs by what became of them: `stopped` ended by no fault of theirs and go on from their last
+    checkpoint; `failed` is all else that ended and needs another try.
 
     `progress` is the share of the tokens that are trained, or served.
     """
@@ -42,6 +47,7 @@ class Tally:
     running: int
     queued: int
     waiting: int
+    stopped: int
     failed: int
     progress: float
 
@@ -75,10 +81,14 @@ class CellRow(Tally):
 
 @dataclass(frozen=True, kw_only=True)
 class CauseRow:
-    """What failed for one reason: on which nodes, a run and its words as an example."""
+    """What ended for one reason: on which nodes, a run and its words as an example.
+
+    `stopped` of its `runs` go on from their last checkpoint.
+    """
 
     name: str
     runs: int
+    stopped: int
     nodes: tuple[str, ...]
     run_id: str
     text: str
@@ -163,6 +173,7 @@ def summarise(folder: CampaignFolder, plan: AnyPlan, state: CampaignState) -> Su
         r.energy_j for r in finished if r.energy_j is not None and math.isfinite(r.energy_j)
     ]
     causes = tuple(_causes(state.runs))
+    following = _next(folder, plan, state)
     return Summary(
         name=plan.campaign.name,
         tally=tally,
@@ -178,8 +189,8 @@ def summarise(folder: CampaignFolder, plan: AnyPlan, state: CampaignState) -> Su
         gpu_hours_budget=gpu_hours_budget(plan),
         budget=str(plan.budget) if has_budget(plan) else "none",
         estimate=_estimate(plan, state),
-        notes=(*_rehearsed(plan), *_notes(state)),
-        next=_next(folder, plan, state, causes),
+        notes=(*_rehearsed(plan), *_notes(state), *_told_to_stop(state, following)),
+        next=following,
         workload=plan.campaign.workload,
     )
 
@@ -208,7 +219,7 @@ def _tally_values(states: Sequence[RunState], runs: Mapping[str, AnyRun]) -> dic
     counts = Counter(COLUMNS.get(r.status, FAILED) for r in states)
     tokens = sum(runs[r.run_id].tokens for r in states)
     done = math.fsum(r.progress * runs[r.run_id].tokens for r in states)
-    names = ("done", "diverged", "running", "queued", "waiting", "failed")
+    names = ("done", "diverged", "running", "queued", "waiting", "stopped", "failed")
     return {
         "runs": len(states),
         **{name: counts[name] for name in names},
@@ -278,14 +289,19 @@ def _mean(values: Iterable[float | None]) -> float:
 
 
 def _causes(states: Iterable[RunState]) -> Iterable[CauseRow]:
-    """Failures by cause, the most frequent first; what counts as a result comes last."""
+    """Ends by cause, the most frequent first; what was only stopped comes after what failed, and
+    what counts as a result last."""
     by_name: dict[str, list[tuple[RunState, Cause]]] = defaultdict(list)
     for run in states:
         if run.cause is not None:
             by_name[run.cause.name].append((run, run.cause))
 
-    def rank(item: tuple[str, list[tuple[RunState, Cause]]]) -> tuple[bool, int, str]:
-        return item[1][0][1].retry == "never", -len(item[1]), item[0]
+    def stopped(found: Sequence[tuple[RunState, Cause]]) -> int:
+        return sum(COLUMNS.get(run.status, FAILED) == "stopped" for run, _ in found)
+
+    def rank(item: tuple[str, list[tuple[RunState, Cause]]]) -> tuple[bool, bool, int, str]:
+        name, found = item
+        return found[0][1].retry == "never", stopped(found) == len(found), -len(found), name
 
     for name, found in sorted(by_name.items(), key=rank):
         nodes = Counter(one.node for _, one in found if one.node)
@@ -293,6 +309,7 @@ def _causes(states: Iterable[RunState]) -> Iterable[CauseRow]:
         yield CauseRow(
             name=name,
             runs=len(found),
+            stopped=stopped(found),
             nodes=tuple(node for node, _ in nodes.most_common()),
             run_id=run.run_id,
             text=first.text,
@@ -366,17 +383,26 @@ def _rehearsed(plan: AnyPlan) -> Iterable[str]:
         )
 
 
-def _next(
-    folder: CampaignFolder, plan: AnyPlan, state: CampaignState, causes: Sequence[CauseRow]
-) -> str:
+def _told_to_stop(state: CampaignState, following: str) -> Iterable[str]:
+    if not state.told_to_stop or state.settled:
+        return
+    if state.active:
+        yield "told to stop by `llem cancel`: what runs leaves with a checkpoint"
+    else:
+        yield f"stopped by `llem cancel`: `{following}` goes on"
+
+
+def _next(folder: CampaignFolder, plan: AnyPlan, state: CampaignState) -> str:
     place = folder.root
     if state.settled or plan.rehearsal:
         if (folder.results / "report.html").is_file():
             return f"llem report {place}"
         return f"llem finish {place}"
     # Safe while others run: it submits what is missing and nothing else.
-    failed = any(COLUMNS.get(r.status, FAILED) == FAILED for r in state.runs)
-    if failed and not state.scheduler.problem:
+    undone = any(COLUMNS.get(r.status, FAILED) in UNDONE for r in state.runs)
+    # The local executor holds the campaign, and tries again itself what may pass.
+    held = plan.site.executor == "local" and state.active
+    if undone and not held and not state.scheduler.problem:
         return f"llem resubmit {place}"
     if state.active:
         return f"llem status {place} --watch"

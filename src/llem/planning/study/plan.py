@@ -31,7 +31,7 @@ from llem.planning.anyplan import digest_of
 from llem.planning.arrays import TIME_CLASS, ArrayJob, pack_length_s
 from llem.planning.hardware import Accelerator, accelerator_of
 from llem.planning.limits import ClusterLimits, narrowed
-from llem.planning.plan import PLAN_SCHEMA, Plan
+from llem.planning.plan import PLAN_SCHEMA, Plan, site_doubts
 from llem.planning.spend import cost_of
 from llem.planning.study.cost import predict
 from llem.planning.study.deployments import Duplicate, Excluded, Expanded, expand
@@ -480,6 +480,7 @@ def _warnings(plan: StudyPlan, swept: Swept, found: Expanded) -> list[str]:
         for key, then in site.left_open()
         if not (imaged and key == "container.image")
     ]
+    told += site_doubts(site)
     elements = sum(len(a.elements) for a in plan.arrays)
     if site.limits.submit is not None and elements > site.limits.submit:
         told.append(

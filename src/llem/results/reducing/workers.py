@@ -16,9 +16,9 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from llem._resources import PACKAGE
@@ -32,6 +32,8 @@ MOST_WORKERS = 8
 # Less than this for each further process is done before it has started.
 WORTH_BYTES = 200_000_000
 
+# How long no answer may come before whoever asked is told that there is time.
+IDLE_S = 1.0
 # A worker has the next run at hand when it has done one: on a busy machine, waiting for the process
 # that started it takes longer than a short run does.
 AHEAD = 2
@@ -59,9 +61,11 @@ def reduce_runs(
     carbon: CarbonSeries | None,
     workers: int | None,
     total_bytes: int,
+    idle: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[int, str]]:
     """Reduce runs of `total_bytes` of files; (place in `runs`, encoded reduction) as they are
     done, in any order. What is little is reduced here, unless several workers were asked for.
+    `idle` is called whenever workers have had no answer for IDLE_S.
 
     Raises LlemError where a worker was killed.
     """
@@ -112,7 +116,12 @@ def reduce_runs(
         for thread in threads:
             thread.start()
         for _ in runs:
-            index, answer = answers.get()
+            while True:
+                try:
+                    index, answer = answers.get(timeout=IDLE_S)
+                    break
+                except Empty:
+                    idle()
             if isinstance(answer, LlemError):
                 raise answer
             yield index, answer
