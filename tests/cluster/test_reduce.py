@@ -96,13 +96,10 @@ def test_an_interrupted_call_cancels_its_array(login, rehearsed):
         cwd=login.home, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
         env={"PATH": os.environ["PATH"], "HOME": str(login.home), "USER": USER},
     )  # fmt: skip
-    deadline = time.monotonic() + 60
-    while "llem-reduce-reduce" not in jobs(login) and time.monotonic() < deadline:
-        time.sleep(0.5)
-    assert "llem-reduce-reduce PENDING" in jobs(login)
+    faults.wait_for(lambda: "llem-reduce-reduce PENDING" in jobs(login), what="job", timeout_s=300)
     [child] = Path(f"/proc/{call.pid}/task/{call.pid}/children").read_text().split()
     login.run("kill", f"-{signal.SIGINT.value}", child)
-    _, said = call.communicate(timeout=60)
+    _, said = call.communicate(timeout=300)
     assert call.returncode == 130 and "is cancelled" in said, said
     assert "llem-reduce-reduce" not in jobs(login)
     login.llem("aggregate", "later")
@@ -226,12 +223,12 @@ def test_cancel_ends_an_array_whose_call_is_gone(login, rehearsed):
         cwd=login.home, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
         env={"PATH": os.environ["PATH"], "HOME": str(login.home), "USER": USER},
     )  # fmt: skip
-    faults.wait_for(lambda: "llem-reduce-reduce PENDING" in jobs(login), what="job", timeout_s=60)
+    faults.wait_for(lambda: "llem-reduce-reduce PENDING" in jobs(login), what="job", timeout_s=300)
     [place] = (folder / "results" / "reductions.cache.parts").iterdir()
-    faults.wait_for((place / "job.json").exists, what="its number", timeout_s=20)
+    faults.wait_for((place / "job.json").exists, what="its number", timeout_s=300)
     [child] = Path(f"/proc/{call.pid}/task/{call.pid}/children").read_text().split()
     os.kill(int(child), signal.SIGKILL)
-    call.wait(timeout=20)
+    call.wait(timeout=300)
     done = login.llem("cancel", "orphan")
     assert f"cancelled: {json.loads((place / 'job.json').read_text())['job_id']}" in done.stderr
     assert "llem-reduce-reduce" not in jobs(login)

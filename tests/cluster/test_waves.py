@@ -68,9 +68,11 @@ def test_the_same_call_goes_on_where_it_was_cut_off(login, undisturbed, name, wa
     plan = campaign.folder / "plan.json"
     until(lambda: plan.exists() and len(waves_of(campaign)) == wave, process)
     before = 0 if wave == 1 else waves_of(campaign)[0]
+    campaign.hold(before + 4)
     until(lambda: len(campaign.ran) > before, process)
     process.send_signal(getattr(signal, name))
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
+    campaign.let_go()
     assert process.returncode == (130 if name == "SIGINT" else -signal.SIGKILL)
     done = login.llem(*words(campaign))
     assert "Traceback" not in done.stderr
@@ -120,8 +122,11 @@ def test_llem_run_is_itself_a_job_that_may_be_requeued(login):
         "--cpus-per-task=2", "--ntasks=1", "--output=asjob-%j.log", "--open-mode=append",
         f"--wrap={command}",
     ).stdout.strip()  # fmt: skip
+    until(lambda: campaign.folder.is_dir(), None)
+    campaign.hold(4)
     until(lambda: len(campaign.ran) >= 2, None)
     login.run("scontrol", "requeue", job)
+    campaign.let_go()
 
     def over():
         asked = ["squeue", "--noheader", "--jobs", job, "--format", "%T"]
