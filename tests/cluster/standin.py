@@ -143,7 +143,7 @@ class Standin:
         assert not twice, f"{len(twice)} runs ran again: {list(twice.items())[:3]}"
         assert set(times) == set(self.run_ids)
 
-    def until(self, count: int, process: Any = None, *, timeout_s: float = 120.0) -> None:
+    def until(self, count: int, process: Any = None, *, timeout_s: float = 600.0) -> None:
         """Wait until so many elements began; `process` must live as long."""
         deadline = time.monotonic() + timeout_s
         while len(self.ran) < count:

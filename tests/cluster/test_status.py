@@ -50,7 +50,7 @@ def broken(login, plan_of):
         plan_of(name, extra)
         login.llem("submit", name, "--no-finish")
     for name in BROKEN:
-        done = login.llem("wait", name, "--timeout", "120s", check=False)
+        done = login.llem("wait", name, "--timeout", "600s", check=False)
         assert done.returncode == 1, done.stderr
 
 
@@ -153,5 +153,5 @@ def test_resubmitting_notes_what_its_jobs_cover(login, broken):
     (entries,) = jobs.values()
     planned = json.loads((login.home / "module/plan.json").read_text())["runs"]
     assert entries[-1]["elements"] == f"0-{len(planned) - 1}"
-    login.llem("wait", "module", "--timeout", "60s", check=False)
+    login.llem("wait", "module", "--timeout", "600s", check=False)
     assert status(login, "module")["causes"][0]["name"] == "module-failed"

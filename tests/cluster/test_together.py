@@ -25,7 +25,7 @@ OTHER = "nobody"
 BUSY = "is in use by"
 
 
-def ended(process, *, timeout=120):
+def ended(process, *, timeout=600):
     """Status, standard output and standard error of a command that was started."""
     out, err = process.communicate(timeout=timeout)
     return process.returncode, out, err
@@ -73,7 +73,7 @@ def test_submitting_at_the_same_moment_submits_once(login):
     assert sum(status == 0 for status, _, _ in told) >= 1
     for status, _, err in told:
         assert status == 0 or (status == 1 and BUSY in err), err
-    login.llem("wait", "same", "--timeout", "120s")
+    login.llem("wait", "same", "--timeout", "600s")
     campaign.assert_each_ran_once()
 
 
@@ -91,7 +91,7 @@ def test_cancelling_ends_a_wait_and_resubmitting_loses_nothing(login):
     campaign.plan("--runs", "40")
     campaign.hold(12)
     login.llem("submit", "stopped", "--no-finish")
-    waiting = campaign.start("wait", "stopped", "--timeout", "120s")
+    waiting = campaign.start("wait", "stopped", "--timeout", "600s")
     # More than may be at work at a time: some have ended.
     campaign.until(16, waiting)
     login.llem("cancel", "stopped")
@@ -103,7 +103,7 @@ def test_cancelling_ends_a_wait_and_resubmitting_loses_nothing(login):
     # What was never started is submitted again beside somebody who looks on.
     watching = campaign.start("status", "stopped", "--watch", 2)
     login.llem("resubmit", "stopped", "--no-finish")
-    login.llem("wait", "stopped", "--timeout", "120s")
+    login.llem("wait", "stopped", "--timeout", "600s")
     status, out, err = ended(watching)
     assert status == 0, (out, err)
     times = Counter(run for run, *_ in campaign.ran)
@@ -160,7 +160,7 @@ def seen(login):
         ]
     }  # fmt: skip
     campaign.let_go()
-    login.llem("wait", "seen", "--timeout", "120s")
+    login.llem("wait", "seen", "--timeout", "600s")
     login.llem("finish", "seen")
     after = {
         words[0]: other(*words)
@@ -222,5 +222,5 @@ def test_a_command_that_finds_the_campaign_held_says_by_whom(login):
     assert told.returncode == 1 and BUSY in told.stderr
     assert f"process {first.pid}" in told.stderr
     assert ended(first)[0] == 0
-    login.llem("wait", "grasped", "--timeout", "120s")
+    login.llem("wait", "grasped", "--timeout", "600s")
     campaign.assert_each_ran_once()
