@@ -122,7 +122,7 @@ def test_llem_run_is_itself_a_job_that_may_be_requeued(login):
         "--cpus-per-task=2", "--ntasks=1", "--output=asjob-%j.log", "--open-mode=append",
         f"--wrap={command}",
     ).stdout.strip()  # fmt: skip
-    until(lambda: campaign.folder.is_dir(), None)
+    until((campaign.folder / "plan.json").exists, None)
     campaign.hold(4)
     until(lambda: len(campaign.ran) >= 2, None)
     login.run("scontrol", "requeue", job)
