@@ -127,26 +127,31 @@ def unit_part() -> Part:
     return Part("the unit tests", ("tests/unit", "-m", "not slow", "-n", "3", "--dist", "loadfile"))
 
 
+def slow_part() -> Part:
+    # One at a time, beside campaigns that leave half of two cores idle. The cluster's first tests
+    # are of sensors, by the clock: those here come last.
+    folders = sorted(ROOT.glob("tests/unit/[a-z]*/"), key=lambda f: (f.name == "energy", f.name))
+    named = (str(folder.relative_to(ROOT)) for folder in folders)
+    return Part("the slow unit tests", (*named, "-m", "slow"))
+
+
 def stages() -> list[list[list[Part]]]:
     """All tests: stage by stage, and in each what goes on side by side, part after part.
 
-    Much of a campaign's time on the cluster nothing computes: two of them at once keep two cores
-    busy, and one beside what computes by itself. Those marked `alone` have the cluster to
-    themselves, for they take parts of it away.
+    Much of a campaign's time on the cluster nothing computes: two of them at once and something
+    beside them keep two cores busy. Those marked `alone` have the cluster to themselves, for they
+    take parts of it away.
     """
     two = ("-n", "2", "--dist", "loadfile")
     # In their order, which has what needs no image first, while it is built.
     cluster = ("tests/cluster", "-m", "not alone", "--no-loadscope-reorder", *two)
     return [
         [[unit_part()]],
-        [[Part("campaigns on the cluster, two at a time", cluster)]],
+        [[Part("campaigns on the cluster, two at a time", cluster)], [slow_part()]],
         [
-            [
-                Part("the slow unit tests", ("tests/unit", "-m", "slow", *two)),
-                # Most of their time one process trains at a time.
-                Part("campaigns on this machine", ("tests/integration", *two)),
-            ],
             [Part("campaigns with the cluster to themselves", ("tests/cluster", "-m", "alone"))],
+            # Most of their time one process trains at a time.
+            [Part("campaigns on this machine", ("tests/integration", *two))],
         ],
     ]
 

@@ -17,8 +17,15 @@ import pytest
 HERE = Path(__file__).parent
 CLUSTER = [sys.executable, str(HERE / "cluster.py")]
 USER = "llem"
-# Two processes share the files out in their order: those of minutes first.
-LONG = ("test_campaign.py", "test_plan_scripts.py", "test_image.py")
+# Two processes share the files out in their order: those of minutes first, the longest at the head.
+# Each takes its next file when it has two tests left, however long these are.
+LONG = (
+    "test_campaign.py",
+    "test_image.py",
+    "test_reduce.py",
+    "test_plan_scripts.py",
+    "test_killed_commands.py",
+)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -31,7 +38,8 @@ def pytest_collection_modifyitems(items):
     for item in ours:
         item.add_marker(pytest.mark.cluster)
     later = {item.path for item in ours if "image" in item.fixturenames}
-    items.sort(key=lambda item: (item.path in later) * (1 + (item.path.name not in LONG)))
+    rank = {name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda i: (i.path in later) * (1 + rank.get(i.path.name, len(LONG))))
 
 
 def call(*args, timeout=2400):

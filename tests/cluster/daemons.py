@@ -43,7 +43,7 @@ class Daemon:
     ready: Callable[[], bool]
     user: str = "root"
     env: dict[str, str] = field(default_factory=dict)
-    timeout_s: float = 30.0
+    timeout_s: float = 120.0
     # Where the daemon itself writes, if not on stderr.
     own_log: Path | None = None
 
@@ -105,7 +105,6 @@ def farm_daemons(farm: Farm) -> list[Daemon]:
                 ["mariadb-admin", "--no-defaults", f"--socket={MYSQL_SOCKET}", "ping"]
             ),
             user="mysql",
-            timeout_s=60.0,
         ),
         Daemon(
             name="slurmdbd",
@@ -113,7 +112,6 @@ def farm_daemons(farm: Farm) -> list[Daemon]:
             ready=accounting_answers,
             user="slurm",
             env={"MYSQL_UNIX_PORT": str(MYSQL_SOCKET)},
-            timeout_s=60.0,
             own_log=LOGS / "slurmdbd.log",
         ),
         Daemon(
@@ -121,7 +119,6 @@ def farm_daemons(farm: Farm) -> list[Daemon]:
             argv=("/usr/sbin/slurmctld", "-D"),
             ready=lambda: succeeds(["scontrol", "ping"]),
             user="slurm",
-            timeout_s=60.0,
             own_log=LOGS / "slurmctld.log",
         ),
         *nodes,

@@ -28,7 +28,7 @@ from slurm import Farm
 
 SLURM_CONF = Path("/etc/slurm/slurm.conf")
 HOSTS = Path("/etc/hosts")
-NODES_TIMEOUT_S = 60.0
+NODES_TIMEOUT_S = 180.0
 DRAIN_TIMEOUT_S = 20.0
 
 

@@ -32,6 +32,8 @@ HERE = Path(__file__).parent
 # Of each stand-in GPU, constant.
 GPU_W = 250.0
 POLL_S = 0.3
+# For what comes by itself, on a machine that may be busy with much else.
+PATIENCE_S = 600.0
 
 CAMPAIGN = """\
 name: faults
@@ -121,7 +123,7 @@ class Cell:
         last = self.ends[-1] if self.ends else None
         return last is not None and last["status"] == "completed"
 
-    def settle(self, *, timeout_s: float = 300.0) -> None:
+    def settle(self, *, timeout_s: float = PATIENCE_S) -> None:
         wait_for(
             self.settled,
             what=f"{self.name}: the job's end",
@@ -129,7 +131,7 @@ class Cell:
             told=lambda: self.log,
         )
 
-    def wait_for_step(self, step: int, *, timeout_s: float = 180.0) -> None:
+    def wait_for_step(self, step: int, *, timeout_s: float = PATIENCE_S) -> None:
         wait_for(lambda: self.step >= step, what=f"{self.name}: step {step}", timeout_s=timeout_s,
                  told=lambda: self.log)  # fmt: skip
 
@@ -229,7 +231,7 @@ def disturb(
     """
 
     def one(name: str) -> None:
-        cells[name].wait_for_step(step, timeout_s=300)
+        cells[name].wait_for_step(step)
         how[name](cells[name])
 
     with ThreadPoolExecutor(len(how)) as pool:
@@ -294,7 +296,7 @@ def shorten_limit(cell: Cell) -> None:
     try:
         wait_for(
             (cell.folder / "jobs" / "leave" / f"{job}-0").exists,
-            what="the warning", timeout_s=75, told=lambda: cell.log,
+            what="the warning", timeout_s=PATIENCE_S, told=lambda: cell.log,
         )  # fmt: skip
     finally:
         scontrol("update", f"JobId={job}", "TimeLimit=30")
@@ -321,7 +323,7 @@ def requeue_and_tear(cell: Cell) -> None:
     requeue(cell)
     wait_for(
         lambda: show_job(job)["JobState"] == "PENDING" and not cell.ranks(),
-        what="the requeued job", timeout_s=60, told=lambda: cell.log,
+        what="the requeued job", timeout_s=PATIENCE_S, told=lambda: cell.log,
     )  # fmt: skip
     state = cell.checkpoints[-1] / "state.pt"
     os.truncate(state, state.stat().st_size // 2)

@@ -2,7 +2,8 @@
 
 An element notes its run in `ran.log`, lasts a moment and leaves the end record that a training
 would leave, with the loss of a published law. Everything else is real: `llem`'s commands, its
-scripts (the site's template puts another block in the place of the ranks), SLURM.
+scripts (the site's template puts another block in the place of the ranks), SLURM. A command at the
+login node may take longer than all elements do: `hold` has the later ones wait for it.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ until mkdir "runs/$run/attempt-$attempt" 2>/dev/null; do attempt=$((attempt + 1)
 printf '%s %s %s\n' "$run" "$SLURM_ARRAY_JOB_ID" "$SLURM_ARRAY_TASK_ID" >> ran.log
 began=${EPOCHREALTIME/./}000
 sleep PAUSE
+number=$(wc -l < ran.log)
+while [ "$number" -gt "$(cat hold 2>/dev/null || echo "$number")" ]; do sleep .2; done
 if [ -e broken ]; then exit 3; fi
 # Hoffmann et al. 2022, with a hundredth of noise.
 loss=$(awk "BEGIN { srand($((16#${run:0:6}))); printf \"%.5f\",
@@ -140,13 +143,21 @@ class Standin:
         assert not twice, f"{len(twice)} runs ran again: {list(twice.items())[:3]}"
         assert set(times) == set(self.run_ids)
 
-    def until(self, count: int, process: Any = None, *, timeout_s: float = 120.0) -> None:
+    def until(self, count: int, process: Any = None, *, timeout_s: float = 600.0) -> None:
         """Wait until so many elements began; `process` must live as long."""
         deadline = time.monotonic() + timeout_s
         while len(self.ran) < count:
             assert time.monotonic() < deadline, f"{len(self.ran)} of {count} elements began"
             assert process is None or process.poll() is None, process.communicate()
             time.sleep(POLL_S)
+
+    def hold(self, most: int) -> None:
+        """Elements that begin after so many do not end before `let_go`."""
+        path = self.login.write(f"{self.name}/.hold", str(most))
+        path.rename(path.with_name("hold"))
+
+    def let_go(self) -> None:
+        (self.folder / "hold").unlink()
 
     def start(self, *words: Any, path: Path | None = None) -> subprocess.Popen[str]:
         """A command of the user's that goes on beside the test; `path` comes first on its PATH."""

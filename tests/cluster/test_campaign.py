@@ -179,7 +179,7 @@ def test_a_cancelled_campaign_is_completed_by_resubmit_to_the_same_losses(login,
     login.llem("plan", "campaign.yaml", "--out", "again")
     login.llem("submit", "again", "--no-finish")
     # told by the records: a command a second would take a core from the ranks
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 600
     while not any(
         json.loads(path.read_text())["status"] == "completed"
         for path in (login.home / "again" / "runs").glob("*/attempt-*/end.json")

@@ -43,9 +43,9 @@ def ran(login, limited):
                              path=counted.path)  # fmt: skip
     statuses = []
     for share in (0.05, 0.3, 0.6, 0.9):
-        campaign.until(int(share * MANY), process, timeout_s=0.2 * MANY + 60)
+        campaign.until(int(share * MANY), process, timeout_s=2 * MANY + 60)
         statuses.append(timed(login, "status", campaign.name))
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=600)
     statuses += [timed(login, "status", campaign.name) for _ in range(2)]
     return {"campaign": campaign, "calls": counted.calls, "statuses": statuses, "out": out,
             "err": err, "status": process.returncode}  # fmt: skip

@@ -106,7 +106,7 @@ def test_a_signal_to_the_step_reaches_the_command_once_and_the_record_is_closed(
     assert record.closed and [e["code"] for e in record.events][-1] == b"end"
 
 
-def _wait(condition, seconds=60):
+def _wait(condition, seconds=300):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"

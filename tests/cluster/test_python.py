@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -70,7 +71,7 @@ def test_a_study_from_python_outlives_ctrl_c_and_comes_to_its_result(login, prog
     said = program("stopped").stdout
     assert "what was submitted goes on" in said and "`llem cancel from-python` ends it" in said
     submitted = (folder / "jobs" / "submitted.json").read_text()
-    assert not json.loads(login.llem("status", "from-python", "--json").stdout)["settled"]
+    stopped_ns = time.time_ns()
 
     done = program("again")
 
@@ -78,6 +79,8 @@ def test_a_study_from_python_outlives_ctrl_c_and_comes_to_its_result(login, prog
     assert [row["options.batch_size"] for row in told["rows"]] == [2, 8]
     assert all(row["j_per_token"] > 0 for row in told["rows"])
     assert told["one"]["j_per_token"] > 0 and told["one"]["precision"]
+    ends = [json.loads(path.read_text()) for path in folder.glob("runs/*/attempt-*/end.json")]
+    assert max(end["ended_ns"] for end in ends) > stopped_ns, "it was over when it was stopped"
     # Nothing was submitted or served twice, and the records say that nothing was disturbed.
     assert (folder / "jobs" / "submitted.json").read_text() == submitted
     attempts = sorted(path.name for path in folder.glob("runs/*/attempt-*"))

@@ -13,8 +13,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 import faults
-from conftest import USER
 from farm_site import farm_site
+
+from conftest import USER
 
 CAMPAIGN = """\
 name: reduce
@@ -96,13 +97,12 @@ def test_an_interrupted_call_cancels_its_array(login, rehearsed):
         cwd=login.home, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
         env={"PATH": os.environ["PATH"], "HOME": str(login.home), "USER": USER},
     )  # fmt: skip
-    deadline = time.monotonic() + 60
-    while "llem-reduce-reduce" not in jobs(login) and time.monotonic() < deadline:
-        time.sleep(0.5)
-    assert "llem-reduce-reduce PENDING" in jobs(login)
+    faults.wait_for(
+        lambda: "llem-reduce-reduce PENDING" in jobs(login), what="job", timeout_s=faults.PATIENCE_S
+    )
     [child] = Path(f"/proc/{call.pid}/task/{call.pid}/children").read_text().split()
     login.run("kill", f"-{signal.SIGINT.value}", child)
-    _, said = call.communicate(timeout=60)
+    _, said = call.communicate(timeout=300)
     assert call.returncode == 130 and "is cancelled" in said, said
     assert "llem-reduce-reduce" not in jobs(login)
     login.llem("aggregate", "later")
@@ -131,7 +131,7 @@ class Held:
         release = self.put_back(self.paths[0])
         time.sleep(6.0)
         os.close(release)
-        faults.wait_for(lambda: self.parts, what="a part", timeout_s=60)
+        faults.wait_for(lambda: self.parts, what="a part", timeout_s=faults.PATIENCE_S)
         self.release = self.put_back(self.paths[1])
 
     @property
@@ -157,13 +157,13 @@ class Held:
                 found.append(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
             return found
 
-        faults.wait_for(reader, what=f"a reader of {path}", timeout_s=120)
+        faults.wait_for(reader, what=f"a reader of {path}", timeout_s=faults.PATIENCE_S)
         self.login.run("mv", f"{path}.kept", path)
         return found[0]
 
     def said(self):
         """What the call says in the end, after which its tables are there."""
-        _, said = self.call.communicate(timeout=180)
+        _, said = self.call.communicate(timeout=faults.PATIENCE_S)
         assert self.call.returncode == 0, said
         return said
 
@@ -192,11 +192,15 @@ def test_an_element_that_is_driven_out_goes_on_after_its_last_part(login, rehear
                   "--output=/dev/null", "--wrap=sleep 1")  # fmt: skip
     else:
         login.run("scontrol", "requeue", job)
-    faults.wait_for(lambda: int(faults.show_job(job)["Restarts"]) == 1, what=how, timeout_s=90)
-    faults.wait_for(lambda: not first.exists(), what="the end of the first try", timeout_s=90)
+    faults.wait_for(
+        lambda: int(faults.show_job(job)["Restarts"]) == 1, what=how, timeout_s=faults.PATIENCE_S
+    )
+    faults.wait_for(
+        lambda: not first.exists(), what="the end of the first try", timeout_s=faults.PATIENCE_S
+    )
     os.close(held.release)
     place = held.place
-    faults.wait_for((place / "end-0.json").exists, what="the end", timeout_s=120)
+    faults.wait_for((place / "end-0.json").exists, what="the end", timeout_s=faults.PATIENCE_S)
     end = json.loads((place / "end-0.json").read_text())
     assert end["reduced"] == runs - 1 and not end["reason"], "the first run is not reduced again"
     assert "What it has not reduced" not in held.said()
@@ -226,12 +230,14 @@ def test_cancel_ends_an_array_whose_call_is_gone(login, rehearsed):
         cwd=login.home, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
         env={"PATH": os.environ["PATH"], "HOME": str(login.home), "USER": USER},
     )  # fmt: skip
-    faults.wait_for(lambda: "llem-reduce-reduce PENDING" in jobs(login), what="job", timeout_s=60)
+    faults.wait_for(
+        lambda: "llem-reduce-reduce PENDING" in jobs(login), what="job", timeout_s=faults.PATIENCE_S
+    )
     [place] = (folder / "results" / "reductions.cache.parts").iterdir()
-    faults.wait_for((place / "job.json").exists, what="its number", timeout_s=20)
+    faults.wait_for((place / "job.json").exists, what="its number", timeout_s=faults.PATIENCE_S)
     [child] = Path(f"/proc/{call.pid}/task/{call.pid}/children").read_text().split()
     os.kill(int(child), signal.SIGKILL)
-    call.wait(timeout=20)
+    call.wait(timeout=300)
     done = login.llem("cancel", "orphan")
     assert f"cancelled: {json.loads((place / 'job.json').read_text())['job_id']}" in done.stderr
     assert "llem-reduce-reduce" not in jobs(login)

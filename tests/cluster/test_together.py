@@ -5,6 +5,7 @@ The elements train nothing (`standin.py`); the commands, the scripts and the sch
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -24,7 +25,7 @@ OTHER = "nobody"
 BUSY = "is in use by"
 
 
-def ended(process, *, timeout=120):
+def ended(process, *, timeout=600):
     """Status, standard output and standard error of a command that was started."""
     out, err = process.communicate(timeout=timeout)
     return process.returncode, out, err
@@ -72,7 +73,7 @@ def test_submitting_at_the_same_moment_submits_once(login):
     assert sum(status == 0 for status, _, _ in told) >= 1
     for status, _, err in told:
         assert status == 0 or (status == 1 and BUSY in err), err
-    login.llem("wait", "same", "--timeout", "120s")
+    login.llem("wait", "same", "--timeout", "600s")
     campaign.assert_each_ran_once()
 
 
@@ -88,8 +89,9 @@ def test_two_of_the_same_run_command_share_the_work(login):
 def test_cancelling_ends_a_wait_and_resubmitting_loses_nothing(login):
     campaign = Standin(login, "stopped", limits="array_size: 20, throttle: 4", pause_s=0.5)
     campaign.plan("--runs", "40")
+    campaign.hold(12)
     login.llem("submit", "stopped", "--no-finish")
-    waiting = campaign.start("wait", "stopped", "--timeout", "120s")
+    waiting = campaign.start("wait", "stopped", "--timeout", "600s")
     # More than may be at work at a time: some have ended.
     campaign.until(16, waiting)
     login.llem("cancel", "stopped")
@@ -97,10 +99,11 @@ def test_cancelling_ends_a_wait_and_resubmitting_loses_nothing(login):
     assert status == 1 and "not over" not in err, err
     finished = {path.parent.parent.name for path in campaign.folder.glob("runs/*/*/end.json")}
     assert 0 < len(finished) < len(campaign.run_ids)
+    campaign.let_go()
     # What was never started is submitted again beside somebody who looks on.
     watching = campaign.start("status", "stopped", "--watch", 2)
     login.llem("resubmit", "stopped", "--no-finish")
-    login.llem("wait", "stopped", "--timeout", "120s")
+    login.llem("wait", "stopped", "--timeout", "600s")
     status, out, err = ended(watching)
     assert status == 0, (out, err)
     times = Counter(run for run, *_ in campaign.ran)
@@ -112,6 +115,8 @@ def test_cancelling_ends_a_wait_and_resubmitting_loses_nothing(login):
 def test_cancelling_ends_a_run_that_had_more_to_submit(login):
     campaign = Standin(login, "halted", limits="array_size: 10, submit: 15", pause_s=0.5)
     words = ("run", campaign.file, "--runs", 40, "--out", "halted", "--yes")
+    campaign.plan("--runs", "40")
+    campaign.hold(10)
     running = campaign.start(*words)
     campaign.until(12, running)
     login.llem("cancel", "halted")
@@ -120,6 +125,7 @@ def test_cancelling_ends_a_run_that_had_more_to_submit(login):
     began = len(campaign.ran)
     assert began < len(campaign.run_ids)
     finished = {path.parent.parent.name for path in campaign.folder.glob("runs/*/*/end.json")}
+    campaign.let_go()
     # Called anew it takes up what is left, except that what was cancelled is for `llem resubmit`.
     login.llem("resubmit", "halted", "--no-finish")
     login.llem(*words)
@@ -133,6 +139,7 @@ def seen(login):
     """A campaign at work while somebody else calls every command on it; what each answered."""
     campaign = Standin(login, "seen", limits="array_size: 20, throttle: 4", pause_s=0.5)
     campaign.plan("--runs", "40")
+    campaign.hold(8)
     login.llem("submit", "seen", "--no-finish")
     campaign.until(4)
 
@@ -152,7 +159,8 @@ def seen(login):
             ("plan", "--refine", campaign.folder),
         ]
     }  # fmt: skip
-    login.llem("wait", "seen", "--timeout", "120s")
+    campaign.let_go()
+    login.llem("wait", "seen", "--timeout", "600s")
     login.llem("finish", "seen")
     after = {
         words[0]: other(*words)
@@ -207,9 +215,12 @@ def test_a_command_that_finds_the_campaign_held_says_by_whom(login):
     while not campaign.jobs:
         assert first.poll() is None
         time.sleep(0.05)
+    # It stands still meanwhile, or it might be over before the second one has begun.
+    first.send_signal(signal.SIGSTOP)
     told = login.llem("submit", "grasped", "--no-finish", check=False)
+    first.send_signal(signal.SIGCONT)
     assert told.returncode == 1 and BUSY in told.stderr
     assert f"process {first.pid}" in told.stderr
     assert ended(first)[0] == 0
-    login.llem("wait", "grasped", "--timeout", "120s")
+    login.llem("wait", "grasped", "--timeout", "600s")
     campaign.assert_each_ran_once()

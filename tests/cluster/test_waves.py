@@ -35,7 +35,7 @@ def law_of(campaign):
     return json.loads((campaign.folder / "results" / "fit.json").read_text())
 
 
-def until(ready, process, *, timeout_s=120):
+def until(ready, process, *, timeout_s=600):
     deadline = time.monotonic() + timeout_s
     while not ready():
         assert time.monotonic() < deadline
@@ -68,9 +68,11 @@ def test_the_same_call_goes_on_where_it_was_cut_off(login, undisturbed, name, wa
     plan = campaign.folder / "plan.json"
     until(lambda: plan.exists() and len(waves_of(campaign)) == wave, process)
     before = 0 if wave == 1 else waves_of(campaign)[0]
+    campaign.hold(before + 4)
     until(lambda: len(campaign.ran) > before, process)
     process.send_signal(getattr(signal, name))
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
+    campaign.let_go()
     assert process.returncode == (130 if name == "SIGINT" else -signal.SIGKILL)
     done = login.llem(*words(campaign))
     assert "Traceback" not in done.stderr
@@ -86,7 +88,7 @@ def test_a_wave_planned_by_hand_is_submitted_beside_what_was(login):
     campaign = Standin(login, "byhand", limits="array_size: 8")
     campaign.plan("--runs", "16")
     login.llem("submit", "byhand")
-    login.llem("wait", "byhand", "--timeout", "180s")
+    login.llem("wait", "byhand", "--timeout", "600s")
     first = campaign.job_ids
     began = [run for run, *_ in campaign.ran]
     login.llem("plan", "--refine", "byhand", "--budget", "3e15FLOP", "--runs", "12")
@@ -105,7 +107,7 @@ def test_a_wave_planned_by_hand_is_submitted_beside_what_was(login):
     arrays = [e["job_id"] for name, entries in jobs.items() if name != "finish" for e in entries]
     told = line.split("afterany:")[1].split()[0].strip("'\"").split(":")
     assert set(told) == set(arrays)
-    login.llem("wait", "byhand", "--timeout", "180s")
+    login.llem("wait", "byhand", "--timeout", "600s")
     campaign.assert_each_ran_once()
     assert [run for run, *_ in campaign.ran][: len(began)] == began
     assert len(campaign.run_ids) > 16
@@ -120,15 +122,18 @@ def test_llem_run_is_itself_a_job_that_may_be_requeued(login):
         "--cpus-per-task=2", "--ntasks=1", "--output=asjob-%j.log", "--open-mode=append",
         f"--wrap={command}",
     ).stdout.strip()  # fmt: skip
+    until((campaign.folder / "plan.json").exists, None)
+    campaign.hold(4)
     until(lambda: len(campaign.ran) >= 2, None)
     login.run("scontrol", "requeue", job)
+    campaign.let_go()
 
     def over():
         asked = ["squeue", "--noheader", "--jobs", job, "--format", "%T"]
         told = subprocess.run(asked, capture_output=True, text=True, check=False)
         return "Invalid job id" in told.stderr or not told.stdout.strip()
 
-    until(over, None, timeout_s=240)
+    until(over, None)
     log = (login.home / f"asjob-{job}.log").read_text()
     assert "Traceback" not in log, log
     campaign.assert_each_ran_once()

@@ -46,7 +46,7 @@ def points(count=4000):
 
 def ask(**more):
     words = dict(model=MLP, size="width", sizes=[4, 8, 16], dataset=points, batch=32,
-                 loss_fn=F.cross_entropy, budget="3e7 FLOP", levels=2, ratio=2.0, out="c")
+                 loss_fn=F.cross_entropy, budget="1e7 FLOP", levels=2, ratio=2.0, out="c")
     return llem.find_optimal(**{**words, **more})
 """
 SCRIPT = (

@@ -102,9 +102,12 @@ def test_an_interrupted_campaign_goes_on_to_the_same_losses(done, tmp_path):
         if any(r.status == "running" for r in state.runs):
             break
         time.sleep(0.1)
+    # It stands still meanwhile, or it might be over before the second one has begun.
+    process.send_signal(signal.SIGSTOP)
     held = llem("submit", "c", cwd=tmp_path)
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=60)
+    process.send_signal(signal.SIGCONT)
+    _, told = process.communicate(timeout=300)
     assert process.returncode == 130, told
     assert "goes on" in told
     assert held.returncode == 1

@@ -103,8 +103,11 @@ def test_a_script_whose_job_was_started_anew_elsewhere_leaves_that_one_alone(scr
 
 def test_a_script_that_nothing_watches_any_more_lets_go_of_its_nodes(script):
     """slurmstepd was killed: nobody would hear that the script ended."""
-    orphan = ["bash", "-c", "bash array.sbatch & sleep .2; kill -9 $$"]
-    script.start("sleep .5; exit 0", words=orphan).communicate(timeout=30)
+    watched = "bash array.sbatch & until [ -e starts ]; do sleep .02; done; kill -9 $$"
+    watcher = script.start("until [ -e go ]; do sleep .02; done", words=["bash", "-c", watched])
+    assert watcher.wait(60) == -signal.SIGKILL
+    (script.folder / "go").touch()
+    watcher.communicate(timeout=60)
     calls = script.folder / "calls"
     deadline = time.monotonic() + 30
     while not calls.exists():

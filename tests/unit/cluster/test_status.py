@@ -430,12 +430,52 @@ def test_wait_goes_on_while_the_controller_restarts(planned, monkeypatch):
         Look(asked=True, problem="Unable to contact"),
         Look(asked=True, seen_s=NOW),
     ]
-    monkeypatch.setattr("llem.cluster.state.state.look", lambda *_: answers.pop(0))
     pauses = []
-    state = wait(folder, plan, sleep=pauses.append)
+
+    def look(*_):
+        pauses.append(0.0)
+        return answers.pop(0)
+
+    def sleep(seconds):
+        pauses[-1] += seconds
+
+    monkeypatch.setattr("llem.cluster.state.state.look", look)
+    state = wait(folder, plan, sleep=sleep)
     assert not answers and not state.active
     # it leaves one that does not answer in peace for longer
     assert pauses[1] > 2 * pauses[0]
+
+
+def test_the_end_of_the_last_runs_is_seen_on_the_disk_and_told_without_a_longer_wait(
+    planned, monkeypatch
+):
+    """A poll may be half a minute away when the last run ends."""
+    folder, plan = planned
+    *others, last = plan.runs
+    for run in others:
+        attempt(folder, run.run_id, end=completed(run))
+    place = attempt(folder, last.run_id)
+    [(number, index)] = [
+        (number, index)
+        for number, array in enumerate(plan.arrays)
+        for index, names in enumerate(array.elements)
+        if last.run_id in names
+    ]
+    job = str(100 + number)
+    at_work = {(job, index): ElementState(job, index, "RUNNING")}
+    fits = {("900", None): ElementState("900", None, "RUNNING")}
+    answers = [Look(elements=e, asked=True, seen_s=NOW) for e in (at_work, fits, {})]
+    monkeypatch.setattr("llem.cluster.state.state.look", lambda *_: answers.pop(0))
+    pauses = []
+
+    def sleep(seconds):
+        pauses.append(seconds)
+        if len(pauses) == 3:
+            (place / "end.json").write_text(json.dumps(completed(last)))
+
+    assert wait(folder, plan, first_poll_s=10.0, longest_poll_s=600.0, sleep=sleep).settled
+    # three looks at the disk, and then the job that fits is asked for as at the beginning
+    assert pauses == [1.0, 1.0, 1.0, 12.0]
 
 
 def test_wait_ends_at_its_timeout(planned, says):

@@ -11,14 +11,17 @@ import llem
 def main(record, seconds, stagger=0.0):
     rank = int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
     time.sleep(rank * stagger)
+    entered = time.time()
     with llem.measure(record, interval_s=0.05) as m:
         began = time.time()
         with m.phase("first half"):
             time.sleep(seconds / 2)
         time.sleep(seconds / 2)
         ended = time.time()
-    told = {"rank": rank, "began": began, "ended": ended, "last": m.last, "path": str(m.path),
-            "lost": m.lost, "reasons": m.reasons}  # fmt: skip
+    left = time.time()
+    told = {"rank": rank, "entered": entered, "began": began, "ended": ended, "left": left,
+            "last": m.last, "path": str(m.path), "lost": m.lost,
+            "reasons": m.reasons}  # fmt: skip
     if not m.lost:
         told |= {"energy_j": m.energy_j, "duration_s": m.duration_s, "devices": len(m.devices)}
     print(json.dumps(told), flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import threading
 import time
 
@@ -87,9 +88,12 @@ def test_ranks_that_keep_still_are_told_together_when_it_is_over(sampler, tmp_pa
     process = sampler()
     answers = []
     ask = {"baseline_s": 0.8, "cool_s": 1.0, "slope": 1.0}
+    there = threading.Barrier(3)
 
     def rank():
         with process.link() as link:
+            assert link.idle(baseline_s=0.0).ok
+            there.wait()
             began = time.monotonic()
             answers.append((link.idle(**ask), time.monotonic() - began))
 
@@ -97,17 +101,18 @@ def test_ranks_that_keep_still_are_told_together_when_it_is_over(sampler, tmp_pa
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
-    assert len(answers) == 3
-    for answer, took_s in answers:
-        assert answer.ok and took_s > 0.7
-        # no GPU here: it waits for as long as it may, and says why
-        assert "not reached in 1 s: no temperature was read" in answer.reasons[0]
+        thread.join()
+    assert len(answers) == 3 and all(answer.ok for answer, _ in answers)
+    # of whoever asked first; the others came to a wait that had begun
+    assert max(took_s for _, took_s in answers) >= 1.0
+    # no GPU here: it waits for as long as it may, and says why, to all the same
+    [told] = {answer.reasons[0] for answer, _ in answers}
+    assert re.match(r"not reached in [1-9]\d* s: no temperature was read", told)
     path = tmp_path / "node-a.h5"
     with process.link() as link:
         assert link.begin(path, {}).ok and link.end().ok
-    told = {e["code"]: e["text"].decode() for e in read_node(path).events}
-    assert told[b"thermal-floor"].startswith("not reached in 1 s")
+    events = {e["code"]: e["text"].decode() for e in read_node(path).events}
+    assert events[b"thermal-floor"] == told
 
 
 def test_who_has_to_leave_does_not_wait_for_the_end_of_a_pause(sampler, tmp_path):
@@ -117,8 +122,8 @@ def test_who_has_to_leave_does_not_wait_for_the_end_of_a_pause(sampler, tmp_path
         # it is up: a sampler that still starts is left too, but in other words
         assert link.begin(tmp_path / "node-0.h5", {}).ok and link.end().ok
         began = time.monotonic()
-        answer = link.idle(baseline_s=60.0, leave=lambda: next(asked, True))
-        assert time.monotonic() - began < 10
+        answer = link.idle(baseline_s=600.0, leave=lambda: next(asked, True))
+        assert time.monotonic() - began < 300
         assert not answer.ok and "left before it answered" in answer.reason
         # the same link goes on: what it is answered is what it asked
         assert link.begin(tmp_path / "node-a.h5", {}).ok

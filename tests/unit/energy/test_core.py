@@ -28,15 +28,18 @@ def test_the_last_core_that_nobody_is_bound_to_is_the_samplers(own, others, core
 
 
 def test_cores_of_other_jobs_do_not_count():
+    # Jobs of these tests alone: other processes on this machine may pretend to be in one.
+    one, other = (f"{os.getpid()}00{number}" for number in (1, 2))
+
     def sleeper(job):
         return subprocess.Popen(
-            ["sleep", "30"], env={"SLURM_JOB_ID": job, "PATH": os.environ["PATH"]}
+            ["sleep", "600"], env={"SLURM_JOB_ID": job, "PATH": os.environ["PATH"]}
         )
 
-    ours, theirs = sleeper("4711"), sleeper("4712")
+    ours, theirs = sleeper(one), sleeper(other)
     try:
         os.sched_setaffinity(ours.pid, {0})
-        assert cores_of_job({"SLURM_JOB_ID": "4711"}) == [{0}]
+        assert cores_of_job({"SLURM_JOB_ID": one}) == [{0}]
         assert cores_of_job({}) == []
     finally:
         for process in (ours, theirs):
@@ -53,8 +56,8 @@ def test_a_sampler_beside_a_bound_rank_takes_the_other_core_and_says_so(sampler,
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
         pytest.skip("one core here")
-    job = {"SLURM_JOB_ID": "4713"}
-    rank = subprocess.Popen(["sleep", "30"], env={**job, "PATH": os.environ["PATH"]})
+    job = {"SLURM_JOB_ID": f"{os.getpid()}003"}
+    rank = subprocess.Popen(["sleep", "600"], env={**job, "PATH": os.environ["PATH"]})
     try:
         os.sched_setaffinity(rank.pid, set(cores[1:]))
         process = sampler(job)

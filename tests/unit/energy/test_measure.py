@@ -21,6 +21,13 @@ from llem.results import device_energies
 WORKER = Path(__file__).with_name("measured.py")
 
 
+def until(ready):
+    deadline = time.monotonic() + 300
+    while not ready():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 @pytest.fixture
 def launched(tmp_path, plain_environ, nvml_library, fake_gpus):
     """Runs ranks at once on the stand-in GPUs; what each of them told, and the GPUs' truth."""
@@ -39,7 +46,7 @@ def launched(tmp_path, plain_environ, nvml_library, fake_gpus):
             )
             for rank in ranks
         ]  # fmt: skip
-        answers = [process.communicate(timeout=60) for process in processes]
+        answers = [process.communicate() for process in processes]
         if check:
             assert [p.returncode for p in processes] == [0] * len(ranks), answers
         return [json.loads(out) for out, _ in answers if out]
@@ -72,13 +79,19 @@ def test_ranks_of_a_node_share_one_record_from_first_begin_to_last_end(
     record = read_node(tmp_path / "run.h5")
     assert record.closed and len(record.devices) == 2
     found = device_energies(tmp_path / "run.h5")
-    t0, t1 = min(t["began"] for t in told), max(t["ended"] for t in told)
-    assert found.duration_s == pytest.approx(t1 - t0, abs=0.15)
+    within(found.duration_s, told)
     # against the truth of the window that the record tells, which no clock of the test blurs
     assert found.energy_j == pytest.approx(truth_of(record, launched), rel=0.005)
     [last] = [t for t in told if t["last"]]
     assert last["energy_j"] == pytest.approx(found.energy_j)
     assert list((tmp_path / "t").glob("llem-*/*")) == []
+
+
+def within(duration_s, told):
+    """It begins while the first begins to measure, and ends while the last one ends."""
+    least, most = (max(t[end] for t in told) - min(t[begin] for t in told)
+                   for begin, end in (("began", "ended"), ("entered", "left")))  # fmt: skip
+    assert least - 1e-3 <= duration_s <= most + 1e-3
 
 
 def truth_of(record, launched):
@@ -144,13 +157,10 @@ def test_ranks_that_were_given_a_gpu_each_measure_all_of_them(launched, tmp_path
 def test_rank_0_alone_may_measure_and_does_not_wait_for_the_others(launched, tmp_path):
     [told] = launched(torchrun(4)[:1], seconds=0.6)
     assert not told["last"] and not told["lost"] and told["energy_j"] > 0
-    deadline = time.monotonic() + 15
-    while not read_node(tmp_path / "run.h5").closed:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    until(lambda: read_node(tmp_path / "run.h5").closed)
     found = device_energies(tmp_path / "run.h5")
     # what was sampled while the others were awaited does not count
-    assert found.duration_s == pytest.approx(told["ended"] - told["began"], abs=0.2)
+    within(found.duration_s, [told])
     assert b"3 of 4 processes here never began" in read_node(tmp_path / "run.h5").events["text"][-1]
 
 
@@ -178,18 +188,13 @@ def test_a_killed_rank_does_not_end_the_measuring_of_the_others(
     command = [sys.executable, str(WORKER), str(tmp_path / "run.h5")]
     ranks = torchrun(2)
     # rank 0 is first, starts the sampler, and is killed
-    first = subprocess.Popen([*command, "30"], env={**environ, **ranks[0]})
-    deadline = time.monotonic() + 20
-    while not (tmp_path / "run.h5").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    first = subprocess.Popen([*command, "300"], env={**environ, **ranks[0]})
+    until((tmp_path / "run.h5").exists)
     second = subprocess.Popen([*command, "2"], env={**environ, **ranks[1]}, stdout=subprocess.PIPE)
-    while "rank 1" not in {e["text"].decode() for e in read_node(tmp_path / "run.h5").events}:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(lambda: b"rank 1" in read_node(tmp_path / "run.h5").events["text"].tolist())
     first.send_signal(signal.SIGKILL)
     assert first.wait() == -signal.SIGKILL
-    out, _ = second.communicate(timeout=30)
+    out, _ = second.communicate()
     assert json.loads(out)["last"]
     events = [(e["code"], e["text"]) for e in read_node(tmp_path / "run.h5").events]
     assert events.count((b"rank-lost", b"rank 0")) == 1 and events[-1] == (b"end", b"rank 1")
@@ -237,9 +242,14 @@ def test_energy_by_phase_is_told_late_and_adds_up(here):
             time.sleep(0.3)
         m.mark("teardown")
     phases = {p.phase: p for p in m.phases}
-    assert list(phases) == ["setup", "training", "evaluation", "teardown"]
-    assert phases["training"].energy_j == pytest.approx(200 * 0.6, rel=0.1)
-    assert phases["evaluation"].energy_j == pytest.approx(200 * 0.3, rel=0.1)
+    # before the first mark a busy machine may take a moment, which is of no phase
+    assert [*phases][-4:] == ["setup", "training", "evaluation", "teardown"]
+    assert {*phases} <= {"rest", "setup", "training", "evaluation", "teardown"}
+    # A busy machine sleeps longer than it was told to, never less.
+    for name, slept_s in {"setup": 0.3, "training": 0.6, "evaluation": 0.3}.items():
+        phase = phases[name]
+        assert phase.duration_s >= slept_s - 1e-3
+        assert phase.energy_j == pytest.approx(200 * phase.duration_s, rel=0.1)
     assert sum(p.energy_j for p in m.phases) == pytest.approx(m.energy_j)
     assert sum(p.duration_s for p in m.phases) == pytest.approx(m.duration_s)
     assert m.mean_power_w == pytest.approx(200, rel=0.02) and m.last and not m.lost
@@ -257,14 +267,17 @@ def test_measurements_may_be_nested_and_in_threads(here):
     def inner():
         with llem.measure(here.with_name("inner.h5")) as found:
             time.sleep(0.3)
-        energies.append(found.energy_j)
+        inside.append(found)
 
-    energies: list[float] = []
+    inside = []
     with llem.measure(here) as outer:
         thread = threading.Thread(target=inner)
         thread.start()
         thread.join()
-    assert outer.energy_j > energies[0] == pytest.approx(60, rel=0.2)
+    [found] = inside
+    assert outer.duration_s > found.duration_s >= 0.3
+    for one in (outer, found):
+        assert one.energy_j == pytest.approx(200 * one.duration_s, rel=0.1)
 
 
 def test_a_sampler_that_dies_never_costs_the_block_and_its_energy_is_not_a_part(here):

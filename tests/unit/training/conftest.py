@@ -6,7 +6,6 @@ import gc
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -119,14 +118,10 @@ def write_job(
     tasks: Tasks, *, ranks: int, folder: Path, zero_stage: int = 0, precision: str = "fp32"
 ) -> Path:
     """What `ranks` processes are to execute, task after task (see worker.py)."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     folder.mkdir(parents=True, exist_ok=True)
     job = {
         "world": {
             "world_size": ranks,
-            "master_port": port,
             "zero_stage": zero_stage,
             "precision": precision,
             "timeout_s": 60,

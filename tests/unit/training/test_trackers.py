@@ -139,18 +139,24 @@ def test_what_a_tracker_is_told_comes_whole_and_in_order(
 def test_rows_for_a_tracker_that_takes_none_are_dropped_and_counted(
     make_run: MakeRun, tmp_path: Path
 ) -> None:
-    feed = Feed({"class": "hostile:Hangs"}, folder=tmp_path)
     run = make_run()
-    feed.on_start(run, {})
     row = Progress(step=1, steps=2, start_step=0, loss=1.0, tokens_per_s=1.0)
-    longest = 0.0
-    for _ in range(1000):
-        began = time.perf_counter()
-        feed.on_step(row)
-        longest = max(longest, time.perf_counter() - began)
-    assert longest < 0.25
-    assert feed.dropped > 500
-    feed.close(by=time.monotonic())
+
+    def longest_s() -> float:
+        feed = Feed({"class": "hostile:Hangs"}, folder=tmp_path)
+        feed.on_start(run, {})
+        took_s = []
+        for _ in range(1000):
+            began = time.perf_counter()
+            feed.on_step(row)
+            took_s.append(time.perf_counter() - began)
+        assert feed.dropped > 500
+        feed.close(by=time.monotonic())
+        return max(took_s)
+
+    # A tracker that is waited for is so each time; a busy machine holds this process up now and
+    # then, between two lines.
+    assert any(longest_s() < 0.25 for _ in range(4))
 
 
 def needs(package: str) -> pytest.MarkDecorator:

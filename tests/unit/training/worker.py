@@ -20,6 +20,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from llem._processes import free_port
 from llem.campaign import Run
 from llem.errors import LlemError
 from llem.training import start_world, train
@@ -28,7 +29,7 @@ from llem.training import start_world, train
 def main(paths: list[str]) -> int:
     jobs = [json.loads(Path(path).read_text()) for path in paths]
     if len(jobs) == 1 and jobs[0]["world"]["world_size"] == 1:
-        be_rank(jobs[0], 0)
+        be_rank(jobs[0], 0, port=free_port())
     # What a training's first step would import.
     import accelerate  # noqa: F401
     import h5py  # noqa: F401
@@ -41,7 +42,9 @@ def main(paths: list[str]) -> int:
         import_deepspeed()
     gc.freeze()
     for job in jobs:
-        ranks = [fork(job, rank) for rank in range(job["world"]["world_size"])]
+        # Only now: what was free some jobs ago may have been taken since.
+        port = free_port()
+        ranks = [fork(job, rank, port=port) for rank in range(job["world"]["world_size"])]
         statuses = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in ranks]
         if any(statuses) != job.get("dies", False):
             print(f"{job['folder']}: the ranks ended with {statuses}", file=sys.stderr)
@@ -49,14 +52,14 @@ def main(paths: list[str]) -> int:
     return 0
 
 
-def fork(job: dict[str, Any], rank: int) -> int:
+def fork(job: dict[str, Any], rank: int, *, port: int) -> int:
     """Start a rank; its process id."""
     pid = os.fork()
     if pid:
         return pid
     # The child must not come back to what its parent was about to do.
     try:
-        be_rank(job, rank)
+        be_rank(job, rank, port=port)
     except BaseException:
         traceback.print_exc()
     finally:
@@ -64,12 +67,12 @@ def fork(job: dict[str, Any], rank: int) -> int:
         os._exit(1)
 
 
-def be_rank(job: dict[str, Any], rank: int) -> None:
+def be_rank(job: dict[str, Any], rank: int, *, port: int) -> None:
     # Files and not pipes: a rank that waits for its full pipe to be read stops all others.
     log = os.open(Path(job["folder"], f"rank-{rank}.log"), os.O_WRONLY | os.O_CREAT, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    world = start_world(rank=rank, local_rank=rank, **job["world"])
+    world = start_world(rank=rank, local_rank=rank, master_port=port, **job["world"])
     outcomes = {}
     for task in job["tasks"]:
         try:

@@ -15,6 +15,11 @@ FIRST_POLL_S = 1.0
 LONGEST_POLL_S = 30.0
 # A controller that does not answer is left in peace for longer.
 SLOWER_UNANSWERED = 2.0
+# Of so few runs that are left, whether one has ended is seen on the disk, which is looked at so
+# often: nobody waits half a minute for a campaign that is over, and the scheduler is not asked.
+FEW = 16
+LOOK_S = 1.0
+AT_WORK = frozenset({"queued", "running"})
 
 
 def wait(
@@ -49,4 +54,27 @@ def wait(
             return state
         slower = SLOWER_UNANSWERED if look.problem else 1.0
         pause = min(1.2 * slower * pause, longest_poll_s * slower)
-        sleep(pause if left_s is None else min(pause, left_s))
+        if _over(folder, state, pause if left_s is None else min(pause, left_s), sleep=sleep):
+            # What is left are the ends of jobs, and the one that fits.
+            pause = first_poll_s
+
+
+def _over(
+    folder: CampaignFolder, state: CampaignState, pause_s: float, *, sleep: Callable[[float], None]
+) -> bool:
+    """Pause, where few runs are left no longer than until one of them ends; whether all have."""
+    left = {run.run_id for run in state.runs if run.status in AT_WORK}
+    if not 0 < len(left) <= FEW:
+        sleep(pause_s)
+        return False
+    before = {run_id: _ends(folder, run_id) for run_id in left}
+    ended: set[str] = set()
+    while not ended and pause_s > 0:
+        sleep(min(pause_s, LOOK_S))
+        pause_s -= LOOK_S
+        ended = {run_id for run_id in left if _ends(folder, run_id) > before[run_id]}
+    return ended == left
+
+
+def _ends(folder: CampaignFolder, run_id: str) -> int:
+    return sum((attempt / "end.json").is_file() for attempt in folder.attempts(run_id))
