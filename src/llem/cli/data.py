@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llem._numerals import format_count, percent
 from llem.cli._bar import Bar
 from llem.cli._command import add_json, note, print_json
 from llem.errors import Fault, InputError
@@ -129,7 +130,7 @@ def _tell(path: Path, found: Prepared, *, as_json: bool, checked: bool = False) 
     if as_json:
         print_json({"path": str(path), **found.to_dict()})
         return
-    from llem.campaign import format_si
+    from llem._numerals import format_si
     from llem.cli._table import lines, table
 
     def count(documents: int, tokens: int) -> str:
@@ -148,7 +149,9 @@ def _tell(path: Path, found: Prepared, *, as_json: bool, checked: bool = False) 
     size = format_si(path.stat().st_size, "B")
     per_token = found.text_bytes / max(1, found.tokens - found.documents)
     ids = f"{name.name}, {found.vocabulary:,} ids, {per_token:.3g} bytes a token"
-    copies = f": {twice / found.tokens:.2%} of all tokens are in copies" if twice else ""
+    copies = (
+        f": {percent(twice / found.tokens, places=2)} of all tokens are in copies" if twice else ""
+    )
     trained = found.documents - found.evaluation_documents
     rows = [
         ("file", f"{path}, {found.dtype}, {size}"),
@@ -189,7 +192,7 @@ class _Told(Bar):
         self._told = time.monotonic()
 
     def __call__(self, found: Progress) -> None:
-        from llem.campaign import format_duration, format_si
+        from llem._numerals import format_duration, format_si
 
         share, words = found.bytes_done / max(1, found.bytes_total), "writing"
         left = ""
@@ -197,10 +200,10 @@ class _Told(Bar):
             share = found.written / found.tokens
         else:
             speed = f"{format_si(found.tokens_per_s)} tokens/s"
-            words = f"{format_si(found.tokens)} tokens, {speed}"
+            words = f"{format_count(found.tokens)} tokens, {speed}"
             left = f", {format_duration(found.left_s)} left"
         if sys.stderr.isatty():
             self.draw(words, done=share, total=1.0)
         elif time.monotonic() - self._told >= PLAIN_LINE_S:
             self._told = time.monotonic()
-            note(f"[{share:4.0%}] {words}{left}")
+            note(f"[{percent(share, places=0):>5}] {words}{left}")

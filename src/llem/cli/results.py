@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llem._numerals import percent
 from llem.cli._command import add_folder, add_json, note, print_json
 
 if TYPE_CHECKING:
@@ -277,7 +278,7 @@ def _compare_groups(args: argparse.Namespace) -> int:
 
 def _with_interval(name: str, row: Any) -> str:
     """A value, and how far its interval reaches to either side, as a share of it."""
-    from llem.report.tables import significant
+    from llem._numerals import significant
 
     value = row[name] if name in row else row[f"{name}_s"]
     high = row.get(f"{name}_high", row.get(f"{name}_high_s", float("nan")))
@@ -287,12 +288,12 @@ def _with_interval(name: str, row: Any) -> str:
     if not share >= LEAST_SHARE:
         return told
     if share < WIDE_SHARE:
-        return f"{told} ±{significant(100 * share, 2)} %"
+        return f"{told} ±{percent(share, digits=2)}"
     return f"{told} x/{significant(high / value, 2)}"
 
 
 def _interval(low: float, high: float) -> str:
-    from llem.report.tables import UNKNOWN, significant
+    from llem._numerals import UNKNOWN, significant
 
     return f"{significant(low)} to {significant(high)}" if low == low else UNKNOWN
 
@@ -324,7 +325,7 @@ def _export(args: argparse.Namespace) -> int:
 
 def _tell_estimates(rows: Sequence[Mapping[str, Any]]) -> None:
     """Whose joules nobody measured, below a table that has no column for it."""
-    from llem.report.tables import known as known_number
+    from llem._numerals import known as known_number
 
     known = [row for row in rows if row.get("energy_quality") and known_number(row.get("energy_j"))]
     estimated = sum(row["energy_quality"] == "model" for row in known)
@@ -340,7 +341,7 @@ def _tell_rehearsal(law: str) -> None:
 
 def _cell(name: str, value: Any, *, whole: bool = False) -> str:
     """A value as a person reads it, by what the field's name ends in."""
-    from llem.report.tables import (
+    from llem._numerals import (
         UNKNOWN,
         format_count,
         format_duration,
@@ -376,12 +377,12 @@ def _cell(name: str, value: Any, *, whole: bool = False) -> str:
 
 
 def _ratio(value: float | None) -> str:
-    from llem.report.tables import UNKNOWN, significant
+    from llem._numerals import UNKNOWN, significant
 
     return "" if value is None else UNKNOWN if value != value else f"{significant(value)}x"
 
 
 def _bytes(value: float) -> str:
-    from llem.report.tables import format_si
+    from llem._numerals import format_si
 
     return format_si(value, "B")

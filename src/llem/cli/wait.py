@@ -17,7 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from llem.campaign import format_duration, parse_duration
+    from llem._numerals import format_duration
+    from llem.campaign import parse_duration
     from llem.cli._progress import watching
     from llem.cli._status import both, show, told_counts
     from llem.cluster import CampaignFolder, Notifier, summarise, wait

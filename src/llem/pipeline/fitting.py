@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from llem._numerals import format_flops
 from llem.errors import Fault, InputError, did_you_mean
 from llem.pipeline.files import FIT_FILE, OBSERVATIONS_FILE
 from llem.pipeline.slices import EdgeMinimaError, EdgeMinimum, edge_minima
@@ -135,7 +136,7 @@ def fit_observations(
         "allowed": allow_edge_minima,
     }
     out["warnings"] += [
-        f"the slice at {edge.flops:.3g} FLOP has no minimum inside the sizes trained: "
+        f"the slice at {format_flops(edge.flops)} FLOP has no minimum inside the sizes trained: "
         f"{edge.reason}; {edge.remedy}"
         for edge in selected.edges
     ]

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llem._numerals import format_flops
 from llem.errors import Fault, InputError
 
 FloatArray = NDArray[np.float64]
@@ -51,7 +52,7 @@ class EdgeMinimaError(InputError):
 
     def __init__(self, source: str, slices: Sequence[EdgeMinimum]) -> None:
         self.slices = tuple(slices)
-        faults = [Fault(f"at {s.flops:.3g} FLOP", s.reason, s.remedy) for s in slices]
+        faults = [Fault(f"at {format_flops(s.flops)} FLOP", s.reason, s.remedy) for s in slices]
         super().__init__(source, faults)
 
     def lines(self) -> list[str]:

@@ -6,11 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llem._numerals import format_duration, format_si, format_times
 from llem.campaign import (
     Budget,
-    format_duration,
-    format_si,
-    format_times,
     parse_budget,
     parse_bytes,
     parse_count,

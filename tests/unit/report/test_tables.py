@@ -7,10 +7,7 @@ from typing import Any
 
 import pytest
 
-from llem.report.tables import (
-    answer,
-    answer_at,
-    far_lines,
+from llem._numerals import (
     format_count,
     format_energy,
     format_flops,
@@ -18,11 +15,10 @@ from llem.report.tables import (
     format_interval,
     format_interval_of,
     format_si,
-    law_rows,
-    optimum_rows,
     percent,
     significant,
 )
+from llem.report.tables import answer, answer_at, far_lines, law_rows, optimum_rows
 
 
 @pytest.mark.parametrize(

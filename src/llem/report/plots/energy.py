@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from llem._numerals import format_si, known, number, percent
 from llem.report.plots.theme import FloatArray, Plot, Theme, compute, log_axis, numbers, span
 from llem.report.runs import Runs
-from llem.report.tables import format_si, known, number, percent
 from llem.scaling import CostLaw
 
 # Errors below this are none to look at.

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from llem._numerals import known, number
 from llem.report.plots.theme import Plot, Theme, compute, log_axis, numbers, span
 from llem.report.runs import Runs
-from llem.report.tables import known, number
 
 
 def plot(runs: Runs, fit: Mapping[str, Any] | None) -> Plot | None:

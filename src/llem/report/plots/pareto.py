@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from llem._numerals import format_si, number
 from llem.report.plots.theme import Plot, Theme, log_axis, span
-from llem.report.tables import format_si, number
 
 Row = Mapping[str, Any]
 

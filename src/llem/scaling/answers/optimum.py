@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llem._numerals import format_amount, format_times, percent
 from llem.scaling.answers.allowance import (
     EXPONENT_ERROR,
     EXTRAPOLATION_LIMIT,
@@ -293,9 +294,12 @@ class Ensemble:
             return f"the law {self.law.name} has no optimum at this target"
         fixed = float(self.side(False).spending(target.quantity).lines.fixed) / target.factor
         if fixed >= target.value:
-            return f"the fixed cost of a run ({fixed:.3g} {target.unit}) uses up the target"
+            return (
+                f"the fixed cost of a run ({format_amount(fixed, target.unit)}) uses up the target"
+            )
         return (
-            f"no size of a model is the best for {target.value:g} {target.unit}: the cost law "
+            "no size of a model is the best for "
+            f"{format_amount(target.value, target.unit)}: the cost law "
             "gives size or tokens no price"
         )
 
@@ -339,7 +343,8 @@ class Ensemble:
                 "loss_floor": floor,
                 "text": (
                     "the interval allows for a law that bends: beyond the data its exponent may "
-                    f"be off by {self.exponent_error / TYPICAL_EXPONENT:.0%} of itself"
+                    "be off by "
+                    f"{percent(self.exponent_error / TYPICAL_EXPONENT, places=0)} of itself"
                 ),
             }
         return replace(
@@ -365,14 +370,18 @@ class Ensemble:
             )
         unsolved = float(np.mean(~np.isfinite(sample_n))) if sample_n.size else 0.0
         if unsolved > UNSOLVED_TOLD:
-            out.append(f"{unsolved:.0%} of the resamples have no optimum here and are left out")
+            out.append(
+                f"{percent(unsolved, places=0)} of the resamples have no optimum here "
+                "and are left out"
+            )
         for law in self.costs.values():
             error = (law.held_out or {}).get("mean_abs_relative_error", 0.0)
             if not law.fitted:
                 out.append(law.reason)
             elif error > COST_ERROR_TOLD:
                 out.append(
-                    f"the law of {in_words(law.quantity)} misses its largest runs by {error:.0%}"
+                    f"the law of {in_words(law.quantity)} misses its largest runs by "
+                    f"{percent(error, places=0)}"
                 )
             if law.fitted and self.layout is not None and self.layout.ranks > law.layout.ranks:
                 out.append(
@@ -385,9 +394,8 @@ class Ensemble:
 def _too_far(ratio: float) -> list[str]:
     if not ratio > EXTRAPOLATION_LIMIT:
         return []
-    times = f"{ratio:.3g}".replace("e+0", "e").replace("e+", "e")
     text = (
-        f"the target is {times} times the largest compute observed; beyond "
+        f"the target is {format_times(ratio)} times the largest compute observed; beyond "
         f"{EXTRAPOLATION_LIMIT:g} times, a law fitted to small runs is not evidence"
     )
     return [text]
