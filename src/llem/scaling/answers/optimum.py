@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llem._numerals import format_amount, format_times, percent
+from llem._numerals import format_amount, format_flops, format_times, percent
 from llem.scaling.answers.allowance import (
     EXPONENT_ERROR,
     EXTRAPOLATION_LIMIT,
@@ -32,11 +32,11 @@ from llem.scaling.answers.alternatives import (
 from llem.scaling.answers.answer import FIGURES, Interval, Optimum
 from llem.scaling.answers.cost import CostLaw, Lines, in_words
 from llem.scaling.answers.features import Layout
-from llem.scaling.answers.spending import Buyer, Spending, at_edge
+from llem.scaling.answers.spending import Buyer, Spending, absurd, at_edge
 from llem.scaling.answers.targets import MONEY, Prices, Target
 from llem.scaling.fitting.bootstrap import percentile_interval
 from llem.scaling.flops import TRUSTED_RATIO_TO_6ND, FlopsModel
-from llem.scaling.laws.law import Law
+from llem.scaling.laws.law import LOG_PARAMS_RANGE, Law
 
 __all__ = ["Ensemble", "Optimum", "Prices", "Target"]
 
@@ -373,6 +373,14 @@ class Ensemble:
             out.append(
                 f"{percent(unsolved, places=0)} of the resamples have no optimum here "
                 "and are left out"
+            )
+        far = float(np.mean(absurd(sample_n))) if sample_n.size else 0.0
+        if far > UNSOLVED_TOLD:
+            low, high = (float(f"{math.exp(end):.0e}") for end in LOG_PARAMS_RANGE)
+            out.append(
+                f"{percent(far, places=0)} of the resamples put N* below {low:.0f} or above "
+                f"{format_flops(high)} parameters: their laws hardly tell size from tokens; the "
+                "intervals count them"
             )
         for law in self.costs.values():
             error = (law.held_out or {}).get("mean_abs_relative_error", 0.0)
