@@ -1,6 +1,6 @@
 """Numbers as people read them: the one spelling of every amount in all that llem says.
 
-    12.3 G parameters      counts: SI prefixes, three digits; exact ones are not padded (10 M)
+    12.3 G parameters      counts: SI prefixes
     4.3e19 FLOP            compute, scientific; rates of it have prefixes (312 TFLOP/s)
     2.01 kJ, 4.56 kWh      energy: J below a kilowatt-hour, Wh with prefixes from there
     125 GPUh               device time, as budgets are written; "GPU-hours" is the word in prose
@@ -9,6 +9,7 @@
     95 %                   shares, with a space
     –                      what is not known
 
+Three significant digits, their zeros kept (1.00 MJ), but for what is exact with fewer: 10 M, 20 ms.
 None and NaN both mean "not known". Everything takes numbers and returns text; `campaign.quantities`
 is the other way, from what a user wrote to a number.
 """
@@ -78,27 +79,31 @@ def _scaled(value: float, steps: Sequence[tuple[float, str]], digits: int) -> tu
     return value / factor, prefix
 
 
+def _padded(mantissa: float, value: float, digits: int) -> str:
+    """The mantissa of a value, without zeros at its end where the value is exactly that: such are
+    what a person has set, and what was measured or computed shows its digits."""
+    exact = value == float(f"{value:.{digits - 1}e}")
+    return brief(mantissa, digits) if exact else significant(mantissa, digits)
+
+
 def format_si(value: Any, unit: str = "", *, digits: int = 3) -> str:
     """`1.23 MJ`: an SI prefix and `digits` significant digits."""
     v = number(value)
     if not math.isfinite(v):
         return UNKNOWN
     mantissa, prefix = _scaled(v, (*SI, *SI_SMALL), digits)
-    return f"{significant(mantissa, digits)} {prefix}{unit}".strip()
+    return f"{_padded(mantissa, v, digits)} {prefix}{unit}".strip()
 
 
 def format_count(value: Any, *, digits: int = 3) -> str:
-    """`12.3 G` parameters, tokens or samples; `10 M` where it is just that many, `512` as it is."""
+    """`12.3 G` parameters, tokens or samples; `512` as it is."""
     v = number(value)
     if not math.isfinite(v):
         return UNKNOWN
     if abs(v) >= 1e16:
         return significant(v, digits)
     mantissa, prefix = _scaled(v, SI, digits)
-    text = significant(mantissa, digits)
-    # Exact is what a person has set; what was measured or computed shows its digits.
-    exact = v == float(f"{v:.{digits - 1}e}") and v == round(v)
-    return f"{brief(mantissa, digits) if exact else text} {prefix}".strip()
+    return f"{_padded(mantissa, v, digits)} {prefix}".strip()
 
 
 def format_flops(value: Any) -> str:
@@ -125,7 +130,9 @@ def format_gpu_hours(hours: Any) -> str:
 def format_hours(hours: Any) -> str:
     """`1,230`: GPU-hours below a head that names them."""
     v = number(hours)
-    return grouped(v) if math.isfinite(v) else UNKNOWN
+    if not math.isfinite(v):
+        return UNKNOWN
+    return grouped(v) if v >= 1000 else _padded(v, v, 3)
 
 
 def format_duration(seconds: Any) -> str:

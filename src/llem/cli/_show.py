@@ -112,8 +112,9 @@ def _plan_figures(plan: Plan, times: Timeline | None) -> list[tuple[str, str]]:
     totals, known = plan.totals, uncertainty(plan.device)
     off = {key: math.exp(error) for key, error in known["uncertainty"].items()}
     spent = spend(plan.runs, plan.budget.unit, plan.site)
+    flops = f"{format_flops(totals['flops'])} FLOP, " * (plan.budget.unit != "FLOP")
     expected = (
-        f"{of_budget(spent, plan.budget)} = {format_flops(totals['flops'])} FLOP, "
+        f"{of_budget(spent, plan.budget)} = {flops}"
         f"{format_gpu_hours(totals['gpu_hours'])} (x/ {off['gpu_hours']:.2f}), "
         f"{format_energy(totals['energy_j'])} (x/ {off['energy_j']:.2f})"
     )

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llem._numerals import (
-    format_amount,
     format_count,
     format_duration,
     format_energy,
@@ -90,12 +89,10 @@ def _figures(plan: StudyPlan) -> Iterator[tuple[str, str]]:
     yield "order", text + ("s" if max(together) > 1 else "")
     off = {key: math.exp(error) for key, error in known["uncertainty"].items()}
     cost = spent(plan.runs, plan.budget.unit, plan.site)
-    expected = format_amount(cost, plan.budget.unit)
-    if study.budget is not None:
-        expected = of_budget(cost, plan.budget)
+    # Without a budget there is nothing to be a part of.
+    expected = f"{of_budget(cost, plan.budget)} = " if study.budget is not None else ""
     text = (
-        f"{expected} = "
-        f"{format_count(totals['requests'])} requests, "
+        f"{expected}{format_count(totals['requests'])} requests, "
         f"{format_count(totals['tokens'])} tokens out, "
         f"{format_gpu_hours(totals['gpu_hours'])} (x/ {off['gpu_hours']:.2f}), "
         f"{format_energy(totals['energy_j'])} (x/ {off['energy_j']:.2f}), memory "

@@ -207,7 +207,7 @@ def _start(world: World, a: Attempt) -> Iterator[Event]:
     for rank in range(min(layout.ranks, RANKS_TOLD)):
         node, boards = a.nodes[rank // per_node], a.boards[rank // per_node]
         board = boards[min(rank % per_node, len(boards) - 1)]
-        kind = "package" if board.package else f"{board.memory_bytes / 1e9:.0f} GB"
+        kind = "package" if board.package else format_si(board.memory_bytes, "B")
         yield event(f"[rank {rank}/{layout.ranks}] {board.name} ({kind}) on {node.name}")
     if layout.ranks > RANKS_TOLD:
         yield event(f"... and {layout.ranks - RANKS_TOLD} more ranks")
