@@ -9,13 +9,11 @@ from itertools import accumulate, pairwise
 from typing import Any
 
 from llem._numerals import (
-    brief,
     format_count,
     format_duration,
     format_flops,
     format_gpu_hours,
     format_times,
-    grouped,
     number,
     percent,
 )
@@ -123,7 +121,8 @@ def _levels(x: Axis, y: Axis, levels: Sequence[Level]) -> list[str]:
         at = (points[0][0] - 14, points[0][1] + 4)
         if last - at[1] >= LABEL_GAP:
             last = at[1]
-            words = f"{format_flops(level.flops)} FLOP"
+            # Without the unit, which would reach over the axis; the caption names it.
+            words = format_flops(level.flops)
             parts.append(svg.text(at, words, f"name l{level.place}", anchor="end"))
     return parts
 
@@ -253,9 +252,8 @@ def cost(found: Cost, *, named: Callable[[Cell], str] = named_cell, what: str = 
     slot = (right - left) / len(shown)
     gap = 0.16 * slot if slot > 4 else 0.0
     whole, top = found.total, found.of_cell(shown[0])
-    unit, form = _unit(found, top)
-    y = Axis(0.0, top / unit, 206, 12)
-    parts = svg.upward(y, y.ticks(5), form, left=left, right=right)
+    y = Axis(0.0, top, 206, 12)
+    parts = svg.upward(y, y.ticks(5), _cost_tick, left=left, right=right)
     share = Axis(0.0, 1.0, 314, 244)
     parts += svg.upward(share, [0.0, 0.5, 1.0], percent, left=left, right=right)
     sums: list[svg.Point] = [(left, share.at(0.0))]
@@ -267,7 +265,7 @@ def cost(found: Cost, *, named: Callable[[Cell], str] = named_cell, what: str = 
         sums.append((at + slot, share.at(so_far / whole)))
         told = f"{named(cell)}: {found.told(value)}, {percent(value / whole)} of all"
         class_ = f"bar l{found.places[cell.level]}"
-        parts.append(svg.bar(at + 0.5 * gap, at + slot - 0.5 * gap, y.at(value / unit), y.start,
+        parts.append(svg.bar(at + 0.5 * gap, at + slot - 0.5 * gap, y.at(value), y.start,
                              class_, told=told))  # fmt: skip
     parts += [
         svg.line((left, y.start), (right, y.start), "edge"),
@@ -288,11 +286,11 @@ def cost(found: Cost, *, named: Callable[[Cell], str] = named_cell, what: str = 
     return svg.picture(WIDTH, share.start + 12, parts, told=told)
 
 
-def _unit(found: Cost, top: float) -> tuple[float, Callable[[float], str]]:
-    """A unit in which the axis of cost reads well, and how its ticks are written."""
-    if not found.hours:
-        return 1.0, lambda v: f"{format_flops(v)} FLOP" if v else "0"
-    return 1.0, lambda v: f"{brief(v) if v < 1000 else grouped(v, 6)} GPUh" if v else "0"
+def _cost_tick(value: float) -> str:
+    """A value of the axis of cost, without its unit, which the caption names."""
+    if not value:
+        return "0"
+    return format_flops(value) if value >= 1e7 else f"{value:,.6g}"
 
 
 def schedule(found: Timeline, arrays: Sequence[Mapping[str, Any]], *, local: bool) -> str:

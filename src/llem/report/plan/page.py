@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llem._numerals import (
+    format_amount,
     format_count,
     format_duration,
     format_energy,
     format_flops,
     format_gpu_hours,
-    format_money,
     format_times,
     known,
     number,
@@ -132,8 +132,7 @@ def _lead(plan: Mapping[str, Any], cells: Sequence[Cell], goal: Goal) -> str:
 
 def budget_told(budget: Mapping[str, Any], key: str) -> str:
     """`500 GPUh`: a value of the budget with its unit."""
-    value, unit = number(budget[key]), str(budget["unit"])
-    return f"{format_flops(value) if unit == 'FLOP' else format_money(value)} {unit}"
+    return format_amount(budget[key], str(budget["unit"]), digits=3)
 
 
 def _facts(
