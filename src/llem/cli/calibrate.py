@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 EXAMPLE = """  llem calibrate campaign.yaml --out runs/calibration
   llem plan campaign.yaml --calibration runs/calibration
-  llem calibrate campaign.yaml --out runs/calibration --shapes 8 --steps 100 --json"""
+  llem calibrate campaign.yaml --out runs/cal --shapes 8 --steps 100 --json"""
 
 LEFT_OUT_SHOWN = 3
 

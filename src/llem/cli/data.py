@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from llem.campaign.data.prepared import Prepared
     from llem.data import Progress
 
-EXAMPLE = """  llem data prepare corpus/ --out data/de.bin              # text as bytes, 256 ids
+EXAMPLE = """  llem data prepare corpus/ --out data/de.bin     # text as bytes, 256 ids
   llem data prepare 'de/*.jsonl.gz' --tokenizer tokenizer.json --out data/de.bin
-  llem data prepare wiki.parquet saved_dataset/ --text-key body --held-out 10M --out data/de.bin
-  llem data prepare book.txt --document-separator '\\n\\n\\n' --held-out 2% --out data/book.bin
+  llem data prepare wiki.parquet saved/ --text-key body --out data/de.bin
+  llem data prepare book.txt --document-separator '\\n\\n' --out book.bin
+  llem data prepare book.txt --held-out 2% --out data/book.bin
   llem data show data/de.bin --check
 then, in campaign.yaml:
   data: {path: data/de.bin}"""

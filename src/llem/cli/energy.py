@@ -16,7 +16,7 @@ from llem.errors import Fault, InputError
 if TYPE_CHECKING:
     from llem.results import NodeEnergy
 
-EXAMPLE = """  llem energy run.h5                      # on several nodes: all of run.node-<node>.h5
+EXAMPLE = """  llem energy run.h5                      # of several nodes: of all of them
   llem energy run.h5 --plot power.svg
   llem energy runs/first/runs/3f2a9c1b7d04/attempt-0 --json
   llem energy runs/first                  # every run of a campaign"""

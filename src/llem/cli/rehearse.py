@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from llem.planning import Plan
     from llem.rehearsal import Attempt, Planted, World
 
-EXAMPLE = """  llem rehearse campaign.yaml                     # played in a minute, then fitted
+EXAMPLE = """  llem rehearse campaign.yaml               # played in a minute, then fitted
   llem rehearse runs/first --instant --out /tmp/rehearsal
-  llem rehearse campaign.yaml --law "E=1.7,A=400,B=410,alpha=.34,beta=.28" --seed 7
-  llem rehearse campaign.yaml --speed 3600        # an hour of the campaign each second
-  llem rehearse campaign.yaml --repeat 200        # what would the answer be worth?"""
+  llem rehearse campaign.yaml --law "E=1.7,A=400,B=410,alpha=.34,beta=.28"
+  llem rehearse campaign.yaml --speed 3600  # an hour of it each second
+  llem rehearse campaign.yaml --repeat 200  # what would the answer be worth?"""
 
 # How long a rehearsal takes to watch, where nothing else is asked for, seconds.
 SHOW_S = 60.0

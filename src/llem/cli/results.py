@@ -15,20 +15,20 @@ if TYPE_CHECKING:
     from llem.pipeline.viewing import Rows
 
 EXAMPLE = """  llem results list runs/first
-  llem results list runs/first --where "params>1e6 and status=completed" --sort loss
+  llem results list runs/first --where "params>1e6 and loss<3" --sort loss
   llem results list runs/first --sort energy_j:desc
   llem results list runs/first --group-by params --json
   llem results list runs/first --columns run_id,loss,energy_j,energy_reason
-  llem results show runs/first 3f2a                       # a run by the start of its id
+  llem results show runs/first 3f2a        # a run by the start of its id
   llem results compare runs/first 3f2a 9bc0
   llem results compare runs/study --by options.batch_size,model --plot
   llem results export runs/first --format parquet --out first.parquet
   llem results export runs/first --table phases --where "phase=train" --out -"""
 
 WHERE = """what --where understands:
-  a field, one of = != < <= > >= ~ (holds the text), and a value: 1e6, 10M, completed,
-  "some text" or unknown; joined by and, or, not and brackets. What is not known fulfils
-  nothing but `= unknown`."""
+  a field, one of = != < <= > >= ~ (holds the text), and a value: 1e6, 10M,
+  completed, "some text" or unknown; joined by and, or, not and brackets. What
+  is not known fulfils nothing but `= unknown`."""
 
 # What a list shows unless columns are chosen; the second word heads it.
 SHOWN = (

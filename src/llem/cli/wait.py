@@ -7,7 +7,7 @@ import argparse
 from llem.cli._command import add_folder, add_json, note, option, print_json
 
 EXAMPLE = """  llem wait runs/first && llem finish runs/first
-  llem wait runs/first --timeout 30m      # status 1 where it is not over by then"""
+  llem wait runs/first --timeout 30m   # status 1 where it is not over then"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
