@@ -143,7 +143,8 @@ def format_duration(seconds: Any) -> str:
     if v <= 0:
         return "0 s"
     if v < 0.9995:
-        return format_si(v, "s")
+        mantissa, prefix = _scaled(v, SI_SMALL, 3)
+        return f"{brief(mantissa, 3)} {prefix}s"
     if v < 120:
         return f"{brief(v, 3)} s"
     if v < 7200:
