@@ -9,6 +9,8 @@ import math
 import re
 from dataclasses import dataclass
 
+from llem._numerals import format_amount
+
 _NUMBER = r"[+-]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _PREFIXES = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18,
              "Z": 1e21, "Y": 1e24}  # fmt: skip
@@ -47,9 +49,7 @@ class Budget:
     unit: str
 
     def __str__(self) -> str:
-        if self.unit == "FLOP":
-            return f"{self.value:.4g} FLOP"
-        return f"{self.value:g} {self.unit}"
+        return format_amount(self.value, self.unit, digits=6)
 
 
 def parse_budget(text: str | float | int) -> Budget:
@@ -147,35 +147,3 @@ def parse_bytes(value: str | float | int) -> int:
         power = "KMGTP".index(match[2].upper()) + 1
         factor = float((1024 if match[3] else 1000) ** power)
     return round(float(match[1].replace("_", "")) * factor)
-
-
-def format_si(value: float, unit: str = "", *, digits: int = 3) -> str:
-    """`1.23 M`, `45.6 kJ`: three significant digits with an SI prefix; NaN is `n/a`."""
-    if value is None or not math.isfinite(value):
-        return "n/a"
-    if value == 0:
-        return f"0 {unit}".strip()
-    for prefix, factor in reversed(_PREFIXES.items()):
-        if prefix != "K" and abs(value) >= factor * (1 - 0.5 * 10**-digits) and factor <= 1e24:
-            return f"{value / factor:.{digits}g} {prefix}{unit}".strip()
-    return f"{value:.{digits}g} {unit}".strip()
-
-
-def format_times(ratio: float) -> str:
-    """How many times something is: `1.45`, `641`, `3,930`; with an exponent from a million on."""
-    return f"{ratio:,.0f}" if 100 <= ratio < 1e6 else f"{ratio:.3g}"
-
-
-def format_duration(seconds: float) -> str:
-    """`48 s`, `12.5 min`, `3 h 20 min`, `2 d 4 h`; NaN is `n/a`."""
-    if seconds is None or not math.isfinite(seconds):
-        return "n/a"
-    if seconds < 120:
-        return f"{seconds:.3g} s"
-    if seconds < 7200:
-        return f"{seconds / 60:.3g} min"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    if hours < 48:
-        return f"{hours} h {minutes} min"
-    days, hours = divmod(hours, 24)
-    return f"{days} d {hours} h"

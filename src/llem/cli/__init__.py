@@ -11,12 +11,12 @@ import sys
 
 # command -> what it does, in the order of a campaign. Each is a module of this package.
 COMMANDS = {
-    "quickstart": "the whole path on this machine: a law, an optimum, its energy, in minutes",
+    "quickstart": "the whole path on this machine, in minutes: a law and its optimum",
     "init": "write a campaign.yaml to start from",
     "data": "turn text into a token file, or say what one holds",
-    "calibrate": "measure step time, memory and power of a few shapes, for the planner",
+    "calibrate": "measure step time, memory and power of a few shapes",
     "plan": "turn a budget into runs and array jobs",
-    "rehearse": "play the whole campaign before paying for it: records, fit, and what it is worth",
+    "rehearse": "play the whole campaign before paying for it",
     "submit": "submit a planned campaign (SLURM), or run it here (local)",
     "resubmit": "submit again what is missing, and nothing else",
     "status": "where every run of a campaign stands",
@@ -39,7 +39,7 @@ COMMANDS = {
 _USAGE = """\
 llem: how big should the model be, on how many tokens, and what will it cost?
 
-usage: llem COMMAND [options]        llem COMMAND --help tells more, with examples
+usage: llem COMMAND [options]    (llem COMMAND --help tells more)
 
 {commands}
 

@@ -12,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
+from llem._numerals import format_gpu_hours
 from llem.errors import Fault, InputError, LlemError, did_you_mean
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ def add_yes(parser: argparse.ArgumentParser) -> None:
     """The `--yes` of commands that commit money."""
     parser.add_argument(
         "--yes", action="store_true",
-        help=f"do not ask, where more than {ASK_ABOVE_GPU_HOURS:g} GPU-hours would be spent",
+        help=f"do not ask, where more than {ASK_ABOVE_GPU_HOURS:g} GPUh would be spent",
     )  # fmt: skip
 
 
@@ -170,7 +171,7 @@ def confirm(gpu_hours: float, *, what: str, yes: bool) -> None:
     """
     if yes or gpu_hours <= ASK_ABOVE_GPU_HOURS:
         return
-    text = f"{what}: expected to take {gpu_hours:,.0f} GPU-hours"
+    text = f"{what}: expected to take {format_gpu_hours(gpu_hours)}"
     if sys.stdin is not None and sys.stdin.isatty():
         print(f"{text}. Go on? [y/N] ", end="", file=sys.stderr, flush=True)
         if sys.stdin.readline().strip().lower() in ("y", "yes"):

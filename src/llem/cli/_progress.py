@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from llem.campaign import format_si
+from llem._numerals import format_energy, format_si, percent
 
 if TYPE_CHECKING:
     from llem.cluster import CampaignFolder, CampaignState
@@ -55,13 +55,13 @@ class Seen:
         losses = " ".join(f"{loss:.3f}" for loss in self.losses[:2])
         more = f" +{len(self.losses) - 2}" if len(self.losses) > 2 else ""
         found = [
-            (0, f"{self.share:4.0%}"),
+            (0, f"{percent(self.share, places=0):>5}"),
             (2, f"{settled:{len(str(self.runs))}d}/{self.runs} runs"),
             (1, bad),
             (6, rest),
             (4, f"loss {losses}{more}" if losses else ""),
             (5, _known(self.tokens_per_s, lambda v: f"{format_si(v):>6} tokens/s")),
-            (7, _known(self.energy_j, lambda v: f"{format_si(v, 'J')}")),
+            (7, _known(self.energy_j, format_energy)),
             # Always as wide, so that nothing moves.
             (3, f"left {clock(self.left_s):>7}" if self.share < 1 else ""),
         ]

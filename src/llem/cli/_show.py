@@ -7,11 +7,24 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llem.campaign import Runs, SampleData, format_duration, format_si, format_times
+from llem._numerals import (
+    brief,
+    format_amount,
+    format_count,
+    format_duration,
+    format_energy,
+    format_flops,
+    format_gpu_hours,
+    format_hours,
+    format_money,
+    format_times,
+    percent,
+)
+from llem.campaign import Runs, SampleData
 from llem.cli._table import array_table, lines, table
 
 if TYPE_CHECKING:
-    from llem.campaign import Replicates
+    from llem.campaign import Budget, Replicates
     from llem.pipeline import Planned, PlannedStudy
     from llem.planning import Dropped, Plan
     from llem.report.plan import Timeline
@@ -36,7 +49,7 @@ def plan_tables(plan: Plan, times: Timeline | None = None) -> None:
         by_level.setdefault(some.run.level, []).append(some)
     # Within 80 columns. Energy goes with the hours: its sum is told below.
     table(
-        ["FLOP a run", "6ND", "runs", "sizes", "params", "tokens", "longest", "GPU-h"],
+        ["FLOP a run", "6ND", "runs", "sizes", "params", "tokens", "longest", "GPUh"],
         [_level_row(Runs(by_level[level])) for level in sorted(by_level)],
         title=f"{plan.campaign.name}: {_several(len(plan.runs), 'run')}",
     )
@@ -50,15 +63,20 @@ def _level_row(runs: Runs) -> list[Any]:
     firsts = [some.run for some in runs.replicates]
     share = runs.total(lambda r: 6.0 * r.params * r.tokens) / runs.total(lambda r: r.flops)
     return [
-        format_si(max(run.flops for run in firsts)),
-        f"{share:.0%}",
+        format_flops(max(run.flops for run in firsts)),
+        percent(share, places=0),
         len(runs),
         len({run.params for run in firsts}),
         _range([run.params for run in firsts]),
         _range([run.tokens for run in firsts]),
         format_duration(max(run.predicted.duration_s for run in firsts)),
-        format_si(runs.total(lambda r: r.predicted.gpu_hours)),
+        format_hours(runs.total(lambda r: r.predicted.gpu_hours)),
     ]
+
+
+def of_budget(spent: float, budget: Budget) -> str:
+    """`125 of 500 GPUh`: the unit once."""
+    return f"{format_amount(spent, budget.unit).removesuffix(f' {budget.unit}')} of {budget}"
 
 
 def _several(count: int, noun: str) -> str:
@@ -79,7 +97,7 @@ def _price(plan: Plan) -> float | None:
 def _range(values: Iterable[float]) -> str:
     """`15.2-244 M`, `80 M-1.25 G`: the prefix once where both ends have the same."""
     found = sorted(values)
-    low, high = format_si(found[0]), format_si(found[-1])
+    low, high = format_count(found[0]), format_count(found[-1])
     if low == high:
         return low
     number, _, prefix = low.partition(" ")
@@ -94,13 +112,14 @@ def _plan_figures(plan: Plan, times: Timeline | None) -> list[tuple[str, str]]:
     totals, known = plan.totals, uncertainty(plan.device)
     off = {key: math.exp(error) for key, error in known["uncertainty"].items()}
     spent = spend(plan.runs, plan.budget.unit, plan.site)
+    flops = f"{format_flops(totals['flops'])} FLOP, " * (plan.budget.unit != "FLOP")
     expected = (
-        f"{spent:.4g} of {plan.budget} = {format_si(totals['flops'], 'FLOP')}, "
-        f"{format_si(totals['gpu_hours'])} GPU-hours (x/ {off['gpu_hours']:.2f}), "
-        f"{format_si(totals['energy_j'], 'J')} (x/ {off['energy_j']:.2f})"
+        f"{of_budget(spent, plan.budget)} = {flops}"
+        f"{format_gpu_hours(totals['gpu_hours'])} (x/ {off['gpu_hours']:.2f}), "
+        f"{format_energy(totals['energy_j'])} (x/ {off['energy_j']:.2f})"
     )
     if (price := _price(plan)) is not None:
-        expected += f", {price:,.2f} {plan.site.prices.currency}"
+        expected += f", {format_money(price, plan.site.prices.currency)}"
     source = known["source"]
     rests = f"utilisation {source['utilisation']}; power {source['power']}"
     found = [
@@ -116,8 +135,8 @@ def _plan_figures(plan: Plan, times: Timeline | None) -> list[tuple[str, str]]:
         text = (
             f"N* at the target within a factor of {now['factor']} at 95 % ({others}); standard "
             f"error of log N* {now['both']}: {now['noise']} from noise (runs lie "
-            f"{plan.promise['noise']:.1%} off a law; {plan.promise['laws']}), {now['law']} for the "
-            "law's own error"
+            f"{percent(plan.promise['noise'], places=1)} off a law; {plan.promise['laws']}), "
+            f"{now['law']} for the law's own error"
         )
         found.append(("promised", text))
     asked = [(some, some.run.recipe, a) for some in plan.runs.replicates if (a := some.run.asked)]
@@ -125,8 +144,9 @@ def _plan_figures(plan: Plan, times: Timeline | None) -> list[tuple[str, str]]:
         rounded = [recipe.batch_tokens / a.batch_tokens - 1 for _, recipe, a in asked]
         capped = sum(len(some) for some, r, a in asked if r.learning_rate < 0.999 * a.learning_rate)
         text = (
-            f"{asked[0][1].rule}; batches rounded by {min(rounded):+.0%} to {max(rounded):+.0%} to "
-            "powers of two of sequences"
+            f"{asked[0][1].rule}; batches rounded by "
+            f"{percent(min(rounded), places=0, signed=True)} to "
+            f"{percent(max(rounded), places=0, signed=True)} to powers of two of sequences"
         )
         found.append(("recipe", text + (f"; learning rate capped in {capped} runs" * (capped > 0))))
     if plan.limits is not None:
@@ -141,15 +161,15 @@ def _data(plan: Plan) -> str:
     if isinstance(data, SampleData):
         unit = data.unit
         text = (
-            f"{data.dataset} ({format_si(data.samples)} samples, "
-            f"{format_si(data.evaluation_samples)} held out)"
+            f"{data.dataset} ({format_count(data.samples)} samples, "
+            f"{format_count(data.evaluation_samples)} held out)"
         )
     else:
         whole = sum(part.weight for part in data.parts)
         files = [
-            (f"{part.weight / whole:.3g} x " if data.mixture else "")
-            + f"{Path(part.data.path).name} ({format_si(part.data.training_tokens)} tokens, "
-            f"{format_si(part.data.evaluation_tokens)} held out)"
+            (f"{brief(part.weight / whole, 3)} x " if data.mixture else "")
+            + f"{Path(part.data.path).name} ({format_count(part.data.training_tokens)} tokens, "
+            f"{format_count(part.data.evaluation_tokens)} held out)"
             for part in data.parts
         ]
         text = " + ".join(files) + ", documents kept whole" * (data.packing != "stream")
@@ -168,7 +188,9 @@ def _wave(plan: Plan) -> Iterator[tuple[str, str]]:
     if waves == 1:
         return
     now = plan.waves[-1]
-    text = f"{now.number} of {waves}: {now.runs} runs for {now.value:.4g} {plan.budget.unit}"
+    text = (
+        f"{now.number} of {waves}: {now.runs} runs for {format_amount(now.value, plan.budget.unit)}"
+    )
     if now.observed:
         text += f", chosen from {now.observed} that have ended"
     if now.pending:
@@ -195,7 +217,7 @@ def _duration(plan: Plan, times: Timeline | None) -> str:
 def _left_out(plan: Plan) -> Iterator[tuple[str, str]]:
     """Sizes that have no run, by reason."""
     for reason, dropped in _by_reason(plan.dropped).items():
-        sizes = ", ".join(dict.fromkeys(format_si(d.params) for d in dropped[:6]))
+        sizes = ", ".join(dict.fromkeys(format_count(d.params) for d in dropped[:6]))
         more = f" and {len(dropped) - 6} more" if len(dropped) > 6 else ""
         yield "left out", f"{sizes} parameters{more}: {reason}"
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from llem.campaign import format_duration, format_si
+from llem._numerals import format_count, format_duration, format_energy, format_si, percent
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -38,7 +38,7 @@ def bar(label: str, share: float, words: str, *, width: int, style: str = "cyan"
     line = Text(f"{label:{LABEL}}")
     line.append("\u2501" * full, style=style)
     line.append("\u2500" * (room - full), style="dim")
-    line.append(f" {share:4.0%} ")
+    line.append(f" {percent(share, places=0):>5} ")
     line.append(words)
     line.truncate(width, overflow="ellipsis")
     return line
@@ -56,13 +56,13 @@ def campaign_lines(frame: Frame, *, width: int) -> list[Text]:
     if frame.failed_attempts:
         words.append(f"{frame.failed_attempts} attempts lost")
     left = format_duration(max(0.0, frame.end_s - frame.t_s))
-    time_words = f"{format_duration(frame.t_s)}<{left}  about {format_si(frame.energy_j, 'J')}"
+    time_words = f"{format_duration(frame.t_s)}<{left}  about {format_energy(frame.energy_j)}"
     trained = frame.tokens_done / frame.tokens if frame.tokens else 0.0
     settled = (frame.done + frame.diverged) / frame.runs if frame.runs else 0.0
     return [
         bar("campaign", settled, ", ".join(words), width=width, style="green"),
         bar("tokens", trained,
-            f"{format_si(frame.tokens_done)} of {format_si(frame.tokens)}  {time_words}",
+            f"{format_count(frame.tokens_done)} of {format_count(frame.tokens)}  {time_words}",
             width=width, style="green"),
     ]  # fmt: skip
 

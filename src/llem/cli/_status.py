@@ -8,7 +8,15 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from llem.campaign import Run, format_duration, format_si
+from llem._numerals import (
+    format_count,
+    format_duration,
+    format_energy,
+    format_gpu_hours,
+    format_hours,
+    percent,
+)
+from llem.campaign import Run
 
 if TYPE_CHECKING:
     from rich.console import Console, Group, RenderableType
@@ -168,19 +176,19 @@ def _head(summary: Summary) -> RenderableType:
     bar = _text("").append("━" * full, "green")
     bar.append("╌" * (BAR_WIDTH - full), "dim")
     bar.append(
-        f" {tally.progress:.1%} of {format_si(summary.tokens)} tokens"
-        f" ({format_si(summary.tokens_done)})"
+        f" {percent(tally.progress, places=1)} of {format_count(summary.tokens)} tokens"
+        f" ({format_count(summary.tokens_done)})"
     )
     grid.add_row(_done(summary), bar)
     share = summary.gpu_hours / summary.gpu_hours_budget if summary.gpu_hours_budget else 0.0
-    hours = f"{_hours(summary.gpu_hours)} of {_hours(summary.gpu_hours_budget)} device-hours"
-    told = f"({share:.1%}); budget {summary.budget}"
+    hours = f"{format_hours(summary.gpu_hours)} of {format_gpu_hours(summary.gpu_hours_budget)}"
+    told = f"({percent(share, places=1)}); budget {summary.budget}"
     if summary.budget == "none":
-        told = f"that were expected ({share:.0%}); no budget"
+        told = f"that were expected ({percent(share, places=0)}); no budget"
     grid.add_row("used", _text(f"{hours} {told}"))
     if summary.finished_runs:
         measured = f"{summary.energy_runs} of {summary.finished_runs} finished runs"
-        energy = f"{format_si(summary.energy_j, 'J')} in {measured}"
+        energy = f"{format_energy(summary.energy_j)} in {measured}"
         grid.add_row("energy", energy if summary.energy_runs else f"not known of {measured[5:]}")
     if summary.estimate is not None:
         to_go = f"about {format_duration(summary.estimate.seconds)} ({summary.estimate.basis})"
@@ -190,15 +198,18 @@ def _head(summary: Summary) -> RenderableType:
     return grid
 
 
-def _hours(hours: float) -> str:
-    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.3g}"
-
-
 def _arrays(summary: Summary, width: int) -> RenderableType:
     shown = summary.arrays[:ARRAYS_SHOWN]
     columns, counts = _counts(shown)
     rows = [
-        [a.name, a.job_id or "-", str(a.elements), str(a.gpus), *counted, f"{a.progress:.0%}"]
+        [
+            a.name,
+            a.job_id or "-",
+            str(a.elements),
+            str(a.gpus),
+            *counted,
+            percent(a.progress, places=0),
+        ]
         for a, counted in zip(shown, counts, strict=True)
     ]
     heads = ["array", "job", "elements", "devices", *columns, _done(summary)]
@@ -208,8 +219,8 @@ def _arrays(summary: Summary, width: int) -> RenderableType:
 def _cells(shown: Sequence[CellRow], width: int) -> RenderableType:
     columns, counts = _counts(shown)
     rows = [
-        [str(c.level), format_si(c.params), format_si(c.tokens), str(c.runs), *counted,
-         f"{c.progress:.0%}", _loss(c)]
+        [str(c.level), format_count(c.params), format_count(c.tokens), str(c.runs), *counted,
+         percent(c.progress, places=0), _loss(c)]
         for c, counted in zip(shown, counts, strict=True)
     ]  # fmt: skip
     heads = ["level", "params", "tokens", "seeds", *columns, "trained", "loss"]
@@ -219,8 +230,8 @@ def _cells(shown: Sequence[CellRow], width: int) -> RenderableType:
 def _deployments(shown: Sequence[CellRow], width: int) -> RenderableType:
     columns, counts = _counts(shown)
     rows = [
-        [c.label, format_si(c.params), format_si(c.tokens), str(c.runs), *counted,
-         f"{c.progress:.0%}"]
+        [c.label, format_count(c.params), format_count(c.tokens), str(c.runs), *counted,
+         percent(c.progress, places=0)]
         for c, counted in zip(shown, counts, strict=True)
     ]  # fmt: skip
     heads = ["deployment", "params", "tokens", "cycles", *columns, "served"]
@@ -317,10 +328,10 @@ def run_lines(plan: AnyPlan, runs: Sequence[RunState], *, width: int) -> Iterabl
             [
                 item.run_id,
                 item.status,
-                f"{item.progress:.0%}",
+                percent(item.progress, places=0),
                 "" if item.loss is None else f"{item.loss:.4f}",
-                format_si(run.params),
-                format_si(run.tokens),
+                format_count(run.params),
+                format_count(run.tokens),
                 str(run.seed),
                 str(item.attempts),
                 f"{item.array}[{item.element}]",
@@ -339,9 +350,9 @@ def run_lines(plan: AnyPlan, runs: Sequence[RunState], *, width: int) -> Iterabl
 
 def progress_line(summary: Summary, state: CampaignState) -> str:
     """One line for a log: when, how far, what, how much of the budget."""
-    words = [time.strftime("%H:%M:%S"), f"[{summary.tally.progress:4.0%}]"]
+    words = [time.strftime("%H:%M:%S"), f"[{percent(summary.tally.progress, places=0):>5}]"]
     words.append(told_counts(summary.tally))
-    words.append(f"| {_hours(summary.gpu_hours)} device-hours")
+    words.append(f"| {format_gpu_hours(summary.gpu_hours)}")
     if summary.estimate is not None:
         words.append(f"| about {format_duration(summary.estimate.seconds)} to go")
     if state.scheduler.problem:

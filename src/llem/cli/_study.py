@@ -8,7 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llem.campaign import format_duration, format_si
+from llem._numerals import (
+    format_count,
+    format_duration,
+    format_energy,
+    format_gpu_hours,
+    format_hours,
+    format_si,
+)
+from llem.cli._show import of_budget
 from llem.cli._table import array_table, lines, table
 from llem.errors import Fault, InputError
 
@@ -51,14 +59,14 @@ def study_tables(plan: StudyPlan) -> None:
         f"{study.name}: {len(cells)} deployment{'s' if len(cells) > 1 else ''} x {study.cycles} "
         f"cycle{'s' if study.cycles > 1 else ''} = {len(plan.runs)} runs"
     )
-    heads = ["deployment", *plan.told(cells[0].run), "GPUs", "a cycle", "GPU-h", "memory"]
+    heads = ["deployment", *plan.told(cells[0].run), "GPUs", "a cycle", "GPUh", "memory"]
     rows = [
         [
             some.run.deployment.deployment_id,
             *plan.told(some.run).values(),
             f"{some.run.layout.nodes} x {some.run.layout.gpus_per_node}",
             format_duration(some.run.predicted.duration_s),
-            format_si(some.run.predicted.gpu_hours * len(some)),
+            format_hours(some.run.predicted.gpu_hours * len(some)),
             format_si(some.run.predicted.memory_bytes, "B"),
         ]
         for some in cells[:SHOWN]
@@ -80,12 +88,14 @@ def _figures(plan: StudyPlan) -> Iterator[tuple[str, str]]:
     text = f"{study.order}, within elements of {_range(min(together), max(together))} deployment"
     yield "order", text + ("s" if max(together) > 1 else "")
     off = {key: math.exp(error) for key, error in known["uncertainty"].items()}
-    of = f" of {plan.budget}" if study.budget is not None else f" {plan.budget.unit}"
+    cost = spent(plan.runs, plan.budget.unit, plan.site)
+    # Without a budget there is nothing to be a part of.
+    expected = f"{of_budget(cost, plan.budget)} = " if study.budget is not None else ""
     text = (
-        f"{spent(plan.runs, plan.budget.unit, plan.site):.4g}{of} = "
-        f"{format_si(totals['requests'])} requests, {format_si(totals['tokens'])} tokens out, "
-        f"{format_si(totals['gpu_hours'])} GPU-hours (x/ {off['gpu_hours']:.2f}), "
-        f"{format_si(totals['energy_j'], 'J')} (x/ {off['energy_j']:.2f}), memory "
+        f"{expected}{format_count(totals['requests'])} requests, "
+        f"{format_count(totals['tokens'])} tokens out, "
+        f"{format_gpu_hours(totals['gpu_hours'])} (x/ {off['gpu_hours']:.2f}), "
+        f"{format_energy(totals['energy_j'])} (x/ {off['energy_j']:.2f}), memory "
         f"x/ {off['memory']:.2f}; each at one standard error"
     )
     yield "expected", text
@@ -94,7 +104,7 @@ def _figures(plan: StudyPlan) -> Iterator[tuple[str, str]]:
     if plan.limits is not None:
         yield "limits", plan.limits.source
     models = {id(m): m for some in plan.runs.replicates if (m := some.run.deployment.model)}
-    told = {f"{m.name} ({format_si(m.params)} parameters)" for m in models.values()}
+    told = {f"{m.name} ({format_count(m.params)} parameters)" for m in models.values()}
     yield "models", ", ".join(sorted(told))
 
 

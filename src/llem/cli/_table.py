@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from llem.campaign import format_duration
+from llem._numerals import format_duration
 from llem.report.folding import folded
 
 if TYPE_CHECKING:

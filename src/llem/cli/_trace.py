@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from llem.campaign import format_si
+from llem._numerals import format_si
 
 if TYPE_CHECKING:
     from llem.results import PowerTraces, Trace

@@ -7,7 +7,15 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llem.campaign import format_duration, format_si
+from llem._numerals import (
+    UNKNOWN,
+    format_count,
+    format_duration,
+    format_energy,
+    format_gpu_hours,
+    format_si,
+    percent,
+)
 from llem.cli._command import add_json, add_yes, asked_budget, note, print_json
 from llem.cli.plan import find_campaign
 
@@ -17,7 +25,7 @@ if TYPE_CHECKING:
 
 EXAMPLE = """  llem calibrate campaign.yaml --out runs/calibration
   llem plan campaign.yaml --calibration runs/calibration
-  llem calibrate campaign.yaml --out runs/calibration --shapes 8 --steps 100 --json"""
+  llem calibrate campaign.yaml --out runs/cal --shapes 8 --steps 100 --json"""
 
 LEFT_OUT_SHOWN = 3
 
@@ -69,10 +77,10 @@ def _tell_cost(planned: Planned) -> None:
     plan = planned.plan
     hours = plan.totals["gpu_hours"]
     note(
-        f"{len(plan.runs)} shapes of {format_si(min(r.params for r in plan.runs))} to "
-        f"{format_si(max(r.params for r in plan.runs))} parameters, "
+        f"{len(plan.runs)} shapes of {format_count(min(r.params for r in plan.runs))} to "
+        f"{format_count(max(r.params for r in plan.runs))} parameters, "
         f"{min(r.steps for r in plan.runs)} to {max(r.steps for r in plan.runs)} steps each: about "
-        f"{format_si(hours)} GPU-hours, {format_si(plan.totals['energy_j'])}J, longest "
+        f"{format_gpu_hours(hours)}, {format_energy(plan.totals['energy_j'])}, longest "
         f"{format_duration(max(r.predicted.duration_s for r in plan.runs) + plan.site.startup_s)}"
     )
     if plan.dropped:
@@ -106,42 +114,45 @@ def _tell(done: Calibrated, calibration: Calibration, *, as_json: bool) -> None:
 def device_lines(calibration: Calibration) -> list[str]:
     """What the planner will take, each figure with its error or the reason why there is none."""
     found = calibration.device
-    overhead = f"{1e3 * found.step_overhead_s:.3g} ms a micro-step"
+    overhead = f"{format_duration(found.step_overhead_s)} a micro-step"
     if math.isfinite(found.step_overhead_error_s):
-        overhead += f" +- {1e3 * found.step_overhead_error_s:.2g}"
+        overhead += f" +- {format_duration(found.step_overhead_error_s)}"
     if found.utilisation > 0:
-        error = f"+- {found.utilisation_error:.0%}"
+        error = f"+- {percent(found.utilisation_error, places=0)}"
         steps = f"utilisation {found.utilisation:.3g} {error} of the peak and {overhead}"
     else:
         steps = f"{overhead}, which hides the work: the utilisation stays a prior"
-    lines = [f"{steps}; a shape is {found.scatter:.0%} off (root mean square)"]
+    lines = [f"{steps}; a shape is {percent(found.scatter, places=0)} off (root mean square)"]
     if found.power_w > 0:
         how = {"model": "estimated by a model, not measured"}.get(found.energy_quality, "measured")
-        lines.append(f"power {found.power_w:.4g} W +- {found.power_error:.0%} a device: {how}")
+        lines.append(
+            f"power {format_si(found.power_w, 'W')} +- "
+            f"{percent(found.power_error, places=0)} a device: {how}"
+        )
     else:
         # Every shape has a reason of its own in the file; the first says what to look for.
         first = found.energy_reason.partition("; ")[0]
         lines.append(f"power not measured: {first or 'no meter'}")
     if found.startup_s >= 0:
-        lines.append(f"an element takes {found.startup_s:.2g} s to start")
+        lines.append(f"an element takes {format_duration(found.startup_s)} to start")
     return lines
 
 
 def _row(shape: ShapeFound) -> list[Any]:
     layout = shape.layout
     model = " (model)" if shape.energy_quality == "model" else ""
-    error = f" +- {shape.step_error:.0%}" if math.isfinite(shape.step_error) else ""
+    error = f" +- {percent(shape.step_error, places=0)}" if math.isfinite(shape.step_error) else ""
     return [
-        format_si(shape.params),
+        format_count(shape.params),
         f"{layout.nodes} x {layout.gpus_per_node}",
         layout.zero_stage,
         layout.micro_batch,
         shape.steps,
-        f"{1e3 * shape.step_s:.3g} ms{error}",
+        f"{format_si(shape.step_s, 's')}{error}",
         format_si(shape.tokens_per_s),
-        f"{shape.utilisation:.1%}",
-        f"{shape.power_w:.3g} W{model}" if shape.power_w > 0 else "-",
-        f"{format_si(shape.peak_memory_bytes)}B" if shape.peak_memory_bytes > 0 else "-",
-        f"{shape.startup_s:.2g} s" if shape.startup_s >= 0 else "-",
-        f"{shape.residual:+.0%}",
+        percent(shape.utilisation, places=1),
+        f"{format_si(shape.power_w, 'W')}{model}" if shape.power_w > 0 else UNKNOWN,
+        format_si(shape.peak_memory_bytes, "B") if shape.peak_memory_bytes > 0 else UNKNOWN,
+        format_duration(shape.startup_s) if shape.startup_s >= 0 else UNKNOWN,
+        percent(shape.residual, places=0, signed=True),
     ]

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llem._numerals import format_count, percent
 from llem.cli._bar import Bar
 from llem.cli._command import add_json, note, print_json
 from llem.errors import Fault, InputError
@@ -21,10 +22,11 @@ if TYPE_CHECKING:
     from llem.campaign.data.prepared import Prepared
     from llem.data import Progress
 
-EXAMPLE = """  llem data prepare corpus/ --out data/de.bin              # text as bytes, 256 ids
+EXAMPLE = """  llem data prepare corpus/ --out data/de.bin     # text as bytes, 256 ids
   llem data prepare 'de/*.jsonl.gz' --tokenizer tokenizer.json --out data/de.bin
-  llem data prepare wiki.parquet saved_dataset/ --text-key body --held-out 10M --out data/de.bin
-  llem data prepare book.txt --document-separator '\\n\\n\\n' --held-out 2% --out data/book.bin
+  llem data prepare wiki.parquet saved/ --text-key body --out data/de.bin
+  llem data prepare book.txt --document-separator '\\n\\n' --out book.bin
+  llem data prepare book.txt --held-out 2% --out data/book.bin
   llem data show data/de.bin --check
 then, in campaign.yaml:
   data: {path: data/de.bin}"""
@@ -129,7 +131,7 @@ def _tell(path: Path, found: Prepared, *, as_json: bool, checked: bool = False) 
     if as_json:
         print_json({"path": str(path), **found.to_dict()})
         return
-    from llem.campaign import format_si
+    from llem._numerals import format_si
     from llem.cli._table import lines, table
 
     def count(documents: int, tokens: int) -> str:
@@ -148,7 +150,9 @@ def _tell(path: Path, found: Prepared, *, as_json: bool, checked: bool = False) 
     size = format_si(path.stat().st_size, "B")
     per_token = found.text_bytes / max(1, found.tokens - found.documents)
     ids = f"{name.name}, {found.vocabulary:,} ids, {per_token:.3g} bytes a token"
-    copies = f": {twice / found.tokens:.2%} of all tokens are in copies" if twice else ""
+    copies = (
+        f": {percent(twice / found.tokens, places=2)} of all tokens are in copies" if twice else ""
+    )
     trained = found.documents - found.evaluation_documents
     rows = [
         ("file", f"{path}, {found.dtype}, {size}"),
@@ -189,7 +193,7 @@ class _Told(Bar):
         self._told = time.monotonic()
 
     def __call__(self, found: Progress) -> None:
-        from llem.campaign import format_duration, format_si
+        from llem._numerals import format_duration, format_si
 
         share, words = found.bytes_done / max(1, found.bytes_total), "writing"
         left = ""
@@ -197,10 +201,10 @@ class _Told(Bar):
             share = found.written / found.tokens
         else:
             speed = f"{format_si(found.tokens_per_s)} tokens/s"
-            words = f"{format_si(found.tokens)} tokens, {speed}"
+            words = f"{format_count(found.tokens)} tokens, {speed}"
             left = f", {format_duration(found.left_s)} left"
         if sys.stderr.isatty():
             self.draw(words, done=share, total=1.0)
         elif time.monotonic() - self._told >= PLAIN_LINE_S:
             self._told = time.monotonic()
-            note(f"[{share:4.0%}] {words}{left}")
+            note(f"[{percent(share, places=0):>5}] {words}{left}")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from llem.cluster.doctor import Check
 
 EXAMPLE = """  llem doctor                            # for runs on this machine
-  llem doctor --site lumi-g              # a site's name, a campaign file or a campaign folder
+  llem doctor --site lumi-g              # a name, a campaign or its folder
   llem doctor --site campaign.yaml --job # and two nodes, from inside the image
   llem doctor --site runs/first --json"""
 

@@ -9,13 +9,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llem._numerals import UNKNOWN, percent
 from llem.cli._command import add_json, note, print_json
 from llem.errors import Fault, InputError
 
 if TYPE_CHECKING:
     from llem.results import NodeEnergy
 
-EXAMPLE = """  llem energy run.h5                      # on several nodes: all of run.node-<node>.h5
+EXAMPLE = """  llem energy run.h5                      # of several nodes: of all of them
   llem energy run.h5 --plot power.svg
   llem energy runs/first/runs/3f2a9c1b7d04/attempt-0 --json
   llem energy runs/first                  # every run of a campaign"""
@@ -63,7 +64,7 @@ def _check_plot(path: Path | None) -> None:
 
 
 def _tell_devices(found: NodeEnergy) -> None:
-    from llem.campaign import format_duration, format_si
+    from llem._numerals import format_duration, format_energy
     from llem.cli._table import table
     from llem.pipeline.power import short
 
@@ -75,10 +76,10 @@ def _tell_devices(found: NodeEnergy) -> None:
             device.domain,
             device.source,
             device.quality,
-            format_si(device.energy_j, "J"),
+            format_energy(device.energy_j),
             _mean(device.energy_j, device.duration_s),
             format_duration(device.duration_s),
-            f"{device.coverage:.0%}" if math.isfinite(device.coverage) else "n/a",
+            percent(device.coverage, places=0),
         ]
         for device in found.devices
     ]
@@ -93,14 +94,14 @@ def _tell_devices(found: NodeEnergy) -> None:
 
 
 def _tell_phases(found: NodeEnergy) -> None:
-    from llem.campaign import format_duration, format_si
+    from llem._numerals import format_duration, format_energy
     from llem.cli._table import table
 
     rows = [
         [
             phase.phase,
-            format_si(phase.energy_j, "J"),
-            f"{phase.energy_j / found.energy_j:.1%}" if found.energy_j > 0 else "n/a",
+            format_energy(phase.energy_j),
+            percent(phase.energy_j / found.energy_j, places=1) if found.energy_j > 0 else UNKNOWN,
             _mean(phase.energy_j, phase.duration_s),
             format_duration(phase.duration_s),
         ]
@@ -110,11 +111,11 @@ def _tell_phases(found: NodeEnergy) -> None:
 
 
 def _tell_runs(found: NodeEnergy) -> None:
-    from llem.campaign import format_duration, format_si
+    from llem._numerals import format_duration, format_energy
     from llem.cli._table import table
 
     rows = [
-        [run.run_id, format_si(run.energy_j, "J"), _mean(run.energy_j, run.duration_s),
+        [run.run_id, format_energy(run.energy_j), _mean(run.energy_j, run.duration_s),
          format_duration(run.duration_s)]
         for run in found.runs
     ]  # fmt: skip
@@ -135,17 +136,17 @@ def _draw(source: Path) -> None:
 
 
 def _total(found: NodeEnergy) -> str:
-    from llem.campaign import format_duration, format_si
+    from llem._numerals import format_duration, format_energy
 
     mean = _mean(found.energy_j, found.duration_s)
     return (
-        f"{format_si(found.energy_j, 'J')} in {format_duration(found.duration_s)}"
+        f"{format_energy(found.energy_j)} in {format_duration(found.duration_s)}"
         + (f", mean {mean}" if not found.runs else "")
         + f" ({found.quality})"
     )
 
 
 def _mean(energy_j: float, duration_s: float) -> str:
-    from llem.campaign import format_si
+    from llem._numerals import format_si
 
     return format_si(energy_j / duration_s if duration_s > 0 else math.nan, "W")

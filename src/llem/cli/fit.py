@@ -15,19 +15,20 @@ if TYPE_CHECKING:
     from llem.scaling import Target
     from llem.scaling.answers.optimum import Prices
 
-EXAMPLE = """  llem fit runs/first                              # a campaign folder, after aggregate
+EXAMPLE = """  llem fit runs/first                     # a campaign folder, after aggregate
   llem fit observations.csv --target 1e24 --bootstrap 4000
   llem fit losses.csv --target "500 kWh" --target "5000 EUR" --price-per-kwh 0.2
   llem fit losses.csv --law "E + A/N^alpha + B/D^beta" --loss squares --plot
   llem fit losses.csv --compare chinchilla,chinchilla_tied
   llem fit losses.csv --exclude run7,run9 --json > fit.json
-  llem fit runs/study                              # a study: what serving costs, by size and batch
+  llem fit runs/study                     # a study: what serving costs
   llem fit runs/first --serve runs/study --served-tokens 1e12 --target-loss 2.6"""
 
 COLUMNS = """\
-params (or N), tokens (D), loss (L, nats per token); where they are known flops (C), run_id,
-weight, params_nonembedding, unique_tokens, energy_j, duration_s, gpu_seconds, ranks, nodes,
-steps, status, reason; of intermediate checkpoints learning_rate, annealed, warmup_tokens, family"""
+params (or N), tokens (D), loss (L, nats per token); where they are known
+flops (C), run_id, weight, params_nonembedding, unique_tokens, energy_j,
+duration_s, gpu_seconds, ranks, nodes, steps, status, reason; of intermediate
+checkpoints learning_rate, annealed, warmup_tokens, family"""
 LOSSES = ("huber", "absolute", "squares")
 # What others call them.
 LOSS_NAMES = {"lad": "absolute", "l1": "absolute", "mae": "absolute"}

@@ -8,7 +8,7 @@ from pathlib import Path
 from llem.cli._command import note, print_json
 
 EXAMPLE = """  llem image build --kind cuda --out llem-cuda.sif
-  llem image build --kind cpu --wheelhouse wheels/ --base base.sif --out llem-cpu.sif  # offline
+  llem image build --wheelhouse wheels/ --base base.sif --out llem.sif # offline
   llem image build --kind vllm --out llem-vllm.sif
   llem image verify llem-cpu.sif"""
 

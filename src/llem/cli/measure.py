@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llem._numerals import format_energy
 from llem.campaign import parse_interval
 from llem.cli._command import note, option, print_json
 from llem.errors import Fault, InputError, LlemError
@@ -132,7 +133,7 @@ def command_has_it(info: signal.struct_siginfo, environ: Mapping[str, str] = os.
 
 def _tell(measured: Measured, args: argparse.Namespace, *, several: bool) -> None:
     """One line, from the last process of each node: it has seen the whole."""
-    from llem.campaign import format_duration, format_si
+    from llem._numerals import format_duration, format_si
 
     if not (measured.last or measured.lost):
         return
@@ -150,7 +151,7 @@ def _tell(measured: Measured, args: argparse.Namespace, *, several: bool) -> Non
     where = f"{measured.path.stem.partition('.node-')[2]}: " if several else ""
     devices = len(found.devices)
     note(
-        f"{where}{format_si(found.energy_j, 'J')} in {format_duration(found.duration_s)}, mean "
+        f"{where}{format_energy(found.energy_j)} in {format_duration(found.duration_s)}, mean "
         f"{format_si(measured.mean_power_w, 'W')} ({found.quality}, {devices} "
         f"device{'s' if devices != 1 else ''}): {measured.path}"
     )

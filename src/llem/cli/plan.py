@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from llem.pipeline import Planned, PlannedStudy
 
 EXAMPLE = """  llem plan campaign.yaml --budget "500 GPUh" --out runs/first
-  llem plan --budget 1e12FLOP --out /tmp/try      # campaign.yaml here, or the built-in one
+  llem plan --budget 1e12FLOP --out /tmp/try  # campaign.yaml here, or built in
   llem plan campaign.yaml --runs 200 --ask-cluster
-  llem plan campaign.yaml --calibration runs/calibration     # of llem calibrate
+  llem plan campaign.yaml --calibration runs/calibration
   llem plan campaign.yaml --dry-run --json
-  llem plan campaign.yaml --waves 3               # a quarter now; the rest from what it shows
-  llem plan --refine runs/first                   # the next wave, from the records so far
-  llem plan --refine runs/first --budget "800 GPUh"    # a new total"""
+  llem plan campaign.yaml --waves 3           # a quarter now, the rest later
+  llem plan --refine runs/first               # the next wave, from the records
+  llem plan --refine runs/first --budget "800 GPUh"  # a new total"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

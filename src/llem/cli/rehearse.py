@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llem._numerals import brief, percent
 from llem.cli._answer import Progress
 from llem.cli._command import add_json, asked_budget, note, option, print_json
 from llem.cli.plan import add_waves, find_campaign, in_waves
@@ -22,11 +23,11 @@ if TYPE_CHECKING:
     from llem.planning import Plan
     from llem.rehearsal import Attempt, Planted, World
 
-EXAMPLE = """  llem rehearse campaign.yaml                     # played in a minute, then fitted
+EXAMPLE = """  llem rehearse campaign.yaml               # played in a minute, then fitted
   llem rehearse runs/first --instant --out /tmp/rehearsal
-  llem rehearse campaign.yaml --law "E=1.7,A=400,B=410,alpha=.34,beta=.28" --seed 7
-  llem rehearse campaign.yaml --speed 3600        # an hour of the campaign each second
-  llem rehearse campaign.yaml --repeat 200        # what would the answer be worth?"""
+  llem rehearse campaign.yaml --law "E=1.7,A=400,B=410,alpha=.34,beta=.28"
+  llem rehearse campaign.yaml --speed 3600  # an hour of it each second
+  llem rehearse campaign.yaml --repeat 200  # what would the answer be worth?"""
 
 # How long a rehearsal takes to watch, where nothing else is asked for, seconds.
 SHOW_S = 60.0
@@ -291,7 +292,7 @@ def recovered(played: Rehearsed, fit: dict[str, Any] | None) -> list[dict[str, A
 def _ending(played: Rehearsed, fit: dict[str, Any] | None) -> None:
     from collections import Counter
 
-    from llem.campaign import format_duration
+    from llem._numerals import format_duration
     from llem.cli._answer import tell_fit
 
     counts = Counter(a.status for a in played.attempts)
@@ -310,7 +311,7 @@ def _ending(played: Rehearsed, fit: dict[str, Any] | None) -> None:
             interval = "no interval"
             if row["inside"] is not None:
                 held = "holds it" if row["inside"] else "MISSES it"
-                interval = f"95 % {row['low']:.4g} to {row['high']:.4g} {held}"
+                interval = f"95 % {brief(row['low'])} to {brief(row['high'])} {held}"
             print(f"  {row['name']:8} {row['planted']:10.5g} {row['fitted']:10.5g}  {interval}")
 
 
@@ -327,7 +328,7 @@ def _repeat(args: argparse.Namespace, make: Callable[[int], World], code: Path) 
 
 
 def _tell_repeated(found: Repeated, world: World) -> None:
-    from llem.campaign import format_si
+    from llem._numerals import format_count, format_flops, format_gpu_hours, grouped
     from llem.cli._table import indented
 
     target = found.truth["target_flops"]
@@ -335,8 +336,8 @@ def _tell_repeated(found: Repeated, world: World) -> None:
         [
             f"REHEARSED {found.repeats} times: planted {world.planted.text}, noise {world.noise:g}",
             (
-                f"at the target of {format_si(target, 'FLOP')} the planted law's optimum is "
-                f"{format_si(found.truth['params'])} parameters with a loss of "
+                f"at the target of {format_flops(target)} FLOP the planted law's optimum is "
+                f"{format_count(found.truth['params'])} parameters with a loss of "
                 f"{found.truth['loss']:.4f}"
             ),
             "",
@@ -344,14 +345,15 @@ def _tell_repeated(found: Repeated, world: World) -> None:
     )
     names = ("bias", "sd", "told se", "held", "promised", "allowed", "held")
     print(
-        " " * 9 + "".join(f"{n:>{w}}" for n, w in zip(names, (9, 9, 9, 8, 10, 9, 8), strict=True))
+        " " * 9 + "".join(f"{n:>{w}}" for n, w in zip(names, (9, 9, 9, 9, 10, 9, 9), strict=True))
     )
     for name, label in (("params", "log N*"), ("loss", "log loss")):
         row = found.figures[name]
         print(
             f"{label:9}{row['bias']:+9.4f}{row['sd']:9.4f}{row['told_se']:9.4f}"
-            f"{row['coverage']:8.1%}{row['promised_se']:10.4f}{row['allowed_se']:9.4f}"
-            f"{row['allowed_coverage']:8.1%}"
+            f"{percent(row['coverage'], places=1):>9}{row['promised_se']:10.4f}"
+            f"{row['allowed_se']:9.4f}"
+            f"{percent(row['allowed_coverage'], places=1):>9}"
         )
     print()
     indented(
@@ -370,17 +372,17 @@ def _tell_repeated(found: Repeated, world: World) -> None:
     for reason, count in found.failed.items():
         print(f"  {count} without: {reason}")
     for name, count in found.unidentified.items():
-        print(f"  {name} was not identified in {count / found.repeats:.1%}")
+        print(f"  {name} was not identified in {percent(count / found.repeats, places=1)}")
     plan, waves = world.plan, world.plan.campaign.waves
-    planned = f"planned {plan.totals['gpu_hours']:.4g}"
+    planned = f"planned {grouped(plan.totals['gpu_hours'], 4)}"
     if waves > 1:
         planned = f"{waves} waves within {plan.budget}"
     indented(
         [
             (
-                f"runs that completed: {found.completed_runs:.1f} of {found.runs:.4g}; GPU-hours "
-                f"{found.gpu_hours[0]:.4g} +- {found.gpu_hours[1]:.2g} ({planned}); "
-                f"{found.days[0]:.3g} +- {found.days[1]:.2g} days"
+                f"runs that completed: {found.completed_runs:.1f} of {found.runs}; "
+                f"{grouped(found.gpu_hours[0], 4)} +- {format_gpu_hours(found.gpu_hours[1])} "
+                f"({planned}); {grouped(found.days[0])} +- {grouped(found.days[1], 2)} d"
             )
         ]
     )

@@ -8,26 +8,27 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llem._numerals import percent
 from llem.cli._command import add_folder, add_json, note, print_json
 
 if TYPE_CHECKING:
     from llem.pipeline.viewing import Rows
 
 EXAMPLE = """  llem results list runs/first
-  llem results list runs/first --where "params>1e6 and status=completed" --sort loss
+  llem results list runs/first --where "params>1e6 and loss<3" --sort loss
   llem results list runs/first --sort energy_j:desc
   llem results list runs/first --group-by params --json
   llem results list runs/first --columns run_id,loss,energy_j,energy_reason
-  llem results show runs/first 3f2a                       # a run by the start of its id
+  llem results show runs/first 3f2a        # a run by the start of its id
   llem results compare runs/first 3f2a 9bc0
   llem results compare runs/study --by options.batch_size,model --plot
   llem results export runs/first --format parquet --out first.parquet
   llem results export runs/first --table phases --where "phase=train" --out -"""
 
 WHERE = """what --where understands:
-  a field, one of = != < <= > >= ~ (holds the text), and a value: 1e6, 10M, completed,
-  "some text" or unknown; joined by and, or, not and brackets. What is not known fulfils
-  nothing but `= unknown`."""
+  a field, one of = != < <= > >= ~ (holds the text), and a value: 1e6, 10M,
+  completed, "some text" or unknown; joined by and, or, not and brackets. What
+  is not known fulfils nothing but `= unknown`."""
 
 # What a list shows unless columns are chosen; the second word heads it.
 SHOWN = (
@@ -277,7 +278,7 @@ def _compare_groups(args: argparse.Namespace) -> int:
 
 def _with_interval(name: str, row: Any) -> str:
     """A value, and how far its interval reaches to either side, as a share of it."""
-    from llem.report.tables import significant
+    from llem._numerals import significant
 
     value = row[name] if name in row else row[f"{name}_s"]
     high = row.get(f"{name}_high", row.get(f"{name}_high_s", float("nan")))
@@ -287,12 +288,12 @@ def _with_interval(name: str, row: Any) -> str:
     if not share >= LEAST_SHARE:
         return told
     if share < WIDE_SHARE:
-        return f"{told} ±{significant(100 * share, 2)} %"
+        return f"{told} ±{percent(share, digits=2)}"
     return f"{told} x/{significant(high / value, 2)}"
 
 
 def _interval(low: float, high: float) -> str:
-    from llem.report.tables import UNKNOWN, significant
+    from llem._numerals import UNKNOWN, significant
 
     return f"{significant(low)} to {significant(high)}" if low == low else UNKNOWN
 
@@ -324,7 +325,7 @@ def _export(args: argparse.Namespace) -> int:
 
 def _tell_estimates(rows: Sequence[Mapping[str, Any]]) -> None:
     """Whose joules nobody measured, below a table that has no column for it."""
-    from llem.report.tables import known as known_number
+    from llem._numerals import known as known_number
 
     known = [row for row in rows if row.get("energy_quality") and known_number(row.get("energy_j"))]
     estimated = sum(row["energy_quality"] == "model" for row in known)
@@ -340,7 +341,7 @@ def _tell_rehearsal(law: str) -> None:
 
 def _cell(name: str, value: Any, *, whole: bool = False) -> str:
     """A value as a person reads it, by what the field's name ends in."""
-    from llem.report.tables import (
+    from llem._numerals import (
         UNKNOWN,
         format_count,
         format_duration,
@@ -376,12 +377,12 @@ def _cell(name: str, value: Any, *, whole: bool = False) -> str:
 
 
 def _ratio(value: float | None) -> str:
-    from llem.report.tables import UNKNOWN, significant
+    from llem._numerals import UNKNOWN, significant
 
     return "" if value is None else UNKNOWN if value != value else f"{significant(value)}x"
 
 
 def _bytes(value: float) -> str:
-    from llem.report.tables import format_si
+    from llem._numerals import format_si
 
     return format_si(value, "B")

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from llem.pipeline import Planned, PlannedStudy
 
 EXAMPLE = """  llem run campaign.yaml --out runs/first
-  llem run campaign.yaml --budget 1e12FLOP      # interrupted? the same call goes on
-  llem run campaign.yaml --waves 3              # each wave is planned from those before it"""
+  llem run campaign.yaml --budget 1e12FLOP  # interrupted? the same call goes on
+  llem run campaign.yaml --waves 3          # each planned from those before it"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
         files = [{**vars(one), "path": str(one.path)} for one in found]
         print_json({"counts": counts, "bytes_before": before, "bytes_after": after, "files": files})
     else:
-        from llem.campaign import format_si
+        from llem._numerals import format_si
 
         told = ", ".join(f"{n} {WORDS[state]}" for state, n in sorted(counts.items()))
         size = f"; {format_si(before, 'B')} have become {format_si(after, 'B')}" if after else ""

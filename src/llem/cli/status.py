@@ -8,9 +8,9 @@ from llem.cli._command import add_folder, add_json, print_json
 from llem.errors import Fault, InputError
 
 EXAMPLE = """  llem status runs/first
-  llem status runs/first --runs             # every run on a line
-  llem status runs/first --watch 30         # live, until nothing works on it any more
-  llem status runs/first --json             # docs/status.md tells what the fields mean"""
+  llem status runs/first --runs      # every run on a line
+  llem status runs/first --watch 30  # live, until nothing works any more
+  llem status runs/first --json      # docs/status.md tells of the fields"""
 
 # How long one call may read records for the energy of finished runs.
 ENERGY_S = 0.2

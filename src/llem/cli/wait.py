@@ -7,7 +7,7 @@ import argparse
 from llem.cli._command import add_folder, add_json, note, option, print_json
 
 EXAMPLE = """  llem wait runs/first && llem finish runs/first
-  llem wait runs/first --timeout 30m      # status 1 where it is not over by then"""
+  llem wait runs/first --timeout 30m   # status 1 where it is not over then"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,7 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from llem.campaign import format_duration, parse_duration
+    from llem._numerals import format_duration
+    from llem.campaign import parse_duration
     from llem.cli._progress import watching
     from llem.cli._status import both, show, told_counts
     from llem.cluster import CampaignFolder, Notifier, summarise, wait

@@ -22,12 +22,3 @@ class Check:
 def at(where: str, rows: Iterable[Check]) -> list[Check]:
     """The same rows, seen on another machine."""
     return [replace(row, where=where) for row in rows]
-
-
-def size(count: float) -> str:
-    """Bytes as a person reads them."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llem._numerals import format_si
 from llem.campaign.guards import check_script_path
 from llem.cluster.disk.files import read_json, write_json, write_text
 from llem.cluster.disk.folder import CampaignFolder
@@ -106,7 +107,10 @@ def reduce_by_jobs(
         most = min(MOST_ELEMENTS, limits.array_size, limits.submit or MOST_ELEMENTS)
         slices = deal(runs, min(most, elements or -(-size // ELEMENT_BYTES)))
         array = _submit(folder, plan, cache, carbon, slices)
-        say(f"job {array.job_id}: {len(runs)} runs ({size / 1e9:.3g} GB) in {len(slices)} elements")
+        say(
+            f"job {array.job_id}: {len(runs)} runs ({format_si(size, 'B')}) in "
+            f"{len(slices)} elements"
+        )
         arrays = [*others, array]
     elif not others:
         say(f"no job is needed: all {planned} runs are reduced")

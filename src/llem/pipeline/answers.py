@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from llem.campaign import Budget, format_si
+from llem._numerals import brief, format_count, format_times
+from llem.campaign import Budget
 
 if TYPE_CHECKING:
     from llem.scaling import Optimum
@@ -69,12 +70,14 @@ class Answer:
             return f"{self.budget}: no answer: {'; '.join(self.warnings) or 'not known'}"
         size = "" if self.value is None else f" ({self.size} about {self.value})"
         text = (
-            f"{self.budget}: {format_si(self.params)} parameters {interval_text(self.ci['params'])}"
-            f"{size} on {format_si(self.tokens)} {self.unit}s {interval_text(self.ci['tokens'])}, "
+            f"{self.budget}: {format_count(self.params)} parameters "
+            f"{interval_text(self.ci['params'])}"
+            f"{size} on {format_count(self.tokens)} {self.unit}s "
+            f"{interval_text(self.ci['tokens'])}, "
             f"loss {self.loss:.4g} {interval_text(self.ci['loss'])}"
         )
         if self.beyond_data:
-            text += f"; {self.extrapolation:.3g} times the largest run: extrapolated"
+            text += f"; {format_times(self.extrapolation)} times the largest run: extrapolated"
         return text
 
     __repr__ = __str__
@@ -126,7 +129,7 @@ class Rows(list[dict[str, Any]]):
 def interval_text(values: tuple[float, float]) -> str:
     if not all(map(math.isfinite, values)):
         return "[no interval]"
-    return f"[{values[0]:.3g}, {values[1]:.3g}]"
+    return f"[{brief(values[0], 3)}, {brief(values[1], 3)}]"
 
 
 def _cell(value: Any) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from llem._numerals import brief, format_times
+
 Values = Mapping[str, Any]
 # What a recipe's rule says of each run.
 RULED = ("batch_tokens", "learning_rate")
@@ -69,7 +71,10 @@ def _repeated(runs: Sequence[Values]) -> str:
     again = sum(epochs > 1 for epochs in over)
     if not again:
         return f"no: each of the {len(runs)} runs reads a part of one epoch"
-    return f"{again} of {len(runs)} runs read some of it again, in up to {max(over):.3g} epochs"
+    return (
+        f"{again} of {len(runs)} runs read some of it again, in up to "
+        f"{format_times(max(over))} epochs"
+    )
 
 
 def _architecture(asked: Values, runs: Sequence[Values], *, llama: bool) -> str:
@@ -95,5 +100,5 @@ def _metric(data: Values, *, llama: bool) -> str:
 def _ends(values: Any) -> str:
     """`0.0021 to 0.011`, or the one value."""
     found = sorted(float(value) for value in values)
-    low, high = f"{found[0]:.4g}", f"{found[-1]:.4g}"
+    low, high = brief(found[0]), brief(found[-1])
     return low if low == high else f"{low} to {high}"

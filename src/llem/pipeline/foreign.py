@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llem._numerals import format_si
 from llem.campaign import IN_SESSION, SampleData
 from llem.errors import Fault, InputError
 from llem.planning import OwnModel
@@ -257,7 +258,7 @@ def write_for_ranks(
         raise InputError("find_optimal", [Fault(key, text, hint)])
     size = sum(t.numel() * t.element_size() for _, t in tensors_of(samples.fetch([0])))
     if size * samples.size > MOST_WRITTEN_BYTES:
-        text = f"{size * samples.size / 1e9:.1f} GB are too much to copy into the campaign"
+        text = f"{format_si(size * samples.size, 'B')} are too much to copy into the campaign"
         raise InputError("find_optimal", [Fault(key, text, hint)])
     if write:
         one_by_one = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from llem.campaign import format_duration, format_si
+from llem._numerals import format_duration, format_energy, format_si
 from llem.report.power import Panel, PowerPicture, Stretch, write_power
 from llem.results import NodeEnergy, PowerTraces, device_energies, power_traces
 
@@ -31,7 +31,7 @@ def power_picture(found: NodeEnergy, traces: PowerTraces, *, title: str) -> Powe
         device = joules.get(trace.uuid)
         told = "inside another device: not added"
         if device is not None:
-            told = f"{format_si(device.energy_j, 'J')} ({device.quality})"
+            told = f"{format_energy(device.energy_j)} ({device.quality})"
             if device.duration_s > 0 and math.isfinite(device.energy_j):
                 told += f", mean {format_si(device.energy_j / device.duration_s, 'W')}"
         if math.isfinite(trace.idle_w):
@@ -47,13 +47,13 @@ def power_picture(found: NodeEnergy, traces: PowerTraces, *, title: str) -> Powe
             )
         )
     mean = found.energy_j / found.duration_s if found.duration_s > 0 else math.nan
-    words = f"{format_si(found.energy_j, 'J')} in {format_duration(found.duration_s)}"
+    words = f"{format_energy(found.energy_j)} in {format_duration(found.duration_s)}"
     return PowerPicture(
         title=f"{title}: {words}, mean {format_si(mean, 'W')}",
         duration_s=traces.duration_s,
         panels=panels,
         stretches=[Stretch(phase=n, t0_s=a, t1_s=b) for n, a, b in traces.spans],
-        phases=[(p.phase, format_si(p.energy_j, "J")) for p in found.phases],
+        phases=[(p.phase, format_energy(p.energy_j)) for p in found.phases],
         windows=traces.windows,
         notes=[*found.problems, *(d.reason for d in found.devices if d.reason)],
     )

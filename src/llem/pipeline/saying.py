@@ -6,6 +6,8 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+from llem._numerals import format_count
+
 if TYPE_CHECKING:
     from llem.campaign import Run
     from llem.pipeline.campaigns import Planned
@@ -43,7 +45,8 @@ class Say:
             f"{status}: {end.get('reason', '')}"
         )  # fmt: skip
         self(
-            f"{self._done}/{len(planned.plan.runs)} N {run.params:.3g}, D {run.tokens:.3g}: {told} "
+            f"{self._done}/{len(planned.plan.runs)} N {format_count(run.params)}, D "
+            f"{format_count(run.tokens)}: {told} "
             f"({time.monotonic() - self._began:.0f} s)"
         )
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from llem._numerals import number
 from llem.cluster import finite_or_none, write_json
 from llem.errors import Fault, InputError
 from llem.pipeline.files import FIT_FILE
-from llem.report.tables import number
 from llem.results.tables.where import known_or_none
 
 if TYPE_CHECKING:

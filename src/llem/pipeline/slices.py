@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llem._numerals import format_flops
 from llem.errors import Fault, InputError
 
 FloatArray = NDArray[np.float64]
@@ -65,8 +66,8 @@ class Grid:
     def warnings(self) -> list[str]:
         """Of each slice without one, what is to be known beside every figure."""
         return [
-            f"the slice at {edge.flops:.3g} FLOP has no minimum inside the sizes trained: "
-            f"{edge.reason}; {edge.remedy}"
+            f"the slice at {format_flops(edge.flops)} FLOP has no minimum inside the sizes "
+            f"trained: {edge.reason}; {edge.remedy}"
             for edge in self.edges
         ]
 
@@ -87,7 +88,7 @@ class EdgeMinimaError(InputError):
         self.slices = grid.edges
         self.judged = grid.slices
         slices = grid.edges
-        faults = [Fault(f"at {s.flops:.3g} FLOP", s.reason, s.remedy) for s in slices]
+        faults = [Fault(f"at {format_flops(s.flops)} FLOP", s.reason, s.remedy) for s in slices]
         super().__init__(source, faults)
 
     def lines(self) -> list[str]:

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
+from llem._numerals import format_times
 from llem.errors import ClusterError, UnavailableError
 
 if TYPE_CHECKING:
@@ -53,6 +54,6 @@ def disagreements(told: Mapping[str, float], devices: Iterable[DeviceRow]) -> tu
         if not LEAST <= ratio <= MOST:
             lines.append(
                 f"job {job}: SLURM tells of {told[job]:.0f} J, its records of {joules:.0f} J "
-                f"({ratio:.2g} times as much; {LEAST:g} to {MOST:g} are expected)"
+                f"({format_times(ratio)} times as much; {LEAST:g} to {MOST:g} are expected)"
             )
     return tuple(lines)

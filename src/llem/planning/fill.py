@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llem.campaign import Budget, format_si
+from llem._numerals import format_amount, format_count
+from llem.campaign import Budget
 from llem.errors import LlemError
 from llem.planning.cells import Bench, Cell, Dropped
 from llem.planning.grid import (
@@ -75,17 +76,17 @@ def _nothing_fits(
         return BudgetError(f"{text}: {least.reason}", remedy="change the layout, or the model")
     cost = runs * bench.cost(least, budget.unit)
     smallest = (
-        f"{runs} run{'s' if runs > 1 else ''} of {format_si(least.model.params)} parameters, "
+        f"{runs} run{'s' if runs > 1 else ''} of {format_count(least.model.params)} parameters, "
         f"{least.steps} steps"
     )
     if cost <= budget.value:
         return BudgetError(
             f"{text} with {shape.levels} levels x {shape.sizes} sizes, though its smallest part "
-            f"would cost {cost:.3g} {budget.unit} ({smallest})",
+            f"would cost {format_amount(cost, budget.unit)} ({smallest})",
             remedy="raise the budget, or ask for fewer levels, sizes or seeds",
         )
     return BudgetError(
-        f"{text}; the least one costs {cost:.3g} {budget.unit}: {smallest}",
+        f"{text}; the least one costs {format_amount(cost, budget.unit)}: {smallest}",
         remedy="raise the budget, or ask for fewer runs or seeds",
     )
 

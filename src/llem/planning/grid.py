@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass, replace
 
-from llem.campaign import format_si
+from llem._numerals import format_count
 from llem.campaign.architecture import Architecture
 from llem.campaign.campaign import Campaign
 from llem.planning.cells import Bench, Cell, Dropped
@@ -153,7 +153,7 @@ def _level(
         for params in sizes:
             model = _near(bench, params, apart, ceiling)
             if model is None:
-                reason = f"no shape near {format_si(params)} parameters"
+                reason = f"no shape near {format_count(params)} parameters"
                 found.append(Dropped(level, params, reason))
             elif model not in seen:
                 seen.add(model)

@@ -6,6 +6,7 @@ import math
 from bisect import bisect
 from dataclasses import replace
 
+from llem._numerals import format_duration, format_si
 from llem.campaign import CustomModel, Layout, Site
 from llem.campaign.architecture import Architecture
 from llem.campaign.campaign import LayoutChoice
@@ -98,14 +99,15 @@ def choose_layout(
             if needed <= TIME_MARGIN * site.limits.time:
                 layout = _with_micro_batch(model, recipe, way, sequences // world, device, fixed)
                 if layout is None:
-                    reason = f"needs more than {device.memory_bytes / 1e9:.0f} GB per device"
+                    reason = f"needs more than {format_si(device.memory_bytes, 'B')} per device"
                     continue
                 needed = duration_s(flops, steps, layout, device)
                 if needed <= TIME_MARGIN * site.limits.time:
                     return layout
             reason = (
-                f"would run {needed / 3600:.1f} h on {nodes} x {ranks} devices; the site's limit "
-                f"is {site.limits.time / 3600:.1f} h"
+                f"would run {format_duration(needed)} on {nodes} x {ranks} devices; "
+                "the site's limit "
+                f"is {format_duration(site.limits.time)}"
             )
             if not again:
                 # What comes after is no faster.

@@ -7,18 +7,9 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from llem._numerals import format_count, format_duration, format_times, percent
 from llem._version import __version__
-from llem.campaign import (
-    Budget,
-    Run,
-    Runs,
-    SampleData,
-    Site,
-    TokenData,
-    format_duration,
-    format_si,
-    format_times,
-)
+from llem.campaign import Budget, Run, Runs, SampleData, Site, TokenData
 from llem.campaign.campaign import Campaign
 from llem.campaign.load import campaign_from, campaign_to_dict, site_of
 from llem.errors import Fault, InputError
@@ -288,7 +279,9 @@ def plan_warnings(
     firsts = [some.run for some in runs.replicates]
     spent = spend(runs, budget.unit, site)
     if spent < FILL * budget.value:
-        found.append(f"the runs spend only {spent / budget.value:.0%} of what they may cost")
+        found.append(
+            f"the runs spend only {percent(spent / budget.value, places=0)} of what they may cost"
+        )
     most = max(r.epochs for r in firsts)
     unit = f"{data.unit}s" if isinstance(data, SampleData) else "tokens"
     if most > 1:
@@ -296,8 +289,8 @@ def plan_warnings(
         longest = max(r.tokens for r in firsts if r.epochs == most)
         found.append(
             f"{over} run{'s read' if over > 1 else ' reads'} {unit} more than once: up to "
-            f"{format_times(most)} epochs, {format_si(longest)} {unit} of which "
-            f"{format_si(data.different_tokens(longest))} differ"
+            f"{format_times(most)} epochs, {format_count(longest)} {unit} of which "
+            f"{format_count(data.different_tokens(longest))} differ"
         )
     ratio = target_flops(campaign.target, site, device) / max(r.flops for r in firsts)
     if ratio > 10:
@@ -321,7 +314,9 @@ def plan_warnings(
         max(r.predicted.duration_s for r in firsts),
     )
     if least_s > LONG_S:
-        found.append(f"all of it takes {least_s / LONG_S:.3g} years at least, on the whole site")
+        found.append(
+            f"all of it takes {format_times(least_s / LONG_S)} years at least, on the whole site"
+        )
     found += [f"site {site.name}: no `{key}`: {then}" for key, then in site.left_open()]
     found += site_doubts(site)
     elements = sum(len(a.elements) * a.segments for a in arrays)

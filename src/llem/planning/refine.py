@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from llem._numerals import format_amount
 from llem.campaign import Budget, Run, Runs, Site
 from llem.errors import Fault, InputError
 from llem.planning.arrays import pack
@@ -62,7 +63,8 @@ def refine_plan(
     left = budget.value - spent
     if left <= 0:
         raise BudgetError(
-            f"nothing is left of {budget}: {spent:.4g} {budget.unit} are spent or under way",
+            f"nothing is left of {budget}: {format_amount(spent, budget.unit)} are "
+            "spent or under way",
             remedy="give a larger total with --budget",
         )
     value = left * wave_share(number, plan.campaign.waves)
@@ -75,7 +77,7 @@ def refine_plan(
             first_level=1 + max(run.level for run in plan.runs), runs=runs, pending=pending,
         )  # fmt: skip
     except ValueError as error:
-        text = f"{error}: {value:.4g} {budget.unit} of {budget}"
+        text = f"{error}: {format_amount(value, budget.unit)} of {budget}"
         raise BudgetError(text, remedy="give a larger total with --budget") from None
     known = plan.by_id
     made = Runs.of(

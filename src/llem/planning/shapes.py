@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from llem._numerals import format_gpu_hours
 from llem.campaign import Budget, Layout, Predicted, Run, Runs, Site
 from llem.planning.arrays import pack
 from llem.planning.cells import Dropped
@@ -112,7 +113,8 @@ def choose_shapes(
         least = min(gpu_hours(run) for run in there)
         nodes, ranks, stage, _ = place
         reason = f"{nodes} x {ranks} ranks, ZeRO {stage}: " + (
-            f"{least:.3g} GPU-hours are more than {affordable:.3g}" if least > affordable
+            f"{format_gpu_hours(least)} are more than "
+            f"{format_gpu_hours(affordable)}" if least > affordable
             else f"{count} shapes were asked for"
         )  # fmt: skip
         left_out += [Dropped(run.level, run.params, reason) for run in there[:1]]

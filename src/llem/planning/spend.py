@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+from llem._numerals import format_duration, format_si, percent
 from llem.campaign import MONEY, Budget, Layout, Predicted, Run, Runs, Site
 from llem.errors import Fault, InputError
 from llem.planning.hardware import Accelerator
@@ -85,11 +86,13 @@ def uncertainty(device: Accelerator) -> dict[str, Any]:
         },
         "source": {
             "utilisation": (
-                f"{device.utilisation:.3g} +- {device.utilisation_error:.0%} of the peak and "
-                f"{1e3 * device.step_overhead_s:.3g} ms a micro-step: {device.source}"
+                f"{device.utilisation:.3g} +- "
+                f"{percent(device.utilisation_error, places=0)} of the peak and "
+                f"{format_duration(device.step_overhead_s)} a micro-step: {device.source}"
             ),
             "power": (
-                f"{device.power_w:.4g} W +- {device.power_error:.0%} a device: "
+                f"{format_si(device.power_w, 'W')} +- "
+                f"{percent(device.power_error, places=0)} a device: "
                 f"{device.power_source}"
             ),
         },

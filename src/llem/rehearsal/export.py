@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from llem.campaign import Run, format_si
+from llem._numerals import format_si
+from llem.campaign import Run
 from llem.rehearsal.course import WRITE_BYTES_S, WRITE_S
 
 WEIGHT_BYTES = 4  # fp32, as they are trained

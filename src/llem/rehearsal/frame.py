@@ -15,7 +15,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from llem.campaign import format_duration, format_si
+from llem._numerals import format_count, format_duration, format_si
 from llem.records import Phase
 from llem.rehearsal.course import CHECKPOINT_BYTES, Attempt
 from llem.rehearsal.export import export_s, parts_of
@@ -273,7 +273,7 @@ def _stage_of(a: Attempt, t_s: float) -> StageNow | None:
     times = _took(t_s - block.t0_s, block.t1_s - t_s)
     if block.phase == Phase.EVALUATION:
         tokens = float(getattr(a.run.data, "evaluation_tokens", 0) or 0)
-        words = f"{format_si(share * tokens)} of {format_si(tokens)} held-out tokens"
+        words = f"{format_count(share * tokens)} of {format_count(tokens)} held-out tokens"
         return StageNow("evaluate", share, f"{words}  {times}")
     if block.phase == Phase.CHECKPOINT:
         size = float(CHECKPOINT_BYTES * a.run.params)

@@ -15,7 +15,17 @@ from typing import Literal
 
 import numpy as np
 
-from llem.campaign import CustomModel, Run, format_duration, format_si
+from llem._numerals import (
+    format_amount,
+    format_count,
+    format_duration,
+    format_energy,
+    format_flops,
+    format_si,
+    format_times,
+    percent,
+)
+from llem.campaign import CustomModel, Run
 from llem.records import Phase
 from llem.rehearsal.course import CHECKPOINT_BYTES, Attempt, checkpoint_s
 from llem.rehearsal.export import export_s, parts_of, total_of
@@ -72,7 +82,8 @@ def _waves(world: World) -> Iterator[Event]:
             continue
         text = (
             f"wave {wave.number} of {world.plan.campaign.waves}: {wave.runs} runs for "
-            f"{wave.value:.4g} {world.plan.budget.unit}, chosen from {wave.observed} that "
+            f"{format_amount(wave.value, world.plan.budget.unit)}, chosen from "
+            f"{wave.observed} that "
             "have ended"
         )
         yield Event(begin.at_s, "", text, "heading", "wave")
@@ -106,12 +117,14 @@ def _fit(world: World, done: Sequence[Attempt]) -> str:
         fit.ensemble.natural).items()]  # fmt: skip
     target = float(world.plan.head()["design"]["target_flops"])
     best = fit.ensemble.at(target, brief=True)
-    return f"{', '.join(words)}; N* {format_si(best.params)} at {format_si(target, 'FLOP')}"
+    return f"{', '.join(words)}; N* {format_count(best.params)} at {format_flops(target)} FLOP"
 
 
 def title(run: Run) -> str:
     """A run in a few words."""
-    return f"{format_si(run.params)} parameters, {format_si(run.tokens)} tokens, seed {run.seed}"
+    return (
+        f"{format_count(run.params)} parameters, {format_count(run.tokens)} tokens, seed {run.seed}"
+    )
 
 
 def _brief(a: Attempt) -> Iterator[Event]:
@@ -184,8 +197,8 @@ def _start(world: World, a: Attempt) -> Iterator[Event]:
     )
     yield event(f"tokenizer: vocabulary of {getattr(model, 'vocabulary', '?')}")
     yield event(
-        f"data: {getattr(run.data, 'path', '?')}, {format_si(run.tokens)} tokens in {run.steps} "
-        f"steps of {format_si(recipe.batch_tokens)} (micro-batch {layout.micro_batch}, "
+        f"data: {getattr(run.data, 'path', '?')}, {format_count(run.tokens)} tokens in {run.steps} "
+        f"steps of {format_count(recipe.batch_tokens)} (micro-batch {layout.micro_batch}, "
         f"{layout.grad_accum} accumulated)"
     )
     hosts = f"{layout.nodes} node{'s' if layout.nodes > 1 else ''}"
@@ -194,7 +207,7 @@ def _start(world: World, a: Attempt) -> Iterator[Event]:
     for rank in range(min(layout.ranks, RANKS_TOLD)):
         node, boards = a.nodes[rank // per_node], a.boards[rank // per_node]
         board = boards[min(rank % per_node, len(boards) - 1)]
-        kind = "package" if board.package else f"{board.memory_bytes / 1e9:.0f} GB"
+        kind = "package" if board.package else format_si(board.memory_bytes, "B")
         yield event(f"[rank {rank}/{layout.ranks}] {board.name} ({kind}) on {node.name}")
     if layout.ranks > RANKS_TOLD:
         yield event(f"... and {layout.ranks - RANKS_TOLD} more ranks")
@@ -207,7 +220,7 @@ def _start(world: World, a: Attempt) -> Iterator[Event]:
 
 def _shape(run: Run) -> str:
     """What the model is: a decoder's layers and widths, or a user's class and its size."""
-    model, params = run.model, f"{format_si(run.params)} parameters"
+    model, params = run.model, f"{format_count(run.params)} parameters"
     if isinstance(model, CustomModel):
         return f"{model.class_path}, {params} ({model.size} {model.value})"
     return (
@@ -221,7 +234,7 @@ def _mfu(world: World, a: Attempt) -> str:
     if world.device.cpu:
         return ""
     peak = world.device.peak_flops * a.run.layout.ranks
-    return f"MFU {a.tokens_per_s * float(a.run.model.flops_per_token) / peak:.1%}"
+    return f"MFU {percent(a.tokens_per_s * float(a.run.model.flops_per_token) / peak, places=1)}"
 
 
 def _training(world: World, a: Attempt, measured: Measured) -> Iterator[Event]:
@@ -353,13 +366,19 @@ def _boards(a: Attempt, measured: Measured) -> Iterator[Event]:
             where = f"{node.name}, device {index}"
             if board.straggles:
                 at = a.blocks[0].t0_s + 0.05 * (a.t1_s - a.blocks[0].t0_s) if a.blocks else a.t1_s
-                text = f"straggler: {where} runs at {board.speed:.0%} of the others' speed"
+                text = (
+                    f"straggler: {where} runs at {percent(board.speed, places=0)} "
+                    "of the others' speed"
+                )
                 yield Event(at, a.run.run_id, text, "warning", "straggler")
             if board.throttles and not board.package:
                 power = measured.power(place, board)
                 hot = np.flatnonzero(power.held_back)
                 if len(hot):
-                    text = f"{where} is at {LIMIT_C:.0f} C and slows itself to {board.slowed:.0%}"
+                    text = (
+                        f"{where} is at {LIMIT_C:.0f} C and slows itself to "
+                        f"{percent(board.slowed, places=0)}"
+                    )
                     at = float(power.edges[hot[0]])
                     yield Event(at, a.run.run_id, text, "warning", "throttle")
 
@@ -387,14 +406,15 @@ def _summary(world: World, own: Sequence[Attempt], measured: Measured) -> Event:
         ("run", title(run)),
         ("total time", format_duration(total_s)
          + (f" in {len(own)} attempts" if len(own) > 1 else "")),
-        ("steps", f"{run.steps}, {format_si(run.tokens)} tokens, {run.epochs:.3g} epochs"),
+        ("steps", (f"{run.steps}, {format_count(run.tokens)} tokens, "
+            f"{format_times(run.epochs)} epochs")),
         ("loss", f"{a.loss:.4f} +- {evaluation_loss_se(run):.4f}"),
         ("perplexity", f"{math.exp(min(a.loss, 700)):.4g}"),
         ("best evaluation", f"{min(evaluations):.4f}"),
         ("throughput", f"{format_si(a.tokens_per_s)} tokens/s  {_mfu(world, a)}".rstrip()),
-        ("devices at work", f"{worked_s / a.window_s:.1%} of the last attempt"),
+        ("devices at work", f"{percent(worked_s / a.window_s, places=1)} of the last attempt"),
         ("peak memory", f"{format_si(peak_memory(measured), 'B')} a rank"),
-        ("energy", f"{format_si(joules, 'J')}, {joules / max(1, tokens):.3g} J a token"),
+        ("energy", f"{format_energy(joules)}, {format_si(joules / max(1, tokens), 'J')} a token"),
         ("checkpoints", f"{saved} in {checkpoint_s(run):.2f} s each"),
         ("weights", total_of(run)),
     ]  # fmt: skip

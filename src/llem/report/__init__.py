@@ -14,14 +14,13 @@ if TYPE_CHECKING:
     from llem.report.serving import life_lines, study_lines
     from llem.report.study import draw_study, study_answer, write_study_report
     from llem.report.summary import comparison_lines, summary_lines
-    from llem.report.tables import answer, format_si, law_rows, optimum_rows
+    from llem.report.tables import answer, law_rows, optimum_rows
 
 _HOME = {
     "answer": "tables",
     "comparison_lines": "summary",
     "draw_fit": "page",
     "draw_study": "study",
-    "format_si": "tables",
     "law_rows": "tables",
     "life_lines": "serving",
     "optimum_rows": "tables",
@@ -37,7 +36,6 @@ __all__ = [
     "comparison_lines",
     "draw_fit",
     "draw_study",
-    "format_si",
     "law_rows",
     "life_lines",
     "optimum_rows",

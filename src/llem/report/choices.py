@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from llem.report.tables import number
+from llem._numerals import number
 from llem.scaling import Fit, FlopsModel, Law
 
 OWN = "this fit"

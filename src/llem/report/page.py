@@ -12,11 +12,25 @@ from typing import Any
 
 import numpy as np
 
+from llem._numerals import (
+    UNKNOWN,
+    format_amount,
+    format_count,
+    format_duration,
+    format_energy,
+    format_flops,
+    format_gpu_hours,
+    format_interval,
+    format_si,
+    known,
+    number,
+    percent,
+    significant,
+)
 from llem.errors import UnavailableError
 from llem.report import summary, tables
 from llem.report.plots import DARK, LIGHT, Plot, make_plots
 from llem.report.runs import FloatArray, Runs, gather, gather_columns
-from llem.report.tables import UNKNOWN, known, number
 from llem.report.templates import render
 from llem.report.whole import write_whole
 from llem.scaling.answers.cost import in_words
@@ -142,7 +156,7 @@ def render_page(
         optima=optima,
         priced=any(row["money"] != UNKNOWN for row in optima),
         unknown=UNKNOWN,
-        level=tables.percent(fit["ci"]["level"]) if fit else "",
+        level=percent(fit["ci"]["level"]) if fit else "",
         far=_far(fit),
         details=list(summary.detail_lines(fit)) if fit else [],
         quality=summary.quality_line(fit) if fit else "",
@@ -199,8 +213,8 @@ def _facts(runs: Runs, fit: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     facts = [("runs in the fit" if fit is not None else "runs with a loss", counted)]
     if fit is not None:
         if fit.get("exponents"):
-            value = tables.significant(number(fit["exponents"]["a"]))
-            interval = tables.format_interval((fit["ci"].get("exponents") or {}).get("a"))
+            value = significant(number(fit["exponents"]["a"]))
+            interval = format_interval((fit["ci"].get("exponents") or {}).get("a"))
             told = f"{value} ({interval})" if interval != UNKNOWN else value
             facts.append(("N* grows as C to the power", told))
         for key, words in (
@@ -209,7 +223,7 @@ def _facts(runs: Runs, fit: Mapping[str, Any] | None) -> list[tuple[str, str]]:
         ):
             error = number((fit.get(key) or {}).get("mean_abs_relative_error"))
             if np.isfinite(error):
-                facts.append((words, f"{tables.significant(100 * error, 2)} %"))
+                facts.append((words, percent(error, digits=2)))
     joules = runs.energy_j[np.isfinite(runs.energy_j)]
     if joules.size:
         estimated = all(
@@ -220,7 +234,7 @@ def _facts(runs: Runs, fit: Mapping[str, Any] | None) -> list[tuple[str, str]]:
         label = "energy, estimated by a model" if estimated else "energy measured"
         if joules.size < len(runs.run_id):
             label += f" ({joules.size} of {len(runs.run_id)} runs)"
-        facts.append((label, tables.format_energy(float(joules.sum()))))
+        facts.append((label, format_energy(float(joules.sum()))))
     return facts
 
 
@@ -246,9 +260,9 @@ def _law(fit: Mapping[str, Any] | None) -> dict[str, Any] | None:
         compute = "C = 6 N D (no exact FLOPs were given)"
     else:
         compute = (
-            f"C = {tables.significant(number(model['coefficient']), 4)} N^"
-            f"{tables.significant(number(model['exponent']), 4)} D, fitted to the runs' FLOPs "
-            f"(largest error {tables.percent(model['max_error'])})"
+            f"C = {significant(number(model['coefficient']), 4)} N^"
+            f"{significant(number(model['exponent']), 4)} D, fitted to the runs' FLOPs "
+            f"(largest error {percent(model['max_error'])})"
         )
     estimator = fit["estimator"]
     delta = f", delta {number(estimator['delta']):g}" if known(estimator.get("delta")) else ""
@@ -272,9 +286,9 @@ def _sensitivity(fit: Mapping[str, Any] | None) -> list[dict[str, str]]:
         row = {"choice": str(entry["choice"]), "rows": str(entry["rows"])}
         values = entry["params"] or {}
         for name in (fit or {})["params"]:
-            row[name] = tables.significant(number(values.get(name)), 4)
+            row[name] = significant(number(values.get(name)), 4)
         if (fit or {}).get("exponents"):
-            row["a"] = tables.significant(number((entry.get("exponents") or {}).get("a")), 4)
+            row["a"] = significant(number((entry.get("exponents") or {}).get("a")), 4)
         rows.append(row)
     return rows
 
@@ -288,11 +302,11 @@ def _definitions(fit: Mapping[str, Any] | None) -> list[dict[str, str]]:
         {
             "params": str(entry["params"]),
             "flops": "6ND" if entry["flops"] == "6ND" else "as given",
-            "a": tables.significant(number(entry["exponents"]["a"])),
-            "b": tables.significant(number(entry["exponents"]["b"])),
-            "best_params": tables.format_count(entry["optimum"]["params"]),
-            "best_tokens": tables.format_count(entry["optimum"]["tokens"]),
-            "at": tables.format_flops(entry["at_flops"]),
+            "a": significant(number(entry["exponents"]["a"])),
+            "b": significant(number(entry["exponents"]["b"])),
+            "best_params": format_count(entry["optimum"]["params"]),
+            "best_tokens": format_count(entry["optimum"]["tokens"]),
+            "at": format_flops(entry["at_flops"]),
         }
         for entry in entries
     ]
@@ -336,9 +350,9 @@ def _run_rows(runs: Runs, fit: Mapping[str, Any] | None) -> list[dict[str, Any]]
     for i in order:
         row = runs.rows[i]
         reason = str(row.get("reason") or "") or why.get(runs.run_id[i], "")
-        loss, error = tables.significant(runs.loss[i], 4), number(row.get("loss_se"))
+        loss, error = significant(runs.loss[i], 4), number(row.get("loss_se"))
         if np.isfinite(error) and np.isfinite(runs.loss[i]):
-            loss += f" ± {tables.significant(error, 2)}"
+            loss += f" ± {significant(error, 2)}"
         rows.append(
             {
                 "run_id": runs.run_id[i],
@@ -346,15 +360,15 @@ def _run_rows(runs: Runs, fit: Mapping[str, Any] | None) -> list[dict[str, Any]]
                 "calm": runs.status[i] in CALM,
                 "fitted": bool(runs.fitted[i]) and fit is not None,
                 "reason": reason,
-                "params": tables.format_count(runs.params[i]),
-                "tokens": tables.format_count(runs.tokens[i]),
-                "flops": tables.format_flops(runs.flops[i]),
+                "params": format_count(runs.params[i]),
+                "tokens": format_count(runs.tokens[i]),
+                "flops": format_flops(runs.flops[i]),
                 "seed": UNKNOWN if row.get("seed") is None else str(row["seed"]),
                 "loss": loss,
-                "energy": tables.format_energy(runs.energy_j[i]),
+                "energy": format_energy(runs.energy_j[i]),
                 "quality": runs.quality[i],
                 "energy_reason": str(row.get("energy_reason") or ""),
-                "duration": tables.format_duration(row.get("duration_s")),
+                "duration": format_duration(row.get("duration_s")),
                 "mfu": f"{100 * number(row.get('mfu')):.1f} %"
                 if known(row.get("mfu"))
                 else UNKNOWN,
@@ -388,17 +402,17 @@ def _energy(runs: Runs, fit: Mapping[str, Any] | None) -> dict[str, Any]:
             continue
         unit = entry["unit"]
         parts = [
-            f"{tables.format_si(entry[key], unit)}{words}"
+            f"{format_si(entry[key], unit)}{words}"
             for key, words in COST_PARTS
             if number(entry.get(key)) > 0
         ]
         text = (
             f"{in_words(entry['quantity'])} = {' + '.join(parts) or '0'} "
-            f"({entry['rows']} runs, mean error {tables.percent(entry['mean_error'])}"
+            f"({entry['rows']} runs, mean error {percent(entry['mean_error'])}"
         )
         error = number((entry.get("held_out") or {}).get("mean_abs_relative_error"))
         if np.isfinite(error):
-            text += f", {tables.percent(error)} on the largest, held out"
+            text += f", {percent(error)} on the largest, held out"
         laws.append(f"{text})")
     return {"qualities": qualities, "laws": laws}
 
@@ -413,14 +427,14 @@ def provenance_of(
         rows.append(("campaign", str(name)))
         budget = plan.get("budget") or {}
         if known(budget.get("value")):
-            words = f"{tables.significant(number(budget['value']))} {budget.get('unit', '')}"
+            words = format_amount(budget["value"], str(budget.get("unit", "")))
             rows.append(("budget", words))
         totals = plan.get("totals") or {}
         planned = [f"{totals['runs']} runs"] if "runs" in totals else []
         if known(totals.get("gpu_hours")):
-            planned.append(f"{tables.format_hours(totals['gpu_hours'])} of GPU time")
+            planned.append(format_gpu_hours(totals["gpu_hours"]))
         if known(totals.get("energy_j")):
-            planned.append(f"{tables.format_energy(totals['energy_j'])} (predicted)")
+            planned.append(f"{format_energy(totals['energy_j'])} (predicted)")
         if planned:
             rows.append(("planned", ", ".join(planned)))
     if fit is not None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from llem.report.tables import known, number, significant
+from llem._numerals import known, number, percent, significant
 
 # 95 % of a normal distribution lie within so many standard errors.
 STANDARD_ERRORS_95 = 1.96
@@ -93,7 +93,10 @@ def kept_line(fit: Mapping[str, Any]) -> str:
     in_log = (fit.get("estimator") or {}).get("space", "log") == "log"
     if in_log and math.isfinite(off) and math.isfinite(noise):
         # The median of |x| is .6745 standard deviations of a normal x.
-        words += f"; runs lie {off / 0.6745:.2%} off the law, {noise:.2%} was assumed"
+        words += (
+            f"; runs lie {percent(off / 0.6745, places=2)} off the law, "
+            f"{percent(noise, places=2)} was assumed"
+        )
     return words
 
 

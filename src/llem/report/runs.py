@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llem.report.tables import number
+from llem._numerals import number
 
 FloatArray = NDArray[np.float64]
 NUMERIC = ("params", "tokens", "flops", "loss", "energy_j", "unique_tokens")

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from llem.report.tables import (
-    aligned,
+from llem._numerals import (
     format_count,
     format_energy,
     format_si,
     known,
     number,
     percent,
-    significant,
 )
+from llem.report.tables import aligned
 from llem.scaling.answers.cost import in_words
 
 # Of how the law and a power law foretell what they were not fitted to.
@@ -136,7 +135,7 @@ def life_lines(answers: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         yield (
             f"    trained for the least energy alone it would have {format_count(alone['params'])} "
             f"parameters and use {format_energy(alone['total_j'])}: "
-            f"{significant(100 * number(answer['saving']), 2)} % is saved"
+            f"{percent(answer['saving'], digits=2)} is saved"
         )
         for text in answer["warnings"]:
             yield f"    warning: {text}"

@@ -7,6 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from llem._numerals import (
+    UNKNOWN,
+    format_duration,
+    format_energy,
+    format_si,
+    known,
+    number,
+    percent,
+    significant,
+)
 from llem.report.page import (
     CALM,
     NO_PLOTS,
@@ -19,16 +29,6 @@ from llem.report.page import (
 )
 from llem.report.plots import Plot, pareto, serving_law
 from llem.report.serving import LETTERS, law_name, law_words, term_rows
-from llem.report.tables import (
-    UNKNOWN,
-    format_duration,
-    format_energy,
-    format_si,
-    known,
-    number,
-    percent,
-    significant,
-)
 from llem.report.templates import render
 from llem.report.whole import write_whole
 

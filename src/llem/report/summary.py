@@ -6,28 +6,30 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from llem._numerals import (
+    UNKNOWN,
+    format_count,
+    format_flops,
+    format_interval,
+    known,
+    number,
+    percent,
+    significant,
+)
 from llem.report.folding import folded
 from llem.report.promise import kept_line
 from llem.report.tables import (
     FORMS,
     TOO_FAR,
-    UNKNOWN,
     aligned,
     answer,
     answer_at,
     energy_word,
     far_lines,
-    format_count,
-    format_flops,
-    format_interval,
     format_target,
     is_far,
-    known,
     law_rows,
-    number,
     optimum_rows,
-    percent,
-    significant,
 )
 
 LABEL_WIDTH = 13
@@ -261,7 +263,7 @@ def _optimum_lines(rows: Sequence[Mapping[str, str]], width: int) -> list[str]:
         ("tokens", "tokens"),
         ("loss", "loss"),
         ("energy", "energy_j"),
-        ("GPU time", "gpu_hours"),
+        ("device time", "gpu_hours"),
         ("money", "money"),
         ("beyond data", "beyond"),
     ]
@@ -320,7 +322,7 @@ def _table(
 
 
 def _per_cent(share: float) -> str:
-    return f"{significant(100 * share, 2)} %" if math.isfinite(share) else UNKNOWN
+    return f"{percent(share, digits=2)}" if math.isfinite(share) else UNKNOWN
 
 
 def _in_log(fit: Mapping[str, Any]) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from llem._numerals import format_amount, format_times
 from llem.scaling.answers.allowance import EXPONENT_ERROR
 from llem.scaling.answers.cost import CostLaw, cost_design, fit_cost
 from llem.scaling.answers.features import Layout, Layouts
@@ -160,7 +161,7 @@ def fit_law(
     )
     optima = tuple(ensemble.at(target) for target in wanted)
     for optimum in optima:
-        label = f"{optimum.target.value:g} {optimum.target.unit}".replace("e+", "e")
+        label = format_amount(optimum.target.value, optimum.target.unit)
         warnings += [f"at {label}: {text}" for text in optimum.warnings if "times the" in text]
     judgement = judge(data, chosen, problem, solution, judged_by)
     return Fit(
@@ -233,7 +234,8 @@ def _data_warnings(data: Observations, law: Law) -> list[str]:
         if again:
             rows = "1 row has" if again == 1 else f"{again} of {data.rows} rows have"
             found.append(
-                f"{rows} read tokens more than once, in up to {np.nanmax(epochs):.3g} epochs, and "
+                f"{rows} read tokens more than once, in up to "
+                f"{format_times(np.nanmax(epochs))} epochs, and "
                 f"the law {law.name} takes them as new: see repeated_tokens"
             )
     return found

@@ -1,16 +1,11 @@
 """Quantities as users write them."""
 
-import math
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llem.campaign import (
     Budget,
-    format_duration,
-    format_si,
-    format_times,
     parse_budget,
     parse_bytes,
     parse_count,
@@ -104,16 +99,3 @@ def test_a_slurm_time_reads_back_as_the_same_seconds(seconds):
 )
 def test_bytes(text, size):
     assert parse_bytes(text) == size
-
-
-def test_numbers_are_shown_with_prefixes_and_nan_as_not_known():
-    assert format_si(1234567, "J") == "1.23 MJ"
-    assert format_si(0) == "0"
-    assert format_si(math.nan, "J") == "n/a"
-    assert format_duration(12345) == "3 h 26 min"
-    assert format_duration(math.nan) == "n/a"
-
-
-def test_how_many_times_is_told_without_an_exponent_where_it_can_be():
-    told = [format_times(ratio) for ratio in (1.4512, 99.9, 641.2, 3930.0, 2.5e6)]
-    assert told == ["1.45", "99.9", "641", "3,930", "2.5e+06"]

@@ -18,7 +18,7 @@ class Terminal(io.StringIO):
 def test_yes_at_a_terminal_goes_on(monkeypatch, answer, capsys):
     monkeypatch.setattr("sys.stdin", Terminal(answer))
     confirm(500, what="12 runs", yes=False)
-    assert "12 runs: expected to take 500 GPU-hours" in capsys.readouterr().err
+    assert "12 runs: expected to take 500 GPUh" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("stdin", [Terminal("\n"), Terminal("n\n"), Terminal(""), io.StringIO("y")])

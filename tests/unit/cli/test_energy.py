@@ -112,7 +112,7 @@ def test_the_tables_tell_devices_phases_and_the_whole_and_the_trace_follows(reco
     assert main(["energy", "run.h5"]) == 0
     out = capsys.readouterr().out
     assert "25 kJ in 50 s, mean 500 W (counter)" in out
-    assert re.search(r"training +17 kJ +68.0% +500 W +34 s", out)
+    assert re.search(r"training +17 kJ +68.0 % +500 W +34 s", out)
     assert "250 W ┤" in out and "\x1b" not in out and max(map(len, out.splitlines())) <= 80
 
 

@@ -28,7 +28,7 @@ def test_the_last_line_tells_joules_seconds_watts_quality_and_where_the_record_i
     number = r"[0-9.]+(e[+-]\d+)? "
     line = done.stderr.splitlines()[-1]
     assert re.fullmatch(
-        rf"{number}\w?J in {number}s, mean {number}\w?W \(model, 1 device\): .*/run\.h5", line
+        rf"{number}\w?J in {number}m?s, mean {number}\w?W \(model, 1 device\): .*/run\.h5", line
     ), line
 
 

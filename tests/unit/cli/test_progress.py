@@ -20,7 +20,7 @@ SEEN = Seen(
 
 def test_a_wide_terminal_shows_everything():
     assert terminal_line(SEEN, width=130) == (
-        " 43% ████████████▉·················  43/120 runs  3 running  loss 2.314 1.900 +1  "
+        " 43 % ████████████▉·················  43/120 runs  3 running  loss 2.314 1.900 +1  "
         "24.8 k tokens/s  1.23 kJ  left    1:19"
     )
 
@@ -32,7 +32,7 @@ def test_no_line_is_longer_than_the_terminal_is_wide(width):
 
 def test_a_narrow_terminal_keeps_what_matters_most():
     assert terminal_line(SEEN, width=48).split("·")[-1].strip() == "43/120 runs  left    1:19"
-    assert terminal_line(SEEN, width=24).strip().startswith("43%")
+    assert terminal_line(SEEN, width=24).strip().startswith("43 %")
 
 
 def test_failures_are_the_last_words_to_go():
@@ -51,7 +51,7 @@ def test_a_bar_is_filled_by_its_share():
 def test_a_file_gets_plain_columns_without_control_characters():
     line = log_line(SEEN, clock="08:40:11")
     assert line == (
-        "08:40:11  43%   43/120 runs  3 running  loss 2.314 1.900 +1  24.8 k tokens/s  1.23 kJ  "
+        "08:40:11  43 %   43/120 runs  3 running  loss 2.314 1.900 +1  24.8 k tokens/s  1.23 kJ  "
         "left    1:19"
     )
     assert re.fullmatch(r"[ -~]+", line)
@@ -59,7 +59,7 @@ def test_a_file_gets_plain_columns_without_control_characters():
 
 def test_what_is_not_known_is_left_out():
     assert log_line(Seen(share=0, runs=3, counts={"waiting": 3}), clock="08:40:11") == (
-        "08:40:11   0%  0/3 runs  left    -:--"
+        "08:40:11   0 %  0/3 runs  left    -:--"
     )
 
 

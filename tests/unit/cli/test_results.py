@@ -63,7 +63,7 @@ def test_a_list_is_a_table_in_which_the_unknown_is_a_dash(campaign, capsys):
     status, out, _ = call(capsys, "list", campaign)
     head, *rows = out.splitlines()
     assert status == 0 and head.split()[:3] == ["run", "status", "params"]
-    assert len(rows) == 4 and rows[3].split()[:3] == ["d00d00", "diverged", "5.00"]
+    assert len(rows) == 4 and rows[3].split()[:3] == ["d00d00", "diverged", "5"]
     assert "nan" not in out and "–" in rows[3]
 
 

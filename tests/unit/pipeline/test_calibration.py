@@ -127,7 +127,7 @@ def test_a_plan_rests_on_it_and_says_so(calibrated, tmp_path):
         assert run.predicted.duration_s == pytest.approx(truth_s, rel=1e-3)
     source = plan.to_dict()["budget"]["source"]
     assert f"measured: calibration of {len(done.calibration.shapes)} shapes on " in source["power"]
-    assert "+- 3% of the peak and 30 ms a micro-step: measured" in source["utilisation"]
+    assert "+- 3 % of the peak and 30 ms a micro-step: measured" in source["utilisation"]
     told = plan.to_dict()["budget"]["uncertainty"]["gpu_hours"]
     assert told < prior.to_dict()["budget"]["uncertainty"]["gpu_hours"] / 5
 

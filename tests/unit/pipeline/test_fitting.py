@@ -97,7 +97,7 @@ def test_a_grid_off_the_optimum_is_refused_with_every_slice_its_side_and_the_rem
     assert error.value.exit_status == 2
     lines = error.value.lines()
     assert "4 of 4 isoFLOP slices have no minimum inside" in lines[0]
-    assert "1e+17 FLOP: the loss is lowest at the smallest of the 5 sizes" in lines[1]
+    assert "1e17 FLOP: the loss is lowest at the smallest of the 5 sizes" in lines[1]
     assert "train smaller models at this compute" in lines[1]
     assert "--allow-edge-minima" in lines[-1]
     with pytest.raises(EdgeMinimaError) as error:

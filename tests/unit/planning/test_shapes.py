@@ -50,7 +50,7 @@ def test_a_shape_that_costs_much_of_the_plan_is_left_out_with_its_price():
     plan = plan_at("large-cluster", "20 GPUh")
     short = calibration_plan(plan, steps=2000)
     for dropped in short.dropped:
-        assert "GPU-hours are more than" in dropped.reason or "asked for" in dropped.reason
+        assert "GPUh are more than" in dropped.reason or "asked for" in dropped.reason
     assert short.runs
 
 

@@ -321,7 +321,7 @@ def test_each_backend_has_arrays_of_its_own():
 def test_a_budget_that_does_not_suffice_is_refused_before_anything_runs():
     (fault,) = faults_of(budget="1e-6 GPUh")
 
-    assert "are expected, and 1e-06 GPUh may be spent" in fault
+    assert "are expected, and 1e-6 GPUh may be spent" in fault
 
 
 def test_slow_arrivals_take_as_long_as_they_take():

@@ -102,7 +102,7 @@ def test_rows_dropped_as_checkpoints_are_not_marked_as_fitted(rows: list[dict[st
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(1e9, "1 B"), (2.2e9, "2.2 B"), (75e6, "75 M"), (1.25e6, "1.25 M")]
+    ("value", "text"), [(1e9, "1 G"), (2.2e9, "2.2 G"), (75e6, "75 M"), (1.25e6, "1.25 M")]
 )
 def test_ticks_are_as_exact_as_they_need(value: float, text: str) -> None:
     assert count(value) == text

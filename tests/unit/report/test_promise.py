@@ -22,7 +22,7 @@ def found(*, ci=(100.0, 400.0), promise=PROMISE, space="log"):
 def test_a_promise_stands_beside_what_was_found():
     assert kept_line(found()) == (
         "the plan expected N* within x/ 1.20; its interval reaches 2.00 times down and 2.00 times "
-        "up; runs lie 1.00% off the law, 0.50% was assumed"
+        "up; runs lie 1.00 % off the law, 0.50 % was assumed"
     )
 
 

@@ -342,6 +342,18 @@ def test_a_brief_answer_is_the_same_with_less() -> None:
         assert brief.flop_optimal is brief.equal_loss is None
 
 
+@pytest.mark.filterwarnings("error")
+def test_resamples_with_an_absurd_size_are_told_of_and_not_drawn() -> None:
+    """Two exponents next to zero put N* at e^4000: no point of a plot, and no silent infinity."""
+    drawn = resamples(200)
+    drawn[:10, 3:] = 0.003
+    told = ensemble(200, samples=drawn).at(1e20)
+    assert len(told.cloud["params"]) == 190
+    assert all(math.isfinite(v) for values in told.cloud.values() for v in values)
+    assert any("5 % of the resamples put N* below 1 or above" in text for text in told.warnings)
+    assert not any("of the resamples" in text for text in ensemble(200).at(1e20).warnings)
+
+
 def test_the_cloud_is_thinned_and_always_the_same() -> None:
     cloud = ensemble(4000).at(1e20).cloud
     assert {len(v) for v in cloud.values()} == {400}

@@ -9,8 +9,9 @@ from collections.abc import Collection
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from llem._numerals import format_si
 from llem.campaign import Site
-from llem.cluster.check import FAIL, OK, WARN, Check, size
+from llem.cluster.check import FAIL, OK, WARN, Check
 from llem.cluster.doctor.place import LITTLE_HOME_BYTES, place_rows, probe, room, room_rows
 from llem.cluster.doctor.scheduler import examine_scheduler
 from llem.cluster.scheduler.gate import run_program
@@ -186,7 +187,11 @@ def image_rows(image: Path, planned_digest: str) -> list[Check]:
         return [Check("image", FAIL, f"no image {image}", "llem image build --out IMAGE.sif")]
     if not os.access(image, os.R_OK):
         return [Check("image", FAIL, f"{image} cannot be read", f"chmod a+r {image}")]
-    seen = f"{image}, {size(image.stat().st_size)}" if image.is_file() else f"{image}, a folder"
+    seen = (
+        f"{image}, {format_si(image.stat().st_size, 'B')}"
+        if image.is_file()
+        else f"{image}, a folder"
+    )
     if not planned_digest or not image.is_file():
         return [Check("image", OK, seen)]
     from llem.cluster.image import digest

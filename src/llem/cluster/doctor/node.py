@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from llem._numerals import format_si
 from llem._version import __version__
 from llem.campaign import Site
 from llem.cluster.check import FAIL, OK, WARN, Check, at
@@ -184,6 +185,6 @@ def meeting_row(ranks: Sequence[Mapping[str, Any]]) -> Check:
     slowest = max(meeting["rtt_s"] for meeting in others)
     text = (
         f"{len(ranks)} ranks on {nodes} node(s) met at {first['host']}:{first['port']} "
-        f"({others[-1]['address']}), {slowest * 1e6:.0f} us there and back"
+        f"({others[-1]['address']}), {format_si(slowest, 's')} there and back"
     )
     return Check("rendezvous", OK, text)

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llem.cluster.check import FAIL, OK, WARN, Check, size
+from llem._numerals import format_si
+from llem.cluster.check import FAIL, OK, WARN, Check
 from llem.errors import LlemError
 
 FSYNCS = 5
@@ -117,7 +118,7 @@ def room_rows(
     if "room_error" in facts:
         return [Check(name, WARN, f"{facts['path']}: {facts['room_error']}")]
     free, inodes = facts["free_bytes"], facts["free_inodes"]
-    seen = f"{size(free)}" + ("" if inodes is None else f" and {inodes:,} inodes")
+    seen = format_si(free, "B") + ("" if inodes is None else f" and {inodes:,} inodes")
     seen += f" in {facts['path']}"
     if free < none:
         return [Check(name, FAIL, seen, "make room, or use another file system")]

@@ -8,7 +8,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from llem.campaign import Site, format_duration
+from llem._numerals import format_duration
+from llem.campaign import Site
 from llem.cluster.check import FAIL, OK, WARN, Check
 from llem.cluster.scheduler.gate import run_program
 from llem.errors import ClusterError, LlemError, UnavailableError, did_you_mean

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from llem.campaign import format_duration, format_si
+from llem._numerals import format_duration, format_energy, format_si, percent
 from llem.cluster.disk.files import finite_or_none
 from llem.serving import ServingProgress
 from llem.training import Callback, Progress
@@ -55,14 +55,17 @@ def line(progress: Progress | ServingProgress) -> str:
     """How far a run is, in columns that stay where they are; what is not known is left out."""
     digits = len(str(progress.steps))
     trained = isinstance(progress, Progress)
-    done = f"{progress.step:{digits}d}/{progress.steps} {progress.step / progress.steps:4.0%}"
+    done = (
+        f"{progress.step:{digits}d}/{progress.steps} "
+        f"{percent(progress.step / progress.steps, places=0):>5}"
+    )
     words = [f"{'step' if trained else 'request'} {done}"]
     if isinstance(progress, Progress):
         words.append(f"loss {progress.loss:7.4f}")
     words.append(f"{format_si(progress.tokens_per_s):>6} tokens/s")
     words.append(f"left {format_duration(progress.remaining_s):>9}")
     if isinstance(progress, Progress) and math.isfinite(progress.mfu):
-        words.append(f"MFU {progress.mfu:6.1%}")
+        words.append(f"MFU {percent(progress.mfu, places=1):>7}")
     if math.isfinite(progress.energy_j):
-        words.append(f"rank 0's device {format_si(progress.energy_j, 'J'):>7}")
+        words.append(f"rank 0's device {format_energy(progress.energy_j):>7}")
     return "  ".join(words)

@@ -19,7 +19,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llem.campaign import AnyRun, Layout, Run, Serving, format_si, run_from_dict
+from llem._numerals import format_count, format_duration
+from llem.campaign import AnyRun, Layout, Run, Serving, run_from_dict
 from llem.cluster.disk.attempts import counts_since_ns, number_of, read_endings
 from llem.cluster.disk.endings import cause_of_error
 from llem.cluster.disk.folder import FINAL, INTERRUPTED, CampaignFolder
@@ -393,7 +394,7 @@ class Rank:
             took_s = time.monotonic() - began_s
             of = f" of {run.cooldown_s:g} s" if self._must_leave() else ""
             why = "" if answer.ok else f" ({answer.reason})"
-            log(f"run {run.run_id}: cooled down for {took_s:.3g} s{of}{why}")
+            log(f"run {run.run_id}: cooled down for {format_duration(took_s)}{of}{why}")
         self.world.barrier()
 
     def _must_leave(self) -> bool:
@@ -452,12 +453,13 @@ def _what(run: Run | Serving) -> str:
         deployment = run.deployment
         options = " ".join(f"{k}={v}" for k, v in deployment.options.items() if v is not None)
         return (
-            f"{deployment.model.name} ({format_si(run.params)} parameters) by "
+            f"{deployment.model.name} ({format_count(run.params)} parameters) by "
             f"{deployment.backend} {options or 'as it is'}, {deployment.prompts.count} requests, "
             f"cycle {run.cycle}"
         )
     return (
-        f"{format_si(run.params)} parameters, {format_si(run.tokens)} tokens in {run.steps} steps, "
+        f"{format_count(run.params)} parameters, {format_count(run.tokens)} tokens in "
+        f"{run.steps} steps, "
         f"seed {run.seed}"
     )
 

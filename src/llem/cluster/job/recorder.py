@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llem.campaign import AnyRun, Layout, format_si
+from llem._numerals import format_count, format_si
+from llem.campaign import AnyRun, Layout
 from llem.cluster.disk.attempts import (
     begin_attempt,
     counts_since_ns,
@@ -180,7 +181,7 @@ def told(how: Outcome | Served | Failure) -> str:
     if isinstance(how, Served):
         failed = f", {how.failed} of them failed" if how.failed else ""
         return (
-            f"completed, {how.steps} requests{failed}, {format_si(how.tokens_out)} tokens out, "
+            f"completed, {how.steps} requests{failed}, {format_count(how.tokens_out)} tokens out, "
             f"{format_si(how.tokens_per_s)} tokens/s"
         )
     return (

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llem.campaign import AnyRun, Budget, format_duration
+from llem._numerals import format_duration
+from llem.campaign import AnyRun, Budget
 from llem.cluster.disk.files import finite_or_none
 from llem.cluster.disk.folder import CampaignFolder
 from llem.cluster.disk.ledger import Ledger

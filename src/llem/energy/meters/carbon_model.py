@@ -15,7 +15,6 @@ from typing import Any
 
 from llem.energy.meters.meter import Device, MeterError, Probe, Reading
 from llem.energy.meters.sysfs import short_boot_id
-from llem.records import host_meta
 
 LOAD_MODE = "cpu_load"
 
@@ -46,7 +45,7 @@ class CodeCarbonModel:
         if not power_w > 0:
             return Probe(reasons=(f"codecarbon: its model gives {power_w} W",))
         device = Device(
-            uuid=f"codecarbon-{short_boot_id(str(host_meta()['boot_id']))}",
+            uuid=f"codecarbon-{short_boot_id()}",
             name=f"codecarbon: {tdp.model or 'unknown processor'}, {tdp.tdp} W",
             domain="package",
             source=self.name,

@@ -12,6 +12,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from llem._numerals import percent
+
 # The step's variable is set on every node by its daemon; the job's comes from the batch script
 # and is therefore only right on the first node. A task's own CUDA list comes last: with
 # --gpus-per-task it names one GPU of many, and those that idle are paid for as well.
@@ -161,7 +163,7 @@ def _shares(gpus: Sequence[Shown], reasons: tuple[str, ...]) -> Held:
 def _partial(shares: Mapping[str, float]) -> tuple[str, ...]:
     return tuple(
         f"{uuid}: MIG: the job holds "
-        + (f"{share:.0%} of it" if share == share else "an unknown part of it")
+        + (f"{percent(share, places=0)} of it" if share == share else "an unknown part of it")
         + "; NVML measures the whole GPU only"
         for uuid, share in shares.items()
         if share != 1.0  # NaN as well

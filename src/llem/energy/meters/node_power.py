@@ -22,7 +22,6 @@ from pathlib import Path
 
 from llem.energy.meters.meter import Device, MeterError, Probe, Reading
 from llem.energy.meters.sysfs import read_int, read_text, short_boot_id, sysfs
-from llem.records import host_meta
 
 HWMON_INTERVAL_S = 1.0
 IPMI_INTERVAL_S = 2.0
@@ -114,8 +113,7 @@ class _PolledMeter:
         if not poller.start().power_w > 0:
             poller.stop()
             raise MeterError("reads 0 W")
-        boot_id = self._boot_id or str(host_meta()["boot_id"])
-        uuid = f"{self.name}-{short_boot_id(boot_id)}-{label}"
+        uuid = f"{self.name}-{short_boot_id(self._boot_id)}-{label}"
         self._pollers[uuid] = poller
         return Device(
             uuid=uuid,

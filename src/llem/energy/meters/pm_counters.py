@@ -10,15 +10,11 @@ them to it. The counters are in whole joules and as old as a scan, .1 s.
 
 from __future__ import annotations
 
-import os
 import re
-import time
-from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from llem.energy.meters.meter import Device, MeterError, Probe, Reading
-from llem.energy.meters.sysfs import read_int, read_text, short_boot_id, sysfs
-from llem.records import host_meta
+from llem.energy.meters.sysfs import SysfsMeter, read_int, read_text, short_boot_id
 
 NODE_CONTAINS = ("gpu", "module", "package", "dram")
 PARTS = {"cpu_energy": "package", "memory_energy": "dram"}
@@ -38,29 +34,15 @@ def parse_counter(text: str, *, unit: str) -> int:
     return int(words[0])
 
 
-class PmCountersMeter:
+class PmCountersMeter(SysfsMeter):
     """This node as its own controller counts it, and the parts that it tells apart."""
 
     name = "pm_counters"
 
-    def __init__(
-        self,
-        *,
-        root: Path | None = None,
-        environ: Mapping[str, str] = os.environ,
-        boot_id: str | None = None,
-        monotonic: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
-    ) -> None:
-        """`root` is where the counters are, else `<sysfs>/cray/pm_counters`."""
-        self._root = root or sysfs(environ) / "cray" / "pm_counters"
-        self._boot_id = boot_id
-        self._monotonic = monotonic
-        self._sleep = sleep
-        self._files: dict[str, tuple[Path, Path | None]] = {}
-        self._fresh: tuple[int, float] | None = None
-        self._generation: int | None = None
-        self._checked_s = -1.0
+    place = "cray/pm_counters"
+    _fresh: tuple[int, float] | None = None
+    _generation: int | None = None
+    _checked_s = -1.0
 
     def probe(self) -> Probe:
         if not self._root.is_dir():
@@ -98,8 +80,8 @@ class PmCountersMeter:
             self._sleep(0.02)
 
     def _device(self, file: str, domain: str) -> Device:
-        boot_id = self._boot_id or str(host_meta()["boot_id"])
-        uuid = f"pm-{short_boot_id(boot_id)}-{file.removesuffix('energy').strip('_') or 'node'}"
+        part = file.removesuffix("energy").strip("_") or "node"
+        uuid = f"pm-{short_boot_id(self._boot_id)}-{part}"
         power = self._root / f"{file.removesuffix('energy')}power"
         self._files[uuid] = (self._root / file, power if power.is_file() else None)
         return Device(
@@ -119,9 +101,6 @@ class PmCountersMeter:
         if power is None:
             return Reading(energy_mj=energy_mj)
         return Reading(energy_mj=energy_mj, power_mw=self._count(power, "W") * 1e3)
-
-    def close(self) -> None:
-        self._files.clear()
 
     def _check_fresh(self) -> None:
         """Raises MeterError for numbers that are old, and once where the generation changed."""

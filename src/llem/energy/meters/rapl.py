@@ -15,14 +15,12 @@ where no accelerator is measured beside it (`llem.results.energy.claims`).
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from llem.energy.meters.meter import Device, MeterError, Probe, Reading
-from llem.energy.meters.sysfs import read_int, read_text, short_boot_id, sysfs
-from llem.records import host_meta
+from llem.energy.meters.sysfs import SysfsMeter, read_int, read_text, short_boot_id
 
 PSYS_CONTAINS = ("package", "dram")
 # A live counter moves within a millisecond; one that stands still is a virtual machine's.
@@ -44,26 +42,12 @@ class _Zone:
         return f"{self.name} of {self.parent}" if self.parent else self.name
 
 
-class RaplMeter:
+class RaplMeter(SysfsMeter):
     """The processors of this node, and their memory where it is counted."""
 
     name = "rapl"
 
-    def __init__(
-        self,
-        *,
-        root: Path | None = None,
-        environ: Mapping[str, str] = os.environ,
-        boot_id: str | None = None,
-        monotonic: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
-    ) -> None:
-        """`root` is where the powercap tree is, else `<sysfs>/class/powercap`."""
-        self._root = root or sysfs(environ) / "class" / "powercap"
-        self._boot_id = boot_id
-        self._monotonic = monotonic
-        self._sleep = sleep
-        self._files: dict[str, Path] = {}
+    place = "class/powercap"
 
     def probe(self) -> Probe:
         if not self._root.is_dir():
@@ -118,12 +102,11 @@ class RaplMeter:
         return set(first) - set(waiting)
 
     def _device(self, zone: _Zone) -> Device:
-        boot_id = self._boot_id or str(host_meta()["boot_id"])
-        uuid = f"rapl-{short_boot_id(boot_id)}-{zone.path.name}"
+        uuid = f"rapl-{short_boot_id(self._boot_id)}-{zone.path.name}"
         range_uj = read_int(zone.path / "max_energy_range_uj")
         if range_uj <= 0:
             raise MeterError(f"max_energy_range_uj is {range_uj}: a wrap could not be undone")
-        self._files[uuid] = zone.path / "energy_uj"
+        self._files[uuid] = (zone.path / "energy_uj", None)
         psys = zone.name == "psys"
         return Device(
             uuid=uuid,
@@ -136,10 +119,7 @@ class RaplMeter:
         )
 
     def read(self, device: Device) -> Reading:
-        return Reading(energy_mj=read_int(self._files[device.uuid]) / 1e3)
-
-    def close(self) -> None:
-        self._files.clear()
+        return Reading(energy_mj=read_int(self._files[device.uuid][0]) / 1e3)
 
 
 def _zones(root: Path, reasons: list[str]) -> list[_Zone]:

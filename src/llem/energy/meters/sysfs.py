@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from llem.energy.meters.meter import MeterError
+from llem.records import host_meta
 
 # Where /sys is bound elsewhere (a container that hides parts of it), this names the place.
 SYSFS_VARIABLE = "LLEM_SYSFS"
@@ -39,6 +41,33 @@ def read_int(path: Path) -> int:
         raise MeterError(f"{path}: {text[:40]!r} is no integer") from None
 
 
-def short_boot_id(boot_id: str) -> str:
-    """Enough of a boot id to tell machines apart, in a name that HDF5 and people can take."""
-    return boot_id[:18]
+def short_boot_id(boot_id: str | None = None) -> str:
+    """Enough of a boot id, by default this machine's, to tell machines apart, in a name that HDF5
+    and people can take."""
+    return (boot_id or str(host_meta()["boot_id"]))[:18]
+
+
+class SysfsMeter:
+    """What meters share that read counters below one folder of sysfs, `place`."""
+
+    place = ""
+
+    def __init__(
+        self,
+        *,
+        root: Path | None = None,
+        environ: Mapping[str, str] = os.environ,
+        boot_id: str | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """`root` is where the counters are, else `<sysfs>/<place>`."""
+        self._root = root or sysfs(environ) / self.place
+        self._boot_id = boot_id
+        self._monotonic = monotonic
+        self._sleep = sleep
+        # device -> its counter of energy, and where its power is read
+        self._files: dict[str, tuple[Path, Path | None]] = {}
+
+    def close(self) -> None:
+        self._files.clear()

@@ -17,7 +17,6 @@ from typing import Any
 
 from llem.energy.meters.meter import Device, MeterError, Probe, Reading
 from llem.energy.meters.sysfs import short_boot_id
-from llem.records import host_meta
 
 ZEUSD_VARIABLES = ("ZEUSD_SOCK_PATH", "ZEUSD_HOST_PORT")
 
@@ -217,7 +216,7 @@ class ZeusMeter:
         )  # fmt: skip
 
     def _boot(self) -> str:
-        return short_boot_id(self._boot_id or str(host_meta()["boot_id"]))
+        return short_boot_id(self._boot_id)
 
 
 def _field_reader(measure: Callable[[], Any], field: str) -> Callable[[], float]:

@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from llem._numerals import format_count, format_flops
 from llem.campaign import Budget, Campaign, Run, Site, parse_budget
 from llem.errors import Fault, InputError, LlemError, did_you_mean
 from llem.pipeline.campaigns import Planned, aggregate_campaign, plan_campaign, run_campaign
@@ -459,7 +460,9 @@ class _Call:
         models = {some.run.params for some in plan.runs.replicates}
         if len(cells) >= needed and len(models) >= 3:
             return
-        dropped = "; ".join(dict.fromkeys(f"{d.params:.3g}: {d.reason}" for d in plan.dropped))
+        dropped = "; ".join(
+            dict.fromkeys(f"{format_count(d.params)}: {d.reason}" for d in plan.dropped)
+        )
         text = (
             f"{plan.budget} buys {len(cells)} trainings of {len(models)} sizes, and the law "
             f"{self.law} needs {needed} of at least 3" + (f" ({dropped})" if dropped else "")
@@ -564,7 +567,8 @@ def _tell_plan(say: Say, planned: Planned, looked: Looked, ladder: Ladder) -> No
     values = ", ".join(str(p.value) for p in ladder.rungs)
     say(
         f"{len(plan.runs)} runs of {len(ladder.rungs)} models ({looked.size} = {values}), "
-        f"{plan.totals['flops']:.3g} FLOP, D in {unit}s; {looked.data.samples} samples to "
+        f"{format_flops(plan.totals['flops'])} FLOP, D in {unit}s; "
+        f"{looked.data.samples} samples to "
         f"train on, {looked.data.evaluation_samples} held out"
     )
     for note in (*_notes_of(looked, ladder), *plan.warnings):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llem._numerals import format_flops, format_times
 from llem.campaign import Budget, parse_budget
 from llem.errors import Fault, InputError, UnavailableError
 from llem.pipeline.answers import Answer, Estimate, FittedLaw, Rows
@@ -58,7 +59,7 @@ class Preview:
         totals = self.plan.totals
         head = (
             f"{totals['runs']:.0f} runs of {len(self.ladder.rungs)} models for "
-            f"{totals['flops']:.3g} FLOP of {self.plan.budget}; nothing was trained"
+            f"{format_flops(totals['flops'])} FLOP of {self.plan.budget}; nothing was trained"
         )
         return "\n".join([head, *self.notes, *self.plan.warnings, "", self.table().to_markdown()])
 
@@ -200,7 +201,9 @@ class Result:
                     f"{unit} interval": best.ci["tokens"], f"{unit} per param":
                     best.tokens / best.params, "loss": best.loss,
                     "loss interval": best.ci["loss"],
-                    "beyond the data": f"x{best.extrapolation:.2g}" if best.beyond_data else "",
+                    "beyond the data": (
+                        f"{format_times(best.extrapolation)}x" if best.beyond_data else ""
+                    ),
                 }
             )  # fmt: skip
         return rows

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from llem._numerals import format_flops
 from llem.errors import Fault, InputError
 
 if TYPE_CHECKING:
@@ -151,7 +152,10 @@ def _too_dear(
         return Fault("budget", text, "give `sizes`")
     # Each further value of the ladder has about twice the FLOPs.
     ratio = too_large.flops * 2 ** (LEAST_SIZES - len(found) - 1) * batch * LEAST_STEPS
-    hint = f"raise it to about {1.2 * budget * ratio / smallest_flops:.2g} FLOP, or lower `batch`"
+    hint = (
+        f"raise it to about {format_flops(1.2 * budget * ratio / smallest_flops)} "
+        "FLOP, or lower `batch`"
+    )
     return Fault("budget", text, hint)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from llem._numerals import number
 from llem.campaign import Site
 from llem.cluster import CampaignFolder
 from llem.errors import Fault, InputError
@@ -15,7 +16,6 @@ from llem.planning import accelerator_of
 from llem.planning.study.law import WARMUP_ROUNDS, ServingLaw
 from llem.planning.study.measured import ServedRun, laws_from_runs
 from llem.planning.study.plan import StudyPlan
-from llem.report.tables import number
 
 
 def laws_of_study(path: str | Path, site: Site) -> dict[str, ServingLaw]:

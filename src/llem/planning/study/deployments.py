@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
+from llem._numerals import format_si
 from llem.campaign import Arrival, Deployment, Layout, Prompts, ServedModel, Site
 from llem.campaign.conflicts import conflicts
 from llem.campaign.options import effective_options
@@ -158,8 +159,8 @@ class _Expansion:
         # What is left out is never known to be wrong; what runs out of memory says so.
         if needed / off > self.device.memory_bytes:
             reason = (
-                f"needs about {needed / 1e9:.3g} GB (x/ {off:.2f}) on each device, which has "
-                f"{self.device.memory_bytes / 1e9:.3g} GB"
+                f"needs about {format_si(needed, 'B')} (x/ {off:.2f}) on each device, which has "
+                f"{format_si(self.device.memory_bytes, 'B')}"
             )
             what = self._what(values_of(setting, effective))
             self.excluded.append(Excluded(what, reason, "memory"))

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from llem._numerals import format_amount, format_duration, format_si, percent
 from llem._version import __version__
 from llem.campaign import (
     Budget,
@@ -21,7 +22,6 @@ from llem.campaign import (
     Serving,
     Site,
     Warmup,
-    format_duration,
 )
 from llem.campaign.load import campaign_from, campaign_to_dict, site_of
 from llem.campaign.study.study import PromptChoice, Study
@@ -116,8 +116,8 @@ class StudyPlan:
                 "time": _by_backend({b: law.source for b, law in self.laws.items()}),
                 "power": _by_backend(
                     {
-                        b: f"{law.power_w:.4g} W +- {law.power_error:.0%} a device: "
-                        f"{law.power_source}"
+                        b: f"{format_si(law.power_w, 'W')} +- "
+                        f"{percent(law.power_error, places=0)} a device: {law.power_source}"
                         for b, law in self.laws.items()
                     }
                 ),
@@ -320,7 +320,7 @@ def make_study_plan(
     )
     cost = spent(runs, budget.unit, site)
     if study.budget is not None and cost > budget.value:
-        text = f"{cost:.4g} {budget.unit} are expected, and {budget} may be spent"
+        text = f"{format_amount(cost, budget.unit)} are expected, and {budget} may be spent"
         hint = "fewer cycles, deployments or prompts; or a larger --budget"
         raise InputError("campaign", [Fault("budget", text, hint)])
     unknown = [backend for backend in laws if measured is not None and backend not in measured]

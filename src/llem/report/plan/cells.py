@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llem.report.tables import number
+from llem._numerals import number
 
 
 @dataclass(frozen=True)

@@ -8,20 +8,19 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
 
+from llem._numerals import (
+    format_count,
+    format_duration,
+    format_flops,
+    format_gpu_hours,
+    format_times,
+    number,
+    percent,
+)
 from llem.report import svg
 from llem.report.plan.cells import Cell, Level, total
 from llem.report.plan.timeline import Timeline
 from llem.report.svg import Axis
-from llem.report.tables import (
-    format_count,
-    format_days,
-    format_flops,
-    format_hours,
-    format_si,
-    number,
-    percent,
-    ratio,
-)
 
 WIDTH = 760.0
 # A target is drawn where it lies no more than this beyond the largest run, else an arrow to it.
@@ -107,7 +106,7 @@ def _told(cell: Cell) -> str:
     words += f"{format_flops(cell.flops_each)} FLOP a run, "
     words += f"{cell.seeds} seed{'s' if cell.seeds > 1 else ''}"
     if math.isfinite(cell.gpu_hours):
-        words += f", {format_hours(cell.gpu_hours)} of device time in all"
+        words += f", {format_gpu_hours(cell.gpu_hours)} in all"
     return words
 
 
@@ -122,7 +121,8 @@ def _levels(x: Axis, y: Axis, levels: Sequence[Level]) -> list[str]:
         at = (points[0][0] - 14, points[0][1] + 4)
         if last - at[1] >= LABEL_GAP:
             last = at[1]
-            words = format_si(level.flops, "FLOP")
+            # Without the unit, which would reach over the axis; the caption names it.
+            words = format_flops(level.flops)
             parts.append(svg.text(at, words, f"name l{level.place}", anchor="end"))
     return parts
 
@@ -194,7 +194,7 @@ def _target(x: Axis, y: Axis, goal: Goal) -> list[str]:
 
 def _far_target(x: Axis, y: Axis, goal: Goal, largest: float) -> list[str]:
     """An arrow along the prior optimum, with how far it goes."""
-    words = f"target {goal.name}: {ratio(goal.flops / largest)} times the largest run"
+    words = f"target {goal.name}: {format_times(goal.flops / largest)} times the largest run"
     tip = (x.end - 6, y.end + 8)
     return [
         svg.line((tip[0] - 26, tip[1] + 20), tip, "goal thin"),
@@ -227,8 +227,8 @@ class Cost:
         return total([self.of_cell(c) for c in self.cells])
 
     def told(self, value: float) -> str:
-        """`36.2 h`, or FLOPs."""
-        return format_hours(value) if self.hours else f"{format_flops(value)} FLOP"
+        """`36.2 GPUh`, or FLOPs."""
+        return format_gpu_hours(value) if self.hours else f"{format_flops(value)} FLOP"
 
     @property
     def half(self) -> int:
@@ -252,9 +252,8 @@ def cost(found: Cost, *, named: Callable[[Cell], str] = named_cell, what: str = 
     slot = (right - left) / len(shown)
     gap = 0.16 * slot if slot > 4 else 0.0
     whole, top = found.total, found.of_cell(shown[0])
-    unit, form = _unit(found, top)
-    y = Axis(0.0, top / unit, 206, 12)
-    parts = svg.upward(y, y.ticks(5), form, left=left, right=right)
+    y = Axis(0.0, top, 206, 12)
+    parts = svg.upward(y, y.ticks(5), _cost_tick, left=left, right=right)
     share = Axis(0.0, 1.0, 314, 244)
     parts += svg.upward(share, [0.0, 0.5, 1.0], percent, left=left, right=right)
     sums: list[svg.Point] = [(left, share.at(0.0))]
@@ -266,7 +265,7 @@ def cost(found: Cost, *, named: Callable[[Cell], str] = named_cell, what: str = 
         sums.append((at + slot, share.at(so_far / whole)))
         told = f"{named(cell)}: {found.told(value)}, {percent(value / whole)} of all"
         class_ = f"bar l{found.places[cell.level]}"
-        parts.append(svg.bar(at + 0.5 * gap, at + slot - 0.5 * gap, y.at(value / unit), y.start,
+        parts.append(svg.bar(at + 0.5 * gap, at + slot - 0.5 * gap, y.at(value), y.start,
                              class_, told=told))  # fmt: skip
     parts += [
         svg.line((left, y.start), (right, y.start), "edge"),
@@ -287,17 +286,11 @@ def cost(found: Cost, *, named: Callable[[Cell], str] = named_cell, what: str = 
     return svg.picture(WIDTH, share.start + 12, parts, told=told)
 
 
-def _unit(found: Cost, top: float) -> tuple[float, Callable[[float], str]]:
-    """A unit in which the axis of cost reads well, and how its ticks are written."""
-    if not found.hours:
-        return 1.0, lambda v: format_si(v, "FLOP") if v else "0"
-    for size, name in ((1.0, "h"), (1 / 60, "min")):
-        if top >= size:
-            return (
-                size,
-                lambda v, name=name: f"{v:,.6g} {name}".replace(",", "\u202f") if v else "0",
-            )
-    return 1 / 3600, lambda v: f"{v:.6g} s" if v else "0"
+def _cost_tick(value: float) -> str:
+    """A value of the axis of cost, without its unit, which the caption names."""
+    if not value:
+        return "0"
+    return format_flops(value) if value >= 1e7 else f"{value:,.6g}"
 
 
 def schedule(found: Timeline, arrays: Sequence[Mapping[str, Any]], *, local: bool) -> str:
@@ -314,7 +307,7 @@ def schedule(found: Timeline, arrays: Sequence[Mapping[str, Any]], *, local: boo
         peak = max(count for _, count in steps)
         told = (
             f"{array['name']}: {len(array['elements'])} elements, up to {peak} at a time, "
-            f"from {format_days(steps[0][0])} to {format_days(steps[-1][0])}"
+            f"from {format_duration(steps[0][0])} to {format_duration(steps[-1][0])}"
         )
         parts.append(svg.text((0, base - 3), array["name"], "tick mono"))
         parts.append(svg.area(_steps(steps, x, base, peak), base, "work", told=told))

@@ -7,6 +7,19 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from llem._numerals import (
+    format_amount,
+    format_count,
+    format_duration,
+    format_energy,
+    format_flops,
+    format_gpu_hours,
+    format_times,
+    known,
+    number,
+    percent,
+    significant,
+)
 from llem.report import promise
 from llem.report.plan import figures
 from llem.report.plan.cells import Cell, Level, cells_of, levels_of
@@ -24,20 +37,7 @@ from llem.report.plan.rows import (
 )
 from llem.report.plan.timeline import Timeline, times_of
 from llem.report.svg import NOT_XML
-from llem.report.tables import (
-    format_count,
-    format_days,
-    format_energy,
-    format_flops,
-    format_hours,
-    format_money,
-    format_target,
-    known,
-    number,
-    percent,
-    ratio,
-    significant,
-)
+from llem.report.tables import format_target
 from llem.report.templates import render
 
 TEMPLATE = "plan.html.j2"
@@ -61,12 +61,11 @@ def render_plan_page(plan: Mapping[str, Any], *, times: Timeline | None = None) 
     cost = Cost.of(levels)
     times = times or times_of(plan)
     local = plan["site"].get("executor") == "local"
-    device = "core" if plan["site"]["device"]["name"] == "cpu" else "GPU"
     text = render(
         TEMPLATE,
         title=f"{plan['campaign']['name']}: the plan",
         lead=together(_lead(plan, cells, goal)),
-        facts=[tuple(map(together, fact)) for fact in _facts(plan, cells, times, device)],
+        facts=[tuple(map(together, fact)) for fact in _facts(plan, cells, times)],
         warnings=[together(str(text)) for text in plan.get("warnings") or []],
         colours=[(colour(s, ON_LIGHT), colour(s, ON_DARK)) for s in _shares(levels)],
         promise=promises(plan["design"]),
@@ -77,10 +76,10 @@ def render_plan_page(plan: Mapping[str, Any], *, times: Timeline | None = None) 
         target=goal.name,
         design=figures.design(levels, goal),
         seeds=span([c.seeds for c in cells], str),
-        beyond=ratio(goal.flops / levels[-1].flops),
+        beyond=format_times(goal.flops / levels[-1].flops),
         far=goal.flops > figures.FAR * levels[-1].flops,
         cost=figures.cost(cost) if cost.total > 0 else "",
-        cost_unit=f"{device}-hours" if cost.hours else "FLOPs",
+        cost_unit="GPU-hours" if cost.hours else "FLOPs",
         cost_shown=figures.MOST_BARS if len(cells) > figures.MOST_BARS else 0,
         cells=len(cells),
         dearest=dearest_cells(cost),
@@ -90,7 +89,7 @@ def render_plan_page(plan: Mapping[str, Any], *, times: Timeline | None = None) 
         arrays_drawn=min(len(plan["arrays"]), figures.MOST_ROWS),
         arrays=arrays_in_rows(plan["arrays"], local=local),
         arrays_all=len(plan["arrays"]),
-        levels=levels_in_rows(levels, device),
+        levels=levels_in_rows(levels),
         recipe=_recipe(plan, cells),
         recipes=recipes(levels),
         layouts=layouts(cells, plan["site"]["device"]),
@@ -134,12 +133,11 @@ def _lead(plan: Mapping[str, Any], cells: Sequence[Cell], goal: Goal) -> str:
 
 def budget_told(budget: Mapping[str, Any], key: str) -> str:
     """`500 GPUh`: a value of the budget with its unit."""
-    value, unit = number(budget[key]), str(budget["unit"])
-    return f"{format_flops(value) if unit == 'FLOP' else format_money(value)} {unit}"
+    return format_amount(budget[key], str(budget["unit"]), digits=3)
 
 
 def _facts(
-    plan: Mapping[str, Any], cells: Sequence[Cell], times: Timeline | None, device: str
+    plan: Mapping[str, Any], cells: Sequence[Cell], times: Timeline | None
 ) -> list[tuple[str, str, str]]:
     """What each figure is, the figure, and how far it may be off."""
     budget, totals = plan["budget"], plan["totals"]
@@ -151,15 +149,15 @@ def _facts(
 
     share = number(budget["spent"]) / number(budget["value"])
     facts = [
-        (f"of {budget_told(budget, 'value')} spent", f"{100 * share:.4g} %", ""),
+        (f"of {budget_told(budget, 'value')} spent", percent(share, digits=4), ""),
         ("compute", f"{format_flops(totals['flops'])} FLOP", "exact"),
     ]
     if known(totals.get("gpu_hours")):
-        facts.append((f"{device} time", format_hours(totals["gpu_hours"]), off("gpu_hours")))
+        facts.append(("device time", format_gpu_hours(totals["gpu_hours"]), off("gpu_hours")))
     if known(totals.get("energy_j")):
         facts.append(("energy", format_energy(totals["energy_j"]), off("energy_j")))
     if times is not None:
-        facts.append(("duration", format_days(times.end_s), "if the site were free"))
+        facts.append(("duration", format_duration(times.end_s), "if the site were free"))
     return facts
 
 
@@ -209,7 +207,7 @@ def _dropped(dropped: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
 def schedule_text(times: Timeline, plan: Mapping[str, Any], *, local: bool) -> str:
     """What the picture shows, and what nobody knows."""
     chained = max(int(a.get("segments", 1)) for a in plan["arrays"])
-    words = f"If the site were free, all of it would take {format_days(times.end_s)}"
+    words = f"If the site were free, all of it would take {format_duration(times.end_s)}"
     if local:
         words += f", {times.nodes} element{'s' if times.nodes > 1 else ''} at a time"
     else:

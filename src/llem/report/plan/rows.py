@@ -9,22 +9,24 @@ from typing import Any
 
 from markupsafe import Markup
 
-from llem.report import promise
-from llem.report.plan.cells import Cell, Level, total
-from llem.report.plan.figures import Cost
-from llem.report.tables import (
+from llem._numerals import (
     UNKNOWN,
+    format_amount,
     format_count,
-    format_days,
     format_duration,
     format_energy,
+    format_flops,
     format_hours,
+    format_money,
     format_si,
     known,
     number,
     percent,
     significant,
 )
+from llem.report import promise
+from llem.report.plan.cells import Cell, Level, total
+from llem.report.plan.figures import Cost
 
 # Rows that a person reads; what is beyond is counted.
 MOST_ARRAYS = 30
@@ -76,14 +78,14 @@ def waves_in_rows(plan: Mapping[str, Any]) -> Table | None:
         else:
             chosen = "a grid: nothing is known yet"
         rows.append([f"{wave['number']} of {asked}", str(wave["runs"]),
-                     f"{significant(number(wave['value']))} {unit}", chosen])  # fmt: skip
+                     format_amount(wave['value'], unit), chosen])  # fmt: skip
     rows += [[f"{n} of {asked}", "", "", "planned when the one before has ended"]
              for n in range(len(told) + 1, asked + 1)]  # fmt: skip
     return Table(["Wave", "#Runs", "#May cost", "Chosen by"], rows,
                  chosen=f"{len(told)} of {asked}")  # fmt: skip
 
 
-def levels_in_rows(levels: Sequence[Level], device: str) -> Table:
+def levels_in_rows(levels: Sequence[Level]) -> Table:
     rows = []
     for level in levels:
         cells = level.cells
@@ -94,12 +96,12 @@ def levels_in_rows(levels: Sequence[Level], device: str) -> Table:
             span([c.params for c in cells], format_count),
             span([c.tokens for c in cells], format_count),
             span([c.tokens / c.params for c in cells], lambda v: significant(v, 2)),
-            format_days(max(c.predicted("duration_s") for c in cells)),
+            format_duration(max(c.predicted("duration_s") for c in cells)),
             format_hours(total([c.gpu_hours for c in cells])),
             format_energy(total([c.seeds * c.predicted("energy_j") for c in cells])),
         ])  # fmt: skip
     return Table(["Compute a run", "#6ND", "#Cells", "#Runs", "#Parameters", "#Tokens", "#D / N",
-                  "#Longest", f"#{device} time", "#Energy"], rows)  # fmt: skip
+                  "#Longest", "#GPUh", "#Energy"], rows)  # fmt: skip
 
 
 def dearest_cells(cost: Cost) -> Table:
@@ -141,15 +143,19 @@ def recipes(levels: Sequence[Level]) -> Table:
         off = [r["batch_tokens"] / number(a["batch_tokens"]) - 1 for r, a in asked]
         capped = sum(r["learning_rate"] < 0.999 * number(a["learning_rate"]) for r, a in asked)
         rows.append([
-            _named(level), span([r["batch_tokens"] for r in runs], _whole),
-            span(off, lambda v: f"{100 * v:+.0f} %".replace("-", "−")) if off else "as given",
+            _named(level), span([r["batch_tokens"] for r in runs], format_count),
+            span(off, _rounded_by) if off else "as given",
             span([r["learning_rate"] for r in runs], lambda v: f"{v:.2g}"),
             f"{capped} of {len(runs)}" if capped else "none",
-            span([r["steps"] for r in runs], _whole),
-            span([r["recipe"]["warmup_steps"] for r in runs], _whole),
+            span([r["steps"] for r in runs], format_count),
+            span([r["recipe"]["warmup_steps"] for r in runs], format_count),
         ])  # fmt: skip
     return Table(["Compute a run", "#Batch, tokens", "#Rounded by", "#Learning rate", "#Capped",
                   "#Steps", "#Warm-up"], rows)  # fmt: skip
+
+
+def _rounded_by(share: float) -> str:
+    return percent(share, places=0, signed=True).replace("-", "−")
 
 
 def layouts(cells: Sequence[Cell], device: Mapping[str, Any]) -> Table:
@@ -177,7 +183,7 @@ def layouts(cells: Sequence[Cell], device: Mapping[str, Any]) -> Table:
 
 def _named(level: Level) -> Markup:
     """A level's compute, with the colour of its points."""
-    words = format_si(level.flops, "FLOP")
+    words = f"{format_flops(level.flops)} FLOP"
     return Markup('<span class="key l{}"></span>{}').format(level.place, words)
 
 
@@ -186,11 +192,6 @@ def _model(model: Mapping[str, Any]) -> str:
     if model.get("class_path"):
         return f"{model['class_path']}, {model['size']} {model['value']}"
     return f"{model['layers']} layers, width {model['width']}, {model['heads']} heads"
-
-
-def _whole(value: float) -> str:
-    """A number of things, whole below a thousand."""
-    return f"{value:.0f}" if value < 1000 else format_count(value)
 
 
 def meter(used: float, there_is: float, *, share: bool = True) -> Markup | str:
@@ -207,9 +208,9 @@ def prices_in_rows(site: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The site's prices and PUE, as far as it has them."""
     rows = []
     prices = site.get("prices") or {}
-    for key, unit in (("per_gpu_hour", "a device-hour"), ("per_kwh", "a kWh")):
+    for key, unit in (("per_gpu_hour", "a GPU-hour"), ("per_kwh", "a kWh")):
         if known(prices.get(key)):
-            rows.append((f"price of {unit}", f"{prices[key]:g} {prices.get('currency', '')}"))
+            rows.append((f"price of {unit}", format_money(prices[key], prices.get("currency"))))
     if number(site.get("pue", 1.0)) > 1:
         rows.append(("PUE", f"{site['pue']:g}: in kWh and money, not in the energy above"))
     return rows

@@ -6,6 +6,17 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from llem._numerals import (
+    UNKNOWN,
+    format_count,
+    format_duration,
+    format_energy,
+    format_gpu_hours,
+    format_hours,
+    format_si,
+    number,
+    significant,
+)
 from llem.report import svg
 from llem.report.plan import figures
 from llem.report.plan.cells import Cell, cells_of
@@ -22,17 +33,6 @@ from llem.report.plan.page import (
 from llem.report.plan.rows import MOST_ARRAYS, Table, meter, prices_in_rows, span
 from llem.report.plan.timeline import Timeline, times_of
 from llem.report.svg import NOT_XML, Axis
-from llem.report.tables import (
-    UNKNOWN,
-    format_count,
-    format_days,
-    format_duration,
-    format_energy,
-    format_hours,
-    format_si,
-    number,
-    significant,
-)
 from llem.report.templates import render
 
 TEMPLATE = "studyplan.html.j2"
@@ -61,7 +61,6 @@ def render_study_page(plan: Mapping[str, Any], *, times: Timeline | None = None)
     cells = cells_of(plan)
     times = times or times_of_study(plan)
     local = plan["site"].get("executor") == "local"
-    device = "core" if plan["site"]["device"]["name"] == "cpu" else "GPU"
     cost = Cost(True, tuple(sorted(cells, key=lambda c: -c.gpu_hours)), {0: 0})
     names = {run_id: cell for cell in cells for run_id in cell.run_ids}
     largest = max((e for a in plan["arrays"] for e in a["elements"]), key=len)
@@ -72,17 +71,16 @@ def render_study_page(plan: Mapping[str, Any], *, times: Timeline | None = None)
         TEMPLATE,
         title=f"{plan['campaign']['name']}: the plan",
         lead=together(_lead(plan, cells)),
-        facts=[tuple(map(together, fact)) for fact in _facts(plan, times, device)],
+        facts=[tuple(map(together, fact)) for fact in _facts(plan, times)],
         warnings=[together(str(text)) for text in plan.get("warnings") or []],
         colours=[(colour(s, ON_LIGHT), colour(s, ON_DARK)) for s in shares],
-        deployments=_deployments(cost, plan["site"]["device"], device),
+        deployments=_deployments(cost, plan["site"]["device"]),
         count=len(cells),
         same=together(_same(cells)),
         excluded=_excluded(plan.get("excluded") or []),
         duplicates=_duplicates(plan.get("duplicates") or []),
         cost=figures.cost(cost, named=_name, what="deployment"),
         cost_shown=figures.MOST_BARS if len(cells) > figures.MOST_BARS else 0,
-        device=device,
         rest=_rest(plan),
         laws=_laws(plan["laws"]),
         overlap=any(law["overlap"] for law in plan["laws"].values()),
@@ -120,9 +118,7 @@ def _lead(plan: Mapping[str, Any], cells: Sequence[Cell]) -> str:
     )
 
 
-def _facts(
-    plan: Mapping[str, Any], times: Timeline | None, device: str
-) -> list[tuple[str, str, str]]:
+def _facts(plan: Mapping[str, Any], times: Timeline | None) -> list[tuple[str, str, str]]:
     budget, totals = plan["budget"], plan["totals"]
     error = budget["uncertainty"]
 
@@ -131,12 +127,12 @@ def _facts(
 
     facts = [
         ("tokens out", format_count(totals["tokens"]), "exact"),
-        (f"{device} time", format_hours(totals["gpu_hours"]), off("gpu_hours")),
+        ("device time", format_gpu_hours(totals["gpu_hours"]), off("gpu_hours")),
         ("energy", format_energy(totals["energy_j"]), off("energy_j")),
         ("elements", str(totals["elements"]), ""),
     ]
     if times is not None:
-        facts.append(("duration", format_days(times.end_s), "if the site were free"))
+        facts.append(("duration", format_duration(times.end_s), "if the site were free"))
     return facts
 
 
@@ -145,7 +141,7 @@ def _name(cell: Cell) -> str:
     return told or str(cell.run["deployment_id"])
 
 
-def _deployments(cost: Cost, device: Mapping[str, Any], name: str) -> Table:
+def _deployments(cost: Cost, device: Mapping[str, Any]) -> Table:
     memory = number(device["memory_bytes"])
     shown = cost.cells[:MOST_DEPLOYMENTS]
     keys = list(shown[0].run["told"])
@@ -160,7 +156,7 @@ def _deployments(cost: Cost, device: Mapping[str, Any], name: str) -> Table:
         ])  # fmt: skip
     return Table(
         ["~Deployment", *(f"#{key}" for key in keys), "#Ranks", "#A cycle",
-         f"#{name} time", f"Memory, of {format_si(memory, 'B')}"],
+         "#GPUh", f"Memory, of {format_si(memory, 'B')}"],
         rows,
     )  # fmt: skip
 

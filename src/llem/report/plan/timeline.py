@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, NamedTuple
 
+from llem._numerals import number
 from llem.report.plan.cells import Cell, cells_of
-from llem.report.tables import number
 
 # (seconds, how many from then on).
 Step = tuple[float, int]

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from llem._numerals import known, number, percent
 from llem.report.plots.theme import (
     FloatArray,
     Plot,
@@ -17,7 +18,7 @@ from llem.report.plots.theme import (
     span,
 )
 from llem.report.runs import Runs
-from llem.report.tables import format_target, is_far, known, number, percent
+from llem.report.tables import format_target, is_far
 from llem.scaling import FlopsModel
 
 MAX_TARGETS = 3

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from llem._numerals import JOULES_PER_WH, format_si, known, number, percent
 from llem.report.plots.theme import FloatArray, Plot, Theme, compute, log_axis, numbers, span
 from llem.report.runs import Runs
-from llem.report.tables import format_si, known, number, percent
 from llem.scaling import CostLaw
 
 # Errors below this are none to look at.
@@ -67,6 +67,9 @@ def _errors(law: Mapping[str, Any] | None, runs: Runs) -> FloatArray:
 
 def _draw(runs: Runs, fit: Mapping[str, Any] | None, theme: Theme, figure: Any) -> None:
     ax, below = figure.axes
+    top = float(np.nanmax(runs.energy_j, initial=0.0))
+    # One unit on an axis: that in which the text tells the greatest of them.
+    unit, joules = ("Wh", JOULES_PER_WH) if top >= 1e3 * JOULES_PER_WH else ("J", 1.0)
     shown = np.isfinite(runs.energy_j) & (runs.energy_j > 0) & (runs.flops > 0)
     kinds = sorted({q for q, ok in zip(runs.quality, shown, strict=True) if ok})
     law = _cost(fit)
@@ -75,22 +78,22 @@ def _draw(runs: Runs, fit: Mapping[str, Any] | None, theme: Theme, figure: Any) 
         rows = shown & np.array([q == kind for q in runs.quality])
         style = {"s": 24, "color": colour, "marker": marker, "lw": 0, "zorder": 3, "alpha": 0.85}
         label = kind if kind != "none" else "energy of a run"
-        ax.scatter(runs.flops[rows], runs.energy_j[rows], label=label, **style)
+        ax.scatter(runs.flops[rows], runs.energy_j[rows] / joules, label=label, **style)
         below.scatter(runs.flops[rows], error[rows], **style)
     if law is not None and fit is not None:
         high = float(runs.flops[shown].max()) * 3
         near = [o for o in fit["frontier"] if number(o["flops"]) <= high and known(o["energy_j"])]
         if len(near) > 1:
             ax.plot(
-                numbers(near, "flops"), numbers(near, "energy_j"), color=theme.ink, lw=1.1,
+                numbers(near, "flops"), numbers(near, "energy_j") / joules, color=theme.ink, lw=1.1,
                 ls=(0, (4, 3)), label="cost law, at the optimum",
             )  # fmt: skip
     for each in (ax, below):
         each.set_xlim(span(runs.flops[shown], 2.0))
         log_axis(each, "x", compute)
         each.set_xlabel("compute C, FLOP")
-    ax.set_ylim(span(runs.energy_j[shown], 2.0))
-    log_axis(ax, "y", _joules)
+    ax.set_ylim(span(runs.energy_j[shown] / joules, 2.0))
+    log_axis(ax, "y", lambda value: format_si(value, unit, digits=1))
     ax.set_ylabel("energy of the run")
     ax.legend(loc="upper left", fontsize=8.5)
     below.axhline(0, color=theme.quiet, lw=1.0)
@@ -101,7 +104,3 @@ def _draw(runs: Runs, fit: Mapping[str, Any] | None, theme: Theme, figure: Any) 
         below.set_ylim(-limit, limit)
     else:
         below.set_visible(False)
-
-
-def _joules(joules: float) -> str:
-    return format_si(joules, "J", digits=1)

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from llem._numerals import known, number
 from llem.report.plots.theme import Plot, Theme, compute, log_axis, numbers, span
 from llem.report.runs import Runs
-from llem.report.tables import known, number
 
 
 def plot(runs: Runs, fit: Mapping[str, Any] | None) -> Plot | None:
@@ -57,10 +57,14 @@ def _draw(
         every.append(abs(value))
         x = np.append(c, top)
     limit = 1.35 * max(*every, 1e-6)
-    for place, half, entry in zip(c, size, levels, strict=True):
-        rows = entry["rows"]
+    # Bars that stand close are told of one above the other.
+    above, last, apart = 0, -np.inf, 0.09 * np.log(x.max() / x.min() * 1.8**2)
+    for i in np.argsort(c):
+        place, half, rows = c[i], size[i], levels[i]["rows"]
+        above = (above + 1) % 3 if np.log(place) - last < apart else 0
+        last = np.log(place)
         ax.annotate(
-            f"{rows} row{'s' if rows != 1 else ''}", (place, half), xytext=(0, 4),
+            f"{rows} row{'s' if rows != 1 else ''}", (place, half), xytext=(0, 4 + 10 * above),
             textcoords="offset points", ha="center", va="bottom", fontsize=7.5, color=theme.quiet,
         )  # fmt: skip
     ax.set_ylim(-limit, limit)

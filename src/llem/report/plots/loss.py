@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from llem._numerals import format_flops
 from llem.report.choices import law_of
 from llem.report.plots.theme import (
     FloatArray,
@@ -21,7 +22,6 @@ from llem.report.plots.theme import (
     thinned,
 )
 from llem.report.runs import Runs
-from llem.report.tables import format_flops
 from llem.scaling import FlopsModel, Law
 
 MAX_LEVEL_CURVES = 9

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from llem._numerals import format_count, known, number, percent
 from llem.report.plots.theme import Plot, Theme, compute, count, log_axis, minima, numbers, span
 from llem.report.runs import Runs
-from llem.report.tables import format_count, format_target, known, number, percent
+from llem.report.tables import format_target
 
 
 def plot(runs: Runs, fit: Mapping[str, Any] | None) -> Plot | None:

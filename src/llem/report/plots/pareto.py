@@ -4,20 +4,43 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from llem._numerals import format_si, number
 from llem.report.plots.theme import Plot, Theme, log_axis, span
-from llem.report.tables import format_si, number
 
 Row = Mapping[str, Any]
 
 # Names beside points: more are a cloud of text.
 MOST_NAMED = 8
 MOST_COLOURS = 8
+# One to a series beside its colour: what is printed in grey tells them apart too.
+MARKERS = "os^DvP*X"
 MOST_FACTOR = 5.0
-LATENCY, THROUGHPUT = "itl_p50_s", "tokens_per_s"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """What joules per token are drawn against: where small is good (1) or great is (-1)."""
+
+    column: str
+    title: str
+    label: str
+    sign: int
+    best: str
+    unit: str = ""
+
+    def form(self, value: float) -> str:
+        return format_si(value, self.unit, digits=2)
+
+
+PANELS = (
+    Panel("itl_p50_s", "latency", "median time between tokens", 1, "left", "s"),
+    Panel("tokens_per_s", "throughput", "tokens per second", -1, "right"),
+)
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -38,25 +61,35 @@ def plot(rows: Sequence[Row], by: Sequence[str]) -> Plot | None:
     """The plot of groups of runs (`llem.results.study.deployments.group_served`) by these fields;
     None where no energy is known."""
     shown = [row for row in rows if number(row["j_per_token"]) > 0]
-    if not shown:
+    # What nothing is known of (a server that tells no times between tokens) has no plot.
+    panels = [p for p in PANELS if any(number(row[p.column]) > 0 for row in shown)]
+    if not panels:
         return None
+    both = len(panels) > 1
+    corners = " and ".join(
+        f"at the bottom {p.best}" + f" of the {place} plot" * both
+        for p, place in zip(panels, ("left", "right"), strict=False)
+    )
+    against = " and ".join(p.label for p in panels)
     return Plot(
         "pareto",
-        "Joules per token against latency and throughput",
+        f"Joules per token against {' and '.join(p.title for p in panels)}",
         "Each point is a deployment over its cycles, with the 95 % interval of its joules per "
         f"token (drawn to a factor of {MOST_FACTOR:g} at most). On the lines are those that "
-        "no other of the same model beats in both; the best "
-        "corner is at the bottom left of the left plot, and at the bottom right of the right one.",
-        "Two plots with logarithmic axes of joules per token, against the median time between "
-        "tokens and against tokens per second, with the Pareto front marked.",
-        lambda figure, theme: _draw(shown, by, figure, theme),
-        columns=2,
-        width=8.6,
+        f"no other of the same model beats in both; the best corner is {corners}.",
+        f"Joules per token against {against}, with logarithmic axes and the Pareto front marked.",
+        lambda figure, theme: _draw(shown, by, panels, figure, theme),
+        columns=len(panels),
+        width=8.6 if both else 6.4,
         height=4.0,
     )
 
 
-def _draw(rows: Sequence[Row], by: Sequence[str], figure: Any, theme: Theme) -> None:
+def _draw(
+    rows: Sequence[Row], by: Sequence[str], panels: Sequence[Panel], figure: Any, theme: Theme
+) -> None:
+    from matplotlib.patheffects import withStroke
+
     joules = np.array([number(row["j_per_token"]) for row in rows])
     low = np.array([number(row["j_per_token_low"]) for row in rows])
     high = np.array([number(row["j_per_token_high"]) for row in rows])
@@ -64,15 +97,11 @@ def _draw(rows: Sequence[Row], by: Sequence[str], figure: Any, theme: Theme) -> 
     low, high = np.maximum(low, joules / MOST_FACTOR), np.minimum(high, joules * MOST_FACTOR)
     errors = np.nan_to_num([joules - low, high - joules])
     series, colours = _series(rows, by, theme)
-    for ax, column, label, sign in (
-        (figure.axes[0], LATENCY, "median time between tokens", 1),
-        (figure.axes[1], THROUGHPUT, "tokens per second", -1),
-    ):
-        x = np.array([number(row[column]) for row in rows])
+    # a name may lie over a point's interval
+    halo = withStroke(linewidth=2.5, foreground=theme.background)
+    for ax, panel in zip(figure.axes, panels, strict=True):
+        x, sign = np.array([number(row[panel.column]) for row in rows]), panel.sign
         good = np.isfinite(x) & (x > 0)
-        if not good.any():
-            ax.set_visible(False)
-            continue
         fronts = [
             front([(sign * x[i] if good[i] and own[i] else math.nan, joules[i])
                    for i in range(len(x))])
@@ -83,9 +112,9 @@ def _draw(rows: Sequence[Row], by: Sequence[str], figure: Any, theme: Theme) -> 
                 x[best], joules[best], where="post", color=theme.quiet, lw=1.2, ls=(0, (4, 3)),
                 zorder=2,
             )  # fmt: skip
-        for name, colour in colours.items():
+        for (name, colour), marker in zip(colours.items(), MARKERS, strict=False):
             own = good & np.array([s == name for s in series])
-            ax.errorbar(x[own], joules[own], yerr=errors[:, own], fmt="o", ms=5, color=colour,
+            ax.errorbar(x[own], joules[own], yerr=errors[:, own], fmt=marker, ms=5, color=colour,
                         elinewidth=1.0, capsize=2, zorder=3, label=name)  # fmt: skip
         every = [i for best in fronts for i in best]
         ax.scatter(x[every], joules[every], s=95, facecolors="none", edgecolors=theme.ink, lw=1.1,
@@ -96,12 +125,13 @@ def _draw(rows: Sequence[Row], by: Sequence[str], figure: Any, theme: Theme) -> 
             ax.annotate(_name(rows[i], by[1:] if colours.keys() != {""} else by),
                         (x[i], joules[i]), xytext=(8 if right else -8, 5),
                         textcoords="offset points", ha="left" if right else "right",
-                        fontsize=7.5, color=theme.quiet)  # fmt: skip
+                        fontsize=7.5, color=theme.quiet, zorder=5, path_effects=[halo])  # fmt: skip
         ax.set_xlim(span(x[good], 1.4))
-        ax.set_ylim(span(np.concatenate([joules - errors[0], joules + errors[1]]), 1.3))
-        log_axis(ax, "x", _seconds if sign > 0 else _count)
+        reach = np.concatenate([joules[good] - errors[0][good], joules[good] + errors[1][good]])
+        ax.set_ylim(span(reach, 1.3))
+        log_axis(ax, "x", panel.form)
         log_axis(ax, "y", _joules)
-        ax.set_xlabel(label)
+        ax.set_xlabel(panel.label)
     figure.axes[0].set_ylabel("joules per token")
     handles, names = figure.axes[-1].get_legend_handles_labels()
     kept = [(h, n) for h, n in zip(handles, names, strict=True) if n]
@@ -111,7 +141,7 @@ def _draw(rows: Sequence[Row], by: Sequence[str], figure: Any, theme: Theme) -> 
 def _series(rows: Sequence[Row], by: Sequence[str], theme: Theme
             ) -> tuple[list[str], dict[str, Any]]:  # fmt: skip
     """The series of each row, and their colours: by the first field, where there are a few."""
-    names = [f"{by[0]} {_told(row[by[0]])}" for row in rows]
+    names = [f"{by[0].rpartition('.')[2]} {_told(row[by[0]])}" for row in rows]
     distinct = list(dict.fromkeys(names))
     if len(by) < 2 or len(distinct) > MOST_COLOURS:
         return [""] * len(rows), {"": theme.blue}
@@ -133,14 +163,6 @@ def _alternatives(rows: Sequence[Row]) -> list[list[bool]]:
     """Which rows one may choose among: those of one model, where rows say whose they are."""
     models = [str(row.get("model", "")) for row in rows]
     return [[model == name for model in models] for name in dict.fromkeys(models)]
-
-
-def _count(value: float) -> str:
-    return format_si(value, digits=2)
-
-
-def _seconds(value: float) -> str:
-    return format_si(value, "s", digits=2)
 
 
 def _joules(value: float) -> str:

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from llem._numerals import number, significant
 from llem.report.plots.theme import Plot, Theme, log_axis
 from llem.report.runs import FloatArray, Runs
-from llem.report.tables import number, significant
 
 COLUMNS = 3
 # What lies higher says nothing more.

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from llem._numerals import format_flops, known, number, percent
 from llem.report.choices import Choice, choices, reference_flops
 from llem.report.plots.theme import Plot, Theme, count, log_axis, padded, span
 from llem.report.runs import Runs
-from llem.report.tables import format_flops, known, number, percent
 
 
 def plot(runs: Runs, fit: Mapping[str, Any] | None) -> Plot | None:

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from llem._numerals import format_si, known, number, percent
 from llem.report.plots.theme import Plot, Theme, count, log_axis, span
-from llem.report.tables import format_si, known, number, percent
 
 Row = Mapping[str, Any]
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llem.report.tables import format_count, number
+from llem._numerals import format_count, number
 
 FloatArray = NDArray[np.float64]
 

@@ -9,6 +9,7 @@ import math
 import re
 from pathlib import Path
 
+from llem._numerals import significant
 from llem.errors import InputError, UnavailableError
 from llem.report import svg
 from llem.report.power.picture import (
@@ -19,7 +20,6 @@ from llem.report.power.picture import (
 )
 from llem.report.power.plot import power_plot
 from llem.report.svg import Axis, Point
-from llem.report.tables import significant
 from llem.report.whole import write_whole
 
 WIDTH, LEFT, RIGHT = 760.0, 58.0, 732.0

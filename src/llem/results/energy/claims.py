@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llem._numerals import percent
 from llem.records import DeviceSeries, NodeRecord, RecordError, read_node
 from llem.records.native import compiled
 from llem.results.energy.claim import Celsius, Claim, DeviceKey, Pieces
@@ -111,7 +112,7 @@ def _claim(
     if share != 1.0:
         # NVML counts the whole GPU; what the other instances' jobs used cannot be told apart
         energy_j = nan
-        part = f"{share:.0%} of it" if share == share else "a part of it"
+        part = f"{percent(share, places=0)} of it" if share == share else "a part of it"
         reasons.insert(0, f"MIG: the job holds {part}, the whole was measured")
     text = "; ".join(dict.fromkeys(reasons))
     return Claim(

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llem._numerals import percent
 from llem.records import SAMPLES, Columns, DeviceSeries, SampleFlag
 from llem.records.columns import Rows, TableRows
 from llem.records.native import compiled
@@ -413,5 +414,5 @@ def _disagreement(at_s: Floats, power_w: Floats, counted_j: float, quality: str)
     error_j = DISAGREEMENT_ERRORS * spread_w / math.sqrt(len(known_w)) * float(at_s[-1])
     if abs(off_j) <= DISAGREEMENT * abs(integral_j) + error_j:
         return []
-    share = f" by {off_j / integral_j:+.0%}" if integral_j > 0 else ""
+    share = f" by {percent(off_j / integral_j, places=0, signed=True)}" if integral_j > 0 else ""
     return [f"counter ({counted_j:.0f} J) and power ({integral_j:.0f} J) disagree{share}"]

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from llem._numerals import percent
 from llem.records import worst_quality
 from llem.results.attempt import Attempt
 from llem.results.carbon import CarbonSeries
@@ -184,5 +185,8 @@ def _carbon(energy_j: float, claims: Sequence[Claim], options: LateOptions) -> t
         total += float(grams.sum()) / JOULES_PER_KWH
     if blind_j > 0 or not all(claim.pieces for claim in claims):
         share = blind_j / energy_j if energy_j > 0 else 1.0
-        return NAN, f"{given.source} says nothing of the time of {share:.1%} of the energy"
+        return (
+            NAN,
+            f"{given.source} says nothing of the time of {percent(share, places=1)} of the energy",
+        )
     return total * options.pue, ""

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from llem._numerals import format_duration
 from llem.results.attempt import Attempt
 from llem.results.energy.claim import Claim
 from llem.results.energy.counter import COUNTER_PERIOD_S
@@ -366,7 +367,8 @@ def _split(attempt: Attempt, claims: Sequence[Claim], served: Served) -> dict[st
         found |= {"prefill_j": NAN, "decode_j": NAN, "host_j": NAN}
     elif known and served.stretch_ns < COUNTER_PERIOD_S * 1e9:
         reason = (
-            f"prefill and decode go on for {served.stretch_ns / 1e6:.3g} ms at a time, and a "
+            f"prefill and decode go on for {format_duration(served.stretch_ns / 1e9)} "
+            "at a time, and a "
             f"counter tells no times under {COUNTER_PERIOD_S * 1e3:.0f} ms apart: divided by time"
         )
     return {**found, "split_reason": reason}

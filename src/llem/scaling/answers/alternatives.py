@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llem.scaling.answers.answer import FIGURES, Interval
-from llem.scaling.answers.spending import Buyer, Spending, at_edge, log_flops
+from llem.scaling.answers.spending import Buyer, Spending, absurd, at_edge, log_flops
 from llem.scaling.answers.targets import MONEY, Target
 
 FloatArray = NDArray[np.float64]
@@ -160,8 +160,12 @@ def _told(
 
 
 def cloud(logs: dict[str, FloatArray]) -> dict[str, list[float]]:
-    """At most CLOUD_POINTS resamples, evenly taken, to five digits."""
-    solved = np.isfinite(logs["params"]) & np.isfinite(logs["loss"])
+    """At most CLOUD_POINTS resamples, evenly taken, to five digits.
+
+    Sizes that no model can have are left out: they have no place in a picture, and `Optimum`
+    warns of them.
+    """
+    solved = np.isfinite(logs["params"]) & np.isfinite(logs["loss"]) & ~absurd(logs["params"])
     stride = max(1, -(-int(np.count_nonzero(solved)) // CLOUD_POINTS))
     return {
         name: [float(f"{v:.5g}") for v in np.exp(logs[name][solved][::stride])]

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llem._numerals import brief, format_times
 from llem.scaling.answers.alternatives import Intervals, Side, exp
 from llem.scaling.answers.optimum import Ensemble
 from llem.scaling.answers.search import argmin, root
@@ -206,12 +207,14 @@ def _warnings(
     flops = ensemble.flops_model.coefficient * params**ensemble.flops_model.exponent * tokens
     if flops > 10 * ensemble.largest_flops:
         found.append(
-            f"its training is {flops / ensemble.largest_flops:.3g} times the largest observed"
+            f"its training is {format_times(flops / ensemble.largest_flops)} times "
+            "the largest observed"
         )
     asked = {"params": params, **use.to_dict()}
     for name, (low, high) in serving.range.items():
         if not low / 1.01 <= asked[name] <= high * 1.01:
             found.append(
-                f"{name} {asked[name]:.3g} lies outside of what was served, {low:.3g} to {high:.3g}"
+                f"{name} {brief(asked[name], 3)} lies outside of what was served, "
+                f"{brief(low, 3)} to {brief(high, 3)}"
             )
     return found

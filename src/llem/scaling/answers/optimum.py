@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llem._numerals import format_amount, format_flops, format_times, percent
 from llem.scaling.answers.allowance import (
     EXPONENT_ERROR,
     EXTRAPOLATION_LIMIT,
@@ -31,11 +32,11 @@ from llem.scaling.answers.alternatives import (
 from llem.scaling.answers.answer import FIGURES, Interval, Optimum
 from llem.scaling.answers.cost import CostLaw, Lines, in_words
 from llem.scaling.answers.features import Layout
-from llem.scaling.answers.spending import Buyer, Spending, at_edge
+from llem.scaling.answers.spending import Buyer, Spending, absurd, at_edge
 from llem.scaling.answers.targets import MONEY, Prices, Target
 from llem.scaling.fitting.bootstrap import percentile_interval
 from llem.scaling.flops import TRUSTED_RATIO_TO_6ND, FlopsModel
-from llem.scaling.laws.law import Law
+from llem.scaling.laws.law import LOG_PARAMS_RANGE, Law
 
 __all__ = ["Ensemble", "Optimum", "Prices", "Target"]
 
@@ -293,9 +294,12 @@ class Ensemble:
             return f"the law {self.law.name} has no optimum at this target"
         fixed = float(self.side(False).spending(target.quantity).lines.fixed) / target.factor
         if fixed >= target.value:
-            return f"the fixed cost of a run ({fixed:.3g} {target.unit}) uses up the target"
+            return (
+                f"the fixed cost of a run ({format_amount(fixed, target.unit)}) uses up the target"
+            )
         return (
-            f"no size of a model is the best for {target.value:g} {target.unit}: the cost law "
+            "no size of a model is the best for "
+            f"{format_amount(target.value, target.unit)}: the cost law "
             "gives size or tokens no price"
         )
 
@@ -339,7 +343,8 @@ class Ensemble:
                 "loss_floor": floor,
                 "text": (
                     "the interval allows for a law that bends: beyond the data its exponent may "
-                    f"be off by {self.exponent_error / TYPICAL_EXPONENT:.0%} of itself"
+                    "be off by "
+                    f"{percent(self.exponent_error / TYPICAL_EXPONENT, places=0)} of itself"
                 ),
             }
         return replace(
@@ -365,14 +370,26 @@ class Ensemble:
             )
         unsolved = float(np.mean(~np.isfinite(sample_n))) if sample_n.size else 0.0
         if unsolved > UNSOLVED_TOLD:
-            out.append(f"{unsolved:.0%} of the resamples have no optimum here and are left out")
+            out.append(
+                f"{percent(unsolved, places=0)} of the resamples have no optimum here "
+                "and are left out"
+            )
+        far = float(np.mean(absurd(sample_n))) if sample_n.size else 0.0
+        if far > UNSOLVED_TOLD:
+            low, high = (float(f"{math.exp(end):.0e}") for end in LOG_PARAMS_RANGE)
+            out.append(
+                f"{percent(far, places=0)} of the resamples put N* below {low:.0f} or above "
+                f"{format_flops(high)} parameters: their laws hardly tell size from tokens; the "
+                "intervals count them"
+            )
         for law in self.costs.values():
             error = (law.held_out or {}).get("mean_abs_relative_error", 0.0)
             if not law.fitted:
                 out.append(law.reason)
             elif error > COST_ERROR_TOLD:
                 out.append(
-                    f"the law of {in_words(law.quantity)} misses its largest runs by {error:.0%}"
+                    f"the law of {in_words(law.quantity)} misses its largest runs by "
+                    f"{percent(error, places=0)}"
                 )
             if law.fitted and self.layout is not None and self.layout.ranks > law.layout.ranks:
                 out.append(
@@ -385,9 +402,8 @@ class Ensemble:
 def _too_far(ratio: float) -> list[str]:
     if not ratio > EXTRAPOLATION_LIMIT:
         return []
-    times = f"{ratio:.3g}".replace("e+0", "e").replace("e+", "e")
     text = (
-        f"the target is {times} times the largest compute observed; beyond "
+        f"the target is {format_times(ratio)} times the largest compute observed; beyond "
         f"{EXTRAPOLATION_LIMIT:g} times, a law fitted to small runs is not evidence"
     )
     return [text]

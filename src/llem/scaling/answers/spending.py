@@ -35,6 +35,16 @@ def at_edge(log_n: FloatArray) -> bool:
     return bool(log_n < low + EDGE or log_n > high - EDGE)
 
 
+def absurd(log_n: FloatArray) -> NDArray[np.bool_]:
+    """Which solved sizes no model can have: below one parameter, or past the range's upper end.
+
+    A closed form has no range: where a resample's law hardly tells size from tokens, its
+    exponents go to zero and its log N* to infinity.
+    """
+    low, high = LOG_PARAMS_RANGE
+    return np.isfinite(log_n) & ((log_n < low) | (log_n > high))
+
+
 @dataclass(frozen=True)
 class Spending:
     """What N and D cost: `lines` with the FLOPs that `model` gives them."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from llem._numerals import brief, format_flops, format_times
 from llem.errors import did_you_mean
 from llem.scaling.errors import OptionError
 
@@ -107,7 +108,7 @@ def _range(key: str, unit: str) -> Answer:
         ends = _get(fit, "range", key)
         if not isinstance(ends, (list, tuple)) or len(ends) != 2 or None in ends:
             return None
-        return f"{ends[0]:.4g} to {ends[1]:.4g} {unit}"
+        return f"{brief(ends[0])} to {brief(ends[1])} {unit}"
 
     return answer
 
@@ -280,7 +281,10 @@ def _extrapolation(fit: Mapping[str, Any]) -> str | None:
     asked = [v for v in (_get(o, "flops") for o in optima) if isinstance(v, (int, float))]
     if not asked:
         return "no target beyond the data was asked for"
-    return f"to {max(asked):.4g} FLOP, {max(asked) / top:.3g} times the largest run"
+    return (
+        f"to {format_flops(max(asked))} FLOP, {format_times(max(asked) / top)} "
+        "times the largest run"
+    )
 
 
 def _range_top(fit: Mapping[str, Any]) -> float | None:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from llem._numerals import format_flops
 from llem.scaling.errors import OptionError
 from llem.scaling.judging.akima import akima_minimum
 
@@ -204,7 +205,7 @@ def noise_level(
 def refusals(levels: Sequence[IsoFlopLevel]) -> list[str]:
     """One plain sentence for each level without an interior minimum: where, why, what to do."""
     return [
-        f"At {level.flops:.3g} FLOP: {level.refusal}; {level.remedy}."
+        f"At {format_flops(level.flops)} FLOP: {level.refusal}; {level.remedy}."
         for level in levels
         if level.refusal
     ]

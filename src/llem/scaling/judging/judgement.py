@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llem._numerals import format_flops
 from llem.scaling.fitting.estimator import Estimator
 from llem.scaling.fitting.problem import Problem
 from llem.scaling.fitting.solve import Solution, descend, scatter
@@ -169,7 +170,7 @@ def _without(
     peak = _peaks(data)
     out = (peak >= low) & (peak <= high)
     judged = out & (data.flops >= low / HELD_OUT_FACTOR)
-    label = f"{low:.3g} to {high:.3g} FLOP"
+    label = f"{format_flops(low)} to {format_flops(high)} FLOP"
     return _refit(data, law, label, ~out, estimator, judged)
 
 

@@ -122,7 +122,7 @@ def test_what_was_left_out_and_what_is_warned_about_is_told():
     values["dropped"] = [{"level": 0, "params": 5e4, "reason": "only <3> steps"}] * 2
     values["warnings"] = ["mind the <gap>"]
     page = render_plan_page(values)
-    assert "50.0 K parameters" in page
+    assert "50 k parameters" in page
     assert "only &lt;3&gt; steps" in page
     assert "mind the &lt;gap&gt;" in page
 

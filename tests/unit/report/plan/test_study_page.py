@@ -68,7 +68,7 @@ def test_a_page_is_whole_and_refers_to_nothing(page):
 def test_it_says_what_is_served_and_what_is_not(plan, page):
     words = words_of(page)
 
-    assert "2 deployments of models of 70.6 B parameters, in 3 cycles: 6 runs" in words
+    assert "2 deployments of models of 70.6 G parameters, in 3 cycles: 6 runs" in words
     for some in plan.runs.replicates:
         assert some.run.deployment.deployment_id in words
     assert "&lt;b&gt;slow&lt;/b&gt; a rule of the file" in words
@@ -86,7 +86,7 @@ def test_no_word_of_trainings_is_in_it(page):
 def test_it_says_how_far_figures_may_be_off_and_what_they_rest_on(plan, page):
     words = words_of(page)
 
-    assert "GPU time" in words and "×/÷ 2.01" in words
+    assert "device time" in words and "×/÷ 2.01" in words
     assert "prior: data sheets and public measurements" in words
 
 
