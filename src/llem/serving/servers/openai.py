@@ -2,8 +2,7 @@
 
 Its forward passes are its own, so that tokens are recorded as they arrive. What a server takes is
 found out by a first request (`llem.serving.servers.dialect`): prompts are token ids where it takes
-them, and tokens are counted by the ids that it sends back, else by the pieces of the stream with
-text.
+them, and tokens are counted by the ids that it sends back, else by the pieces of the stream.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from functools import cached_property
 from typing import Any
 
 from llem.campaign import Serving
-from llem.errors import Fault, InputError, LlemError
+from llem.errors import Fault, InputError, LlemError, UnavailableError
 from llem.records import RequestStatus
 from llem.serving.log import Log
 from llem.serving.replica import Replica
@@ -146,6 +145,9 @@ class OpenAIBackend:
             return
         try:
             self.dialect = find_dialect(self._post, self._body(self._probe()), text=self._text)
+        except UnavailableError as error:
+            text = f"the server takes no token ids, and {error.message}"
+            raise UnavailableError(text, remedy=error.remedy) from None
         except Refused as error:
             text = f"the server takes no request of llem's: {error}"
             raise InputError(f"run {self.run.run_id}", [Fault("backend", text)]) from None
