@@ -7,10 +7,10 @@ own, whose id it writes to FILE. As vLLM 0.32 does, it sends ids of tokens where
 without text while a character is not whole (`--half`), several tokens in one piece (`--together`),
 and tells an error within a stream (`--err N`). Servers that know less: `--only-text` refuses ids as
 prompts, `--unknown NAME` a field, `--no-ids` sends none back, `--no-usage` counts nothing,
-`--swallow` sends no piece without text, `--rest` text with the end, `--end-with-last` no piece for
-the end alone, `--only-health` tells no model, as transformers serve does. `--die N` ends it at the
-request of that first token id, `--die-slowly N` a second after it. `--prompts FILE` writes each
-prompt as it came.
+`--swallow` sends no piece without text, `--rest` text with the end and now and then before it, be
+it no token, `--end-with-last` no piece for the end alone, `--only-health` tells no model, as
+transformers serve does. `--die N` ends it at the request of that first token id, `--die-slowly N` a
+second after it. `--prompts FILE` writes each prompt as it came.
 """
 
 import argparse
@@ -114,6 +114,8 @@ class Handler(BaseHTTPRequestHandler):
             end = "length" if asked.end_with_last and made == most else None
             if choice["text"] or not asked.swallow:
                 self.tell({"choices": [{**choice, "finish_reason": end}]})
+        if asked.rest and most > 4:
+            self.tell({"choices": [{"text": "?", "finish_reason": None}]})
         if not asked.end_with_last:
             rest = "?" if asked.rest else ""
             self.tell({"choices": [{"text": rest, "finish_reason": "length"}]})

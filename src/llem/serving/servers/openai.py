@@ -327,7 +327,11 @@ class OpenAIBackend:
                 usage = part.get("usage") or usage
                 for choice in part.get("choices", ()):
                     ended = choice.get("finish_reason") or ended
-                    for _ in range(self.dialect.tokens(choice)):
+                    made = self.dialect.tokens(choice)
+                    if not self.dialect.ids:
+                        # Text that is left over at the end may come in a piece of its own.
+                        made = min(made, request.output_tokens - len(times))
+                    for _ in range(made):
                         said.put(_Token(request, len(times), t_ns))
                         times.append(t_ns)
                 if leave.is_set():
