@@ -98,15 +98,23 @@ def test_a_server_that_sends_no_ids_is_counted_by_its_own_usage(world, tmp_path)
 
 
 @pytest.mark.parametrize("ends", [(), ("--rest",), ("--end-with-last",)])
-def test_a_server_that_sends_a_piece_for_each_token_is_counted_by_pieces(world, tmp_path, ends):
-    """llama-cpp-python counts nothing in a stream, and sends characters that are not whole as
-    pieces without text, at times with what is left of them at the end."""
+def test_a_server_that_sends_a_piece_for_each_token_has_the_times_of_all(world, tmp_path, ends):
+    """llama-cpp-python sends tokens that have no text as pieces without, at times with what is
+    left of a character at the end."""
     flags = ("--only-text", "--no-ids", "--no-usage", "--half", *ends)
     outcome, record = serve(run_of(*flags), tmp_path, world)
-    assert outcome.effective["token_times"] == "of pieces, one a token"
-    assert outcome.effective["tokens_counted_by"] == "their times"
+    assert outcome.effective["token_times"] == "of pieces"
     assert record.requests["tokens_out"].tolist() == [6] * 5
     assert len(record.tokens) == outcome.tokens_out == 5 * 6
+
+
+def test_a_text_that_reached_its_length_has_as_many_tokens_whoever_counts(world, tmp_path):
+    """One piece of text came of each, and the server counts nothing."""
+    flags = ("--no-ids", "--no-usage", "--half", "--swallow")
+    outcome, record = serve(run_of(*flags), tmp_path, world)
+    assert outcome.effective["tokens_counted_by"] == "the length asked for, or times"
+    assert record.requests["tokens_out"].tolist() == [6] * 5
+    assert (outcome.tokens_out, len(record.tokens)) == (5 * 6, 5)
 
 
 def test_a_server_that_takes_text_alone_says_that_it_needs_a_tokenizer(

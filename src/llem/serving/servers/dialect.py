@@ -15,7 +15,7 @@ from typing import Any
 # where the model ends them, are drawn differently each time, are counted by their pieces.
 OPTIONAL = ("return_token_ids", "ignore_eos", "seed", "stream_options")
 
-# Pieces of a stream that are a token each.
+# Pieces of a stream that are taken for a token each.
 EACH, BUT_LAST = "each", "but the last"
 
 Post = Callable[[Mapping[str, Any]], list[dict[str, Any]]]
@@ -31,8 +31,8 @@ class Dialect:
     """How requests are said to one server: `as_text` where it takes no ids for a prompt, without
     the fields `left_out`. `ids` is whether it sends back the ids of tokens, `usage` whether it
     counts tokens itself; `refused` says why anything is left out. `pieces` is which of its pieces
-    are a token each, be they without text: EACH, or BUT_LAST, where the one that says why the text
-    ended is none; empty where no rule is known."""
+    are taken for a token each, be they without text: EACH, or BUT_LAST, where the one that says why
+    the text ended is none; empty where only those with text are."""
 
     as_text: bool = False
     left_out: tuple[str, ...] = ()
@@ -49,8 +49,8 @@ class Dialect:
         return found
 
     def tokens(self, choice: Mapping[str, Any]) -> int:
-        """How many tokens a piece of the stream brings. Without ids one, where it has text: of
-        texts in which a character takes several tokens that is too few, unless `pieces`."""
+        """How many tokens a piece of the stream brings. Without ids one: of texts in which a
+        character takes several tokens that is too few."""
         if self.ids:
             return len(choice.get("token_ids") or ())
         if self.pieces:
@@ -62,7 +62,7 @@ class Dialect:
         found: dict[str, Any] = {
             "prompts_sent_as": "text" if self.as_text else "token ids",
             "token_times": self._token_times(),
-            "tokens_counted_by": "the server" if self.usage else "their times",
+            "tokens_counted_by": "the server" if self.usage else "the length asked for, or times",
         }
         if self.left_out or self.as_text:
             found["not_taken"] = list(self.left_out)
@@ -74,7 +74,7 @@ class Dialect:
     def _token_times(self) -> str:
         if self.ids:
             return "of token ids"
-        return "of pieces, one a token" if self.pieces else "of pieces of text"
+        return "of pieces" if self.pieces else "of pieces of text"
 
 
 def find_dialect(post: Post, body: Mapping[str, Any], *, text: Text) -> Dialect:
