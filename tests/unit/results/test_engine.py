@@ -46,6 +46,13 @@ def test_while_no_request_was_there_the_engine_did_not_work():
     assert found.work_ns == pytest.approx((0.5 + 1.0 + 1.0) * S)
 
 
+def test_a_step_after_the_last_request_is_no_work():
+    steps = [(1.0, 0, 0, 8, 0, 1, 0, 0, 0, 0.0), (1.5, 0, 0, 0, 0, 0, 0, 0, 0, 0.0)]
+    found = sums(steps, [(0.0, 1.6)])
+    assert (found.steps, found.work_ns) == (2, 1 * S)
+    assert found.running / found.work_ns == 1
+
+
 def test_a_request_ran_in_the_step_that_ended_it():
     """The engine tells who runs after a step: of a batch that ends at once that is nobody."""
     found = sums([(1.0, 0, 0, 32, 0, 4, 0, 0, 0, 0.0)], [(0.0, 1.0)])

@@ -10,12 +10,14 @@ prompts, `--unknown NAME` a field, `--no-ids` sends none back, `--no-usage` coun
 `--swallow` sends no piece without text, `--rest` text with the end and now and then before it, be
 it no token, `--end-with-last` no piece for the end alone, `--only-health` tells no model, as
 transformers serve does. `--die N` ends it at the request of that first token id, `--die-slowly N` a
-second after it. `--prompts FILE` writes each prompt as it came.
+second after it. `--prompts FILE` writes each prompt as it came. `--stubborn` does not heed
+SIGTERM, `--hang` says nothing more after two tokens of a text of more than four.
 """
 
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -46,8 +48,12 @@ parser.add_argument("--context", type=int, default=99)
 parser.add_argument("--only-health", action="store_true")
 parser.add_argument("--die-slowly", type=int, default=-1)
 parser.add_argument("--prompts", default="")
+parser.add_argument("--stubborn", action="store_true")
+parser.add_argument("--hang", action="store_true")
 asked = parser.parse_args()
 
+if asked.stubborn:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 if asked.fail:
     sys.exit(asked.fail)
 if asked.child:
@@ -105,7 +111,7 @@ class Handler(BaseHTTPRequestHandler):
         while made < most:
             if prompt[0] == asked.break_off and made == 2:
                 return
-            time.sleep(asked.pause_s)
+            time.sleep(600 if asked.hang and most > 4 and made == 2 else asked.pause_s)
             ids = list(range(made, min(most, made + asked.together)))
             made += len(ids)
             choice = {"text": "" if asked.half and made < most else f" {made}"}

@@ -335,6 +335,28 @@ def test_whoever_has_to_leave_breaks_off_and_ends_the_server(world, tmp_path):
     _is_gone(int(child.read_text()))
 
 
+def test_whoever_has_to_leave_waits_for_no_server_that_says_nothing_more(world, tmp_path):
+    """SLURM's warning reaches every process of a step: a vLLM that ends keeps its streams open for
+    longer than a job that is preempted has."""
+    child, prompts = tmp_path / "child", tmp_path / "prompts"
+    flags = ("--hang", "--stubborn", "--child", str(child), "--prompts", str(prompts))
+    asked_s = []
+
+    def should_stop():
+        # The first prompt is that which finds out what the server takes.
+        if prompts.exists() and len(prompts.read_text().splitlines()) > 1:
+            asked_s.append(time.monotonic())
+            return "signal SIGTERM"
+        return None
+
+    run = run_of(*flags)
+    outcome, record = serve(run, tmp_path, world, should_stop=should_stop)
+    assert outcome.status == "interrupted" and outcome.reason == "signal SIGTERM"
+    assert record.requests["status"].tolist() == [RequestStatus.LEFT] * 5
+    assert time.monotonic() - asked_s[0] < 15
+    _is_gone(int(child.read_text()))
+
+
 def _is_gone(pid):
     for _ in range(250):
         if not Path("/proc", str(pid)).exists() or "Z" in _state(pid):

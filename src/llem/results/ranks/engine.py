@@ -48,6 +48,9 @@ def engine_sums(steps: Table, *, sent_ns: Integers, left_ns: Integers) -> Engine
         return Engine()
     steps = steps[np.argsort(steps["t_ns"], kind="stable")]
     took = _took_ns(steps["t_ns"], sent_ns, left_ns)
+    # vLLM makes one more step when the last request has left it.
+    had = steps["running"] + steps["waiting"] + steps["tokens_in"] + steps["tokens_out"]
+    took = np.where(had > 0, took, 0)
     # Recorded with six digits, in 32 bits.
     cache = steps["cache_used"].astype(np.float64).round(6)
     # Those that this step gave their last token run no more after it. With several tokens of a

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import math
 import os
 import queue
 import threading
@@ -26,7 +27,7 @@ from llem.serving.replica import Replica
 from llem.serving.requests import Request, Tokenizer
 from llem.serving.servers.dialect import Dialect, Refused, find_dialect
 from llem.serving.servers.memory import ServerMemory
-from llem.serving.servers.server import Server
+from llem.serving.servers.server import STOP_S, Server
 from llem.serving.tokenizers import texts_of, tokenizer_of
 
 TIMEOUT_S = 600.0
@@ -41,6 +42,10 @@ MOST_SEED = 2**31
 ENDS = {"stop": RequestStatus.STOPPED, "length": RequestStatus.FINISHED}
 # How long a server that broke off is given to be gone.
 DEATH_S = 30.0
+# Whoever has to leave has some 20 s for all of it. A server that the same signal reached may keep
+# its connections open and say nothing: requests are not waited for, and it is not asked for long.
+LEAVE_S = 1.0
+HURRIED_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,7 @@ class OpenAIBackend:
         # Whether to leave; asked while the server is waited for.
         self.leave: Callable[[], bool] = lambda: False
         self._rounds = 0
+        self._left = False
 
     @staticmethod
     def prepare(run: Serving) -> None:
@@ -142,6 +148,7 @@ class OpenAIBackend:
         self.server.start()
         self.server.wait(self._answers, timeout_s=self.ready_s, leave=self.leave)
         if not self.model:
+            self._left = True
             return
         try:
             self.dialect = find_dialect(self._post, self._body(self._probe()), text=self._text)
@@ -181,15 +188,22 @@ class OpenAIBackend:
             thread.start()
         open_requests = {request.number: request for request in requests}
         broken = False
+        until_s = math.inf
         while open_requests:
-            if log.stopping():
+            if not leave.is_set() and log.stopping():
+                self._left = True
                 leave.set()
+                until_s = time.monotonic() + LEAVE_S
             try:
                 one = said.get(timeout=0.05)
             except queue.Empty:
-                if leave.is_set() and not any(thread.is_alive() for thread in threads):
+                if leave.is_set():
+                    if time.monotonic() < until_s and any(t.is_alive() for t in threads):
+                        continue
                     break
-                if (status := self.server.ended()) is not None:
+                status = self.server.ended()
+                # The signal that asks to leave may have reached the server first.
+                if status is not None and not log.stopping():
                     leave.set()
                     raise self._died(status) from None
                 continue
@@ -214,13 +228,13 @@ class OpenAIBackend:
                 log.event("request", f"request {one.request.number}: {one.reason}")
         log.left(list(open_requests.values()))
         # Requests of a server that dies fail before it is gone: they were not refused one by one.
-        if broken and not leave.is_set():
+        if broken and not leave.is_set() and not log.stopping():
             status = self.server.ended(patience_s=DEATH_S)
             if status is not None:
                 raise self._died(status)
 
     def close(self) -> None:
-        self.server.stop()
+        self.server.stop(patience_s=HURRIED_S if self._left else STOP_S)
 
     def _died(self, status: int) -> LlemError:
         return LlemError(f"the server ended with status {status}:\n{self.server.last_words()}")
