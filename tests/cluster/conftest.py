@@ -76,6 +76,20 @@ def image(cluster):
     return Path(done.stdout.strip().splitlines()[-1])
 
 
+@pytest.fixture(scope="session")
+def vllm_image(cluster):
+    """An image with vLLM's CPU build and this checkout's llem, where one can be had cheaply."""
+    if named := os.environ.get("LLEM_VLLM_IMAGE"):
+        return Path(named)
+    wheels = os.environ.get("LLEM_VLLM_WHEELS")
+    if not wheels:
+        text = "LLEM_VLLM_IMAGE names an image, or LLEM_VLLM_WHEELS wheels to build one from"
+        pytest.skip(f"no vLLM here: {text}")
+    done = call("vllm-image", wheels, timeout=3600)
+    assert done.returncode == 0, done.stderr
+    return Path(done.stdout.strip().splitlines()[-1])
+
+
 class Login:
     """The unprivileged user at the login node, where llem is installed without torch."""
 

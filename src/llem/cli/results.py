@@ -50,6 +50,15 @@ SHOWN_GROUP = (
     ("tokens_per_s", "tokens/s"), ("ttft_p50", "TTFT p50"), ("itl_p50", "ITL p50"),
     ("itl_p99", "ITL p99"), ("peak_memory_window_bytes", "memory"),
 )  # fmt: skip
+# What a server's engine told, where one did.
+SHOWN_ENGINE = (
+    ("engine.running_mean", "running"), ("engine.occupancy", "of batch_size"),
+    ("engine.waiting_mean", "waiting"), ("engine.cache_mean", "KV cache"),
+    ("engine.cache_max", "at most"), ("engine.preempted", "preempted"),
+    ("engine.prefix_hits", "prefix hits"), ("engine.right_guesses", "right guesses"),
+)  # fmt: skip
+SHARES = ("mfu", "coverage", "device_coverage", "engine.occupancy", "engine.cache_mean",
+          "engine.cache_max", "engine.prefix_hits", "engine.right_guesses")  # fmt: skip
 # Of more groups than this not all pairs are listed.
 FEW_GROUPS = 4
 # An interval of less than this is of rounding.
@@ -250,11 +259,15 @@ def _compare_groups(args: argparse.Namespace) -> int:
     from llem.results.tables.where import known_or_none
 
     _tell_rehearsal(every.rehearsal)
-    heads = [*args.by, *(head for _, head in SHOWN_GROUP)]
-    rows = [[*(_cell(name, row[name]) for name in args.by),
-             *(_with_interval(name, row) for name, _ in SHOWN_GROUP)]
-            for row in found.rows]  # fmt: skip
-    table(heads, rows)
+    for title, shown in (("", SHOWN_GROUP), ("the engine", SHOWN_ENGINE)):
+        if shown[0][0] in found.kinds:
+            if title:
+                print()
+            heads = [*args.by, *(head for _, head in shown)]
+            rows = [[*(_cell(name, row[name]) for name in args.by),
+                     *(_with_interval(name, row) for name, _ in shown)]
+                    for row in found.rows]  # fmt: skip
+            table(heads, rows, title=title)
     print("x/ and ±: to either end of the 95 % interval, with cycles as clusters")
     _tell_estimates(every.rows)
     if pairs:
@@ -367,7 +380,7 @@ def _cell(name: str, value: Any, *, whole: bool = False) -> str:
         told = format_duration(value)
     elif name.startswith(("ttft_", "itl_", "latency_")):
         told = format_si(value, "s")
-    elif name in ("mfu", "coverage", "device_coverage"):
+    elif name in SHARES:
         told = percent(value)
     elif name.startswith("peak_memory"):
         told = _bytes(value)

@@ -6,11 +6,13 @@ import base64
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import distribution
 from pathlib import Path
 
@@ -18,10 +20,33 @@ from llem._resources import PACKAGE, resource_folder
 from llem._version import __version__
 from llem.cluster.check import FAIL, OK, WARN, Check
 from llem.cluster.scheduler.gate import run_program
-from llem.errors import ClusterError, Fault, InputError, LlemError
+from llem.errors import ClusterError, Fault, InputError, LlemError, did_you_mean
 
 BUILD_TIMEOUT_S = 4 * 3600.0
-KINDS = ("cpu", "cuda", "vllm")
+# Builds of torch without CUDA, which PyPI does not have for Linux.
+CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """An image that llem builds: from `definition`, with `requirements-KIND.txt` and llem.
+
+    `arguments` are what the definition is told beside what the user chose, `index` is asked beside
+    PyPI, and `fetching` are further arguments where there is no wheelhouse.
+    """
+
+    definition: str
+    arguments: Mapping[str, str] = field(default_factory=dict)
+    index: str = ""
+    fetching: Mapping[str, str] = field(default_factory=dict)
+
+
+KINDS = {
+    "cpu": Kind("llem-cpu.def", index=CPU_INDEX, fetching={"compile": "yes"}),
+    "cuda": Kind("llem-cuda.def"),
+    "vllm": Kind("llem-vllm.def"),
+    "vllm-cpu": Kind("llem-vllm.def", arguments={"device": "cpu"}, index=CPU_INDEX),
+}
 
 # Runs inside the image with its own Python and prints one JSON object on its last line.
 _PROBE = """
@@ -38,6 +63,12 @@ try:
     seen["deepspeed_import"] = "ok"
 except Exception as error:
     seen["deepspeed_import"] = repr(error)
+try:
+    if seen["vllm"] is not None:
+        from vllm.v1.metrics.loggers import StatLoggerBase
+    seen["vllm_import"] = "ok"
+except Exception as error:
+    seen["vllm_import"] = repr(error)
 try:
     from llem.records import rank_writer, read_rank
     with tempfile.TemporaryDirectory() as folder:
@@ -58,30 +89,35 @@ def build_image(
     kind: str = "cpu",
     wheelhouse: Path | None = None,
     base: str | None = None,
+    index: str | None = None,
     runtime: str = "apptainer",
     squash_args: str | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Path:
     """Build the image `out` (a SIF) as an ordinary user, with this very llem inside.
 
-    With a `wheelhouse` (a folder of wheels, with torch and DeepSpeed among them) and a `base`
-    SIF nothing is fetched; without, pip and the base image's registry are asked. `squash_args`
-    goes to mksquashfs. `say` is called with each line that the builder prints. Raises
-    InputError, ClusterError.
+    With a `wheelhouse` (a folder of wheels: all that requirements-KIND.txt asks for) and a `base`
+    SIF nothing is fetched; without, the base image's registry is asked, and a package index:
+    `index` in the place of PyPI, such as a site's mirror. `squash_args` goes to mksquashfs. `say`
+    is called with each line that the builder prints. Raises InputError, ClusterError.
     """
     faults = []
     if kind not in KINDS:
-        faults.append(Fault("kind", f"{kind!r} is not one of {', '.join(KINDS)}"))
+        hint = did_you_mean(kind, tuple(KINDS))
+        faults.append(Fault("kind", f"{kind!r} is not one of {', '.join(KINDS)}", hint))
     if out.exists():
         faults.append(Fault("--out", f"{out} exists already"))
     if wheelhouse is not None and not wheelhouse.is_dir():
         faults.append(Fault("--wheelhouse", f"{wheelhouse} is not a folder"))
     if base is not None and base.endswith(".sif") and not Path(base).is_file():
         faults.append(Fault("--base", f"no image {base}"))
+    if index is not None and wheelhouse is not None:
+        faults.append(Fault("--index", "of a wheelhouse nothing is fetched: give one of them"))
     if faults:
         raise InputError("image build", faults)
     if shutil.which(runtime) is None:
         raise LlemError(f"{runtime} is not on PATH", remedy="load its module, or ask your site")
+    of = KINDS[kind]
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="llem-image-") as scratch:
         wheels = Path(scratch) / "wheelhouse"
@@ -90,7 +126,7 @@ def build_image(
         for package in sorted(wheelhouse.iterdir()) if wheelhouse else []:
             mine = package.name.startswith("llem-")
             if package.suffix in (".whl", ".gz") and not mine:
-                shutil.copy(package, wheels / package.name)
+                _link_or_copy(package, wheels / package.name)
         own = own_wheel(wheels)
         requirements = (resource_folder("apptainer") / f"requirements-{kind}.txt").read_text()
         text = f"{requirements.rstrip()}\nllem @ file:///opt/wheelhouse/{own.name}\n"
@@ -102,12 +138,17 @@ def build_image(
             args += ["--build-arg", f"base={base}"]
             if base.endswith(".sif"):
                 args += ["--build-arg", "bootstrap=localimage"]
-        args += ["--build-arg", f"pip={'--no-index' if wheelhouse else ''}"]
-        if wheelhouse is None and kind == "cpu":
-            args += ["--build-arg", "compile=yes"]
+        given = dict(of.arguments)
+        if wheelhouse is not None:
+            given["pip"] = "--no-index"
+        else:
+            extra = f"--extra-index-url {of.index}" if of.index else ""
+            given |= {"pip": f"--index-url {shlex.quote(index)}" if index else extra, **of.fetching}
+        for name, value in given.items():
+            args += ["--build-arg", f"{name}={value}"]
         # Built beside its place and renamed: a torn image is never taken for one.
         partial = out.with_name(f".{out.name}.{os.getpid()}.partial.sif")
-        definition = resource_folder("apptainer") / f"llem-{kind}.def"
+        definition = resource_folder("apptainer") / of.definition
         try:
             _stream([*args, str(partial), str(definition)], say)
             os.replace(partial, out)
@@ -139,7 +180,9 @@ def verify_image(image: Path, *, runtime: str = "apptainer") -> list[Check]:
     works = seen["deepspeed_import"] == "ok"
     if seen["vllm"] is not None:
         # An image that serves, and never trains.
-        rows.append(Check("vllm", OK, seen["vllm"]))
+        loads = seen["vllm_import"] == "ok"
+        said = f"{seen['vllm']}: {seen['vllm_import']}"
+        rows.append(Check("vllm", OK if loads else FAIL, said))
     else:
         said = f"{seen['deepspeed']}: {seen['deepspeed_import']}"
         rows.append(Check("deepspeed", OK if works else FAIL, said))
@@ -194,6 +237,14 @@ def own_wheel(folder: Path) -> Path:
             entry.compress_type = zipfile.ZIP_DEFLATED
             archive.writestr(entry, content)
     return path
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    """A wheelhouse of vLLM is over a gigabyte, and the definition copies it once more."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy(source, target)
 
 
 def _stream(args: list[str], say: Callable[[str], None] | None) -> None:

@@ -221,6 +221,15 @@ def _warnings(runs: Sequence[Row]) -> list[str]:
     if told:
         text, _ = told.most_common(1)[0]
         found.append(f"{sum(told.values())} of {len(runs)} runs: {text}")
+    # Of such a run a few requests may have had the server for themselves, or none its whole text.
+    failed = sum(
+        row["status"] == "completed" and row["requests_done"] < row["expected_requests"]
+        for row in runs
+    )
+    if failed:
+        found.append(
+            f"{failed} of {len(runs)} runs: requests failed, and figures are of those that did not"
+        )
     qualities = Counter(str(row["energy_quality"]) for row in runs)
     if set(qualities) == {"model"}:
         found.append("the energy of every run is estimated by a model, not measured")

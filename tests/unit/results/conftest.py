@@ -241,8 +241,10 @@ class Planted:
     def served_rank(self, run_id: str = "aaaa", course: Course = Course(), number: int = 0, *,
                     rank: int = 0, world: int = 1, host: Host = Host(), requests: bool = True,
                     spans: bool = True, batches: int | None = None,
+                    engine: Sequence[tuple[float, ...]] = (),
                     workload: str = "inference", **meta: Any) -> Path:  # fmt: skip
-        """Requests arrive where their batch begins; the first `batches` are served."""
+        """Requests arrive where their batch begins; the first `batches` are served. `engine` are
+        steps of a server's engine: seconds, then the columns of /engine after its time."""
         path = self.attempt(run_id, number) / f"rank-{rank:05d}.h5"
         values = {"run_id": run_id, "attempt": number, "rank": rank, "world": world,
                   "host": host.name, "boot_id": host.boot_id, "workload": workload,
@@ -284,12 +286,15 @@ class Planted:
                 (2.0, course.begin_s, Phase.SETTLE), (course.begin_s, course.end_s, Phase.SERVE),
             ) if spans else ():  # fmt: skip
                 writer.append("spans", (0, host.at(t0), host.at(t1), nan, nan, int(phase)))
+            for step, (seconds, *told) in enumerate(engine):
+                writer.append("engine", (step, host.at(seconds), *told))
         return path
 
-    def served(self, run_id: str = "aaaa", course: Course = Course(), **run: Any) -> str:
+    def served(self, run_id: str = "aaaa", course: Course = Course(), *,
+               engine: Sequence[tuple[float, ...]] = (), **run: Any) -> str:  # fmt: skip
         """A run with one completed attempt on a device of its own."""
         self.serving(run_id, course, **run)
-        self.served_rank(run_id, course)
+        self.served_rank(run_id, course, engine=engine)
         self.node(run_id, devices=[f"GPU-of-{run_id}"], power_w=course.power_w,
                   to_s=course.end_s + 1, idle_w=50.0)  # fmt: skip
         self.end(run_id, window_s=(0.0, course.end_s + 0.5), peak_memory_bytes=3e9,

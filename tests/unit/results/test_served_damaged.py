@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from llem.records import Phase, RequestStatus, rank_writer, read_rank
+from llem.report.study import study_answer
 from llem.results import aggregate
 from llem.results.ranks.served import as_training, served_by
 from llem.results.ranks.timeline import PHASES, stretches, timeline
@@ -70,6 +71,8 @@ def test_requests_that_failed_count_as_not_done_and_their_tokens_as_none(planted
     assert row.tokens_out == 3 * its.tokens_out
     assert "1 of 4 requests not done" in row.reason
     assert row.coverage == pytest.approx(0.75)
+    told = study_answer([vars(row)], [])
+    assert "warning: 1 of 1 runs: requests failed, and figures are of those that did not" in told
 
 
 def test_ranks_that_split_one_model_count_its_tokens_once(planted, course):

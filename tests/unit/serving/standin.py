@@ -7,13 +7,17 @@ own, whose id it writes to FILE. As vLLM 0.32 does, it sends ids of tokens where
 without text while a character is not whole (`--half`), several tokens in one piece (`--together`),
 and tells an error within a stream (`--err N`). Servers that know less: `--only-text` refuses ids as
 prompts, `--unknown NAME` a field, `--no-ids` sends none back, `--no-usage` counts nothing,
-`--only-health` tells no model, as transformers serve does. `--die N` ends it at the request of that
-first token id, `--die-slowly N` a second after it. `--prompts FILE` writes each prompt as it came.
+`--swallow` sends no piece without text, `--rest` text with the end and now and then before it, be
+it no token, `--end-with-last` no piece for the end alone, `--only-health` tells no model, as
+transformers serve does. `--die N` ends it at the request of that first token id, `--die-slowly N` a
+second after it. `--prompts FILE` writes each prompt as it came. `--stubborn` does not heed
+SIGTERM, `--hang` says nothing more after two tokens of a text of more than four.
 """
 
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -37,12 +41,19 @@ parser.add_argument("--only-text", action="store_true")
 parser.add_argument("--unknown", action="append", default=[])
 parser.add_argument("--no-ids", action="store_true")
 parser.add_argument("--no-usage", action="store_true")
+parser.add_argument("--swallow", action="store_true")
+parser.add_argument("--rest", action="store_true")
+parser.add_argument("--end-with-last", action="store_true")
 parser.add_argument("--context", type=int, default=99)
 parser.add_argument("--only-health", action="store_true")
 parser.add_argument("--die-slowly", type=int, default=-1)
 parser.add_argument("--prompts", default="")
+parser.add_argument("--stubborn", action="store_true")
+parser.add_argument("--hang", action="store_true")
 asked = parser.parse_args()
 
+if asked.stubborn:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 if asked.fail:
     sys.exit(asked.fail)
 if asked.child:
@@ -100,14 +111,20 @@ class Handler(BaseHTTPRequestHandler):
         while made < most:
             if prompt[0] == asked.break_off and made == 2:
                 return
-            time.sleep(asked.pause_s)
+            time.sleep(600 if asked.hang and most > 4 and made == 2 else asked.pause_s)
             ids = list(range(made, min(most, made + asked.together)))
             made += len(ids)
             choice = {"text": "" if asked.half and made < most else f" {made}"}
             if body.get("return_token_ids") and not asked.no_ids:
                 choice["token_ids"] = ids
-            self.tell({"choices": [{**choice, "finish_reason": None}]})
-        self.tell({"choices": [{"text": "", "finish_reason": "length"}]})
+            end = "length" if asked.end_with_last and made == most else None
+            if choice["text"] or not asked.swallow:
+                self.tell({"choices": [{**choice, "finish_reason": end}]})
+        if asked.rest and most > 4:
+            self.tell({"choices": [{"text": "?", "finish_reason": None}]})
+        if not asked.end_with_last:
+            rest = "?" if asked.rest else ""
+            self.tell({"choices": [{"text": rest, "finish_reason": "length"}]})
         if not asked.no_usage:
             usage = {"prompt_tokens": len(prompt), "completion_tokens": most}
             self.tell({"choices": [], "usage": usage})

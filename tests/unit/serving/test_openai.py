@@ -16,7 +16,7 @@ pytest.importorskip("torch", reason="torch is not installed")
 import torch
 from deployments import serving
 
-from llem.errors import InputError, LlemError
+from llem.errors import InputError, LlemError, UnavailableError
 from llem.records import Phase, RequestStatus, read_rank
 from llem.serving import serve_run
 from llem.serving.requests import make_requests
@@ -88,13 +88,44 @@ def test_every_token_counts_also_those_of_a_piece_without_text(world, tmp_path):
 
 
 def test_a_server_that_sends_no_ids_is_counted_by_its_own_usage(world, tmp_path):
-    outcome, record = serve(run_of("--no-ids", "--half"), tmp_path, world)
+    outcome, record = serve(run_of("--no-ids", "--half", "--swallow"), tmp_path, world)
     assert outcome.effective["token_times"] == "of pieces of text"
     assert outcome.effective["tokens_counted_by"] == "the server"
     assert record.requests["tokens_out"].tolist() == [6] * 5
     assert (outcome.tokens_in, outcome.tokens_out) == (5 * 4, 5 * 6)
     # one piece of text for each, and results say that times of tokens are missing
     assert len(record.tokens) == 5
+
+
+@pytest.mark.parametrize("ends", [(), ("--rest",), ("--end-with-last",)])
+def test_a_server_that_sends_a_piece_for_each_token_has_the_times_of_all(world, tmp_path, ends):
+    """llama-cpp-python sends tokens that have no text as pieces without, at times with what is
+    left of a character at the end."""
+    flags = ("--only-text", "--no-ids", "--no-usage", "--half", *ends)
+    outcome, record = serve(run_of(*flags), tmp_path, world)
+    assert outcome.effective["token_times"] == "of pieces"
+    assert record.requests["tokens_out"].tolist() == [6] * 5
+    assert len(record.tokens) == outcome.tokens_out == 5 * 6
+
+
+def test_a_text_that_reached_its_length_has_as_many_tokens_whoever_counts(world, tmp_path):
+    """One piece of text came of each, and the server counts nothing."""
+    flags = ("--no-ids", "--no-usage", "--half", "--swallow")
+    outcome, record = serve(run_of(*flags), tmp_path, world)
+    assert outcome.effective["tokens_counted_by"] == "the length asked for, or times"
+    assert record.requests["tokens_out"].tolist() == [6] * 5
+    assert (outcome.tokens_out, len(record.tokens)) == (5 * 6, 5)
+
+
+def test_a_server_that_takes_text_alone_says_that_it_needs_a_tokenizer(
+    world, tmp_path, monkeypatch
+):
+    def nothing(_):
+        raise UnavailableError("the tokenizer in there needs transformers", remedy="install it")
+
+    monkeypatch.setattr("llem.serving.servers.openai.texts_of", nothing)
+    with pytest.raises(UnavailableError, match="takes no token ids, and the tokenizer in there"):
+        serve(run_of("--only-text"), tmp_path, world)
 
 
 def test_what_a_server_does_not_take_is_left_out_and_told(world, tmp_path):
@@ -300,7 +331,29 @@ def test_whoever_has_to_leave_breaks_off_and_ends_the_server(world, tmp_path):
     assert outcome.status == "interrupted" and outcome.step < 5
     assert len(record.requests) == 5
     assert RequestStatus.LEFT in record.requests["status"]
-    _is_gone(int((tmp_path / "child").read_text()))
+    _is_gone(int(child.read_text()))
+
+
+def test_whoever_has_to_leave_waits_for_no_server_that_says_nothing_more(world, tmp_path):
+    """SLURM's warning reaches every process of a step: a vLLM that ends keeps its streams open for
+    longer than a job that is preempted has."""
+    child, prompts = tmp_path / "child", tmp_path / "prompts"
+    flags = ("--hang", "--stubborn", "--child", str(child), "--prompts", str(prompts))
+    asked_s = []
+
+    def should_stop():
+        # The first prompt is that which finds out what the server takes.
+        if prompts.exists() and len(prompts.read_text().splitlines()) > 1:
+            asked_s.append(time.monotonic())
+            return "signal SIGTERM"
+        return None
+
+    run = run_of(*flags)
+    outcome, record = serve(run, tmp_path, world, should_stop=should_stop)
+    assert outcome.status == "interrupted" and outcome.reason == "signal SIGTERM"
+    assert record.requests["status"].tolist() == [RequestStatus.LEFT] * 5
+    assert time.monotonic() - asked_s[0] < 15
+    _is_gone(int(child.read_text()))
 
 
 def _is_gone(pid):

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from llem.records import STEPS, Columns, Phase, RankRecord, RequestStatus
 from llem.records.schema import SPANS
+from llem.results.ranks.engine import Engine, engine_sums, engines_together
 from llem.results.ranks.pool import Pool, pooled
 from llem.results.ranks.timeline import IDLE_CODE, REST_CODE
 
@@ -48,7 +49,7 @@ class Served:
     what was made of them, `attended_in` over prompts alone; `computed` and `computed_pairs` are the
     tokens and pairs that the passes computed: those of other beams, of wrong guesses, of texts
     computed again without a cache are among them. `stretch_ns` is the median of how long prefill or
-    decode went on without the other.
+    decode went on without the other. `engine` is what a server's engine told of its own steps.
     """
 
     replicas: int = 0
@@ -72,6 +73,7 @@ class Served:
     span_ns: int = 0
     window_ns: int = 0
     stretch_ns: int = 0
+    engine: Engine = field(default_factory=Engine)
     ttft: Pool = field(default_factory=Pool)
     gaps: Pool = field(default_factory=Pool)
     latency: Pool = field(default_factory=Pool)
@@ -95,6 +97,7 @@ def together(parts: Sequence[Served]) -> Served:
     found |= {name: max(getattr(part, name) for part in parts) for name in LONGEST}
     found["told_by_tokens"] = any(part.told_by_tokens for part in parts)
     found |= {name: pooled(getattr(part, name) for part in parts) for name in POOLS}
+    found["engine"] = engines_together([part.engine for part in parts])
     reasons = tuple(dict.fromkeys(reason for part in parts for reason in part.reasons))
     return Served(**found, reasons=reasons)
 
@@ -164,11 +167,20 @@ def served_by(record: RankRecord) -> Served | None:
         span_ns=int(done["t_last_ns"].max() - done["t_arrival_ns"].min()) if len(done) else 0,
         window_ns=window[1] - window[0],
         stretch_ns=_stretch_ns(forwards),
+        engine=_engine(record),
         ttft=Pool.of(done["t_first_ns"] - done["t_arrival_ns"]),
         gaps=gaps,
         latency=Pool.of(done["t_last_ns"] - done["t_arrival_ns"]),
         reasons=tuple(reasons),
     )
+
+
+def _engine(record: RankRecord) -> Engine:
+    """By all requests that were sent; one that was never answered is there to the end."""
+    requests = record.requests[record.requests["t_start_ns"] > 0]
+    end = int(record.engine["t_ns"].max()) if len(record.engine) else 0
+    left = np.where(requests["t_last_ns"] > 0, requests["t_last_ns"], end)
+    return engine_sums(record.engine, sent_ns=requests["t_start_ns"], left_ns=left)
 
 
 def _attended(before: Integers, after: Integers) -> Integers:

@@ -25,6 +25,7 @@ import numpy as np
 from llem.results.attempt import Attempt
 from llem.results.energy.claim import Claim, Pieces
 from llem.results.ranks.endrecord import EndRecord
+from llem.results.ranks.engine import Engine
 from llem.results.ranks.pool import Pool
 from llem.results.ranks.ranks import Ranks
 from llem.results.ranks.served import Served
@@ -40,7 +41,7 @@ CLASSES: Mapping[str, type[Any]] = {
     kind.__name__: kind
     for kind in (
         Reduction, Attempt, EndRecord, Ranks, Trained, StepSums, PhaseTime, SteadyFrom, Clusters,
-        Claim, Pieces, Cuts, RankRow, Served, Pool,
+        Claim, Pieces, Cuts, RankRow, Served, Engine, Pool,
     )
 }  # fmt: skip
 _FIELDS = {name: tuple(f.name for f in fields(kind)) for name, kind in CLASSES.items()}

@@ -19,6 +19,7 @@ from llem.results.ranks.pool import Pool
 from llem.results.ranks.served import MEASURED, Served, together
 from llem.results.ranks.timeline import PHASES, Cuts
 from llem.results.rows.energy import LateOptions, energy_columns
+from llem.results.rows.engine import engine_columns
 from llem.results.rows.phases import phase_energy
 from llem.results.rows.trained import cost_of, quotient
 from llem.results.tables.observation import NAN
@@ -150,7 +151,8 @@ class ServedRow:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-# The columns that every study has; those of `settings` differ from study to study.
+# The columns that every study has; those of `settings` differ from study to study: what was asked
+# of the run and, of a server that tells it, what its engine did (`engine.*`).
 FIXED = tuple(f.name for f in fields(ServedRow) if f.name != "settings")
 
 
@@ -188,6 +190,7 @@ def observe_served(
     if math.isfinite(joules) and not math.isfinite(whole["energy_j"]):
         reasons.append(f"energy_total_j is not known: {whole['energy_reason']}")
     end = chosen.end
+    settings = settings_of(run, end.effective if end is not None else {})
     row = ServedRow(
         **{**planned, "expected_ranks": chosen.expected_ranks,
            "expected_nodes": chosen.expected_nodes},
@@ -237,7 +240,10 @@ def observe_served(
             quotient(float(len(chosen.ranks.seen)), chosen.expected_ranks),
             min((c.coverage for c in measured), default=0.0),
         ),
-        settings=settings_of(run, end.effective if end is not None else {}),
+        settings={
+            **settings,
+            **engine_columns(served.engine, batch_size=settings.get("effective.batch_size")),
+        },
     )  # fmt: skip
     return row, served
 

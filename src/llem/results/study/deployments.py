@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -29,6 +30,7 @@ from numpy.typing import NDArray
 
 from llem.results.ranks.pool import Pool, pooled
 from llem.results.ratio import ratio_of_sums
+from llem.results.rows import engine as engine_rows
 from llem.results.rows.served import PERCENTILES, POOLED
 from llem.results.tables.where import is_known
 
@@ -116,9 +118,11 @@ def group_served(
     Columns: the fields, `runs`, `completed`, `cycles`, the RATIOS with `_se`, `_low` and `_high`
     (95 % intervals over cycles), SUMS of what is known, percentiles of pooled raw samples with
     their intervals (where `pools` of the runs are given), the MOST memory, `mfu` as a ratio of sums
-    and `without_energy`, the runs that lack it. A run that did not complete is counted, no more.
+    and `without_energy`, the runs that lack it; where any run has them, `engine.*`, with intervals
+    of means and shares. A run that did not complete is counted, no more.
     """
     found = []
+    engine = any(is_known(row.get(engine_rows.STEPS)) for row in rows)
     for key, members in grouped(rows, by).items():
         done = [row for row in members if row["status"] == "completed"]
         line: dict[str, Any] = {
@@ -128,15 +132,13 @@ def group_served(
             "cycles": len({row["cycle"] for row in done}),
         }
         for name, (above, below) in RATIOS.items():
-            ratio = clustered(done, above, below)
-            low, high = ratio.interval()
-            line |= {name: ratio.value, f"{name}_se": ratio.se, f"{name}_low": low,
-                     f"{name}_high": high}  # fmt: skip
+            line |= _with_interval(name, clustered(done, above, below))
         line |= {name: _sum(done, name) for name in SUMS}
         line |= _percentiles(done, pools or {})
-        line |= {name: max((r[name] for r in done if is_known(r[name])), default=math.nan)
-                 for name in MOST}  # fmt: skip
+        line |= {name: _most(done, name) for name in MOST}
         line["mfu"] = _mfu(done)
+        if engine:
+            line |= _engine(done)
         line["without_energy"] = sum(not is_known(row["energy_j"]) for row in done)
         found.append(line)
     return found
@@ -235,6 +237,28 @@ def _percentiles(rows: Sequence[Row], pools: Pools) -> dict[str, float]:
     return found
 
 
+def _engine(rows: Sequence[Row]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for name in (*engine_rows.MEANS, *engine_rows.SHARES):
+        above, below = (partial(engine_rows.engine_part, name, k) for k in (0, 1))
+        found |= _with_interval(_in_engine(name), clustered(rows, above, below))
+    found |= {name: _sum(rows, name) for name in map(_in_engine, engine_rows.SUMS)}
+    return found | {name: _most(rows, name) for name in map(_in_engine, engine_rows.MOST)}
+
+
+def _in_engine(name: str) -> str:
+    return engine_rows.PREFIX + name
+
+
+def _with_interval(name: str, ratio: Clustered) -> dict[str, float]:
+    low, high = ratio.interval()
+    return {name: ratio.value, f"{name}_se": ratio.se, f"{name}_low": low, f"{name}_high": high}
+
+
+def _most(rows: Sequence[Row], name: str) -> float:
+    return max((row[name] for row in rows if is_known(row.get(name))), default=math.nan)
+
+
 def _mfu(rows: Sequence[Row]) -> float:
     both = [r for r in rows if is_known(r["mfu"]) and is_known(r["flops"]) and r["mfu"] > 0]
     possible = sum(r["flops"] / r["mfu"] for r in both)
@@ -242,7 +266,7 @@ def _mfu(rows: Sequence[Row]) -> float:
 
 
 def _sum(rows: Sequence[Row], name: str) -> float:
-    known = [row[name] for row in rows if is_known(row[name])]
+    known = [row[name] for row in rows if is_known(row.get(name))]
     return math.fsum(known) if known else math.nan
 
 
@@ -255,7 +279,10 @@ def deployment_table(
     kinds: Mapping[str, str], rows: Sequence[Row], pools: Pools
 ) -> tuple[dict[str, str], list[dict[str, Any]]]:
     """`group_served` by deployment, with what each was asked to be; columns and rows."""
-    settings = [name for name in kinds if name in NAMED or "." in name]
+    settings = [
+        name for name in kinds
+        if name in NAMED or ("." in name and not name.startswith(engine_rows.PREFIX))
+    ]  # fmt: skip
     of = grouped(rows, BY_DEPLOYMENT)
     found = []
     for line, members in zip(group_served(rows, BY_DEPLOYMENT, pools), of.values(), strict=True):

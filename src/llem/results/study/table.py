@@ -13,7 +13,7 @@ from llem.results.rows.served import FIXED, ServedRow
 from llem.results.tables.observation import kinds_of
 
 Row = Mapping[str, Any]
-GROUPS = ("options.", "effective.", "prompts.", "arrival.", "layout.")
+GROUPS = ("options.", "effective.", "prompts.", "arrival.", "layout.", "engine.")
 _READERS = {"int": int, "float": float, "str": str}
 
 

@@ -15,6 +15,9 @@ from typing import Any
 # where the model ends them, are drawn differently each time, are counted by their pieces.
 OPTIONAL = ("return_token_ids", "ignore_eos", "seed", "stream_options")
 
+# Pieces of a stream that are taken for a token each.
+EACH, BUT_LAST = "each", "but the last"
+
 Post = Callable[[Mapping[str, Any]], list[dict[str, Any]]]
 Text = Callable[[Sequence[int]], str]
 
@@ -27,11 +30,14 @@ class Refused(Exception):
 class Dialect:
     """How requests are said to one server: `as_text` where it takes no ids for a prompt, without
     the fields `left_out`. `ids` is whether it sends back the ids of tokens, `usage` whether it
-    counts tokens itself; `refused` says why anything is left out."""
+    counts tokens itself; `refused` says why anything is left out. `pieces` is which of its pieces
+    are taken for a token each, be they without text: EACH, or BUT_LAST, where the one that says why
+    the text ended is none; empty where only those with text are."""
 
     as_text: bool = False
     left_out: tuple[str, ...] = ()
     ids: bool = False
+    pieces: str = ""
     usage: bool = False
     refused: tuple[str, ...] = ()
 
@@ -43,18 +49,20 @@ class Dialect:
         return found
 
     def tokens(self, choice: Mapping[str, Any]) -> int:
-        """How many tokens a piece of the stream brings. Without ids one, where it has text: of
-        texts in which a character takes several tokens that is too few."""
+        """How many tokens a piece of the stream brings. Without ids one: of texts in which a
+        character takes several tokens that is too few."""
         if self.ids:
             return len(choice.get("token_ids") or ())
+        if self.pieces:
+            return int(self.pieces == EACH or not choice.get("finish_reason"))
         return int(bool(choice.get("text")))
 
     def told(self) -> dict[str, Any]:
         """For the end record, beside the options as they were effective."""
         found: dict[str, Any] = {
             "prompts_sent_as": "text" if self.as_text else "token ids",
-            "token_times": "of token ids" if self.ids else "of pieces of text",
-            "tokens_counted_by": "the server" if self.usage else "their times",
+            "token_times": self._token_times(),
+            "tokens_counted_by": "the server" if self.usage else "the length asked for, or times",
         }
         if self.left_out or self.as_text:
             found["not_taken"] = list(self.left_out)
@@ -62,6 +70,11 @@ class Dialect:
         if "ignore_eos" in self.left_out:
             found["ignore_eos"] = False
         return found
+
+    def _token_times(self) -> str:
+        if self.ids:
+            return "of token ids"
+        return "of pieces" if self.pieces else "of pieces of text"
 
 
 def find_dialect(post: Post, body: Mapping[str, Any], *, text: Text) -> Dialect:
@@ -86,7 +99,8 @@ def _without(
     def heard(left_out: tuple[str, ...]) -> Dialect:
         told = tuple(dict.fromkeys(reasons))
         dialect = Dialect(as_text=as_text, left_out=left_out, refused=told)
-        return _heard(post(dialect.body(body, text=text)), dialect)
+        asked = int(body.get("max_tokens") or 0)
+        return _heard(post(dialect.body(body, text=text)), dialect, asked=asked)
 
     try:
         return heard(())
@@ -103,8 +117,8 @@ def _without(
     return replace(found, refused=tuple(dict.fromkeys(reasons)))
 
 
-def _heard(parts: Sequence[Mapping[str, Any]], dialect: Dialect) -> Dialect:
-    """The dialect with what the answer shows of tokens."""
+def _heard(parts: Sequence[Mapping[str, Any]], dialect: Dialect, *, asked: int) -> Dialect:
+    """The dialect with what the answer to a request for `asked` tokens shows of tokens."""
     choices = [choice for part in parts for choice in part.get("choices") or ()]
     if not choices:
         raise Refused("the answer is no stream of choices")
@@ -112,5 +126,15 @@ def _heard(parts: Sequence[Mapping[str, Any]], dialect: Dialect) -> Dialect:
     return replace(
         dialect,
         ids=any(choice.get("token_ids") for choice in choices),
+        pieces=_pieces([choice.get("finish_reason") for choice in choices], asked=asked),
         usage=any(u.get("completion_tokens") is not None for u in usage),
     )
+
+
+def _pieces(ends: Sequence[str | None], *, asked: int) -> str:
+    """Which pieces are a token each, by how those of an answer ended: one that ended by its length
+    is of as many tokens as were `asked` for."""
+    if "length" not in ends:
+        return ""
+    counts = {BUT_LAST: sum(not end for end in ends), EACH: len(ends)}
+    return next((rule for rule, count in counts.items() if count == asked), "")

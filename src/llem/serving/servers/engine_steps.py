@@ -16,6 +16,8 @@ from typing import Any
 
 PLUGIN = "llem_engine_steps"
 ENTRY = f"[vllm.stat_logger_plugins]\n{PLUGIN} = {PLUGIN}:EngineSteps\n"
+# A socket's path has at most 107 characters, of which its name, a UUID, takes 37.
+MOST_SOCKET_FOLDER = 70
 # A row of the record's /engine (llem.records.schema.ENGINE) without its number.
 Step = tuple[int | float, ...]
 
@@ -46,6 +48,9 @@ class EngineSteps:
             "LLEM_ENGINE_FILE": str(self._file),
             "LLEM_ENGINE_TOLD": json.dumps(self._told),
         }
+        # vLLM leaves its sockets behind, here instead of in /tmp: what a path of one may have.
+        if len(str(self._folder)) < MOST_SOCKET_FOLDER:
+            found["VLLM_RPC_BASE_PATH"] = str(self._folder)
         # Where the user names the plugins that vLLM may load, this is one of them.
         if (allowed := os.environ.get("VLLM_PLUGINS")) is not None:
             found["VLLM_PLUGINS"] = ",".join(filter(None, (allowed, PLUGIN)))

@@ -2,14 +2,14 @@
 
 Its forward passes are its own, so that tokens are recorded as they arrive. What a server takes is
 found out by a first request (`llem.serving.servers.dialect`): prompts are token ids where it takes
-them, and tokens are counted by the ids that it sends back, else by the pieces of the stream with
-text.
+them, and tokens are counted by the ids that it sends back, else by the pieces of the stream.
 """
 
 from __future__ import annotations
 
 import http.client
 import json
+import math
 import os
 import queue
 import threading
@@ -20,14 +20,14 @@ from functools import cached_property
 from typing import Any
 
 from llem.campaign import Serving
-from llem.errors import Fault, InputError, LlemError
+from llem.errors import Fault, InputError, LlemError, UnavailableError
 from llem.records import RequestStatus
 from llem.serving.log import Log
 from llem.serving.replica import Replica
 from llem.serving.requests import Request, Tokenizer
 from llem.serving.servers.dialect import Dialect, Refused, find_dialect
 from llem.serving.servers.memory import ServerMemory
-from llem.serving.servers.server import Server
+from llem.serving.servers.server import STOP_S, Server
 from llem.serving.tokenizers import texts_of, tokenizer_of
 
 TIMEOUT_S = 600.0
@@ -42,6 +42,10 @@ MOST_SEED = 2**31
 ENDS = {"stop": RequestStatus.STOPPED, "length": RequestStatus.FINISHED}
 # How long a server that broke off is given to be gone.
 DEATH_S = 30.0
+# Whoever has to leave has some 20 s for all of it. A server that the same signal reached may keep
+# its connections open and say nothing: requests are not waited for, and it is not asked for long.
+LEAVE_S = 1.0
+HURRIED_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,7 @@ class OpenAIBackend:
         # Whether to leave; asked while the server is waited for.
         self.leave: Callable[[], bool] = lambda: False
         self._rounds = 0
+        self._left = False
 
     @staticmethod
     def prepare(run: Serving) -> None:
@@ -143,9 +148,13 @@ class OpenAIBackend:
         self.server.start()
         self.server.wait(self._answers, timeout_s=self.ready_s, leave=self.leave)
         if not self.model:
+            self._left = True
             return
         try:
             self.dialect = find_dialect(self._post, self._body(self._probe()), text=self._text)
+        except UnavailableError as error:
+            text = f"the server takes no token ids, and {error.message}"
+            raise UnavailableError(text, remedy=error.remedy) from None
         except Refused as error:
             text = f"the server takes no request of llem's: {error}"
             raise InputError(f"run {self.run.run_id}", [Fault("backend", text)]) from None
@@ -179,15 +188,22 @@ class OpenAIBackend:
             thread.start()
         open_requests = {request.number: request for request in requests}
         broken = False
+        until_s = math.inf
         while open_requests:
-            if log.stopping():
+            if not leave.is_set() and log.stopping():
+                self._left = True
                 leave.set()
+                until_s = time.monotonic() + LEAVE_S
             try:
                 one = said.get(timeout=0.05)
             except queue.Empty:
-                if leave.is_set() and not any(thread.is_alive() for thread in threads):
+                if leave.is_set():
+                    if time.monotonic() < until_s and any(t.is_alive() for t in threads):
+                        continue
                     break
-                if (status := self.server.ended()) is not None:
+                status = self.server.ended()
+                # The signal that asks to leave may have reached the server first.
+                if status is not None and not log.stopping():
                     leave.set()
                     raise self._died(status) from None
                 continue
@@ -212,13 +228,13 @@ class OpenAIBackend:
                 log.event("request", f"request {one.request.number}: {one.reason}")
         log.left(list(open_requests.values()))
         # Requests of a server that dies fail before it is gone: they were not refused one by one.
-        if broken and not leave.is_set():
+        if broken and not leave.is_set() and not log.stopping():
             status = self.server.ended(patience_s=DEATH_S)
             if status is not None:
                 raise self._died(status)
 
     def close(self) -> None:
-        self.server.stop()
+        self.server.stop(patience_s=HURRIED_S if self._left else STOP_S)
 
     def _died(self, status: int) -> LlemError:
         return LlemError(f"the server ended with status {status}:\n{self.server.last_words()}")
@@ -325,7 +341,11 @@ class OpenAIBackend:
                 usage = part.get("usage") or usage
                 for choice in part.get("choices", ()):
                     ended = choice.get("finish_reason") or ended
-                    for _ in range(self.dialect.tokens(choice)):
+                    made = self.dialect.tokens(choice)
+                    if not self.dialect.ids:
+                        # Text that is left over at the end may come in a piece of its own.
+                        made = min(made, request.output_tokens - len(times))
+                    for _ in range(made):
                         said.put(_Token(request, len(times), t_ns))
                         times.append(t_ns)
                 if leave.is_set():
@@ -341,12 +361,14 @@ class OpenAIBackend:
             status, reason = RequestStatus.FAILED, str(error) or type(error).__name__
         finally:
             connection.close()
+        # Of a server that counts nothing: a text that came to the length asked for has it.
+        counted = request.output_tokens if status == RequestStatus.FINISHED else len(times)
         return _Done(
             request=request,
             t_start_ns=start_ns,
             times_ns=tuple(times),
             tokens_in=usage.get("prompt_tokens"),
-            tokens_out=int(usage.get("completion_tokens") or len(times)),
+            tokens_out=int(usage.get("completion_tokens") or counted),
             status=status,
             reason=reason,
             broken=bool(reason) and broken,

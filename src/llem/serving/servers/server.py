@@ -145,17 +145,17 @@ class Server:
             return []
         return [pid for pid, _ in _of_session(self._process.pid)]
 
-    def stop(self) -> None:
-        """End the whole session: asked first, killed after a while. Safe to call twice."""
+    def stop(self, *, patience_s: float = STOP_S) -> None:
+        """End the whole session: asked first, killed after `patience_s`. Safe to call twice."""
         if self._process is None:
             return
-        for number, patience_s in ((signal.SIGTERM, STOP_S), (signal.SIGKILL, STOP_S)):
+        for number, wait_s in ((signal.SIGTERM, patience_s), (signal.SIGKILL, STOP_S)):
             # Also where the program itself is gone: what it started may still be there, and in
             # a process group of its own.
             for group in {group for _, group in _of_session(self._process.pid)}:
                 with suppress(ProcessLookupError):
                     os.killpg(group, number)
-            if self._gone(patience_s):
+            if self._gone(wait_s):
                 break
         self._process = None
         self._log.unlink(missing_ok=True)
