@@ -119,6 +119,14 @@ def test_plan_shows_what_will_run_and_what_it_costs(llem, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_to_type_next_can_be_pasted_whatever_the_folder_is_called(llem):
+    made = llem("init", "--out", "my campaign.yaml")
+    assert made.stderr.endswith("next: llem plan 'my campaign.yaml'\n")
+    planned = llem("plan", "my campaign.yaml", "--out", "Étude 1")
+    assert planned.stderr.endswith("next: llem submit 'Étude 1'\n")
+    assert llem("status", "Étude 1").stdout.endswith("next: llem submit 'Étude 1'\n")
+
+
 def test_init_writes_a_campaign_that_plans(llem, tmp_path):
     assert llem("init").returncode == 0
     assert llem("init").returncode == 2
