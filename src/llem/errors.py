@@ -10,6 +10,7 @@ This module lies below the foundations: every folder may import it, and it impor
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,9 @@ class LlemError(Exception):
         super().__init__(message)
         self.message = message
         self.remedy = remedy
+        if remedy:
+            # A traceback shows it, in a script and in a notebook; the command line has `lines`.
+            self.add_note(f"-> {remedy}")
 
     def lines(self) -> list[str]:
         """The error as a person should read it, one line an item."""
@@ -86,6 +90,11 @@ def run_named(word: str, names: Sequence[str], *, place: str, see: str, most: in
     more = f" and {len(found) - most} more" if len(found) > most else ""
     text = f"{word!r} begins the names of {len(found)} runs"
     raise InputError("the call", [Fault("RUN", text, f"{shown}{more}")])
+
+
+def typed(*words: object) -> str:
+    """A command as it can be typed or pasted into a shell, whatever its paths hold."""
+    return shlex.join(str(word) for word in words)
 
 
 def did_you_mean(word: str, choices: Sequence[str]) -> str | None:

@@ -190,7 +190,11 @@ def read_yaml(path: str | Path) -> Any:
         raise InputError(str(path), ["there is no such file"]) from None
     except IsADirectoryError:
         raise InputError(str(path), ["is a folder; a YAML file is expected"]) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        fault = Fault(f"line {line}", "not UTF-8", "save the file in the encoding UTF-8")
+        raise InputError(str(path), [fault]) from None
+    except OSError as error:
         raise InputError(str(path), [f"cannot be read: {error}"]) from None
     return _parse(text, str(path))
 
@@ -218,7 +222,8 @@ def _parse(text: str, source: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise InputError(source, [Fault(where, f"not YAML: {problem}")]) from None
+        hint = "YAML is indented by spaces, never by tabs" if r"'\t'" in problem else None
+        raise InputError(source, [Fault(where, f"not YAML: {problem}", hint)]) from None
 
 
 def validated(model: type[M], values: Any, source: str, faults: Sequence[Fault] = ()) -> M:

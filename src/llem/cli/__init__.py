@@ -6,6 +6,7 @@ Exit status: 0 done, 1 the work failed, 2 the call or a file was wrong, 130 inte
 from __future__ import annotations
 
 import gc
+import io
 import os
 import sys
 
@@ -53,6 +54,7 @@ examples:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of the `llem` command; returns the exit status."""
+    _write_what_the_terminal_can()
     try:
         return _main(sys.argv[1:] if argv is None else argv)
     except BrokenPipeError:
@@ -64,6 +66,13 @@ def main(argv: list[str] | None = None) -> int:
             # The process ends here. Python would look through all that is left once more, for
             # nothing, which takes as long as to plan some thousand runs.
             gc.freeze()
+
+
+def _write_what_the_terminal_can() -> None:
+    """In a locale without UTF-8 a bar or an accent becomes `?`, where it would end the command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
 
 
 def _main(args: list[str]) -> int:

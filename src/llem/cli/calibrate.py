@@ -18,6 +18,7 @@ from llem._numerals import (
 )
 from llem.cli._command import add_json, add_yes, asked_budget, note, print_json
 from llem.cli.plan import find_campaign
+from llem.errors import typed
 
 if TYPE_CHECKING:
     from llem.pipeline import Calibrated, Planned
@@ -65,7 +66,9 @@ def run(args: argparse.Namespace) -> int:
     if isinstance(done.outcome, LocalOutcome):
         status = local_status(done.outcome, planned.folder, again="llem calibrate")
     elif not done.outcome.settled:
-        note(f"not every shape came to an end: see `llem status {planned.folder.root}`")
+        note(
+            f"not every shape came to an end: see `{typed('llem', 'status', planned.folder.root)}`"
+        )
         status = 1
     if done.calibration is not None:
         _tell(done, done.calibration, as_json=args.json)
@@ -108,7 +111,8 @@ def _tell(done: Calibrated, calibration: Calibration, *, as_json: bool) -> None:
     for item in calibration.left_out:
         if item.what != LAYOUT:
             print(f"left out: {item.what}: {item.reason}")
-    note(f"written: {done.file}; next: llem plan --calibration {done.planned.folder.root}")
+    then = typed("llem", "plan", "--calibration", done.planned.folder.root)
+    note(f"written: {done.file}; next: {then}")
 
 
 def device_lines(calibration: Calibration) -> list[str]:

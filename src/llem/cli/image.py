@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from llem.cli._command import note, print_json
+from llem.errors import typed
 
 EXAMPLE = """  llem image build --kind cuda --out llem-cuda.sif
   llem image build --wheelhouse wheels/ --base base.sif --out llem.sif # offline
@@ -46,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
             args.out, kind=args.kind, wheelhouse=args.wheelhouse, base=args.base,
             index=args.index, runtime=args.runtime, squash_args=args.squash_args, say=note,
         )  # fmt: skip
-        note(f"written: {args.out}; next: llem image verify {args.out}")
+        note(f"written: {args.out}; next: {typed('llem', 'image', 'verify', args.out)}")
         if args.json:
             print_json({"image": str(args.out)})
         return 0

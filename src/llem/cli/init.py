@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from llem.cli._command import note
-from llem.errors import Fault, InputError, did_you_mean
+from llem.errors import Fault, InputError, did_you_mean, typed
 
 EXAMPLE = """  llem init                       # writes campaign.yaml
   llem init --site juwels-booster --out llama-de.yaml
@@ -97,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
             file.write(text)
     except FileExistsError:
         raise InputError(str(args.out), ["exists already; give another --out"]) from None
-    note(f"written: {args.out}; next: llem plan {args.out}")
+    note(f"written: {args.out}; next: {typed('llem', 'plan', args.out)}")
     return 0
 
 

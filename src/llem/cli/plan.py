@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llem.cli._command import add_calibration, add_json, asked_budget, note, print_json
-from llem.errors import Fault, InputError
+from llem.errors import Fault, InputError, typed
 
 if TYPE_CHECKING:
     from llem.campaign import Budget, Campaign
@@ -87,7 +87,8 @@ def _run(args: argparse.Namespace) -> int:
     if args.dry_run:
         note(f"dry run: {where} was not written")
     elif planned.changed:
-        note(f"written: {where}; read {planned.folder.plan_page}; next: llem submit {where}")
+        then = typed("llem", "submit", where)
+        note(f"written: {where}; read {planned.folder.plan_page}; next: {then}")
     else:
         note(f"{where} holds this plan already; nothing was changed")
     return 0

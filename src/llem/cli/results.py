@@ -133,7 +133,7 @@ def _names(text: str) -> list[str]:
 
 def _chosen(args: argparse.Namespace, table: str = "observations") -> Rows:
     from llem.cluster import CampaignFolder
-    from llem.errors import Fault, InputError
+    from llem.errors import Fault, InputError, typed
     from llem.pipeline.viewing import load_rows, newer_records
 
     folder = CampaignFolder(args.dir)
@@ -141,7 +141,8 @@ def _chosen(args: argparse.Namespace, table: str = "observations") -> Rows:
         raise InputError("the call", [Fault("--group-by", "is for the observations")])
     found = load_rows(folder, table).where(args.where)
     if newer := newer_records(folder):
-        note(f"{newer} run(s) have newer records: `llem aggregate {args.dir}` takes them in")
+        again = typed("llem", "aggregate", args.dir)
+        note(f"{newer} run(s) have newer records: `{again}` takes them in")
     if args.group_by:
         found = found.grouped(args.group_by)
     return found.sorted(args.sort).columns(args.columns)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from llem.cli._command import INTERRUPTED, add_calibration, add_json, add_yes, asked_budget, note
 from llem.cli.plan import add_waves, find_any_campaign, in_waves, positive
+from llem.errors import typed
 
 if TYPE_CHECKING:
     from llem.campaign import Budget, Campaign
@@ -107,6 +108,6 @@ def _run_wave(planned: Planned | PlannedStudy, *, yes: bool, as_json: bool) -> i
     if isinstance(outcome, LocalOutcome):
         return local_status(outcome, folder, again="llem run")
     if not outcome.settled:
-        note(f"not every run came to an end: see `llem status {folder.root}`")
+        note(f"not every run came to an end: see `{typed('llem', 'status', folder.root)}`")
         return 1
     return 0

@@ -15,6 +15,7 @@ from llem.cli._command import (
     note,
     print_json,
 )
+from llem.errors import typed
 
 if TYPE_CHECKING:
     from llem.cluster import CampaignFolder, LocalOutcome, Submission, Submitted
@@ -95,7 +96,7 @@ def tell(done: Submission, args: argparse.Namespace) -> int:
             print(f"{name}: submitted before, job {' '.join(ids)}")
     if done.waiting:
         note(f"{done.waiting} elements wait ({done.reason}): the same call again submits them")
-    note(f"next: llem status {args.dir}")
+    note(f"next: {typed('llem', 'status', args.dir)}")
     return 0
 
 
@@ -148,7 +149,7 @@ def local_status(outcome: LocalOutcome, folder: CampaignFolder, *, again: str = 
         for line in tail:
             note(f"  {line}")
     if outcome.interrupted:
-        same = f"the same `{again}`" if again else f"`llem submit {folder.root}`"
+        same = f"the same `{again}`" if again else f"`{typed('llem', 'submit', folder.root)}`"
         note(f"interrupted; finished runs are kept: {same} goes on")
         return INTERRUPTED
     return 1 if outcome.failed else 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from llem.cli._command import add_folder, add_json, note, option, print_json
+from llem.errors import typed
 
 EXAMPLE = """  llem wait runs/first && llem finish runs/first
   llem wait runs/first --timeout 30m   # status 1 where it is not over then"""
@@ -38,5 +39,5 @@ def run(args: argparse.Namespace) -> int:
         show(summary)
     if state.active:
         told = format_duration(timeout_s or 0)
-        note(f"not over after {told}: it goes on, and `llem wait {args.dir}` waits on")
+        note(f"not over after {told}: it goes on, and `{typed('llem', 'wait', args.dir)}` waits on")
     return 0 if state.settled else 1

@@ -25,7 +25,7 @@ from llem.cluster import (
     resubmit,
     write_json,
 )
-from llem.errors import Fault, InputError, LlemError
+from llem.errors import Fault, InputError, LlemError, typed
 from llem.pipeline.campaigns import Planned, plan_campaign, run_campaign
 from llem.planning import (
     CALIBRATION_FILE,
@@ -146,7 +146,8 @@ def reduce_calibration(folder: CampaignFolder, plan: Plan) -> Calibration:
     if not timed:
         reasons = "; ".join(dict.fromkeys(item.reason for item in left_out))
         raise LlemError(
-            f"no shape could be measured: {reasons}", remedy=f"see `llem status {folder.root}`"
+            f"no shape could be measured: {reasons}",
+            remedy=f"see `{typed('llem', 'status', folder.root)}`",
         )
     peak = plan.device.peak_flops
     prior = accelerator_of(plan.site).utilisation

@@ -21,7 +21,7 @@ from llem.cluster import (
     run_locally,
     submit_and_wait,
 )
-from llem.errors import InputError, LlemError
+from llem.errors import InputError, LlemError, typed
 from llem.pipeline.datasets import resolve_data
 from llem.pipeline.files import DEPLOYMENTS_FILE, OBSERVATIONS_FILE, SAMPLES_FILE
 from llem.planning import (
@@ -235,7 +235,7 @@ def run_campaign(
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             "stopped waiting; what was submitted goes on: the same call waits for it again, "
-            f"`llem cancel {folder.root}` ends it"
+            f"`{typed('llem', 'cancel', folder.root)}` ends it"
         ) from None
 
 

@@ -51,7 +51,8 @@ def money(unit: str, site: Site, *, gpu_hours: float, kwh: float) -> float:
         faults.append(Fault("prices.currency", f"is {prices.currency}, the budget is in {unit}"))
     if prices.per_gpu_hour is None and prices.per_kwh is None:
         text = "money needs a price: per_gpu_hour or per_kwh"
-        faults.append(Fault("prices", text))
+        hint = f"site: {{base: {site.name}, prices: {{currency: {unit}, per_kwh: 0.3}}}}"
+        faults.append(Fault("prices", text, f"as {hint}, with your price"))
     if faults:
         raise InputError(f"site {site.name}", faults)
     return gpu_hours * (prices.per_gpu_hour or 0.0) + kwh * (prices.per_kwh or 0.0)

@@ -140,3 +140,25 @@ def test_the_meters_of_a_campaign_are_those_that_there_are():
     from llem.energy.meters.choose import METERS, MODELS
 
     assert get_args(MeterName) == ("auto", *METERS, *MODELS)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"name: x\nmodel:\n\tvocabulary: 256\n", "line 3, column 1: not YAML: .* never by tabs"),
+        ("name: x\n# caf\xe9\n".encode("latin-1"), "line 2: not UTF-8 .save the file in the enc"),
+    ],
+)
+def test_what_an_editor_left_in_the_file_is_told_with_its_line(tmp_path, content, told):
+    file = tmp_path / "campaign.yaml"
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=told):
+        load_campaign(file)
+
+
+def test_line_ends_and_a_mark_of_another_system_change_nothing(tmp_path):
+    file = tmp_path / "campaign.yaml"
+    file.write_text("name: x\ntarget: 1e20\nbudget: 1e18\n")
+    before = load_campaign(file)
+    file.write_bytes("\ufeffname: x\r\ntarget: 1e20\r\nbudget: 1e18\r\n".encode())
+    assert load_campaign(file) == before

@@ -1,6 +1,7 @@
 """The command line: what it says when it is called rightly and wrongly."""
 
 import errno
+import io
 import json
 import subprocess
 import sys
@@ -117,6 +118,25 @@ def test_plan_shows_what_will_run_and_what_it_costs(llem, tmp_path):
     assert "expected:" in done.stdout
     assert "rests on:" in done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_locale_without_utf8_ends_no_command(llem, tmp_path, monkeypatch, encoding):
+    assert llem("plan", "--out", "c").returncode == 0
+    written = io.BytesIO()
+    stream = io.TextIOWrapper(written, encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert main(["status", "c"]) == 0  # with a bar of box characters
+    stream.flush()
+    assert b"of 20 runs done" in written.getvalue() or b"20 waiting" in written.getvalue()
+
+
+def test_what_to_type_next_can_be_pasted_whatever_the_folder_is_called(llem):
+    made = llem("init", "--out", "my campaign.yaml")
+    assert made.stderr.endswith("next: llem plan 'my campaign.yaml'\n")
+    planned = llem("plan", "my campaign.yaml", "--out", "Étude 1")
+    assert planned.stderr.endswith("next: llem submit 'Étude 1'\n")
+    assert llem("status", "Étude 1").stdout.endswith("next: llem submit 'Étude 1'\n")
 
 
 def test_init_writes_a_campaign_that_plans(llem, tmp_path):

@@ -5,6 +5,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llem.campaign import Budget
+from llem.errors import InputError
 from llem.planning import BudgetError, make_plan, spend
 from llem.planning.layout import MEMORY_MARGIN
 
@@ -137,3 +138,9 @@ def test_a_plan_states_how_uncertain_its_cost_is_and_what_that_rests_on():
     assert budget["uncertainty"]["flops"] == 0
     assert 0 < budget["uncertainty"]["gpu_hours"] < budget["uncertainty"]["energy_j"] < 1
     assert "prior" in budget["source"]["utilisation"]
+
+
+def test_money_without_a_price_is_told_with_the_line_to_write():
+    campaign = campaign_at("laptop", "bytes", site={**SITES["laptop"], "name": "laptop"})
+    with pytest.raises(InputError, match=r"needs a price.*\{currency: EUR, per_kwh: 0\.3\}"):
+        make_plan(campaign, budget=Budget(200, "EUR"), data=DATA)

@@ -318,8 +318,8 @@ def test_a_request_that_is_refused_or_broken_off_fails_alone(world, tmp_path):
 
 
 def test_whoever_has_to_leave_breaks_off_and_ends_the_server(world, tmp_path):
-    prompts = tmp_path / "prompts"
-    run = run_of("--pause-s", "0.05", "--child", str(tmp_path / "child"), "--prompts", str(prompts),
+    child, prompts = tmp_path / "child", tmp_path / "prompts"
+    run = run_of("--pause-s", "0.05", "--child", str(child), "--prompts", str(prompts),
                  batch_size=1)  # fmt: skip
 
     def should_stop():

@@ -15,6 +15,7 @@ from llem.cluster.disk.folder import CampaignFolder
 from llem.cluster.disk.ledger import Ledger
 from llem.cluster.scheduler.causes import Cause
 from llem.cluster.state.state import CampaignState, RunState
+from llem.errors import typed
 from llem.planning import AnyPlan, StudyPlan
 
 STATUS_SCHEMA = "llem-status-1"
@@ -397,16 +398,16 @@ def _next(folder: CampaignFolder, plan: AnyPlan, state: CampaignState) -> str:
     place = folder.root
     if state.settled or plan.rehearsal:
         if (folder.results / "report.html").is_file():
-            return f"llem report {place}"
-        return f"llem finish {place}"
+            return typed("llem", "report", place)
+        return typed("llem", "finish", place)
     # Safe while others run: it submits what is missing and nothing else.
     undone = any(COLUMNS.get(r.status, FAILED) in UNDONE for r in state.runs)
     # The local executor holds the campaign, and tries again itself what may pass.
     held = plan.site.executor == "local" and state.active
     if undone and not held and not state.scheduler.problem:
-        return f"llem resubmit {place}"
+        return typed("llem", "resubmit", place)
     if state.active:
-        return f"llem status {place} --watch"
+        return typed("llem", "status", place, "--watch")
     if not state.submitted and not any(r.attempts for r in state.runs):
-        return f"llem submit {place}"
-    return f"llem resubmit {place}"
+        return typed("llem", "submit", place)
+    return typed("llem", "resubmit", place)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from llem._numerals import format_count, format_flops
 from llem.campaign import Budget, Campaign, Run, Site, parse_budget
-from llem.errors import Fault, InputError, LlemError, did_you_mean
+from llem.errors import Fault, InputError, LlemError, did_you_mean, typed
 from llem.pipeline.campaigns import Planned, aggregate_campaign, plan_campaign, run_campaign
 from llem.pipeline.files import FIT_FILE
 from llem.pipeline.fitting import campaign_table, fit_campaign
@@ -200,7 +200,7 @@ class _Call:
         faults: list[Fault] = []
         for key in ("budget", "target"):
             value = getattr(self, key)
-            if value is not None and not isinstance(value, Budget):
+            if (value is not None or key == "budget") and not isinstance(value, Budget):
                 try:
                     parse_budget(value)
                 except ValueError as error:
@@ -473,8 +473,8 @@ class _Call:
         count = len(planned.plan.runs)
         return LlemError(
             f"{count} runs were planned, and those that completed carry no law: {reason}",
-            remedy=f"see the runs with `llem status {planned.folder.root}`; more budget or sizes "
-            "add runs, and those that are done are not trained again",
+            remedy=f"see the runs with `{typed('llem', 'status', planned.folder.root)}`; more "
+            "budget or sizes add runs, and those that are done are not trained again",
         )
 
     def _run(self, planned: Planned, looked: Looked, world: World | None, say: Say) -> None:
@@ -488,10 +488,11 @@ class _Call:
             return SampleTask(run, here, objects=looked.objects)
 
         say.begin(planned)
-        outcome = run_here(
-            planned.folder, planned.plan, world=world, task_of=task_of,
-            told=lambda run, status: say.run(planned, run, status),
-        )  # fmt: skip
+        with say.meanwhile(planned):
+            outcome = run_here(
+                planned.folder, planned.plan, world=world, task_of=task_of,
+                told=lambda run, status: say.run(planned, run, status),
+            )  # fmt: skip
         if outcome.interrupted:
             raise KeyboardInterrupt(
                 f"stopped with a checkpoint in {planned.folder.root}: the same call goes on"

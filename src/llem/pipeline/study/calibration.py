@@ -10,7 +10,7 @@ from typing import Any
 from llem._numerals import number
 from llem.campaign import Site
 from llem.cluster import CampaignFolder
-from llem.errors import Fault, InputError
+from llem.errors import Fault, InputError, typed
 from llem.pipeline.viewing import load_rows
 from llem.planning import accelerator_of
 from llem.planning.study.law import WARMUP_ROUNDS, ServingLaw
@@ -40,7 +40,7 @@ def laws_of_study(path: str | Path, site: Site) -> dict[str, ServingLaw]:
     ]
     runs = [run for run in runs if run.span_s > 0]
     if not runs:
-        fault = Fault("", "no run of it was completed", f"see `llem status {path}`")
+        fault = Fault("", "no run of it was completed", f"see `{typed('llem', 'status', path)}`")
         raise InputError(str(path), [fault])
     source = f"{len(runs)} run{'s' if len(runs) > 1 else ''} of {plan.campaign.name}"
     if (plan.site.name, plan.site.executor) != (site.name, site.executor):

@@ -16,7 +16,7 @@ from llem.campaign import site_of
 from llem.campaign.load import campaign_from, campaign_to_dict, read_yaml
 from llem.campaign.options import BACKENDS
 from llem.campaign.study.study import Study
-from llem.errors import Fault, InputError, LlemError, did_you_mean
+from llem.errors import Fault, InputError, LlemError, did_you_mean, typed
 from llem.pipeline.campaigns import aggregate_campaign, run_campaign
 from llem.pipeline.saying import Say
 from llem.pipeline.study.plan import PlannedStudy, study_plan, write_study
@@ -248,5 +248,5 @@ def _none_completed(planned: PlannedStudy, runs: list[tuple[str, str]]) -> LlemE
     root = planned.folder.root
     return LlemError(
         f"none of {len(runs)} runs completed ({told})",
-        remedy=f"see `llem status {root}` and `llem logs {root}`",
+        remedy=f"see `{typed('llem', 'status', root)}` and `{typed('llem', 'logs', root)}`",
     )

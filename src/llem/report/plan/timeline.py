@@ -17,6 +17,8 @@ from llem.report.plan.cells import Cell, cells_of
 
 # (seconds, how many from then on).
 Step = tuple[float, int]
+# Jobs in a row that are placed one by one: at a day each, three years.
+MOST_JOBS = 1000
 # (seconds, elements): elements that take equally long.
 Group = tuple[float, int]
 
@@ -220,10 +222,11 @@ def _jobs(
     """The groups of each job in a row.
 
     A job of a chain trains until its time limit (the minutes that it keeps for its checkpoint are
-    not counted); one that finds its run complete ends at once, and is left out.
+    not counted); one that finds its run complete ends at once, and is left out. Of a chain longer
+    than anybody waits for the end is one job, as long as those that it stands for.
     """
     left = [sum(map(lengths.__getitem__, names)) for names in array["elements"]]
-    chain = int(array.get("segments", 1))
+    chain = min(int(array.get("segments", 1)), MOST_JOBS)
     most = max(array["time_limit_s"] - start_s, 1.0)
     for _ in range(chain - 1):
         yield _groups([min(work, most) + start_s for work in left])

@@ -56,6 +56,13 @@ def test_jobs_of_a_chain_begin_one_after_the_other():
     assert {(s.start_s, s.end_s) for s in found.spans if s.segment == 1} == {(100, 120), (100, 200)}
 
 
+def test_of_a_chain_that_nobody_waits_for_the_end_is_one_job():
+    # Placed one by one, ten thousand million jobs took all memory there was.
+    found = timeline(small([{"elements": [1e12], "segments": 10**10, "time_limit_s": 100}]))
+    assert found.end_s == 1e12
+    assert len(found.spans) == 1000
+
+
 def test_what_asks_for_more_than_there_is_runs_alone():
     found = timeline(small([{"elements": [10, 10], "nodes": 5}]))
     assert (found.nodes, found.end_s) == (5, 20)
