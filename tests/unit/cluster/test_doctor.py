@@ -324,7 +324,7 @@ def test_a_node_in_order_has_no_row_that_is_not():
     assert {row.state for row in rows} == {OK}, [row for row in rows if row.state != OK]
     assert [row.where for row in rows] == ["n1"] * (len(rows) - 1) + ["between ranks"]
     assert rows[-1].seen == (
-        "2 ranks on 1 node(s) met at n1:20001 (10.0.0.1), 20 us there and back"
+        "2 ranks on 1 node(s) met at n1:20001 (10.0.0.1), 20 µs there and back"
     )
 
 

@@ -70,7 +70,7 @@ def test_how_many_gpus_the_environment_promises(environ, expected):
 def test_a_mig_instance_is_its_parent_with_a_share_and_a_reason():
     held = held_gpus([SLICED], {"CUDA_VISIBLE_DEVICES": "MIG-one", "SLURM_STEP_GPUS": "0"})
     assert held.shares == {"GPU-cc": 3 / 7}
-    assert "holds 43% of it" in held.reasons[0]
+    assert "holds 43 % of it" in held.reasons[0]
 
 
 def test_all_instances_of_a_gpu_are_the_whole_of_it():

@@ -129,7 +129,7 @@ def test_a_part_of_a_gpu_has_no_energy_of_its_own(planted):
     planted.node(attrs={"share": 3 / 7})
     planted.end()
     [row] = rows(planted)
-    assert math.isnan(row.energy_j) and "MIG: the job holds 43% of it" in row.energy_reason
+    assert math.isnan(row.energy_j) and "MIG: the job holds 43 % of it" in row.energy_reason
     assert row.energy_seen_j == pytest.approx(1000.0)
 
 
@@ -291,7 +291,7 @@ def test_the_energy_of_a_folder_counts_overlapping_records_once(planted):
 
 @pytest.mark.parametrize(
     ("factor", "swing", "said"),
-    [(1.0, 0.0, ""), (1.05, 0.0, ""), (1.2, 0.0, "by +20%"), (0.8, 0.0, "by -20%"),
+    [(1.0, 0.0, ""), (1.05, 0.0, ""), (1.2, 0.0, "by +20 %"), (0.8, 0.0, "by -20 %"),
      (1.2, 0.9, ""), (3.0, 0.9, "disagree by +"), (2.0, 0.3, "disagree by +")],
 )  # fmt: skip
 def test_a_counter_and_a_power_that_disagree_are_told_and_the_counter_counts(

@@ -409,7 +409,7 @@ def test_what_the_series_does_not_cover_is_not_guessed(planted, tmp_path):
                      "2025-06-15T15:06:40Z,100", "2025-06-15T15:07:00Z,100")  # fmt: skip
     [row] = aggregate(planted.folder, carbon_g_per_kwh=read_carbon(gap)).observations
     assert math.isnan(row.carbon_g)
-    assert "says nothing of the time of 60.0% of the energy" in row.carbon_reason
+    assert "says nothing of the time of 60.0 % of the energy" in row.carbon_reason
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,7 @@ def losses(tmp_path):
 def test_llem_fit_answers_train_and_serve(folder, losses, capsys):
     given = ("fit", losses, "--bootstrap", 60, "--serve", folder.root, "--target-loss", 3.4)
     code, out, _ = run(capsys, *given, "--served-tokens", "1T")
-    assert code == 0 and "train to a loss of 3.4 and serve 1.00 T tokens" in out
+    assert code == 0 and "train to a loss of 3.4 and serve 1 T tokens" in out
     assert "together" in out and "is saved" in out
     code, out, _ = run(capsys, *given, "--served-tokens", "1e12", "--json", "--batch", 16,
                        "--prompt-tokens", 16, "--answer-tokens", 8)  # fmt: skip

@@ -51,7 +51,7 @@ ANSWERS = {
     "law.parameters": "3 fitted: E = 1.8, A = 480, B = not known",
     "law.prediction": "N* ~ C^a, D* ~ C^b: a = 0.51, b = 0.49",
     "training.models": "10 runs",
-    "training.sizes": "1e+07 to 1e+09 parameters",
+    "training.sizes": "10 M to 1 G parameters",
     "training.compute_counted": "C = 6 N^1 D FLOP (6ND)",
     "data.observations": "40 observations",
     "data.checkpoints": "40 of 60 checkpoints used",
@@ -64,12 +64,12 @@ ANSWERS = {
     "fitting.starts": "16 starts tried",
     "fitting.convergence": "gradient norm 2e-14, smallest eigenvalue of the Hessian 3e-05, "
     "15 of 16 starts end there",
-    "validation.intervals": "cluster bootstrap by run, 4000 resamples, seed 7, 95% intervals",
-    "validation.held_out": "mean |error| 1.13% of the loss on 5 rows of 5 runs at 1e+20 FLOP",
+    "validation.intervals": "cluster bootstrap by run, 4000 resamples, seed 7, 95 % intervals",
+    "validation.held_out": "mean |error| 1.13 % of the loss on 5 rows of 5 runs at 1e20 FLOP",
     "validation.identified": "not identified: B",
     "validation.sensitivity": "a from 0.5 to 0.53 over 2 choices",
     "validation.cross_check": "1 of 2 levels have an interior minimum",
-    "validation.extrapolation": "to 1e+21 FLOP, 10 times the largest run",
+    "validation.extrapolation": "to 1e21 FLOP, 10 times the largest run",
 }
 
 

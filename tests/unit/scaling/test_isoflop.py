@@ -101,9 +101,9 @@ def test_refusals_say_where_why_and_what_to_train() -> None:
     params, loss, flops = campaign(levels=2, sizes=9)
     keep = np.r_[0:4, 14:18]
     low, high = refusals(isoflop_levels(params[keep], loss[keep], flops[keep]))
-    assert low.startswith("At 1e+17 FLOP: the minimum lies above the largest model tried;")
+    assert low.startswith("At 1e17 FLOP: the minimum lies above the largest model tried;")
     assert low.endswith("train larger models at this compute.")
-    assert high.startswith("At 1e+20 FLOP: the minimum lies below the smallest model tried;")
+    assert high.startswith("At 1e20 FLOP: the minimum lies below the smallest model tried;")
     assert high.endswith("train smaller models at this compute.")
     assert refusals(isoflop_levels(params, loss, flops)) == []
 

@@ -294,9 +294,8 @@ class Ensemble:
             return f"the law {self.law.name} has no optimum at this target"
         fixed = float(self.side(False).spending(target.quantity).lines.fixed) / target.factor
         if fixed >= target.value:
-            return (
-                f"the fixed cost of a run ({format_amount(fixed, target.unit)}) uses up the target"
-            )
+            told = format_amount(fixed, target.unit, digits=3)
+            return f"the fixed cost of a run ({told}) uses up the target"
         return (
             "no size of a model is the best for "
             f"{format_amount(target.value, target.unit)}: the cost law "

@@ -7,11 +7,12 @@ how the result was checked. Most published fits leave several of these open.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from llem._numerals import brief, format_flops, format_times
+from llem._numerals import format_count, format_flops, format_interval, format_times, percent
 from llem.errors import did_you_mean
 from llem.scaling.errors import OptionError
 
@@ -84,7 +85,11 @@ def _get(fit: Mapping[str, Any], *path: str) -> Any:
 
 
 def _number(value: Any, form: str = ".4g") -> str | None:
-    return format(value, form) if isinstance(value, (int, float)) else None
+    if not isinstance(value, (int, float)):
+        return None
+    if form.endswith("%"):
+        return percent(value, places=int(form[1]))
+    return re.sub(r"e\+0*", "e", format(value, form))
 
 
 def _text(*path: str) -> Answer:
@@ -108,7 +113,8 @@ def _range(key: str, unit: str) -> Answer:
         ends = _get(fit, "range", key)
         if not isinstance(ends, (list, tuple)) or len(ends) != 2 or None in ends:
             return None
-        return f"{brief(ends[0])} to {brief(ends[1])} {unit}"
+        form = format_flops if unit == "FLOP" else format_count
+        return f"{format_interval(ends, form)} {unit}"
 
     return answer
 
@@ -238,7 +244,7 @@ def _held_out(fit: Mapping[str, Any]) -> str | None:
         reason = _get(fit, "held_out", "reason")
         return f"none: {reason}" if reason else None
     rows, runs = _get(fit, "held_out", "rows"), _get(fit, "held_out", "runs")
-    flops = _number(_get(fit, "held_out", "largest_flops"), ".3g")
+    flops = format_flops(_get(fit, "held_out", "largest_flops"))
     return f"mean |error| {error} of the loss on {rows} rows of {runs} runs at {flops} FLOP"
 
 
