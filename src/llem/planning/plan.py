@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -37,6 +38,9 @@ PLAN_SCHEMA = "llem-plan-1"
 GRID = "isoflop-grid"
 # A plan that uses less than this share of its budget says so.
 FILL = 0.9
+# Runs that share an element pay a part of its start each, as if it were filled: where elements are
+# not, and this share of the plan is not counted, it says so.
+STARTS = 0.05
 # A campaign that keeps the whole site busy for longer than this is hardly meant.
 LONG_S = 365 * 86400.0
 # So many times the target's compute in one run says that the budget was not chosen for the target.
@@ -317,6 +321,18 @@ def plan_warnings(
     )
     if least_s > LONG_S:
         found.append(f"all of it takes {least_s / LONG_S:.3g} years at least, on the whole site")
+    counted_s = runs.total(
+        lambda r: 3600 * r.predicted.gpu_hours - r.predicted.duration_s * r.layout.ranks
+    )
+    starts_s = math.fsum(
+        len(a.elements) * a.segments * site.startup_s * a.nodes * a.gpus_per_node for a in arrays
+    )
+    if starts_s - counted_s > STARTS * 3600 * hours:
+        found.append(
+            f"the starts of {sum(len(a.elements) for a in arrays)} element(s) take "
+            f"{starts_s / 3600:.3g} GPU-hours, of which {counted_s / 3600:.3g} are counted: short "
+            "runs do not fill them"
+        )
     found += [f"site {site.name}: no `{key}`: {then}" for key, then in site.left_open()]
     elements = sum(len(a.elements) * a.segments for a in arrays)
     if site.limits.submit is not None and elements > site.limits.submit:

@@ -137,3 +137,19 @@ def test_a_plan_states_how_uncertain_its_cost_is_and_what_that_rests_on():
     assert budget["uncertainty"]["flops"] == 0
     assert 0 < budget["uncertainty"]["gpu_hours"] < budget["uncertainty"]["energy_j"] < 1
     assert "prior" in budget["source"]["utilisation"]
+
+
+def test_starts_of_elements_that_short_runs_do_not_fill_are_told():
+    """Twenty minutes of work in an element made for two hours pay a sixth of its start."""
+    site = {**SITES["one-node"], "name": "s", "startup_s": 300, "pack_s": 7200}
+    plan = make_plan(campaign_at("one-node", "bytes", site=site, budget="0.4 GPUh"), data=DATA)
+    [told] = [w for w in plan.warnings if "starts of" in w]
+    elements = [(array, names) for array in plan.arrays for names in array.elements]
+    starts = sum(a.nodes * a.gpus_per_node * a.segments * 300 / 3600 for a, _ in elements)
+    counted = (
+        plan.totals["gpu_hours"]
+        - sum(run.predicted.duration_s * run.layout.ranks for run in plan.runs) / 3600
+    )
+    assert f"take {starts:.3g} GPU-hours, of which {counted:.3g} are counted" in told
+    roomy = make_plan(campaign_at("one-node", "bytes", budget="50 GPUh"), data=DATA)
+    assert not any("starts of" in w for w in roomy.warnings)
