@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from llem._numerals import format_count, format_duration, format_times, percent
+from llem._numerals import (
+    format_count,
+    format_duration,
+    format_gpu_hours,
+    format_hours,
+    format_times,
+    percent,
+)
 from llem._version import __version__
 from llem.campaign import Budget, Run, Runs, SampleData, Site, TokenData
 from llem.campaign.campaign import Campaign
@@ -28,6 +36,9 @@ PLAN_SCHEMA = "llem-plan-1"
 GRID = "isoflop-grid"
 # A plan that uses less than this share of its budget says so.
 FILL = 0.9
+# Runs that share an element pay a part of its start each, as if it were filled: where elements are
+# not, and this share of the plan is not counted, it says so.
+STARTS = 0.05
 # A campaign that keeps the whole site busy for longer than this is hardly meant.
 LONG_S = 365 * 86400.0
 # So many times the target's compute in one run says that the budget was not chosen for the target.
@@ -316,6 +327,18 @@ def plan_warnings(
     if least_s > LONG_S:
         found.append(
             f"all of it takes {format_times(least_s / LONG_S)} years at least, on the whole site"
+        )
+    counted_s = runs.total(
+        lambda r: 3600 * r.predicted.gpu_hours - r.predicted.duration_s * r.layout.ranks
+    )
+    starts_s = math.fsum(
+        len(a.elements) * a.segments * site.startup_s * a.nodes * a.gpus_per_node for a in arrays
+    )
+    if starts_s - counted_s > STARTS * 3600 * hours:
+        found.append(
+            f"the starts of {sum(len(a.elements) for a in arrays)} element(s) take "
+            f"{format_gpu_hours(starts_s / 3600)}, of which {format_hours(counted_s / 3600)} are "
+            "counted: short runs do not fill them"
         )
     found += [f"site {site.name}: no `{key}`: {then}" for key, then in site.left_open()]
     found += site_doubts(site)

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from llem._numerals import format_gpu_hours, format_hours
 from llem.campaign import Budget
 from llem.errors import InputError
 from llem.planning import BudgetError, make_plan, spend
@@ -144,3 +145,19 @@ def test_money_without_a_price_is_told_with_the_line_to_write():
     campaign = campaign_at("laptop", "bytes", site={**SITES["laptop"], "name": "laptop"})
     with pytest.raises(InputError, match=r"needs a price.*\{currency: EUR, per_kwh: 0\.3\}"):
         make_plan(campaign, budget=Budget(200, "EUR"), data=DATA)
+
+
+def test_starts_of_elements_that_short_runs_do_not_fill_are_told():
+    """Twenty minutes of work in an element made for two hours pay a sixth of its start."""
+    site = {**SITES["one-node"], "name": "s", "startup_s": 300, "pack_s": 7200}
+    plan = make_plan(campaign_at("one-node", "bytes", site=site, budget="0.4 GPUh"), data=DATA)
+    [told] = [w for w in plan.warnings if "starts of" in w]
+    elements = [(array, names) for array in plan.arrays for names in array.elements]
+    starts = sum(a.nodes * a.gpus_per_node * a.segments * 300 / 3600 for a, _ in elements)
+    counted = (
+        plan.totals["gpu_hours"]
+        - sum(run.predicted.duration_s * run.layout.ranks for run in plan.runs) / 3600
+    )
+    assert f"take {format_gpu_hours(starts)}, of which {format_hours(counted)} are counted" in told
+    roomy = make_plan(campaign_at("one-node", "bytes", budget="50 GPUh"), data=DATA)
+    assert not any("starts of" in w for w in roomy.warnings)
