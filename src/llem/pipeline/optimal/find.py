@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 from llem.campaign import Budget, Campaign, Run, Site, parse_budget
 from llem.errors import Fault, InputError, LlemError, did_you_mean
@@ -33,8 +34,15 @@ from llem.pipeline.foreign import (
     shipped_code,
     write_for_ranks,
 )
+from llem.pipeline.optimal.arguments import Arguments
 from llem.pipeline.optimal.result import Preview, Result
-from llem.pipeline.optimal.sizes import SIZES, Ladder, find_ladder, ladder_of
+from llem.pipeline.optimal.sizes import (
+    SIZES,
+    Ladder,
+    data_per_parameter,
+    find_ladder,
+    ladder_of,
+)
 from llem.pipeline.refining import refine_campaign, wave_is_due
 from llem.pipeline.saying import Say
 
@@ -72,6 +80,12 @@ class CallError(InputError, TypeError):
     """A keyword that `find_optimal` does not know."""
 
 
+@overload
+def find_optimal(*, plan_only: Literal[False] = False, **asked: Unpack[Arguments]) -> Result: ...
+@overload
+def find_optimal(*, plan_only: Literal[True], **asked: Unpack[Arguments]) -> Preview: ...
+@overload
+def find_optimal(*, plan_only: bool, **asked: Unpack[Arguments]) -> Result | Preview: ...
 def find_optimal(
     *,
     model: Any,
@@ -81,6 +95,7 @@ def find_optimal(
     loss_fn: Any = None,
     target: str | float | Budget | None = None,
     sizes: Sequence[int] | None = None,
+    data_per_parameter: float | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
     evaluation: Any = None,
     context: int | None = None,
@@ -111,7 +126,8 @@ def find_optimal(
 
     model: a torch.nn.Module class, a function that builds one, or "package.module:Class". size: its
     parameter that sets the size, an integer; `sizes` are the values to train (default: a ladder
-    that fits the budget), `model_kwargs` its other arguments (as JSON can hold them).
+    that fits the budget, centred where D/N is `data_per_parameter` if that is given),
+    `model_kwargs` its other arguments (as JSON can hold them).
 
     dataset: a Dataset, IterableDataset or DataLoader, tensors of one length in a tuple or mapping,
     a 1-D array of token ids (cut into windows of `context`), a function that returns one of these,
@@ -161,6 +177,7 @@ class _Call:
     loss_fn: Any
     target: Any
     sizes: Sequence[int] | None
+    data_per_parameter: float | None
     model_kwargs: Mapping[str, Any] | None
     evaluation: Any
     context: int | None
@@ -219,6 +236,14 @@ class _Call:
         for value in self.sizes or ():
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 faults.append(Fault("sizes", f"{value!r} is no whole number above 0"))
+        each = self.data_per_parameter
+        if each is not None:
+            number = isinstance(each, (int, float)) and not isinstance(each, bool)
+            if not (number and 0 < each < math.inf):
+                faults.append(Fault("data_per_parameter", f"{each!r} is no number above 0"))
+            elif self.sizes:
+                text = "centres a ladder that is looked for: `sizes` are given"
+                faults.append(Fault("data_per_parameter", text, "leave one of them out"))
         share = self.evaluation
         if isinstance(share, (int, float)) and not 0 < share < 1:
             faults.append(Fault("evaluation", f"{share!r} is no share between 0 and 1"))
@@ -380,7 +405,13 @@ class _Call:
                 "name": self.name, "target": self._budget(self.target or self.budget),
                 "budget": budget, "model": model, "data": data, "seeds": self.seeds,
                 "waves": self.waves, "law": self.law,
-                "grid": {"levels": self.levels, "sizes": len(ladder.rungs), "ratio": self.ratio},
+                "grid": {
+                    "levels": self.levels, "sizes": len(ladder.rungs), "ratio": self.ratio,
+                    # Of a user's own model no D/N is known to be best: where the ladder stands.
+                    "tokens_per_param": self.data_per_parameter or data_per_parameter(
+                        ladder.rungs, math.sqrt(math.prod(self._levels(budget, values)))
+                    ),
+                },
                 "training": training, **values,
             },
             source=SOURCE,
@@ -438,17 +469,27 @@ class _Call:
     ) -> Ladder:
         if self.sizes:
             return ladder_of(list(self.sizes), looked.look)
+        smallest, largest = self._levels(budget, values)
+        return find_ladder(
+            looked.look, largest_flops=largest, smallest_flops=smallest, batch=batch,
+            budget=self._first_flops(budget, values), centre=self.data_per_parameter,
+        )  # fmt: skip
+
+    def _levels(self, budget: Budget, values: Mapping[str, Any]) -> tuple[float, float]:
+        """FLOPs of a run at the lowest and the highest compute level."""
+        weight = sum(self.ratio**-level for level in range(self.levels))
+        sizes = len(self.sizes or ()) or SIZES
+        largest = self._first_flops(budget, values) / (sizes * self.seeds * weight)
+        return largest / self.ratio ** (self.levels - 1), largest
+
+    def _first_flops(self, budget: Budget, values: Mapping[str, Any]) -> float:
+        """What the first wave may cost."""
         flops = _flops_of(budget, values["site"])
         if self.waves > 1:
             from llem.planning.waves import wave_share
 
             flops *= wave_share(1, self.waves)
-        weight = sum(self.ratio**-level for level in range(self.levels))
-        largest = flops / (SIZES * self.seeds * weight)
-        return find_ladder(
-            looked.look, largest_flops=largest, batch=batch, budget=flops,
-            smallest_flops=largest / self.ratio ** (self.levels - 1),
-        )  # fmt: skip
+        return flops
 
     def _enough(self, plan: Plan) -> None:
         """Raise InputError where the runs cannot carry the law, before any is trained."""
