@@ -102,7 +102,7 @@ def find_ladder(
     worth = [p for p in found if p.flops * batch * MOST_STEPS >= largest_flops]
     chosen = worth if len(worth) >= count else found[-max(count, len(worth)) :]
     if centre is not None:
-        chosen = _centred(chosen, math.sqrt(smallest_flops * largest_flops), centre, count)
+        chosen = _centred(found, math.sqrt(smallest_flops * largest_flops), centre, count)
     rungs = _spread(chosen, count)
     first = rungs[0].value
     return Ladder(tuple(rungs), tuple(s for s in skipped if s.value > first), _notes(rungs))
