@@ -164,7 +164,7 @@ def test_what_was_cancelled_is_said_to_be(login, plan_of):
     assert status(login, "gone")["arrays"][0]["stopped"] == 0
 
 
-def test_jobs_that_everybody_has_forgotten_are_lost_not_failed_and_go_on(login, plan_of):
+def test_jobs_that_everybody_has_forgotten_are_told_of_by_their_files_and_go_on(login, plan_of):
     """Their numbers are known to nobody, as after a new installation of the controller."""
     folder = plan_of("forgot")
     done = login.llem("cancel", "forgot")
@@ -180,8 +180,12 @@ def test_jobs_that_everybody_has_forgotten_are_lost_not_failed_and_go_on(login, 
     (folder / "jobs/states.json").unlink()
     found = status(login, "forgot")
     assert found["scheduler"]["answered"] and not found["active"]
-    assert set(found["counts"]) <= {"waiting", "lost"}
     assert found["next"] == "llem resubmit forgot"
+    # End records still tell; what left none is lost, not failed.
+    assert set(found["counts"]) == {"failed"} and found["causes"][0]["name"] == "program-missing"
+    for end in folder.glob("runs/*/attempt-*/end.json"):
+        end.unlink()
+    assert set(status(login, "forgot")["counts"]) == {"lost"}
     # No accounting either: what the real sacct says where none is kept.
     text = re.sub(r"^AccountingStorage.*$", "", CONF.read_text(), flags=re.M)
     conf = login.write("none.conf", text + "\nAccountingStorageType=accounting_storage/none\n")

@@ -8,50 +8,44 @@ named by the content of all that changes its result.
 from __future__ import annotations
 
 import inspect
-import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
-from llem._numerals import format_count, format_flops
-from llem.campaign import Budget, Campaign, Run, Site, parse_budget
+from llem._numerals import format_flops
+from llem.campaign import Budget, Run, Site
 from llem.errors import Fault, InputError, LlemError, did_you_mean, typed
-from llem.pipeline.campaigns import Planned, aggregate_campaign, plan_campaign, run_campaign
+from llem.pipeline.campaigns import Planned, aggregate_campaign, run_campaign
 from llem.pipeline.files import FIT_FILE
 from llem.pipeline.fitting import campaign_table, fit_campaign
 from llem.pipeline.foreign import (
     Foreign,
     Looked,
-    folder_of_module,
     in_session,
     look_at,
     name_of,
     same_everywhere,
-    shipped_code,
     write_for_ranks,
 )
+from llem.pipeline.optimal.arguments import Arguments
+from llem.pipeline.optimal.asked import SOURCE, Asked
+from llem.pipeline.optimal.proposal import Proposal
 from llem.pipeline.optimal.result import Preview, Result
-from llem.pipeline.optimal.sizes import SIZES, Ladder, find_ladder, ladder_of
+from llem.pipeline.optimal.sizes import Ladder
 from llem.pipeline.refining import refine_campaign, wave_is_due
 from llem.pipeline.saying import Say
 
 if TYPE_CHECKING:
-    from llem.planning import Plan
     from llem.training import World
     from llem.training.samples.samples import Objects
     from llem.training.samples.sampleset import Samples
 
-SOURCE = "find_optimal"
+# Compute levels of the grid.
 LEVELS = 3
-# A batch where neither the user nor a DataLoader says one: samples, or about so many tokens.
-BATCH_SAMPLES = 64
-BATCH_TOKENS = 1024
-# Of a model without embeddings to count apart, rates by this rule (see `llem.planning.recipe`).
-RULE = "small"
 
 # Words that others' libraries use for what is not asked here -> what to say.
 ELSEWHERE = {
@@ -73,6 +67,12 @@ class CallError(InputError, TypeError):
     """A keyword that `find_optimal` does not know."""
 
 
+@overload
+def find_optimal(*, plan_only: Literal[False] = False, **asked: Unpack[Arguments]) -> Result: ...
+@overload
+def find_optimal(*, plan_only: Literal[True], **asked: Unpack[Arguments]) -> Preview: ...
+@overload
+def find_optimal(*, plan_only: bool, **asked: Unpack[Arguments]) -> Result | Preview: ...
 def find_optimal(
     *,
     model: Any,
@@ -82,6 +82,7 @@ def find_optimal(
     loss_fn: Any = None,
     target: str | float | Budget | None = None,
     sizes: Sequence[int] | None = None,
+    data_per_parameter: float | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
     evaluation: Any = None,
     context: int | None = None,
@@ -112,7 +113,8 @@ def find_optimal(
 
     model: a torch.nn.Module class, a function that builds one, or "package.module:Class". size: its
     parameter that sets the size, an integer; `sizes` are the values to train (default: a ladder
-    that fits the budget), `model_kwargs` its other arguments (as JSON can hold them).
+    that fits the budget, centred where D/N is `data_per_parameter` if that is given),
+    `model_kwargs` its other arguments (as JSON can hold them).
 
     dataset: a Dataset, IterableDataset or DataLoader, tensors of one length in a tuple or mapping,
     a 1-D array of token ids (cut into windows of `context`), a function that returns one of these,
@@ -152,86 +154,8 @@ def _refuse(unknown: Mapping[str, Any]) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Call:
-    """The arguments of one call, and what follows from them step by step."""
-
-    model: Any
-    size: str
-    dataset: Any
-    budget: Any
-    loss_fn: Any
-    target: Any
-    sizes: Sequence[int] | None
-    model_kwargs: Mapping[str, Any] | None
-    evaluation: Any
-    context: int | None
-    batch: int | None
-    learning_rate: float | None
-    schedule: str
-    warmup_fraction: float | None
-    weight_decay: float
-    clip_norm: float
-    precision: str
-    micro_batch: int | None
-    seeds: int
-    waves: int
-    levels: int
-    ratio: float
-    law: str
-    executor: str
-    site: Any
-    code: str | Path | None
-    max_samples: int
-    name: str
-    out: str | Path
-    plan_only: bool
-    progress: bool
-
-    @property
-    def root(self) -> Path:
-        return Path(self.out)
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        return dict(self.model_kwargs or {})
-
-    def check(self) -> None:
-        """What can be told without the model or the data. Raises InputError."""
-        faults: list[Fault] = []
-        for key in ("budget", "target"):
-            value = getattr(self, key)
-            if (value is not None or key == "budget") and not isinstance(value, Budget):
-                try:
-                    parse_budget(value)
-                except ValueError as error:
-                    faults.append(Fault(key, str(error)))
-        for key in ("batch", "context", "micro_batch", "seeds", "waves", "levels", "max_samples"):
-            value = getattr(self, key)
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            if value is not None and not (whole and value >= 1):
-                faults.append(Fault(key, f"{value!r} is no whole number above 0"))
-        for key, choices in (("executor", ("local", "slurm")), ("precision", ("fp32", "bf16"))):
-            value = getattr(self, key)
-            if value not in choices:
-                hint = did_you_mean(str(value), choices)
-                faults.append(Fault(key, f"{value!r} is none of {', '.join(choices)}", hint))
-        if not str(self.size).isidentifier():
-            faults.append(Fault("size", f"{self.size!r} is no name of a parameter"))
-        for value in self.sizes or ():
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                faults.append(Fault("sizes", f"{value!r} is no whole number above 0"))
-        share = self.evaluation
-        if isinstance(share, (int, float)) and not 0 < share < 1:
-            faults.append(Fault("evaluation", f"{share!r} is no share between 0 and 1"))
-        try:
-            json.dumps(self.arguments)
-        except (TypeError, ValueError) as error:
-            hint = "write a function that builds the model from numbers and texts"
-            faults.append(Fault("model_kwargs", f"{error}", hint))
-        if self.executor == "slurm" and self.site is None:
-            faults.append(Fault("site", "SLURM needs one", "a shipped site's name, or a mapping"))
-        if faults:
-            raise InputError(SOURCE, faults)
+class _Call(Asked):
+    """One call, step by step."""
 
     @contextmanager
     def world(self) -> Iterator[World | None]:
@@ -254,7 +178,7 @@ class _Call:
                 same_everywhere(world, looked.data.fingerprint)
 
             def prepare() -> tuple[Planned, Ladder]:
-                return self._plan(looked, ranks=world.world_size if world else 1)
+                return Proposal(self, looked, world.world_size if world else 1).plan()
 
             planned, ladder = world.first(prepare) if world is not None else prepare()
             _tell_plan(say, planned, looked, ladder)
@@ -274,7 +198,7 @@ class _Call:
             raise self._no_law(planned, reason)
         result = Result.of(
             planned.folder.root, fit=fit, looked=looked, ladder=ladder, problems=problems,
-            notes=_notes_of(looked, ladder), target=self._budget(self.target or self.budget),
+            notes=_notes_of(looked, ladder), target=self.budget_of(self.target or self.budget),
         )  # fmt: skip
         say(f"the law and its records are in {result.folder}")
         return result
@@ -296,7 +220,7 @@ class _Call:
                 faults.extend(error.faults)
                 return None
 
-        base = self._code()
+        base = self.code_folder()
         if base is not None and str(base) not in sys.path:
             sys.path.insert(0, str(base))
 
@@ -340,135 +264,6 @@ class _Call:
             return write_for_ranks(samples, self.root, place, key=key, write=not self.plan_only)
         return f"data/{samples.folder.name}" if samples.folder else name_of(samples.name)
 
-    def _code(self) -> Path | None:
-        """The folder whose modules are shipped with the campaign."""
-        if self.code is not None:
-            return Path(self.code).resolve()
-        return None if isinstance(self.model, str) else folder_of_module(self.model)
-
-    def _plan(self, looked: Looked, *, ranks: int) -> tuple[Planned, Ladder]:
-        from llem.campaign import campaign_from
-
-        units = looked.data.units
-        batch = self._batch(looked, ranks)
-        budget = self._budget(self.budget)
-        values = self._values(ranks)
-        ladder = self._ladder(looked, batch * units, budget, values)
-        if ranks > 1 and ladder.rungs[-1].unused:
-            names = ", ".join(ladder.rungs[-1].unused[:3])
-            text = f"the loss does not depend on all parameters ({names}), which {ranks} ranks need"
-            raise InputError(SOURCE, [Fault("model", text, "remove them, or train on one rank")])
-        model_name = name_of(self.model)
-        loss_name = "" if self.loss_fn is None else name_of(self.loss_fn)
-        model = {
-            "class": model_name, "size": self.size, "values": [p.value for p in ladder.rungs],
-            "arguments": self.arguments, "context": units, "vocabulary": 1,
-            **({"loss": loss_name} if loss_name else {}),
-        }  # fmt: skip
-        data = {"dataset": looked.data.dataset}
-        if looked.data.evaluation:
-            data["evaluation"] = looked.data.evaluation
-        training = {
-            "rule": RULE, "batch_tokens": batch * units, "schedule": self.schedule,
-            "weight_decay": self.weight_decay, "clip_norm": self.clip_norm,
-            "precision": self.precision,
-            **({"learning_rate": self.learning_rate} if self.learning_rate else {}),
-            **({"warmup_fraction": self.warmup_fraction}
-               if self.warmup_fraction is not None else {}),
-        }  # fmt: skip
-        campaign = campaign_from(
-            {
-                "name": self.name, "target": self._budget(self.target or self.budget),
-                "budget": budget, "model": model, "data": data, "seeds": self.seeds,
-                "waves": self.waves, "law": self.law,
-                "grid": {"levels": self.levels, "sizes": len(ladder.rungs), "ratio": self.ratio},
-                "training": training, **values,
-            },
-            source=SOURCE,
-        )  # fmt: skip
-        assert isinstance(campaign, Campaign)
-        code: dict[str, str] = {}
-        base = self._code()
-        if self.executor == "slurm" and base is not None:
-            for named in (model_name, loss_name, looked.data.dataset, looked.data.evaluation):
-                code |= shipped_code(named, base)
-        planned = plan_campaign(
-            campaign, out=self.root, base=base or Path.cwd(), replace_old=True,
-            write=not self.plan_only, foreign=Foreign(looked.data, looked.own, code),
-        )  # fmt: skip
-        self._enough(planned.plan)
-        return planned, ladder
-
-    def _values(self, ranks: int) -> dict[str, Any]:
-        """What a campaign says of where it runs."""
-        if self.executor == "slurm":
-            site = self.site
-            found = {"site": site if isinstance(site, (str, Site)) else dict(site)}
-            fixed = {"layout": {"micro_batch": self.micro_batch}} if self.micro_batch else {}
-            return {**found, **fixed}
-        import os
-
-        local = int(os.environ.get("LOCAL_WORLD_SIZE") or ranks)
-        nodes = max(1, ranks // local)
-        site = {
-            "name": "here", "executor": "local", "gpu_request": "none", "nodes": nodes,
-            "gpus_per_node": local, "gpu": _device_here(), "startup_s": 0, "pack_s": 40,
-            "limits": {"time": "24h"},
-        }  # fmt: skip
-        if self.site is not None:
-            site = self.site if isinstance(self.site, (str, Site)) else {**site, **self.site}
-        micro = {"micro_batch": self.micro_batch} if self.micro_batch else {}
-        return {"site": site, "layout": {"nodes": nodes, "gpus_per_node": local, **micro}}
-
-    def _batch(self, looked: Looked, ranks: int) -> int:
-        """Samples of a step."""
-        hint = looked.objects.train.batch_size
-        units = looked.data.units
-        default = BATCH_SAMPLES if units == 1 else max(1, BATCH_TOKENS // units)
-        batch = self.batch or hint or default
-        if batch % ranks:
-            text = f"{batch} samples do not divide among {ranks} ranks"
-            raise InputError(SOURCE, [Fault("batch", text)])
-        if batch > looked.data.samples:
-            text = f"{batch} samples are more than the {looked.data.samples} there are to train on"
-            raise InputError(SOURCE, [Fault("batch", text)])
-        return int(batch)
-
-    def _ladder(
-        self, looked: Looked, batch: int, budget: Budget, values: Mapping[str, Any]
-    ) -> Ladder:
-        if self.sizes:
-            return ladder_of(list(self.sizes), looked.look)
-        flops = _flops_of(budget, values["site"])
-        if self.waves > 1:
-            from llem.planning.waves import wave_share
-
-            flops *= wave_share(1, self.waves)
-        weight = sum(self.ratio**-level for level in range(self.levels))
-        largest = flops / (SIZES * self.seeds * weight)
-        return find_ladder(
-            looked.look, largest_flops=largest, batch=batch, budget=flops,
-            smallest_flops=largest / self.ratio ** (self.levels - 1),
-        )  # fmt: skip
-
-    def _enough(self, plan: Plan) -> None:
-        """Raise InputError where the runs cannot carry the law, before any is trained."""
-        from llem.scaling import get_law
-
-        cells = {(some.run.params, some.run.tokens) for some in plan.runs.replicates}
-        needed = len(get_law(self.law).parameters) + 1
-        models = {some.run.params for some in plan.runs.replicates}
-        if len(cells) >= needed and len(models) >= 3:
-            return
-        dropped = "; ".join(
-            dict.fromkeys(f"{format_count(d.params)}: {d.reason}" for d in plan.dropped)
-        )
-        text = (
-            f"{plan.budget} buys {len(cells)} trainings of {len(models)} sizes, and the law "
-            f"{self.law} needs {needed} of at least 3" + (f" ({dropped})" if dropped else "")
-        )
-        raise InputError(SOURCE, [Fault("budget", text, "raise it, or give smaller `sizes`")])
-
     def _no_law(self, planned: Planned, reason: str) -> LlemError:
         count = len(planned.plan.runs)
         return LlemError(
@@ -498,10 +293,6 @@ class _Call:
                 f"stopped with a checkpoint in {planned.folder.root}: the same call goes on"
             )
 
-    @staticmethod
-    def _budget(value: Any) -> Budget:
-        return value if isinstance(value, Budget) else parse_budget(value)
-
 
 def _finish(planned: Planned) -> tuple[dict[str, Any] | None, str, tuple[str, ...]]:
     """The fit, or why there is none, and what was wrong with records; a report is for who asks."""
@@ -530,34 +321,6 @@ def _unnamed(names: tuple[str, str]) -> list[Fault]:
     ]  # fmt: skip
 
 
-def _device_here() -> dict[str, Any]:
-    """The accelerator of this process, as a site tells of one."""
-    import torch
-
-    from llem.planning import ACCELERATORS
-
-    if not torch.cuda.is_available():
-        return {"name": "cpu"}
-    told = torch.cuda.get_device_name()
-    known = next((n for n in sorted(ACCELERATORS, key=len, reverse=True) if n in told), None)
-    memory = int(torch.cuda.get_device_properties(0).total_memory)
-    if known is not None:
-        return {"name": known, "memory": memory}
-    # A name that the table does not have: a prior, told as such by the plan's errors.
-    return {"name": told, "peak_flops": 1e14, "memory": memory, "power_w": 300.0}
-
-
-def _flops_of(budget: Budget, site: Any) -> float:
-    from llem.campaign import load_site, validated
-    from llem.planning import accelerator_of, target_flops
-
-    if isinstance(site, str):
-        found = load_site(site)
-    else:
-        found = site if isinstance(site, Site) else validated(Site, site, SOURCE)
-    return target_flops(budget, found, accelerator_of(found))
-
-
 def _notes_of(looked: Looked, ladder: Ladder) -> tuple[str, ...]:
     skipped = [f"passed over: {s.reason}" for s in ladder.skipped]
     return (*looked.notes, *ladder.notes, *skipped)
@@ -569,8 +332,7 @@ def _tell_plan(say: Say, planned: Planned, looked: Looked, ladder: Ladder) -> No
     say(
         f"{len(plan.runs)} runs of {len(ladder.rungs)} models ({looked.size} = {values}), "
         f"{format_flops(plan.totals['flops'])} FLOP, D in {unit}s; "
-        f"{looked.data.samples} samples to "
-        f"train on, {looked.data.evaluation_samples} held out"
+        f"{looked.data.samples} samples to train on, {looked.data.evaluation_samples} held out"
     )
     for note in (*_notes_of(looked, ladder), *plan.warnings):
         say(f"note: {note}")

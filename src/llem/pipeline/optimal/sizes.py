@@ -21,6 +21,8 @@ LEAST_STEPS = 64
 # Steps of the smallest model at the highest: beyond, it would only see the same data again.
 MOST_STEPS = 3000
 LARGEST_VALUE = 1 << 16
+# A ladder that is centred reaches so many times below and above the D/N that it is centred on.
+AROUND = 30.0
 
 
 @dataclass(frozen=True)
@@ -66,11 +68,14 @@ def find_ladder(
     batch: int,
     budget: float,
     count: int = SIZES,
+    centre: float | None = None,
 ) -> Ladder:
     """Sizes for runs between two amounts of FLOPs, evenly spaced in the logarithm of N.
 
     Values 1, 2, 3, 4, 6, 8, 12 ... are looked at until a model is too large for LEAST_STEPS of the
-    cheapest runs (`batch` tokens or samples each). Raises InputError where there are too few.
+    cheapest runs (`batch` tokens or samples each). With `centre`, a D/N, only those count that
+    have it at the middle compute within AROUND to either side, or the `count` nearest. Raises
+    InputError where there are too few.
     """
     found: list[Probe] = []
     skipped: list[Skipped] = []
@@ -97,6 +102,8 @@ def find_ladder(
                                                     budget)])  # fmt: skip
     worth = [p for p in found if p.flops * batch * MOST_STEPS >= largest_flops]
     chosen = worth if len(worth) >= count else found[-max(count, len(worth)) :]
+    if centre is not None:
+        chosen = _centred(found, math.sqrt(smallest_flops * largest_flops), centre, count)
     rungs = _spread(chosen, count)
     first = rungs[0].value
     return Ladder(tuple(rungs), tuple(s for s in skipped if s.value > first), _notes(rungs))
@@ -110,6 +117,25 @@ def _nice() -> Iterator[int]:
         if value + value // 2 <= LARGEST_VALUE:
             yield value + value // 2
         value *= 2
+
+
+def data_per_parameter(rungs: Sequence[Probe], flops: float) -> float:
+    """D/N in the middle of a ladder whose runs cost `flops` each: a geometric mean."""
+    ratios = [math.log(_ratio(rung, flops)) for rung in rungs]
+    return math.exp(math.fsum(ratios) / len(ratios))
+
+
+def _ratio(rung: Probe, flops: float) -> float:
+    return flops / rung.flops / rung.params
+
+
+def _centred(found: Sequence[Probe], flops: float, centre: float, count: int) -> list[Probe]:
+    def off(rung: Probe) -> float:
+        return abs(math.log(_ratio(rung, flops) / centre))
+
+    near = [rung for rung in found if off(rung) <= math.log(AROUND)]
+    chosen = near if len(near) >= count else sorted(found, key=off)[:count]
+    return sorted(chosen, key=lambda rung: rung.params)
 
 
 def _spread(found: Sequence[Probe], count: int) -> list[Probe]:
