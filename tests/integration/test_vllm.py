@@ -9,8 +9,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -152,18 +154,22 @@ def serving(model, **options):
     )  # fmt: skip
 
 
-def engine_of(session_leader):
-    """The processes whose name says that they are vLLM's engine, started below this process."""
-    found = subprocess.run(
-        ["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True
-    )
+def below(pid):
+    """The processes that were started below this one, by their ids: what they are."""
+    asked = ["ps", "-eo", "pid,ppid,args"]
+    found = subprocess.run(asked, capture_output=True, text=True, check=True)
     rows = [line.split(None, 2) for line in found.stdout.splitlines()[1:]]
-    below, more = {session_leader}, True
+    ours, more = {pid}, True
     while more:
-        new = {int(pid) for pid, parent, _ in rows if int(parent) in below} - below
-        below |= new
+        new = {int(child) for child, parent, _ in rows if int(parent) in ours} - ours
+        ours |= new
         more = bool(new)
-    return [int(pid) for pid, _, name in rows if int(pid) in below and "VLLM::Engine" in name]
+    return {int(child): name for child, _, name in rows if int(child) in ours - {pid}}
+
+
+def engine_of(pid):
+    """Those whose name says that they are vLLM's engine."""
+    return [child for child, name in below(pid).items() if "VLLM::Engine" in name]
 
 
 def test_an_engine_that_is_killed_fails_the_run(model, tmp_path, monkeypatch, environment):
@@ -188,6 +194,34 @@ def test_an_engine_that_is_killed_fails_the_run(model, tmp_path, monkeypatch, en
     with start_world() as world, pytest.raises(LlemError, match="the server ended with status"):
         serve_run(serving(model), attempt_dir=tmp_path, world=world, meta={})
     killer.join()
+    assert not engine_of(os.getpid())
+
+
+def test_a_warning_that_reaches_vllm_too_leaves_an_end_in_time(
+    model, tmp_path, monkeypatch, environment
+):
+    """As SLURM sends it before it preempts a job, to every process of a step: 20 s are left."""
+    for name in ("OMP_NUM_THREADS", "VLLM_CPU_OMP_THREADS_BIND"):
+        monkeypatch.setenv(name, environment[name])
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    warned_s = []
+
+    def should_stop():
+        told = sum(s.read_bytes().count(b"\n") for s in tmp_path.glob("llem-engine-*/steps"))
+        if not warned_s and told > 20:
+            for pid in below(os.getpid()):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGTERM)
+            warned_s.append(time.monotonic())
+        return "signal SIGTERM" if warned_s else None
+
+    with start_world() as world:
+        outcome = serve_run(
+            serving(model), attempt_dir=tmp_path, world=world, meta={}, should_stop=should_stop
+        )
+    assert (outcome.status, outcome.reason) == ("interrupted", "signal SIGTERM")
+    assert time.monotonic() - warned_s[0] < 15
+    assert len(read_rank(tmp_path / "rank-00000.h5").requests) == 4
     assert not engine_of(os.getpid())
 
 

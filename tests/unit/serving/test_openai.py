@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
+import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -353,6 +356,26 @@ def test_whoever_has_to_leave_waits_for_no_server_that_says_nothing_more(world, 
     assert outcome.status == "interrupted" and outcome.reason == "signal SIGTERM"
     assert record.requests["status"].tolist() == [RequestStatus.LEFT] * 5
     assert time.monotonic() - asked_s[0] < 15
+    _is_gone(int(child.read_text()))
+
+
+def test_a_warning_that_ends_the_server_while_it_loads_is_no_failure(world, tmp_path):
+    """vLLM loads for minutes, and dies of the signal that SLURM sends to all of a step."""
+    child = tmp_path / "child"
+    warned = []
+
+    def should_stop():
+        if not warned and child.exists() and (pid := child.read_text()):
+            server = re.search(r"PPid:\s*(\d+)", Path("/proc", pid, "status").read_text())
+            os.kill(int(server[1]), signal.SIGKILL)
+            warned.append(time.sleep(0.2))
+            return None
+        return "signal SIGTERM" if warned else None
+
+    run = run_of("--late-s", "60", "--child", str(child))
+    outcome, record = serve(run, tmp_path, world, should_stop=should_stop)
+    assert (outcome.status, outcome.reason) == ("interrupted", "signal SIGTERM")
+    assert record.requests["status"].tolist() == [RequestStatus.LEFT] * 5
     _is_gone(int(child.read_text()))
 
 

@@ -100,6 +100,9 @@ class Server:
             if status is None and ready():
                 break
             if status is not None:
+                # The signal that asks to leave reached it too.
+                if leave():
+                    break
                 if ports < PORTS_TRIED and TAKEN.search(self.all_words()):
                     ports += 1
                     self.stop()
