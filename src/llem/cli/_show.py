@@ -148,7 +148,9 @@ def _plan_figures(plan: Plan, times: Timeline | None) -> list[tuple[str, str]]:
             f"{percent(min(rounded), places=0, signed=True)} to "
             f"{percent(max(rounded), places=0, signed=True)} to powers of two of sequences"
         )
-        found.append(("recipe", text + (f"; learning rate capped in {capped} runs" * (capped > 0))))
+        if capped:
+            text += f"; learning rate capped in {capped} run{'s' * (capped > 1)}"
+        found.append(("recipe", text))
     if plan.limits is not None:
         found.append(("limits", plan.limits.source))
     return [*found, ("data", _data(plan))]

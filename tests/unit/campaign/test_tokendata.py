@@ -7,6 +7,8 @@ import pytest
 
 from llem.campaign import Run, TokenData, mixture_of
 from llem.campaign.data.tokendata import whole_weights
+from llem.campaign.data.tokenfile import token_file
+from llem.errors import InputError
 
 from .example import RUN
 
@@ -83,3 +85,8 @@ def test_a_calibration_holds_out_little_of_each_file():
     assert [part.data.evaluation_tokens for part in small.parts] == [10, 10]
     assert small.evaluation_tokens == 20
     assert A.holding_out_at_most(1000) == A
+
+
+def test_an_absent_file_is_told_with_what_makes_one(tmp_path):
+    with pytest.raises(InputError, match=r"cannot be read.*`llem data prepare TEXT --out FILE`"):
+        token_file(tmp_path / "none.bin", dtype="uint16", evaluation_tokens=1)

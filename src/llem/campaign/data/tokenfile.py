@@ -41,7 +41,10 @@ def token_file(path: str | Path, *, dtype: str = "uint8", evaluation_tokens: int
             raise InputError(str(path), ["not a regular file"])
         digest = fingerprint(path)
     except OSError as error:
-        raise InputError(str(path), [f"cannot be read: {error.strerror or error}"]) from None
+        absent = isinstance(error, FileNotFoundError)
+        hint = "`llem data prepare TEXT --out FILE` makes one of your text" if absent else None
+        fault = Fault("", f"cannot be read: {error.strerror or error}", hint)
+        raise InputError(str(path), [fault]) from None
     tokens, rest = divmod(size, ITEM_BYTES[dtype])
     if rest:
         raise InputError(str(path), [f"{size} bytes are no whole number of {dtype} tokens"])

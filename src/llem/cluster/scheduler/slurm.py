@@ -43,6 +43,25 @@ class Refused(ClusterError):
 _FULL = re.compile(r"SubmitJob|job submit limit|temporarily unable to accept", re.IGNORECASE)
 
 
+# What sbatch says -> the key of the site that asked for it.
+_REFUSALS: tuple[tuple[str, str], ...] = (
+    (r"invalid account", "`account`, or what it may use: `llem doctor --site SITE` names yours"),
+    (r"invalid partition", "`partition`: `llem doctor --site SITE` names those there are"),
+    (r"invalid qos", "`qos`: `sacctmgr show associations user=$USER format=account,qos` has yours"),
+    (r"time limit is invalid", "`limits.time`: `sinfo -o '%P %l'` tells what a partition allows"),
+    (r"node configuration is not available|generic resource|node count",
+     "`nodes`, `gpus_per_node` or `gpu_request`: `llem doctor --site SITE` says what nodes have"),
+)  # fmt: skip
+
+
+def refusal_advice(message: str) -> str | None:
+    """What to change where sbatch said no; None where its own words must do."""
+    for pattern, key in _REFUSALS:
+        if re.search(pattern, message, re.IGNORECASE):
+            return f"change the site's {key}; then `llem plan` with --replace, and submit"
+    return None
+
+
 def submit_script(
     script: Path, *, cwd: Path, options: Sequence[str] = (), keep_open: Sequence[int] = ()
 ) -> str:
@@ -56,7 +75,7 @@ def submit_script(
         )
     except ClusterError as error:
         if "Batch job submission failed" in error.message and "timed out" not in error.message:
-            raise Refused(error.message, remedy=error.remedy) from None
+            raise Refused(error.message, remedy=refusal_advice(error.message)) from None
         raise
     return parse_job_id(text)
 
