@@ -454,7 +454,8 @@ class _State:
         self.stakes = stakes
         self.counts = np.zeros(n)
         self.information = np.tile(RIDGE * np.eye(p), (k, 1, 1))
-        self.variance = np.zeros((k, p, p))
+        # Of those as well: what M lacks is not known at all, instead of without noise.
+        self.variance = float(stakes.square.max()) * self.information
         self.mixing = np.zeros((k, p, stakes.d.shape[2]))
         # Products of d with itself, with S (k, n, p) and with what it does to the optimum: (k, n).
         self._d_square = np.sum(stakes.d**2, axis=2)

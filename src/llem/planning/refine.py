@@ -16,6 +16,7 @@ from llem.planning.fill import BudgetError
 from llem.planning.hardware import Measured, device_since
 from llem.planning.limits import ClusterLimits, narrowed
 from llem.planning.plan import Plan, WavePlan, plan_warnings
+from llem.planning.scatter import Scatter
 from llem.planning.spend import cost_of, target_flops
 from llem.planning.waves import (
     Learnt,
@@ -68,7 +69,7 @@ def refine_plan(
             remedy="give a larger total with --budget",
         )
     value = left * wave_share(number, plan.campaign.waves)
-    learnt = _learnt(rows)
+    learnt = _learnt(rows, Scatter.expected(bench.data))
     target = target_flops(plan.campaign.target, site, device)
     pending = [run for run in plan.runs if not _ended(by_id.get(run.run_id))]
     try:
@@ -105,10 +106,10 @@ def refine_plan(
     return replace(grown, waves=(*plan.waves, told))
 
 
-def _learnt(rows: Sequence[Mapping[str, Any]]) -> Learnt:
+def _learnt(rows: Sequence[Mapping[str, Any]], prior: Scatter) -> Learnt:
     completed = [row for row in rows if row["status"] == "completed"]
     try:
-        return Learnt.of(completed)
+        return Learnt.of(completed, prior=prior)
     except ScalingDataError as error:
         text = (
             f"{len(completed)} of {len(rows)} runs have completed, and they carry no law: {error}"

@@ -5,8 +5,9 @@ and order of data) end at different losses. *Cells*: the mean of many seeds of o
 tokens still lies off a smooth law, since sizes, batches and learning rates come in steps and fit
 some cells better than others. Seeds average the first away and never the second.
 
-Evaluation adds nothing to this by its size: all runs of a campaign are evaluated on the same
-tokens, whose luck they share, so that it moves E and no difference between runs.
+All runs of a campaign are evaluated on the same tokens, whose luck they share: it moves E and no
+difference between runs. What is left is that seeds differ on some of these tokens more than on
+others, which is part of what seeds differ by.
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ FloatArray = NDArray[np.float64]
 
 # Tokens at which `Scatter.seeds` is told.
 TOKENS = 1e6
+# Standard deviation of log loss between seeds by evaluation on one token; it falls with the root of
+# their number. Three seeds of a model of 36 thousand parameters, 131,072 tokens in blocks of 1,024:
+# .14 to .18 % of a run, where the losses themselves are known within 1.3 %.
+EVALUATION = 0.6
 # So many runs the guess of either part is worth beside what is measured.
 PRIOR_RUNS = 4
 
@@ -29,24 +34,30 @@ PRIOR_RUNS = 4
 class Scatter:
     """Standard deviations of log loss: between seeds at a million tokens, and between cells.
 
-    seeds: of a run of D tokens it is seeds (1e6 / D)^decay. Source of the defaults: 89 cells of
-    this project's reference family with two to twenty seeds (237 degrees of freedom, 8e3 to 4e6
-    tokens, 9e3 to 3e5 parameters) have 1.02 % (+- .08) and .287 (+- .010); size, batch and steps
-    add nothing that these could tell. It goes on to where arXiv 2406.19146 repeated its runs: there
-    .22 and .06 % at 1.5e8 and 2e10 tokens, .28 and .07 % in that paper's own account. cells: of
-    published campaigns of good recipes .3 to 1.0 %, of tiny ones with one batch for all 0 to .6 %,
-    with batches in powers of two 1.0 to 1.4 %. See docs/design.md. degrees: of freedom that all of
-    it is known by.
+    seeds: of a run of D tokens it is seeds (1e6 / D)^decay. 89 cells of this project's reference
+    family with 2 to 20 seeds (237 degrees of freedom, 8e3 to 4e6 tokens, 9e3 to 3e5 parameters)
+    have 1.02 +- .06 % and .287 +- .022; beside tokens the batch tells nothing more and the size
+    little. Where arXiv 2406.19146 repeated its runs (5e7 to 7e9 tokens) the formula has .31 to
+    .08 % and that paper .71 to .07 %. cells: 0 to 1.7 % of eight tiny campaigns, and what the
+    errors of N* of six published ones amount to. See docs/design.md. evaluation: what is added to
+    seeds' scatter by evaluating on few tokens. degrees: of freedom by which all of it is known.
     """
 
     seeds: float = 0.010
     decay: float = 0.29
-    cells: float = 0.010
+    cells: float = 0.007
+    evaluation: float = 0.0
     degrees: float = PRIOR_RUNS
+
+    @classmethod
+    def expected(cls, data: object) -> Scatter:
+        """Before anything is measured, of runs on such data (its `evaluation_tokens` count)."""
+        tokens = getattr(data, "evaluation_tokens", None) or math.inf
+        return cls(evaluation=EVALUATION / math.sqrt(tokens))
 
     def of_seeds(self, tokens: FloatArray) -> FloatArray:
         """Standard deviation between seeds of runs of so many tokens (n,)."""
-        return np.asarray(self.seeds * (tokens / TOKENS) ** -self.decay)
+        return np.hypot(self.seeds * (tokens / TOKENS) ** -self.decay, self.evaluation)
 
     def of_runs(self, tokens: FloatArray) -> FloatArray:
         """Standard deviation of single runs of so many tokens (n,) about a law: both parts."""
@@ -79,7 +90,7 @@ class Scatter:
         square = float(np.sum(((log_loss - mean[inverse]) / self.of_seeds(tokens)) ** 2))
         between_seeds = log_loss.size - count.size
         seeds = math.sqrt((square + PRIOR_RUNS) / (between_seeds + PRIOR_RUNS))
-        found = replace(self, seeds=self.seeds * seeds)
+        found = replace(self, seeds=self.seeds * seeds, evaluation=self.evaluation * seeds)
         between_cells = count.size - parameters
         if between_cells >= 1:
             # A mean that its seeds leave uncertain tells little of the cell.

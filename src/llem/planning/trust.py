@@ -20,9 +20,8 @@ from llem.scaling import CHINCHILLA, FlopsModel
 FloatArray = NDArray[np.float64]
 
 # A law is contradicted where the mean square of what cells differ from it by is so many times what
-# seeds and the usual scatter of cells make of it. It is about 1 for a usual law, below 2 for real
-# tiny campaigns with batches in powers of two and for any of the small errors in docs/design.md,
-# 4 for a law of another kind.
+# seeds and the usual scatter of cells make of it. It is about 1 for a usual law, .4 to 2.4 for real
+# tiny campaigns; 9 to 15 for a law of another kind.
 CONTRADICTED = 3.0
 # Noise is known where so many runs are seeds of cells that have one already.
 KNOWN_NOISE_RUNS = 8

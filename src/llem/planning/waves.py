@@ -83,8 +83,12 @@ class Learnt:
         return self.lack_of_fit > CONTRADICTED
 
     @classmethod
-    def of(cls, rows: Sequence[Mapping[str, Any]], *, seed: int = 0) -> Learnt:
+    def of(
+        cls, rows: Sequence[Mapping[str, Any]], *, prior: Scatter | None = None, seed: int = 0
+    ) -> Learnt:
         """From observations (mappings with params, tokens, loss, flops), completed runs only.
+
+        prior: what their scatter is drawn towards.
 
         Raises ScalingDataError where they cannot carry a law yet.
         """
@@ -109,7 +113,7 @@ class Learnt:
         cell = np.unique(pairs, axis=0, return_inverse=True)[1].ravel()
         log_loss = np.log(columns["loss"])
         fitted = np.log(CHINCHILLA.loss(fit.ensemble.natural, *np.log(pairs.T)))
-        prior = Scatter()
+        prior = prior or Scatter()
         scatter = prior.measured(
             log_loss, columns["tokens"], cell, fitted, parameters=len(CHINCHILLA.parameters)
         )
@@ -146,7 +150,8 @@ def promise_of(runs: Runs, *, target_flops: float) -> dict[str, Any]:
 
     Also for half and twice the budget: the same grid at that compute.
     """
-    question = Question(target_flops=target_flops, laws=prior_laws())
+    scatter = Scatter.expected(runs.replicates[0].run.data)
+    question = Question(target_flops=target_flops, laws=prior_laws(), scatter=scatter)
     seeds: Counter[tuple[float, float]] = Counter()
     for some in runs.replicates:
         seeds[float(some.run.params), float(some.run.tokens)] += len(some)
@@ -191,7 +196,7 @@ def promise_of_waves(
         tokens=np.array([float(r.tokens) for r in runs]),
         flops=np.array([r.flops for r in runs]),
         laws=prior_laws(),
-        scatter=Scatter(),
+        scatter=Scatter.expected(bench.data),
         flops_model=FlopsModel(),
     )
     try:

@@ -84,10 +84,11 @@ def kept_line(fit: Mapping[str, Any]) -> str:
     low, high = map(number, ((optima[0].get("ci") or {}).get("params") or (None, None)))
     within = log_factor(promise, promise.get("noise_degrees"))
     words = f"the plan expected N* within x/ {factor_text(within)}"
-    if not (math.isfinite(params) and low > 0 and math.isfinite(high)):
+    if not (math.isfinite(params) and 0 < low <= high < math.inf):
         return f"{words}; the fit gives it no bounds"
     below, above = (significant(f, 3) for f in (params / low, high / params))
-    words += f"; its interval reaches {below} times down and {above} times up"
+    side = factor_text(0.5 * math.log(high / low))
+    words += f"; its interval is x/ {side} to a side: {below} times down and {above} times up"
     off = number((fit.get("residuals") or {}).get("median_abs"))
     noise = number(promise.get("noise"))
     in_log = (fit.get("estimator") or {}).get("space", "log") == "log"

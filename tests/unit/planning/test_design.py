@@ -202,6 +202,14 @@ def test_cells_that_were_observed_but_cannot_be_run_again_inform_and_are_not_cho
     assert plan.expected.total_log_params < alone.expected.total_log_params
 
 
+def test_fewer_cells_than_a_law_has_parameters_are_hopeless_however_many_their_runs() -> None:
+    cells = lattice()
+    counts = np.zeros(len(cells), dtype=np.int64)
+    counts[[0, 20, 40, 62]] = 50
+    assert expected_error(cells, counts, question=question()).se_log_params > 100
+    assert expected_error(cells, 0 * counts, question=question()).se_log_params > 100
+
+
 def test_a_budget_below_the_cheapest_run_plans_nothing() -> None:
     plan = choose_runs(lattice(), question=question(), budget=1e15)
     assert plan.counts.sum() == 0

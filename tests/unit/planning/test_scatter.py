@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,7 +30,19 @@ def test_seeds_differ_by_a_percent_at_a_million_tokens_and_less_the_more_they_se
     tokens = np.array([1e6, 1.5e8, 2e10])
     assert Scatter().of_seeds(tokens) == pytest.approx([0.010, 0.0023, 0.00056], rel=0.05)
     # Cells differ by as much however long runs are.
-    assert Scatter().of_runs(tokens)[2] == pytest.approx(0.010, rel=0.01)
+    assert Scatter().of_runs(tokens)[2] == pytest.approx(0.007, rel=0.01)
+
+
+def test_few_evaluation_tokens_add_to_what_seeds_differ_by() -> None:
+    def added(tokens: int | None) -> float:
+        return Scatter.expected(SimpleNamespace(evaluation_tokens=tokens)).evaluation
+
+    assert added(131_072) == pytest.approx(0.0017, rel=0.05)
+    assert added(4096) == pytest.approx(added(131_072) * math.sqrt(32))
+    # Data of samples are not counted in tokens.
+    assert added(None) == 0.0
+    few = replace(Scatter(), evaluation=0.01)
+    assert few.of_seeds(np.array([1e6, 1e30])) == pytest.approx([0.01 * math.sqrt(2), 0.01])
 
 
 def test_many_runs_are_believed() -> None:

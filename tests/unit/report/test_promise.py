@@ -21,9 +21,11 @@ def found(*, ci=(100.0, 400.0), promise=PROMISE, space="log"):
 
 def test_a_promise_stands_beside_what_was_found():
     assert kept_line(found()) == (
-        "the plan expected N* within x/ 1.20; its interval reaches 2.00 times down and 2.00 times "
-        "up; runs lie 1.00 % off the law, 0.50 % was assumed"
+        "the plan expected N* within x/ 1.20; its interval is x/ 2.00 to a side: 2.00 times down "
+        "and 2.00 times up; runs lie 1.00 % off the law, 0.50 % was assumed"
     )
+    # An interval to one side alone is as wide as one to both.
+    assert "x/ 2.00 to a side: 1.00 times down and 4.00 times up" in kept_line(found(ci=(200, 800)))
 
 
 def test_the_law_s_own_error_is_part_of_the_promise():

@@ -11,7 +11,7 @@ import pytest
 
 from llem.report.plan import render_plan_page, timeline
 from llem.report.plan.cells import cells_of
-from llem.report.promise import factor_text
+from llem.report.promise import factor, factor_text
 
 from ..test_page import Balance
 from .plans import page_of, plan_of
@@ -100,7 +100,8 @@ def test_the_promise_is_told_as_a_factor():
     # Before anything is measured: Student's quantile for four degrees of freedom.
     noise = 2.776 * design["predicted_se_log_params"]
     law = 1.960 * design["law_error_log_params"]
-    assert f"{math.exp(math.hypot(noise, law)):.2f}" in words
+    assert factor(design) == pytest.approx(math.exp(math.hypot(noise, law)), rel=0.01)
+    assert f"{factor(design):.2f}" in words
     for share in ("half the budget", "this budget", "twice the budget"):
         assert share in words
 
