@@ -21,12 +21,12 @@ SIZES = (1e7, 3e7, 1e8, 3e8)
 BATCHES = (1, 4, 16, 64)
 LENGTHS = ((64, 32), (512, 64), (2048, 128))
 # J by phase: per value and token, value and pass, pass, value of the cache, width, layer and pair,
-# layer and pass, layer and token, value and pass of several rows.
+# layer and pass, layer and token, width, layer and token, value and pass of several rows.
 TRUTH = {
     "prefill": {"arithmetic": 6e-11, "weights": 4e-10, "pass": 0.2, "attention": 3e-11,
-                "layer": 0.02, "row": 2e-5},
+                "layer": 0.02, "row": 2e-5, "activations": 4e-8},
     "decode": {"arithmetic": 9e-11, "weights": 3e-10, "pass": 0.1, "cache": 8e-9,
-               "layer": 0.01, "row": 3e-5, "packing": 2e-10},
+               "layer": 0.01, "row": 3e-5, "activations": 6e-8, "packing": 2e-10},
 }  # fmt: skip
 
 
@@ -48,19 +48,23 @@ def joules_of(models, counts, truth=TRUTH, cached=0.0):
     w, h, layers = models.multiplied, models.head, models.layers
     spread, kv, c = models.spread, models.kv, counts
     prefill = (
-        c.prefills * (p["pass"] + layers * p["layer"] + p["weights"] * np.maximum(0, w - cached))
+        c.prefills * (p["pass"] + (layers + 1) * p["layer"])
+        + c.prefills * p["weights"] * np.maximum(0, w - cached)
         + p["arithmetic"] * ((w - h) * c.tokens_in + h * c.requests)
         + p["attention"] * spread * c.pairs
         + p["row"] * layers * c.tokens_in
+        + p["activations"] * np.maximum(0, spread * c.tokens_in - layers * c.prefills * cached)
     )
     read = w + kv * c.context / np.maximum(c.decodes, 1e-9)
     many = np.clip(c.rows / np.maximum(c.decodes, 1e-9) - 1, 0, 1)
     decode = (
-        c.decodes * (d["pass"] + layers * d["layer"] + d["weights"] * np.maximum(0, read - cached))
+        c.decodes * (d["pass"] + (layers + 1) * d["layer"])
+        + c.decodes * d["weights"] * np.maximum(0, read - cached)
         + d["packing"] * c.decodes * many * np.maximum(0, w - cached)
         + d["arithmetic"] * w * c.rows
         + d["cache"] * kv * c.context
         + d["row"] * layers * c.rows
+        + d["activations"] * np.maximum(0, spread * c.rows - layers * c.decodes * cached)
     )
     return prefill, decode
 
@@ -143,12 +147,12 @@ def test_a_token_s_cost_is_that_of_its_request_s_passes(use):
     p, d = TRUTH["prefill"], TRUTH["decode"]
     held = sum(i + k + 1 for k in range(1, int(o)))
     joules = (
-        (p["pass"] + p["layer"] * layers + p["weights"] * n) / use.batch
-        + i * (p["arithmetic"] * n + p["row"] * layers)
+        (p["pass"] + p["layer"] * (layers + 1) + p["weights"] * n) / use.batch
+        + i * (p["arithmetic"] * n + layers * (p["row"] + p["activations"] * width))
         + p["attention"] * layers * width * i * (i + 1) / 2
-        + (o - 1) / use.batch * (d["pass"] + d["layer"] * layers + d["weights"] * n
+        + (o - 1) / use.batch * (d["pass"] + d["layer"] * (layers + 1) + d["weights"] * n
                                  + (use.batch > 1) * d["packing"] * n)
-        + (o - 1) * (d["arithmetic"] * n + d["row"] * layers)
+        + (o - 1) * (d["arithmetic"] * n + layers * (d["row"] + d["activations"] * width))
         + held * (d["cache"] + d["weights"]) * kv
     )  # fmt: skip
     assert law.per_token(n, use) == pytest.approx(joules / o, rel=1e-4)

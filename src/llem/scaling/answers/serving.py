@@ -24,8 +24,10 @@ NAN = float("nan")
 CURVE = 25
 # By phase, as they are read: the sum of terms with the letters of `servingterms`.
 FORMULAS = {
-    "prefill": "a P + l L P + b P (W - C)+ + c (W' T + H Q) + d L w S + e L T",
-    "decode": "a P + l L P + b P (W + K X/P - C)+ + m P (W - C)+ + c W T + d K X + e L T",
+    "prefill": "a P + l (L + 1) P + b P (W - C)+ + c (W' T + H Q) + d L w S + e L T "
+    "+ g L P (w T/P - C)+",
+    "decode": "a P + l (L + 1) P + b P (W + K X/P - C)+ + m P (W - C)+ + c W T + d K X + e L T "
+    "+ g L P (w T/P - C)+",
     TOGETHER: "the sum of prefill and decode, with the same coefficients in both",
 }
 
