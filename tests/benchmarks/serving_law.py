@@ -350,9 +350,9 @@ def prior(rows: Sequence[Row]) -> bool:
     return math.sqrt(float(np.mean(np.square(off["run"])))) < CPU.time_error
 
 
-def coverage(law: ServingLaw, rows: Sequence[Row], sets: int, *, cycles: int = 2) -> None:
-    """How often 95 % intervals hold what a planted law costs, where sizes, deployments and cycles
-    are off it by chance."""
+def coverage(law: ServingLaw, rows: Sequence[Row], sets: int, *, cycles: int = 2) -> bool:
+    """How often 95 % intervals hold what a planted law costs, and what a further deployment does,
+    where sizes, deployments and cycles are off it by chance."""
     many = [row for row in rows for _ in range(cycles)]
     columns = columns_of(many)
     features = law.features(columns["models"], columns["counts"])
@@ -364,10 +364,14 @@ def coverage(law: ServingLaw, rows: Sequence[Row], sets: int, *, cycles: int = 2
     exact = fit_serving(
         sum(planted.values()), **columns, **planted, bootstrap=0, judged=False
     )  # fmt: skip
-    truth = [float(exact.per_token(n, use)) for n, use in asked]
+    truth = []
+    for n, use in asked:
+        cost = exact.features(exact.family.of(n), use.of_request(np.array(n))) * exact.coefficients
+        truth.append([float(cost[part.at].sum()) / use.tokens_out for part in exact.parts])
     print(f"coverage of 95 % intervals in {sets} planted studies; off by size, deployment, cycle:")
+    good = True
     for by_size, by_unit, by_cycle in ((0, 0.05, 0.03), (0.05, 0.05, 0.03), (0.10, 0.05, 0.03)):
-        held = np.zeros(len(asked))
+        held = np.zeros((2, sets, len(asked)))
         for seed in range(sets):
             random = np.random.default_rng(seed)
             off = {
@@ -376,15 +380,47 @@ def coverage(law: ServingLaw, rows: Sequence[Row], sets: int, *, cycles: int = 2
                                   + random.normal(0, by_cycle, unit.size))
                 for phase, y in planted.items()
             }  # fmt: skip
-            found = fit_serving(sum(off.values()), **columns, **off, bootstrap=200, seed=seed,
+            found = fit_serving(sum(off.values()), **columns, **off, bootstrap=400, seed=seed,
                                 judged=False)  # fmt: skip
             for k, (n, use) in enumerate(asked):
-                low, high = found.interval(n, use)
-                held[k] += low <= truth[k] <= high
-        share = held / sets
-        print(f"    {by_size:.0%}, {by_unit:.0%}, {by_cycle:.0%}: {share.mean():.3f}, by size "
-              + ", ".join(f"{n:.0e} {share[3 * k : 3 * k + 3].mean():.2f}"
-                          for k, n in enumerate((1e6, 5e6, 2e7, 1e8))))  # fmt: skip
+                further = random.normal(0, math.hypot(by_size, by_unit), len(truth[k]))
+                for place, value in enumerate((sum(truth[k]), np.exp(further) @ truth[k])):
+                    low, high = found.interval(n, use, deployed=bool(place))
+                    held[place, seed, k] = low <= value <= high
+        print(f"    {by_size:.0%}, {by_unit:.0%}, {by_cycle:.0%}")
+        for words, each in zip(("the law", "a further deployment"), held, strict=True):
+            # the questions to one study are not independent: the count is of studies
+            share, error = each.mean(), each.mean(axis=1).std(ddof=1) / math.sqrt(sets)
+            good &= abs(share - 0.95) < 2 * error
+            by = each.mean(axis=0).reshape(4, 3).mean(axis=1)
+            told = ", ".join(f"{n:.0e} {b:.2f}" for n, b in zip((1e6, 5e6, 2e7, 1e8), by,
+                                                                strict=True))  # fmt: skip
+            print(f"        {words:<21} {share:.3f} +- {error:.3f}; {told}")
+    return good
+
+
+def left_out_coverage(rows: Sequence[Row], *, apart: bool) -> None:
+    """How often intervals hold what deployments took that the law was not fitted to."""
+    told = []
+    for name, words in SPLITS:
+        held, wide = [], []
+        for value in sorted({row[name] for row in rows}):
+            rest = [row for row in rows if row[name] != value]
+            groups: dict[Any, list[Row]] = defaultdict(list)
+            for row in rows:
+                if row[name] == value:
+                    key = tuple(row[n] for n in ("model", "batch", "tokens_in", "tokens_out"))
+                    groups[key].append(row)
+            law = fit(rest, apart=apart, judged=False, bootstrap=400)
+            columns = columns_of([own[0] for own in groups.values()])
+            took = np.exp([np.mean([math.log(r["prefill_s"] + r["decode_s"]) for r in own])
+                           for own in groups.values()])  # fmt: skip
+            draws = law.drawn_of(columns["models"], columns["counts"])
+            low, high = np.quantile(draws, [0.025, 0.975], axis=1)
+            held += list((low <= took) & (took <= high))
+            wide += list(np.log(high / low) / 2)
+        told.append(f"{words} {np.mean(held):.3f} (+- {np.median(wide):.0%})")
+    print(f"    95 % intervals of what was left out hold: {', '.join(told)}")
 
 
 def published(paths: Sequence[Path]) -> None:

@@ -203,19 +203,48 @@ def test_a_run_that_was_held_up_hardly_moves_the_law():
         assert law.per_token(n) == pytest.approx(calm.per_token(n), rel=0.04)
 
 
+def off_by_chance(columns, *, sizes, deployments, random):
+    """Factors of the runs, off alike for the runs of a size and for those of a deployment."""
+    found = np.zeros(len(columns["deployment"]))
+    for names, sd in ((columns["models"].params, sizes), (columns["deployment"], deployments)):
+        group = np.unique(names, return_inverse=True)[1]
+        found += random.normal(0, sd, group.max() + 1)[group]
+    return np.exp(found)
+
+
 @pytest.mark.slow
-def test_intervals_hold_the_truth_about_as_often_as_they_say():
-    held = total = 0
-    exact, plain = study(cycles=1)
-    truth = fit_serving(exact, **plain, bootstrap=0)
-    for seed in range(30):
-        cost, columns = study(noise=0.05, cycles=1, seed=seed)
-        law = fit_serving(cost, **columns, bootstrap=200, seed=seed, judged=False)
-        for n, use in ((1e7, Use(1, 64, 32)), (1e8, Use(16, 512, 64)), (1e9, Use(16, 512, 64))):
-            low, high = law.interval(n, use)
-            held += low < float(truth.per_token(n, use)) < high
-            total += 1
-    assert 0.88 < held / total <= 1.0
+def test_intervals_hold_the_law_and_a_further_deployment_as_often_as_they_say():
+    sizes = (1e7, 2e7, 4e7, 8e7, 1.6e8, 3.2e8)
+    exact, plain = study(cycles=1, sizes=sizes)
+    truth = fit_serving(exact, **plain, bootstrap=0, judged=False)
+    held = []
+    for seed in range(60):
+        random = np.random.default_rng(seed)
+        cost, columns = study(cycles=1, sizes=sizes)
+        off = off_by_chance(columns, sizes=0.05, deployments=0.05, random=random)
+        own = {name: columns[name] * off for name in ("prefill", "decode")}
+        law = fit_serving(cost * off, **{**columns, **own}, bootstrap=300, seed=seed,
+                          judged=False)  # fmt: skip
+        for n, use in ((1.5e7, Use(1, 64, 32)), (1e8, Use(16, 512, 64)), (6e8, Use(16, 512, 64))):
+            wanted = float(truth.per_token(n, use))
+            further = wanted * math.exp(random.normal(0, math.hypot(0.05, 0.05)))
+            for deployed, value in ((False, wanted), (True, further)):
+                low, high = law.interval(n, use, deployed=deployed)
+                held.append((deployed, low < value < high))
+    for deployed in (False, True):
+        assert 0.88 < np.mean([good for which, good in held if which == deployed]) <= 0.99
+
+
+def test_what_a_deployment_costs_is_less_sure_than_the_law():
+    random = np.random.default_rng(5)
+    cost, columns = study(cycles=2)
+    off = off_by_chance(columns, sizes=0.0, deployments=0.10, random=random)
+    own = {name: columns[name] * off for name in ("prefill", "decode")}
+    law = fit_serving(cost * off, **{**columns, **own}, bootstrap=300, judged=False)
+    alone, deployed = (
+        0.5 * np.diff(np.log(law.interval(1e8, deployed=which)))[0] for which in (False, True)
+    )
+    assert 0.15 < deployed < 0.40 and alone < 0.8 * deployed
 
 
 def test_cycles_of_a_deployment_are_no_further_evidence_of_the_law():

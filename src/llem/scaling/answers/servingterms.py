@@ -133,17 +133,22 @@ class Counts:
 
 
 def columns(
-    models: Models, counts: Counts, phase: str, names: Sequence[str], *, cached: float
+    models: Models, counts: Counts, phase: str, names: Sequence[str], *, cached: FloatArray | float
 ) -> FloatArray:
-    """(..., m) of the terms `names` in a phase; together they are the sum of both."""
+    """(..., m) of the terms `names` in a phase; together they are the sum of both. Columns and
+    `cached` are broadcast."""
     if phase == TOGETHER:
         every = [_of(models, counts, each, cached) for each in PHASES]
-        return np.stack([sum(e[name] for e in every if name in e) for name in names], axis=-1)
-    found = _of(models, counts, phase, cached)
-    return np.stack([found[name] for name in names], axis=-1)
+        terms = [np.asarray(sum(e[name] for e in every if name in e)) for name in names]
+    else:
+        found = _of(models, counts, phase, cached)
+        terms = [found[name] for name in names]
+    return np.stack(np.broadcast_arrays(*terms), axis=-1)
 
 
-def _of(models: Models, counts: Counts, phase: str, cached: float) -> dict[str, FloatArray]:
+def _of(
+    models: Models, counts: Counts, phase: str, cached: FloatArray | float
+) -> dict[str, FloatArray]:
     if phase == PREFILL:
         passes, tokens = counts.prefills, counts.tokens_in
         inner = models.multiplied - models.head
@@ -169,7 +174,7 @@ def _of(models: Models, counts: Counts, phase: str, cached: float) -> dict[str, 
 
 
 def _around(
-    models: Models, passes: FloatArray, tokens: FloatArray, cached: float
+    models: Models, passes: FloatArray, tokens: FloatArray, cached: FloatArray | float
 ) -> dict[str, FloatArray]:
     """The terms that passes of both phases have alike."""
     return {
