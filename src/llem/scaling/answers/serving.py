@@ -160,10 +160,8 @@ class ServingLaw:
 
     def drawn_of(self, models: Models, counts: Counts) -> FloatArray:
         """`predict` of deployments (n,) by each resample, (n, k)."""
-        models, counts = (
-            type(each)(*(column[:, None] for column in vars(each).values()))
-            for each in (models, counts)
-        )
+        models = Models(*(column[:, None] for column in vars(models).values()))
+        counts = Counts(*(column[:, None] for column in vars(counts).values()))
         return self._drawn(models, counts, self.samples, deployed=True)
 
     def _drawn(
