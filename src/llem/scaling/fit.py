@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from llem.scaling.answers.allowance import EXPONENT_ERROR
-from llem.scaling.answers.cost import CostLaw, cost_design, fit_cost
+from llem.scaling.answers.cost import CostLaw, cost_design, draw_costs, fit_cost
 from llem.scaling.answers.features import Layout, Layouts
 from llem.scaling.answers.optimum import Ensemble, Optimum
 from llem.scaling.answers.targets import Prices, Target
@@ -307,8 +307,15 @@ def _costs(
             layouts=layouts,
             names=costs[name].names,
         )
-        parts = [design.solve(design.sums(w)) for _, w in resamples.draws.slices()]
-        samples[name] = np.concatenate(parts)
+        samples[name] = draw_costs(
+            design,
+            costs[name].coefficients,
+            weight=data.weight,
+            size=None if data.params is None else np.unique(data.params, return_inverse=True)[1],
+            run=data.run,
+            count=resamples.draws.count,
+            seed=resamples.draws.seed,
+        )
     return costs, samples
 
 

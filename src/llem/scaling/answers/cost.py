@@ -26,6 +26,7 @@ from llem.scaling.answers.features import (
     fill,
     known_columns,
 )
+from llem.scaling.answers.servingscatter import Draws, Levels, variances
 from llem.scaling.fitting.basis import extended
 from llem.scaling.fitting.nonnegative import solve_normal
 
@@ -40,6 +41,8 @@ ROWS_PER_FEATURE = 3
 CORE_REMAINDER = 1e-6
 LAYOUT_REMAINDER = 0.05
 HELD_OUT_SHARE = 0.2
+# Fewer sizes than these say nothing of how far a size lies off a law.
+LEAST_SIZES = 4
 # Beyond so many rows the file lists no residuals.
 RESIDUALS_LISTED = 5000
 # Columns in a reader's words.
@@ -293,25 +296,6 @@ def fit_cost(
     )
 
 
-def fit_cost_many(
-    cost: FloatArray,
-    tokens: FloatArray,
-    flops: FloatArray,
-    *,
-    weight: FloatArray,
-    params: FloatArray | None = None,
-    layouts: Layouts | None = None,
-    names: Sequence[str] = CORE,
-) -> FloatArray:
-    """Coefficients (k, m) of the features `names` for row weights (k, n).
-
-    Rows without a finite positive cost are left out. A resample without any of them gets NaN. For
-    weights that come in blocks, `cost_design(...)` once and `design.solve(design.sums(block))`.
-    """
-    design = cost_design(cost, tokens, flops, params=params, layouts=layouts, names=names)
-    return design.solve(design.sums(weight))
-
-
 def cost_design(
     cost: FloatArray,
     tokens: FloatArray,
@@ -362,6 +346,37 @@ class Design:
         out: FloatArray = solve_normal(gram, sums[:, m * m : m * m + m]) / self.size
         out[sums[:, -1] <= 0] = np.nan
         return out
+
+
+def draw_costs(
+    design: Design,
+    coefficients: FloatArray,
+    *,
+    weight: FloatArray,
+    size: NDArray[np.intp] | None,
+    run: NDArray[np.intp],
+    count: int,
+    seed: int,
+) -> FloatArray:
+    """Coefficients (count, m) that the law of a further run could have as well.
+
+    size and run (n,): numbers of each row's model and run. Errors of sizes, runs and rows are drawn
+    anew and the law is fitted again, then multiplied with what a further size and run are off by:
+    costs are foretold of runs, which are off any law.
+    """
+    used = (weight > 0) & np.any(design.rows != 0, axis=1)
+    root = np.sqrt(weight[used])
+    rows = design.rows[used] * root[:, None]
+    left = root - rows @ (coefficients * design.size)
+    runs = np.unique(run[used], return_inverse=True)[1]
+    sizes = runs if size is None else np.unique(size[used], return_inverse=True)[1]
+    levels = Levels.of(sizes, runs, least_sizes=LEAST_SIZES)
+    random = np.random.default_rng([seed, count])
+    drawn = variances(random, count, levels, left=left, columns=rows)
+    off, further = Draws.of(random, count, levels, [left]).errors(drawn)
+    gram = np.broadcast_to(rows.T @ rows, (count, rows.shape[1], rows.shape[1]))
+    found = solve_normal(gram, (root + off) @ rows) / design.size
+    return np.asarray(found * np.exp(further)[:, None])
 
 
 def _relative(cost: FloatArray, columns: Columns, names: Sequence[str]) -> FloatArray:
