@@ -9,6 +9,7 @@ be. Relative least squares: a run of 10 kJ and one of 10 MJ count the same. The 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +29,7 @@ from llem.scaling.answers.features import (
 )
 from llem.scaling.answers.servingscatter import Draws, Levels, variances
 from llem.scaling.fitting.basis import extended
+from llem.scaling.fitting.bootstrap import KEPT_ELEMENTS
 from llem.scaling.fitting.nonnegative import solve_normal
 
 FloatArray = NDArray[np.float64]
@@ -373,10 +375,13 @@ def draw_costs(
     levels = Levels.of(sizes, runs, least_sizes=LEAST_SIZES)
     random = np.random.default_rng([seed, count])
     drawn = variances(random, count, levels, left=left, columns=rows)
-    off, further = Draws.of(random, count, levels, [left]).errors(drawn)
-    gram = np.broadcast_to(rows.T @ rows, (count, rows.shape[1], rows.shape[1]))
-    found = solve_normal(gram, (root + off) @ rows) / design.size
-    return np.asarray(found * np.exp(further)[:, None])
+    found = []
+    for block in np.array_split(drawn, math.ceil(count * left.size / KEPT_ELEMENTS)):
+        off, further = Draws.of(random, len(block), levels, [left]).errors(block)
+        gram = np.broadcast_to(rows.T @ rows, (len(block), rows.shape[1], rows.shape[1]))
+        solved = solve_normal(gram, (root + off) @ rows) / design.size
+        found.append(solved * np.exp(further)[:, None])
+    return np.concatenate(found)
 
 
 def _relative(cost: FloatArray, columns: Columns, names: Sequence[str]) -> FloatArray:
