@@ -16,8 +16,17 @@ power law of size, batch and lengths, each value of what is named left out in tu
 
 Then: a server that batches as it goes, played by that law, whose passes are told from when tokens
 came; and the planner's prior on the same runs. Exit status 1 where the power law is better
-anywhere, interior sizes or batches are off by more than 10 % or corners by more than 15 %, or the
-prior by more than its plans state.
+anywhere, interior sizes or batches are off by more than 10 % or corners by more than 15 %, the
+prior by more than its plans state, or, with `--coverage`, where intervals hold more or less often
+than they say by two standard errors of the count.
+
+Of the terms, launches were chosen by the smallest size left out: with (L + r) P for (L + 1) P it is
+.09 off at r = 0.5, .06 at 1, .11 at 2; where those of passes and layers had no such floor it was
+.16, and .07 to .21 with terms added that have nothing to do with it. Tried and left out: keys and
+values of a layer beyond the cache (batches .074 for .085, but of every run .141 for .137); launches
+of prefills of several sequences (24 deployments foretell the others with .080 for .102), for which
+no cause was found; the output's weights rearranged apart from the others (batches .074, sizes .066
+for .069), which the published joules cannot check.
 
 `--published`: files `public/data/tasks/*.json` of ml-energy/leaderboard (Chung et al., The
 ML.ENERGY Benchmark, NeurIPS 2025), joules of vLLM on H100 and B200, which this repository lacks.
@@ -350,9 +359,9 @@ def prior(rows: Sequence[Row]) -> bool:
     return math.sqrt(float(np.mean(np.square(off["run"])))) < CPU.time_error
 
 
-def coverage(law: ServingLaw, rows: Sequence[Row], sets: int, *, cycles: int = 2) -> None:
-    """How often 95 % intervals hold what a planted law costs, where sizes, deployments and cycles
-    are off it by chance."""
+def coverage(law: ServingLaw, rows: Sequence[Row], sets: int, *, cycles: int = 2) -> bool:
+    """How often 95 % intervals hold what a planted law costs, and what a further deployment does,
+    where sizes, deployments and cycles are off it by chance."""
     many = [row for row in rows for _ in range(cycles)]
     columns = columns_of(many)
     features = law.features(columns["models"], columns["counts"])
@@ -364,10 +373,14 @@ def coverage(law: ServingLaw, rows: Sequence[Row], sets: int, *, cycles: int = 2
     exact = fit_serving(
         sum(planted.values()), **columns, **planted, bootstrap=0, judged=False
     )  # fmt: skip
-    truth = [float(exact.per_token(n, use)) for n, use in asked]
+    truth = []
+    for n, use in asked:
+        cost = exact.features(exact.family.of(n), use.of_request(np.array(n))) * exact.coefficients
+        truth.append([float(cost[part.at].sum()) / use.tokens_out for part in exact.parts])
     print(f"coverage of 95 % intervals in {sets} planted studies; off by size, deployment, cycle:")
+    good = True
     for by_size, by_unit, by_cycle in ((0, 0.05, 0.03), (0.05, 0.05, 0.03), (0.10, 0.05, 0.03)):
-        held = np.zeros(len(asked))
+        held = np.zeros((2, sets, len(asked)))
         for seed in range(sets):
             random = np.random.default_rng(seed)
             off = {
@@ -376,15 +389,47 @@ def coverage(law: ServingLaw, rows: Sequence[Row], sets: int, *, cycles: int = 2
                                   + random.normal(0, by_cycle, unit.size))
                 for phase, y in planted.items()
             }  # fmt: skip
-            found = fit_serving(sum(off.values()), **columns, **off, bootstrap=200, seed=seed,
+            found = fit_serving(sum(off.values()), **columns, **off, bootstrap=400, seed=seed,
                                 judged=False)  # fmt: skip
             for k, (n, use) in enumerate(asked):
-                low, high = found.interval(n, use)
-                held[k] += low <= truth[k] <= high
-        share = held / sets
-        print(f"    {by_size:.0%}, {by_unit:.0%}, {by_cycle:.0%}: {share.mean():.3f}, by size "
-              + ", ".join(f"{n:.0e} {share[3 * k : 3 * k + 3].mean():.2f}"
-                          for k, n in enumerate((1e6, 5e6, 2e7, 1e8))))  # fmt: skip
+                further = random.normal(0, math.hypot(by_size, by_unit), len(truth[k]))
+                for place, value in enumerate((sum(truth[k]), np.exp(further) @ truth[k])):
+                    low, high = found.interval(n, use, deployed=bool(place))
+                    held[place, seed, k] = low <= value <= high
+        print(f"    {by_size:.0%}, {by_unit:.0%}, {by_cycle:.0%}")
+        for words, each in zip(("the law", "a further deployment"), held, strict=True):
+            # the questions to one study are not independent: the count is of studies
+            share, error = each.mean(), each.mean(axis=1).std(ddof=1) / math.sqrt(sets)
+            good &= abs(share - 0.95) < 2 * error
+            by = each.mean(axis=0).reshape(4, 3).mean(axis=1)
+            told = ", ".join(f"{n:.0e} {b:.2f}" for n, b in zip((1e6, 5e6, 2e7, 1e8), by,
+                                                                strict=True))  # fmt: skip
+            print(f"        {words:<21} {share:.3f} +- {error:.3f}; {told}")
+    return good
+
+
+def left_out_coverage(rows: Sequence[Row]) -> None:
+    """How often intervals hold what deployments took that the law was not fitted to."""
+    told = []
+    for name, words in SPLITS:
+        held, wide = [], []
+        for value in sorted({row[name] for row in rows}):
+            rest = [row for row in rows if row[name] != value]
+            groups: dict[Any, list[Row]] = defaultdict(list)
+            for row in rows:
+                if row[name] == value:
+                    key = tuple(row[n] for n in ("model", "batch", "tokens_in", "tokens_out"))
+                    groups[key].append(row)
+            law = fit(rest, judged=False, bootstrap=400)
+            columns = columns_of([own[0] for own in groups.values()])
+            took = np.exp([np.mean([math.log(r["prefill_s"] + r["decode_s"]) for r in own])
+                           for own in groups.values()])  # fmt: skip
+            draws = law.drawn_of(columns["models"], columns["counts"])
+            low, high = np.quantile(draws, [0.025, 0.975], axis=1)
+            held += list((low <= took) & (took <= high))
+            wide += list(np.log(high / low) / 2)
+        told.append(f"{words} {np.mean(held):.3f} (+- {np.median(wide):.0%})")
+    print(f"    phases apart, 95 % intervals of what was left out hold: {', '.join(told)}")
 
 
 def published(paths: Sequence[Path]) -> None:
@@ -445,12 +490,13 @@ def main() -> int:
             phases = "prefill and decoding apart" if apart else "together"
             print(f"  {words}, {len(own)} rows, {phases}")
             good &= tell(fit(own, apart=apart), checked=apart and own is best)
+        left_out_coverage(own)
     few(best)
     law = fit(best, judged=False)
     good &= servers(law, best)
     good &= prior(best)
     if args.coverage:
-        coverage(law, best, args.coverage)
+        good &= coverage(law, best, args.coverage)
     if args.published:
         published(args.published)
     print("as wanted" if good else "NOT as wanted")

@@ -87,10 +87,6 @@ def call(name: str, argv: list[str], *, purpose: str) -> int:
         return INTERRUPTED
 
 
-# Of the two commands that fit.
-ALLOW_EDGES = "fit an isoFLOP grid also where too many slices have no minimum inside"
-
-
 def add_json(parser: argparse.ArgumentParser) -> None:
     """The `--json` of every command that prints results."""
     parser.add_argument("--json", action="store_true", help="print JSON alone on standard output")

@@ -6,7 +6,7 @@ import argparse
 import os
 from typing import TYPE_CHECKING
 
-from llem.cli._command import ALLOW_EDGES, add_folder, add_json, note
+from llem.cli._command import add_folder, add_json, note
 
 if TYPE_CHECKING:
     from llem.cluster import CampaignFolder
@@ -19,7 +19,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_folder(parser)
     parser.add_argument("--no-seal", action="store_true",
                         help="leave the records of completed runs as they are")  # fmt: skip
-    parser.add_argument("--allow-edge-minima", action="store_true", help=ALLOW_EDGES)
     parser.add_argument("--slurm", action="store_true",
                         help="have an array of jobs read the records")  # fmt: skip
     add_json(parser)
@@ -31,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     from llem.pipeline import finish
 
     folder = CampaignFolder(args.dir)
-    done = finish(folder, slurm=args.slurm, say=note, allow_edge_minima=args.allow_edge_minima)
+    done = finish(folder, slurm=args.slurm, say=note)
     _notify(folder)
     status = tell_finished(done, as_json=args.json)
     if not args.no_seal:

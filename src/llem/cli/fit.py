@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llem.cli._command import ALLOW_EDGES, add_json, note, option
+from llem.cli._command import add_json, note, option
 from llem.errors import Fault, InputError
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--allow-edge-minima",
         action="store_true",
-        help=ALLOW_EDGES,
+        help="fit an isoFLOP grid of which a slice has no minimum inside the sizes trained",
     )
     add_json(parser)
 

@@ -187,8 +187,7 @@ def _play(args: argparse.Namespace, world: World, out: Path, code: Path) -> int:
         if not _show(args, world, played.attempts, follow, deadline=_deadline(args)):
             note(f"left the show; all of it was written before: {played.folder.root}")
             return 0
-    # What is played is looked at, never relied on: the law is shown with the words of its warnings.
-    done_with = finish(played.folder, allow_edge_minima=True)
+    done_with = finish(played.folder)
     if args.json:
         print_json(_told(played, done_with.fit, done_with.reason, str(done_with.report)))
         return 0

@@ -89,13 +89,15 @@ def finish(
     """Aggregate, fit and report; where no law can be fitted the report says why.
 
     With `slurm`, jobs reduce the records (see `aggregate_campaign`). `options` are those of
-    `fit_campaign`, which refuses here what it refuses everywhere.
+    `fit_campaign`. No one stands by to override a refusal, so slices without a minimum are warned
+    of instead, in the words of the refusal.
     """
     from llem.pipeline.campaigns import aggregate_campaign
 
     aggregation = aggregate_campaign(folder, slurm=slurm, say=say)
     if aggregation.served:
         return _finish_study(folder, aggregation.problems)
+    options.setdefault("allow_edge_minima", True)
     fit: dict[str, Any] | None = None
     reason = ""
     try:

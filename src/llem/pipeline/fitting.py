@@ -91,7 +91,7 @@ def fit_observations(
     that is best over training and serving. The other options are those of `fit_law`.
 
     Raises TableError and ScalingDataError where the rows cannot carry a law, EdgeMinimaError where
-    too many slices of a designed isoFLOP grid have no minimum, unless `allow_edge_minima`.
+    slices of a designed isoFLOP grid have no minimum, unless `allow_edge_minima`.
     """
     from llem.scaling import ScalingDataError, fit_law
     from llem.scaling.answers.allowance import EXPONENT_ERROR

@@ -1,8 +1,8 @@
 """Refusal of a designed isoFLOP grid of which slices have no minimum inside the sizes trained.
 
-Such a slice brackets nothing: where too many are so, the grid stands off the optimum, and the law's
-optimum is carried by its form instead of by the runs. Tables that were never designed as a grid are
-not judged. What may be is told by grids of four slices of a truth whose form is not the law's
+Such a slice brackets nothing: the grid stands off the optimum there, and the law's optimum is
+carried by its form instead of by the runs. Tables that were never designed as a grid are not
+judged. How much that matters is told by grids of four slices of a truth whose form is not the law's
 (docs/fitting.md): of one in four the interval allows for what its form adds; of two it does not.
 """
 
@@ -27,8 +27,8 @@ MIN_SIZES = 4
 MIN_SPAN = 3.0
 # A table is a designed grid where at least this share of its rows lies in slices.
 DESIGNED_SHARE = 2.0 / 3.0
-# Of more slices than this share a minimum must be inside, or the grid is refused.
-ALLOWED_SHARE = 1.0 / 4.0
+# Where more slices bracket nothing, an interval does not hold what the law's form adds.
+HELD_SHARE = 1.0 / 4.0
 
 
 @dataclass(frozen=True)
@@ -60,16 +60,23 @@ class Grid:
 
     @property
     def refused(self) -> bool:
-        """Whether too many slices bracket nothing for the law to stand on runs."""
-        return len(self.edges) > ALLOWED_SHARE * self.slices
+        """Whether a slice brackets nothing: no law is fitted but by whoever allows it."""
+        return bool(self.edges)
 
     def warnings(self) -> list[str]:
         """Of each slice without one, what is to be known beside every figure."""
-        return [
+        found = [
             f"the slice at {format_flops(edge.flops)} FLOP has no minimum inside the sizes "
             f"trained: {edge.reason}; {edge.remedy}"
             for edge in self.edges
         ]
+        if len(self.edges) > HELD_SHARE * self.slices:
+            found.append(
+                f"{len(self.edges)} of {self.slices} isoFLOP slices bracket no optimum: where it "
+                "lies is told by the law's form and not by runs, and the interval does not allow "
+                "for that; train what these slices lack first"
+            )
+        return found
 
     def to_dict(self, *, allowed: bool) -> dict[str, Any]:
         """`refusals` in fit.json; `allowed`: by whoever called, whatever would be refused."""
@@ -82,7 +89,7 @@ class Grid:
 
 
 class EdgeMinimaError(InputError):
-    """Too many slices of a designed grid have no interior minimum; `slices` names them."""
+    """Slices of a designed grid have no interior minimum; `slices` names them."""
 
     def __init__(self, source: str, grid: Grid) -> None:
         self.slices = grid.edges
@@ -95,11 +102,10 @@ class EdgeMinimaError(InputError):
         """Every slice, and how to fit all the same."""
         count = len(self.slices)
         which = f"{count} of {self.judged} isoFLOP slices {'has' if count == 1 else 'have'}"
-        flag = "--allow-edge-minima (allow_edge_minima=True)"
         return [
             f"{self.source}: {which} no minimum inside the sizes trained",
             *(f"  {fault}" for fault in self.faults),
-            f"  -> {flag} of `llem fit` and `llem finish` fits all the same and records it",
+            "  -> --allow-edge-minima (allow_edge_minima=True) fits all the same and records it",
         ]
 
 

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from llem._numerals import format_amount, format_times
 from llem.scaling.answers.allowance import EXPONENT_ERROR
-from llem.scaling.answers.cost import CostLaw, cost_design, fit_cost
+from llem.scaling.answers.cost import CostLaw, cost_design, draw_costs, fit_cost
 from llem.scaling.answers.features import Layout, Layouts
 from llem.scaling.answers.optimum import Ensemble, Optimum
 from llem.scaling.answers.targets import Prices, Target
@@ -24,7 +24,6 @@ from llem.scaling.fitting.bootstrap import (
     Resampling,
     percentile_interval,
     refit,
-    smooth_variance,
     weight_variance,
 )
 from llem.scaling.fitting.estimator import Estimator
@@ -311,12 +310,15 @@ def _costs(
             names=costs[name].names,
             weight=data.weight,
         )
-        # Least squares have no kinks, and a cost law fewer parameters than that of the loss.
-        measured = np.unique(data.run[np.isfinite(column) & (column > 0) & (data.weight > 0)])
-        variance = smooth_variance(measured.size, parameters=len(costs[name].names), level=level)
-        draws = resamples.draws.of_variance(variance)
-        parts = [design.solve(design.sums(w)) for _, w in draws.slices()]
-        samples[name] = np.concatenate(parts)
+        samples[name] = draw_costs(
+            design,
+            costs[name].coefficients,
+            weight=data.weight,
+            size=None if data.params is None else np.unique(data.params, return_inverse=True)[1],
+            run=data.run,
+            count=resamples.draws.count,
+            seed=resamples.draws.seed,
+        )
     return costs, samples
 
 

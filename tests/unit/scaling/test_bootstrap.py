@@ -94,19 +94,3 @@ def test_progress_is_told_to_the_end() -> None:
     assert told[-1] == (2100, 2100)
     assert [done for done, _ in told] == sorted(done for done, _ in told)
     assert len(told) > 1
-
-
-@pytest.mark.parametrize("variance", [0.3, 1.0, 1.6])
-def test_draws_of_another_variance_are_the_same_draws_spread_further(variance: float) -> None:
-    draws = Draws("runs", 400, 3, np.arange(1000), np.ones(1000), 0.75)
-    every = np.arange(400)
-    before, after = draws.take(every), draws.of_variance(variance).take(every)
-    assert after.mean(axis=1) == pytest.approx(np.ones(400))
-    assert after.var() == pytest.approx(variance, rel=0.03)
-    ranks = [np.argsort(np.argsort(w[0])) for w in (before, after)]
-    assert (ranks[0] == ranks[1]).all()
-
-
-def test_draws_of_rows_stay_as_they_are() -> None:
-    draws = Draws("rows", 100, 3, np.arange(40), np.ones(40))
-    assert draws.of_variance(2.0) is draws

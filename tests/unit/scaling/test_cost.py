@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from scipy.optimize import nnls
 
-from llem.scaling.answers.cost import CostLaw, cost_design, fit_cost, fit_cost_many
-from llem.scaling.answers.features import CORE, FEATURES, Columns, Layout, Layouts
+from llem.scaling.answers.cost import CostLaw, cost_design, draw_costs, fit_cost
+from llem.scaling.answers.features import CORE, FEATURES, Columns, Layout, Layouts, fill
 
 START, PER_TOKEN, PER_FLOP, STEP, ALL_REDUCE = 300.0, 2e-6, 3e-12, 0.5, 1e-8
 
@@ -277,11 +277,12 @@ def test_a_resample_is_the_fit_of_its_weights() -> None:
     r = runs(30, noise=0.05)
     weight = np.random.default_rng(1).integers(0, 3, (50, 30)).astype(float)
     weight[7] = 0
-    many = fit_cost_many(r.cost, r.tokens, r.flops, weight=weight)
+    core = cost_design(r.cost, r.tokens, r.flops)
+    many = core.solve(core.sums(weight))
     assert np.isnan(many[7]).all()
     features = np.stack([np.ones(30), r.tokens, r.flops], axis=1)
     # relative to what all runs, each counted once, predict; less of what lies far off
-    told = features @ fit_cost_many(r.cost, r.tokens, r.flops, weight=np.ones((1, 30)))[0]
+    told = features @ core.solve(core.sums(np.ones((1, 30))))[0]
     error = np.abs(r.cost / told - 1)
     counts = np.minimum(1, 3 * np.sort(error)[14] / 0.6745 / error)
     design = features / told[:, None]
@@ -299,9 +300,7 @@ def test_sums_of_blocks_of_rows_are_the_sums_of_all() -> None:
     design = cost_design(r.cost, r.tokens, r.flops, params=r.params, layouts=r.layouts, names=names)
     weight = np.random.default_rng(1).exponential(size=(20, 30))
     blocks = [design.solve(design.sums(w)) for w in (weight[:9], weight[9:])]
-    together = fit_cost_many(
-        r.cost, r.tokens, r.flops, weight=weight, params=r.params, layouts=r.layouts, names=names
-    )
+    together = design.solve(design.sums(weight))
     assert np.concatenate(blocks) == pytest.approx(together)
 
 
@@ -311,9 +310,59 @@ def test_thousands_of_resamples_are_one_product() -> None:
     best = np.inf
     for _ in range(5):
         begin = time.thread_time()
-        fit_cost_many(r.cost, r.tokens, r.flops, weight=weight)
+        design = cost_design(r.cost, r.tokens, r.flops)
+        design.solve(design.sums(weight))
         best = min(best, time.thread_time() - begin)
     assert best < 0.3  # about .013 s on a quiet core
+
+
+def drawn(r: Runs, law: CostLaw, *, count: int = 400, seed: int = 0) -> np.ndarray:
+    design = cost_design(
+        r.cost, r.tokens, r.flops, params=r.params, layouts=r.layouts, names=law.names
+    )
+    return draw_costs(
+        design,
+        law.coefficients,
+        weight=np.ones(r.cost.size),
+        size=np.unique(r.params, return_inverse=True)[1],
+        run=np.arange(r.cost.size),
+        count=count,
+        seed=seed,
+    )
+
+
+def at(law: CostLaw, params: float, tokens: float) -> np.ndarray:
+    columns = fill(
+        np.array(tokens), np.array(6 * params * tokens), params, Layouts(1.0, 1.0, tokens / 2**18)
+    )
+    return np.array([float(FEATURES[name].of(columns)) for name in law.names])
+
+
+def test_intervals_hold_what_a_further_run_costs_as_often_as_they_say() -> None:
+    """Six sizes, six lengths; costs are off by 5 % alike for the runs of a size, by 3 % by run."""
+    size = np.repeat(np.arange(6), 6)
+    params = np.geomspace(1e6, 1e8, 6)[size]
+    tokens = np.tile(np.geomspace(2e7, 2e9, 6), 6)
+    ones = np.ones(36)
+    held = []
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        off = np.exp(rng.normal(0, 0.05, 6)[size] + rng.normal(0, 0.03, 36))
+        cost = START + PER_TOKEN * tokens + PER_FLOP * 6 * params * tokens
+        r = Runs(params, tokens, 6 * params * tokens, ones, ones, tokens / 2**18, cost * off)
+        law = fit(r)
+        samples = drawn(r, law, seed=seed)
+        for n, d in ((2e6, 1e9), (3e7, 3e8), (3e8, 6e9)):
+            low, high = np.quantile(samples @ at(law, n, d), [0.025, 0.975])
+            of_law = START + PER_TOKEN * d + PER_FLOP * 6 * n * d
+            held.append(low < of_law * np.exp(rng.normal(0, np.hypot(0.05, 0.03))) < high)
+    assert 0.90 < np.mean(held) < 0.99
+
+
+def test_costs_without_noise_leave_no_doubt() -> None:
+    r = runs(30)
+    law = fit(r)
+    assert drawn(r, law) == pytest.approx(np.tile(law.coefficients, (400, 1)), rel=1e-5)
 
 
 def test_the_file_reads_back_as_it_was_written() -> None:

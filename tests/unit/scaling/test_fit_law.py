@@ -294,29 +294,3 @@ def test_epochs_that_the_law_does_not_know_are_told() -> None:
     knowing = fit_law(c.params, c.tokens, c.loss, unique_tokens=once, law="repeated_tokens",
                       bootstrap=0)  # fmt: skip
     assert not any("more than once" in text for text in knowing.warnings)
-
-
-def test_a_costs_interval_is_as_wide_as_its_own_scatter_says() -> None:
-    """Not as that of the loss, whose kinks and five parameters have a variance of their own."""
-    from llem.scaling.fitting.bootstrap import smooth_variance
-
-    flops = np.repeat(np.geomspace(1e18, 3e20, 4), 5)
-    params = 0.09 * flops**0.5136 * np.tile(np.exp(np.linspace(-1.6, 1.6, 5)), 4)
-    tokens = flops / 6 / params
-    rng = np.random.default_rng(5)
-    loss = (1.82 + 480 / params**0.35 + 2100 / tokens**0.37) * np.exp(
-        0.005 * rng.standard_normal(20)
-    )
-    energy = (1e5 + 1e-4 * tokens + 1.5e-12 * flops) * np.exp(0.05 * rng.standard_normal(20))
-    found = fit_law(params, tokens, loss, energy_j=energy, bootstrap=1000)
-    law, samples = found.costs["energy_j"], found.ensemble.cost_samples["energy_j"]
-    features = np.stack([np.ones(20), tokens, flops], axis=1)
-    assert law.names == ("start", "per_token", "per_flop")
-    relative = features / (features @ law.coefficients)[:, None]
-    error = energy / (features @ law.coefficients) - 1
-    inverse = np.linalg.inv(relative.T @ relative)
-    spread = inverse @ (relative.T @ np.diag(error**2) @ relative) @ inverse
-    at = np.array([1.0, tokens[-3], flops[-3]])
-    expected = np.sqrt(at @ spread @ at * smooth_variance(20, parameters=3, level=0.95))
-    assert found.ci["weight_variance"] < 0.8 < 1.3 < smooth_variance(20, parameters=3, level=0.95)
-    assert np.std(samples @ at) == pytest.approx(expected, rel=0.15)

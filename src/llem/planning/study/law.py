@@ -31,6 +31,7 @@ from llem.planning.hardware import (
     bandwidth_of,
     fp32_flops_of,
 )
+from llem.scaling.laws.huber import noise_of, weights
 
 FloatArray = NDArray[np.float64]
 
@@ -59,7 +60,6 @@ WARMUP_ROUNDS = 5.0
 # How sure the starting values are that a calibration corrects, where its runs do not tell.
 PRIOR_SPREAD = 0.7
 ROUNDS = 30
-HUBER = 1.345
 STEP = 1e-4
 # Groups that are left out together, of many.
 FOLDS = 20
@@ -293,9 +293,8 @@ class _System:
             miss = self.misses(at)
             # What differs by chance weighs as it scatters, and not below a percent; a run that
             # something else held up lies far outside of that, and weighs less the farther (Huber).
-            noise = max(0.01, 1.483 * float(np.median(np.abs(miss[kept]))))
-            weight = np.minimum(1.0, HUBER * noise / np.maximum(np.abs(miss), 1e-12))
-            weight *= kept * self.share / noise**2
+            noise = noise_of(miss[kept])
+            weight = weights(miss, noise=noise) * kept * self.share / noise**2
             slope = np.stack(
                 [(self.misses(at + STEP * axis) - miss) / STEP for axis in np.eye(3)], axis=1
             )

@@ -12,6 +12,7 @@ counts less (Huber 1964). The residual of a run that is told is (predicted - cos
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,7 +30,9 @@ from llem.scaling.answers.features import (
     fill,
     known_columns,
 )
+from llem.scaling.answers.levels import Draws, Levels, variances
 from llem.scaling.fitting.basis import extended
+from llem.scaling.fitting.bootstrap import KEPT_ELEMENTS
 from llem.scaling.fitting.nonnegative import solve_normal
 
 FloatArray = NDArray[np.float64]
@@ -53,6 +56,8 @@ HUBER = 3.0
 LEAST_NOISE = 0.01
 # Median of |x| of a normal x of standard deviation 1.
 NORMAL_MEDIAN = 0.6745
+# Fewer sizes than these say nothing of how far a size lies off a law.
+LEAST_SIZES = 4
 # Beyond so many rows the file lists no residuals.
 RESIDUALS_LISTED = 5000
 # Columns in a reader's words.
@@ -306,26 +311,6 @@ def fit_cost(
     )
 
 
-def fit_cost_many(
-    cost: FloatArray,
-    tokens: FloatArray,
-    flops: FloatArray,
-    *,
-    weight: FloatArray,
-    params: FloatArray | None = None,
-    layouts: Layouts | None = None,
-    names: Sequence[str] = CORE,
-) -> FloatArray:
-    """Coefficients (k, m) of the features `names` for row weights (k, n).
-
-    Rows without a finite positive cost are left out. A resample without any of them gets NaN.
-    Errors are relative to what all rows, weighted alike, predict. For weights that come in blocks,
-    `cost_design(...)` once and `design.solve(design.sums(block))`.
-    """
-    design = cost_design(cost, tokens, flops, params=params, layouts=layouts, names=names)
-    return design.solve(design.sums(weight))
-
-
 def cost_design(
     cost: FloatArray,
     tokens: FloatArray,
@@ -346,13 +331,15 @@ class Design:
     """Relative features of each row, and their products, of which a resample is a weighted sum.
 
     rows (n, m): feature/predicted, of unit size, 0 where there is no cost; predicted by the fit to
-    all rows, for every resample. size (m,): what the columns were divided by. products
-    (n, m m + m + 1): row x row, row x cost/predicted, both by what the row counts (1, or less far
-    off), and 1 where there is a cost.
+    all rows, for every resample. size (m,): what the columns were divided by. wanted (n,):
+    cost/predicted. counts (n,): what a row counts, 1 or less far off. products (n, m m + m + 1):
+    row x row, row x wanted, both by counts, and 1 where there is a cost.
     """
 
     rows: FloatArray
     size: FloatArray
+    wanted: FloatArray
+    counts: FloatArray
     products: FloatArray
 
     @classmethod
@@ -402,7 +389,8 @@ class Design:
         pairs = (rows[:, :, None] * rows[:, None, :]).reshape(n, m * m)
         wanted = np.divide(cost, scale, out=np.zeros_like(cost), where=usable)
         products = counts[:, None] * np.concatenate([pairs, rows * wanted[:, None]], axis=1)
-        return cls(rows, size, np.concatenate([products, usable[:, None]], axis=1))
+        products = np.concatenate([products, usable[:, None]], axis=1)
+        return cls(rows, size, wanted, counts, products)
 
     def sums(self, weight: FloatArray) -> FloatArray:
         """Gram, moment and weight of resamples: (k, n) to (k, m m + m + 1). Sums add up."""
@@ -415,6 +403,41 @@ class Design:
         out: FloatArray = solve_normal(gram, sums[:, m * m : m * m + m]) / self.size
         out[sums[:, -1] <= 0] = np.nan
         return out
+
+
+def draw_costs(
+    design: Design,
+    coefficients: FloatArray,
+    *,
+    weight: FloatArray,
+    size: NDArray[np.intp] | None,
+    run: NDArray[np.intp],
+    count: int,
+    seed: int,
+) -> FloatArray:
+    """Coefficients (count, m) that the law of a further run could have as well.
+
+    size and run (n,): numbers of each row's model and run. Errors of sizes, runs and rows are drawn
+    anew and the law is fitted again, then multiplied with what a further size and run are off by:
+    costs are foretold of runs, which are off any law.
+    """
+    used = (weight > 0) & np.any(design.rows != 0, axis=1)
+    root = np.sqrt(weight[used] * design.counts[used])
+    rows = design.rows[used] * root[:, None]
+    wanted = design.wanted[used] * root
+    left = wanted - rows @ (coefficients * design.size)
+    runs = np.unique(run[used], return_inverse=True)[1]
+    sizes = runs if size is None else np.unique(size[used], return_inverse=True)[1]
+    levels = Levels.of(sizes, runs, least_sizes=LEAST_SIZES)
+    random = np.random.default_rng([seed, count])
+    drawn = variances(random, count, levels, left=left, columns=rows)
+    found = []
+    for block in np.array_split(drawn, math.ceil(count * left.size / KEPT_ELEMENTS)):
+        off, further = Draws.of(random, len(block), levels, [left]).errors(block)
+        gram = np.broadcast_to(rows.T @ rows, (len(block), rows.shape[1], rows.shape[1]))
+        solved = solve_normal(gram, (wanted + off) @ rows) / design.size
+        found.append(solved * np.exp(further)[:, None])
+    return np.concatenate(found)
 
 
 def _counts(error: FloatArray, weight: FloatArray) -> FloatArray:

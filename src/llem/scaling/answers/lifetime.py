@@ -9,7 +9,9 @@ alone (arXiv 2401.00448 does this for FLOPs; here both sides are measured joules
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -91,7 +93,7 @@ def train_and_serve(
     if not served_tokens >= 0:
         raise OptionError("served_tokens", served_tokens, "0 or more tokens")
     at = use or serving.use
-    estimate = _Life(ensemble.side(False), serving, serving.coefficients, at, loss, served_tokens)
+    estimate = _Life(ensemble.side(False), partial(serving.per_token, use=at), loss, served_tokens)
     best, alone = estimate.best(served_tokens), estimate.best(0.0)
     log_n = best["params"]
     if not np.isfinite(log_n) or at_edge(log_n):
@@ -121,9 +123,7 @@ class _Life:
     """One set of parameters of both laws with shape (), or resamples with shape (k,)."""
 
     side: Side
-    serving: ServingLaw
-    coefficients: FloatArray
-    use: Use
+    per_token: Callable[[FloatArray], FloatArray]
     loss: float
     served_tokens: float
 
@@ -139,7 +139,7 @@ class _Life:
     def joules(self, log_n: FloatArray, served: float) -> tuple[FloatArray, FloatArray, FloatArray]:
         """log D, joules of training, joules of serving `served` tokens."""
         log_d = self.log_tokens(log_n)
-        one = self.serving.per_token(np.exp(log_n), self.use, coefficients=self.coefficients)
+        one = self.per_token(np.exp(log_n))
         return log_d, self.side.energy.total(log_n, log_d), np.asarray(served * one)
 
     def best(self, served: float) -> dict[str, FloatArray]:
@@ -170,14 +170,13 @@ def _drawn(
     count = min(len(ensemble.samples), len(serving.samples))
     if not count:
         return {}
-    from dataclasses import replace
-
     part = replace(
         ensemble,
         samples=ensemble.samples[:count],
         cost_samples={name: rows[:count] for name, rows in ensemble.cost_samples.items()},
     )
-    life = _Life(part.side(True), serving, serving.samples[:count], use, loss, served_tokens)
+    per_token = partial(serving.drawn, use=use, samples=serving.samples.first(count))
+    life = _Life(part.side(True), per_token, loss, served_tokens)
     return life.best(served_tokens)
 
 

@@ -24,8 +24,10 @@ NAN = float("nan")
 CURVE = 25
 # By phase, as they are read: the sum of terms with the letters of `servingterms`.
 FORMULAS = {
-    "prefill": "a P + l L P + b P (W - C)+ + c (W' T + H Q) + d L w S + e L T",
-    "decode": "a P + l L P + b P (W + K X/P - C)+ + m P (W - C)+ + c W T + d K X + e L T",
+    "prefill": "a P + l (L + 1) P + b P (W - C)+ + c (W' T + H Q) + d L w S + e L T "
+    "+ g L P (w T/P - C)+",
+    "decode": "a P + l (L + 1) P + b P (W + K X/P - C)+ + m P (W - C)+ + c W T + d K X + e L T "
+    "+ g L P (w T/P - C)+",
     TOGETHER: "the sum of prefill and decode, with the same coefficients in both",
 }
 
@@ -76,11 +78,32 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Resamples:
+    """What a law could be as well, k times: `coefficients` (k, m), `caches` (k,), the values that
+    the device's own cache holds, and `off` (k, parts), by how much the logarithm of what a further
+    deployment costs lies off the law, by phase."""
+
+    coefficients: FloatArray
+    caches: FloatArray
+    off: FloatArray
+
+    @classmethod
+    def none(cls, coefficients: int, parts: int) -> Resamples:
+        return cls(np.empty((0, coefficients)), np.empty(0), np.empty((0, parts)))
+
+    def __len__(self) -> int:
+        return len(self.caches)
+
+    def first(self, count: int) -> Resamples:
+        return Resamples(self.coefficients[:count], self.caches[:count], self.off[:count])
+
+
+@dataclass(frozen=True)
 class ServingLaw:
     """A fitted law of what serving costs, in `unit` (J, or s of devices).
 
-    parts: the phases, told apart or together. coefficients: (m,) of all their terms; samples:
-    (k, m) resamples of them. cached: values that the device's own cache holds (C). family: what a
+    parts: the phases, told apart or together. coefficients: (m,) of all their terms; samples: k
+    resamples of them. cached: values that the device's own cache holds (C). family: what a
     model of N parameters looks like, by the models that were seen. use: the median of what was
     measured, where a question does not say. errors: see `servingfit.judge`.
     """
@@ -89,7 +112,7 @@ class ServingLaw:
     unit: str
     parts: tuple[Part, ...]
     coefficients: FloatArray
-    samples: FloatArray
+    samples: Resamples
     cached: float
     family: Family
     rows: int
@@ -101,10 +124,14 @@ class ServingLaw:
     warnings: tuple[str, ...] = ()
     residuals: FloatArray = field(default_factory=lambda: np.empty(0))
 
-    def features(self, models: Models, counts: Counts) -> FloatArray:
-        """(..., m): what the coefficients are multiplied with."""
+    def features(
+        self, models: Models, counts: Counts, *, cached: FloatArray | float | None = None
+    ) -> FloatArray:
+        """(..., m): what the coefficients are multiplied with; `cached` (...,) in place of the
+        estimate's."""
+        held = self.cached if cached is None else cached
         return np.concatenate(
-            [columns(models, counts, p.phase, p.names, cached=self.cached) for p in self.parts],
+            [columns(models, counts, p.phase, p.names, cached=held) for p in self.parts],
             axis=-1,
         )
 
@@ -112,23 +139,44 @@ class ServingLaw:
         """The cost of runs, (...,)."""
         return np.asarray(self.features(models, counts) @ self.coefficients)
 
-    def per_token(
-        self, params: ArrayLike, use: Use | None = None, *, coefficients: FloatArray | None = None
-    ) -> FloatArray:
-        """Cost of a token that comes out, its request's prompt with it; (...,) as `params`.
-
-        coefficients: (..., m) in place of the estimate's, broadcast against `params`.
-        """
+    def per_token(self, params: ArrayLike, use: Use | None = None) -> FloatArray:
+        """Cost of a token that comes out, its request's prompt with it; (...,) as `params`."""
         at = use or self.use
         n = np.asarray(params, dtype=np.float64)
-        values = self.coefficients if coefficients is None else coefficients
         features = self.features(self.family.of(n), at.of_request(n))
-        return np.asarray((features * values).sum(axis=-1) / at.tokens_out)
+        return np.asarray(features @ self.coefficients / at.tokens_out)
 
-    def interval(self, params: float, use: Use | None = None) -> tuple[float, float]:
-        """Of `per_token` at one size; NaN without resamples."""
-        drawn = self.per_token(np.full(len(self.samples), params), use, coefficients=self.samples)
-        return percentile_interval(drawn, self.level)
+    def drawn(
+        self, params: ArrayLike, use: Use | None = None, *, samples: Resamples | None = None,
+        deployed: bool = True,
+    ) -> FloatArray:  # fmt: skip
+        """`per_token` by each of the k resamples (or of `samples`), (..., k); params (..., k) or
+        (..., 1). deployed: of a deployment, which lies off the law, in place of the law alone."""
+        at, by = use or self.use, self.samples if samples is None else samples
+        n = np.asarray(params, dtype=np.float64)
+        n = np.broadcast_to(n, np.broadcast_shapes(n.shape, by.caches.shape))
+        cost = self._drawn(self.family.of(n), at.of_request(n), by, deployed=deployed)
+        return cost / at.tokens_out
+
+    def drawn_of(self, models: Models, counts: Counts) -> FloatArray:
+        """`predict` of deployments (n,) by each resample, (n, k)."""
+        models = Models(*(column[:, None] for column in vars(models).values()))
+        counts = Counts(*(column[:, None] for column in vars(counts).values()))
+        return self._drawn(models, counts, self.samples, deployed=True)
+
+    def _drawn(
+        self, models: Models, counts: Counts, by: Resamples, *, deployed: bool
+    ) -> FloatArray:
+        cost = self.features(models, counts, cached=by.caches) * by.coefficients
+        parts = [cost[..., part.at].sum(axis=-1) for part in self.parts]
+        factors = np.exp(by.off.T) if deployed else np.ones((len(parts), 1))
+        return np.asarray(sum(own * by for own, by in zip(parts, factors, strict=True)))
+
+    def interval(
+        self, params: float, use: Use | None = None, *, deployed: bool = True
+    ) -> tuple[float, float]:
+        """Of `per_token` at one size; NaN without resamples. deployed: see `drawn`."""
+        return percentile_interval(self.drawn(params, use, deployed=deployed), self.level)
 
     def terms(self, phase: str | None = None) -> dict[str, float]:
         """Coefficients by name, of one phase or of the only part."""
@@ -138,7 +186,7 @@ class ServingLaw:
     def curves(self) -> list[dict[str, Any]]:
         """Cost of a token against size at the lengths of `use`, for the least, the usual and the
         largest batch: {batch, params, value, low, high}, columns over what was served and a factor
-        of two beyond."""
+        of two beyond; low and high of a deployment, which lies off the law."""
         low, high = self.range["params"]
         n = np.geomspace(low / 2, 2 * high, CURVE)
         found = []
@@ -146,7 +194,7 @@ class ServingLaw:
             at = replace(self.use, batch=batch)
             ends = np.full((2, n.size), NAN)
             if len(self.samples):
-                drawn = self.per_token(n[:, None], at, coefficients=self.samples[None])
+                drawn = self.drawn(n[:, None], at)
                 tails = (1 - self.level) / 2
                 ends = np.quantile(drawn, [tails, 1 - tails], axis=1)
             found.append({
@@ -159,7 +207,8 @@ class ServingLaw:
         """As in fit.json of a study; NaN still NaN."""
         if len(self.samples):
             tails = (1 - self.level) / 2
-            low, high = np.quantile(self.samples, [tails, 1 - tails], axis=0)
+            drawn = self.samples.coefficients
+            low, high = np.quantile(drawn, [tails, 1 - tails], axis=0)
         else:
             low = high = np.full(len(self.coefficients), NAN)
         return {

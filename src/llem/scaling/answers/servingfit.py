@@ -5,13 +5,10 @@ each step solves non-negative least squares of the linearised logarithms. How mu
 cache holds is the one number that is searched for, over a grid, and taken where it makes the fit
 better by more than a further coefficient would by chance (Schwarz 1978).
 
-Intervals are from a wild bootstrap: a law is never quite right, and is wrong alike for all
-deployments of a size, so what it leaves of each size as a whole is put back with a random factor
-and the coefficients are solved for again (of fewer than four sizes: of each deployment, all its
-cycles together). A few runs hold the law where it is, so their residuals are small: they are undone
-of that by (I - H_gg)^-1 first (Bell and McCaffrey 2002, CR3), and drawn from six points as few
-clusters need (Webb 2014). Student's t of the clusters to spare takes the place of the normal. What
-the device's own cache holds is not drawn again.
+Intervals: the errors of runs are drawn anew by the variances of sizes, deployments and cycles
+(`levels`; of fewer than four sizes deployments and cycles alone) and all is fitted again,
+about what was fitted, with the size of the device's cache that then fits best. What a deployment
+costs lies off the law besides, by a size's and a deployment's error.
 """
 
 from __future__ import annotations
@@ -19,13 +16,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from llem.scaling.answers.serving import Part, ServingLaw, Use
+from llem.scaling.answers.levels import Draws, Levels, variances
+from llem.scaling.answers.serving import Part, Resamples, ServingLaw, Use
 from llem.scaling.answers.servingterms import (
     DECODE,
     OF_PHASE,
@@ -38,7 +35,8 @@ from llem.scaling.answers.servingterms import (
 )
 from llem.scaling.errors import DataFault, ScalingDataError
 from llem.scaling.fitting.basis import extended
-from llem.scaling.fitting.bootstrap import LEAST_SPARE, student_ratio
+from llem.scaling.fitting.bootstrap import LEAST_SPARE
+from llem.scaling.laws.huber import mean_loss, weights
 
 FloatArray = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -50,11 +48,8 @@ ROUNDS = 30
 SETTLED, ROUGHLY = 1e-8, 1e-3
 # What is fitted is no less than this share of what was measured, whose logarithm would else rule.
 LEAST_SHARE = 1e-3
-HUBER = 1.345
 # So many models are drawn whole; of fewer, deployments.
 LEAST_SIZES = 4
-# What scatters by less weighs no less.
-LEAST_NOISE = 0.01
 # Sizes of a device's cache that are tried, how often nearer ones are then, and the most values
 # that any holds.
 CACHES, FINER, LARGEST_CACHE = 10, 3, 1e8
@@ -62,8 +57,8 @@ CACHES, FINER, LARGEST_CACHE = 10, 3, 1e8
 TRACE = 1e-12
 # What is left out in turn when the law is judged.
 SPLITS = ("params", "batch", "tokens_in", "tokens_out")
-# Factors of mean 0 and variance 1.
-WEBB = np.sqrt([0.5, 1.0, 1.5])
+# Resamples look for the cache's size among so many, up to so many times the fitted one's.
+CACHES_DRAWN, CACHE_RANGE = 9, 4.0
 
 
 def fit_serving(
@@ -110,22 +105,13 @@ def fit_serving(
     size_of = np.unique(models.params, return_inverse=True)[1]
     spare = len(units) - max(len(p.names) for p in parts)
     warnings: list[str] = []
-    samples = np.empty((0, len(found.coefficients)))
+    samples = Resamples.none(len(found.coefficients), len(parts))
     if bootstrap and spare < LEAST_SPARE:
         needed = max(len(p.names) for p in parts) + LEAST_SPARE
         warnings.append(f"no intervals: {len(units)} deployments are too few ({needed} needed)")
     elif bootstrap:
-        # A law that is not quite right is wrong alike for all deployments of a model; of the sizes
-        # two are held by the level and the slope of cost.
-        sizes = int(size_of.max()) + 1
-        cluster, spare = (size_of, sizes - 2) if sizes >= LEAST_SIZES else (unit_of, spare)
-        wide = student_ratio(spare, NormalDist().inv_cdf(0.5 + 0.5 * level))
-        random = np.random.default_rng(seed)
-        factor = _factors(random, bootstrap, cluster) * wide
-        samples = np.concatenate(
-            [_wild(runs.columns(part, found.cached), runs.costs[part.phase],
-                   found.coefficients[part.at], cluster, factor) for part in parts], axis=1,
-        )  # fmt: skip
+        levels = Levels.of(size_of, unit_of, least_sizes=LEAST_SIZES)
+        samples = _resample(runs, found, levels, bootstrap, np.random.default_rng(seed))
     return ServingLaw(
         quantity=quantity,
         unit=unit,
@@ -214,7 +200,8 @@ class _Runs:
             x = [self.columns(part, cached) for part in parts]
             solved = [_solve(*each, settled=ROUGHLY) for each in zip(x, ys, start, strict=True)]
             start = [a @ c for a, c in zip(x, solved, strict=True)]
-            misfit = sum(math.log(_misfit(f, y)) for f, y in zip(start, ys, strict=True))
+            misfit = sum(math.log(max(1e-12, mean_loss(np.log(f / y))))
+                         for f, y in zip(start, ys, strict=True))  # fmt: skip
             scores[cached] = self.units * misfit
             return scores[cached]
 
@@ -270,22 +257,6 @@ def _select(
     return tuple(chosen), not_used
 
 
-def _noise(off: FloatArray) -> float:
-    return max(LEAST_NOISE, 1.483 * float(np.sort(np.abs(off))[off.size // 2]))
-
-
-def _weights(off: FloatArray) -> FloatArray:
-    """Of logarithms that are off by so much: 1, and less for what lies far off."""
-    return np.minimum(1.0, HUBER * _noise(off) / np.maximum(np.abs(off), 1e-12))
-
-
-def _misfit(fitted: FloatArray, y: FloatArray) -> float:
-    """The mean square of logarithms, what lies far off counted by its distance alone (Huber)."""
-    off = np.abs(np.log(fitted / y))
-    edge = HUBER * _noise(off)
-    return max(1e-12, float(np.mean(np.where(off < edge, off**2, edge * (2 * off - edge)))))
-
-
 def _solve(
     x: FloatArray, y: FloatArray, start: FloatArray, *, settled: float = SETTLED
 ) -> FloatArray:
@@ -299,7 +270,7 @@ def _solve(
     for _ in range(ROUNDS):
         # log(z c) about what was fitted: log(f) + z c / f - 1
         off = np.log(y / fitted)
-        weight = np.sqrt(_weights(off))
+        weight = np.sqrt(weights(off))
         rows = z * (weight / fitted)[:, None]
         found = _nonnegative(rows.T @ rows, rows.T @ (weight * (1.0 + off)))
         before, fitted = fitted, np.maximum(z @ found, LEAST_SHARE * y)
@@ -325,41 +296,90 @@ def _nonnegative(gram: FloatArray, moment: FloatArray) -> FloatArray:
     return np.asarray(found * scale)
 
 
-def _factors(random: np.random.Generator, count: int, group: NDArray[np.intp]) -> FloatArray:
-    """(count, n): for each resample a factor of mean 0 and variance 1 by group."""
-    drawn = random.choice(np.concatenate([-WEBB, WEBB]), (count, int(group.max()) + 1))
-    return np.asarray(drawn[:, group])
+def _resample(
+    runs: _Runs, found: _Found, levels: Levels, count: int, random: np.random.Generator
+) -> Resamples:
+    caches = np.array([found.cached])
+    if found.cached > 0:
+        caches = found.cached * np.geomspace(1 / CACHE_RANGE, CACHE_RANGE, CACHES_DRAWN)
+    systems = [_System.of(runs, found, part, caches) for part in found.parts]
+    draws = Draws.of(random, count, levels, [system.left for system in systems])
+    # of each phase what is fitted, and of each cache the misfit, which the phases share
+    wanted, further = [], np.empty((count, len(systems)))
+    misfit = np.zeros((count, caches.size))
+    for place, system in enumerate(systems):
+        off, new = draws.errors(variances(random, count, levels, left=system.weight * system.left,
+                                          columns=system.directions))  # fmt: skip
+        wanted.append(system.weight + off)
+        misfit += system.misfit(wanted[-1])
+        # runs that lie far off hardly move the law; further deployments may as well
+        further[:, place] = system.outlying * new
+    which = np.argmin(misfit, axis=1)
+    return Resamples(
+        np.concatenate([s.solve(w, which) for s, w in zip(systems, wanted, strict=True)], axis=1),
+        caches[which],
+        further,
+    )
 
 
-def _wild(
-    x: FloatArray,
-    y: FloatArray,
-    coefficients: FloatArray,
-    cluster: NDArray[np.intp],
-    factor: FloatArray,
-) -> FloatArray:
-    """Coefficients (k, m) of resamples; cluster (n,): what is drawn together of the rows, factor
-    (k, n): what is drawn for them."""
-    fitted = np.maximum(x @ coefficients, LEAST_SHARE * y)
-    left = np.log(y / fitted)
-    weight = np.sqrt(_weights(left))
-    rows = x / fitted[:, None] * weight[:, None]
-    scale = rows.max(axis=0)
-    scale = np.where(scale > 0, scale, 1.0)
-    rows = rows / scale
-    gram = rows.T @ rows
-    # only what is not held at zero has a leverage
-    free = coefficients > 0
-    inverse = np.linalg.pinv(gram[np.ix_(free, free)])
-    held = rows[:, free]
-    whole = np.empty_like(left)
-    for group in range(int(cluster.max()) + 1):
-        own = cluster == group
-        hat = held[own] @ inverse @ held[own].T
-        undone = np.linalg.lstsq(np.eye(len(hat)) - hat, (weight * left)[own], rcond=1e-6)[0]
-        whole[own] = undone
-    moments = (weight + factor * whole) @ rows
-    return np.stack([_nonnegative(gram, moment) for moment in moments]) / scale
+@dataclass(frozen=True)
+class _System:
+    """One phase about what was fitted: weighted `rows` (caches, n, m) of columns scaled by `scale`
+    (m,), for each cache that is tried, the fitted one in the middle; `left` (n,) in logarithms, the
+    square roots `weight` (n,) of their weights, and what is `free` (m,) of the bound at 0."""
+
+    rows: FloatArray
+    scale: FloatArray
+    left: FloatArray
+    weight: FloatArray
+    free: Mask
+    change: FloatArray
+
+    @classmethod
+    def of(cls, runs: _Runs, found: _Found, part: Part, caches: FloatArray) -> _System:
+        y, coefficients = runs.costs[part.phase], found.coefficients[part.at]
+        x = runs.columns(part, found.cached)
+        fitted = np.maximum(x @ coefficients, LEAST_SHARE * y)
+        left = np.log(y / fitted)
+        weight = np.sqrt(weights(left))
+        by_cache = np.stack([runs.columns(part, float(c)) for c in caches])
+        rows = by_cache * (weight / fitted)[:, None]
+        scale = rows.max(axis=(0, 1))
+        scale = np.where(scale > 0, scale, 1.0)
+        near = by_cache[[max(0, caches.size // 2 - 1), min(caches.size - 1, caches.size // 2 + 1)]]
+        change = (near[1] - near[0]) @ coefficients * weight / fitted
+        return cls(rows / scale, scale, left, weight, coefficients > 0, change)
+
+    @property
+    def directions(self) -> FloatArray:
+        """(n, m + 1): what the fit could take of the errors: its columns, and the cache's size."""
+        change = self.change / max(1e-300, float(np.abs(self.change).max()))
+        return np.column_stack([self.rows[len(self.rows) // 2], change])
+
+    @property
+    def outlying(self) -> float:
+        """How much farther off runs lie than those that the law heeds."""
+        heeded = float(np.mean((self.weight * self.left) ** 2))
+        return math.sqrt(float(np.mean(self.left**2)) / max(1e-300, heeded))
+
+    def misfit(self, wanted: FloatArray) -> FloatArray:
+        """(k, caches): logarithm of the sum of squares that the free columns leave of (k, n)."""
+        found = []
+        for rows in self.rows[:, :, self.free]:
+            basis, size, _ = np.linalg.svd(rows, full_matrices=False)
+            taken = wanted @ basis[:, size > 1e-9 * size.max()]
+            found.append(np.sum(wanted**2, axis=1) - np.sum(taken**2, axis=1))
+        return np.asarray(np.log(np.maximum(1e-12, np.stack(found, axis=1))))
+
+    def solve(self, wanted: FloatArray, which: NDArray[np.intp]) -> FloatArray:
+        """Coefficients (k, m), each by its cache."""
+        found = np.empty((len(wanted), self.scale.size))
+        for cache, rows in enumerate(self.rows):
+            own = np.flatnonzero(which == cache)
+            gram = rows.T @ rows
+            for k, moment in zip(own, wanted[own] @ rows, strict=True):
+                found[k] = _nonnegative(gram, moment)
+        return found / self.scale
 
 
 def judge(

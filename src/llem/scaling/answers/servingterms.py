@@ -4,20 +4,27 @@ Prefill reads all tokens of its prompts in one pass, decoding one token of each 
 Of a model that multiplies each token with W values in L layers of width w, and keeps K values of
 each token in its cache, the passes of a run cost
 
-    prefill   a P + l L P + b P (W - C)+         + c (W' T + H Q)  + d L w S   + e L T
-    decode    a P + l L P + b P (W + K X/P - C)+ + c W T           + d K X     + e L T
-              + m P (W - C)+ min(1, T/P - 1)
+    prefill   a P + l (L + 1) P + b P (W - C)+         + c (W' T + H Q)  + d L w S   + e L T
+              + g L P (w T/P - C)+
+    decode    a P + l (L + 1) P + b P (W + K X/P - C)+ + c W T           + d K X     + e L T
+              + g L P (w T/P - C)+ + m P (W - C)+ min(1, T/P - 1)
 
 P passes of T tokens that were read, for Q requests; W' and H are the values within the layers and
 of the output, which a prefill computes for the last token alone; S the pairs of tokens that attend
 to each other, X the tokens that decoding sequences held, summed over passes.
 
-    a, l   launches: what the host and the device's kernels take by pass and by layer
+    l      launches: what the host and the device's kernels take by layer, and what stands around
+           the layers (embedding, last norm, output) at least as much as one of them: models that
+           are much alike do not tell the two apart, and without that floor the smallest model that
+           was not served is foretold by the sign of the others' noise
+    a      launches of a pass beyond that
     b      values that are read once a pass, weights and cache, beyond the C that the device's own
            cache holds on the way (0 where that does not matter)
     c      arithmetic, a multiply-add each
     d      attention: in a prefill by pairs, in decoding by values of the cache
     e      what each token costs each layer whatever its width: norms, activations, kernels' tails
+    g      activations, of a pass and layer, beyond those that stay in the device's own cache from
+           one kernel to the next
     m      weights that are rearranged when they meet more than one row (a matrix product where one
            row alone is a product with a vector)
 
@@ -48,13 +55,14 @@ TERMS: dict[str, tuple[str, str]] = {
     "pass": ("a P", "per pass"),
     "cache": ("d K X", "per value of the KV cache and pass"),
     "attention": ("d L w S", "per width, layer and pair of tokens"),
-    "layer": ("l L P", "per layer and pass"),
+    "layer": ("l (L + 1) P", "per layer and pass"),
     "row": ("e L T", "per layer and token"),
+    "activations": ("g L P (w T/P - C)+", "per width, layer and token"),
     "packing": ("m P (W - C)+", "per value and pass of several rows"),
 }
 OF_PHASE: dict[str, tuple[str, ...]] = {
-    PREFILL: ("arithmetic", "weights", "pass", "attention", "layer", "row"),
-    DECODE: ("arithmetic", "weights", "pass", "cache", "layer", "row", "packing"),
+    PREFILL: ("arithmetic", "weights", "pass", "attention", "layer", "row", "activations"),
+    DECODE: ("arithmetic", "weights", "pass", "cache", "layer", "row", "activations", "packing"),
     TOGETHER: tuple(TERMS),
 }
 
@@ -125,42 +133,55 @@ class Counts:
 
 
 def columns(
-    models: Models, counts: Counts, phase: str, names: Sequence[str], *, cached: float
+    models: Models, counts: Counts, phase: str, names: Sequence[str], *, cached: FloatArray | float
 ) -> FloatArray:
-    """(..., m) of the terms `names` in a phase; together they are the sum of both."""
+    """(..., m) of the terms `names` in a phase; together they are the sum of both. Columns and
+    `cached` are broadcast."""
     if phase == TOGETHER:
         every = [_of(models, counts, each, cached) for each in PHASES]
-        return np.stack([sum(e[name] for e in every if name in e) for name in names], axis=-1)
-    found = _of(models, counts, phase, cached)
-    return np.stack([found[name] for name in names], axis=-1)
+        terms = [np.asarray(sum(e[name] for e in every if name in e)) for name in names]
+    else:
+        found = _of(models, counts, phase, cached)
+        terms = [found[name] for name in names]
+    return np.stack(np.broadcast_arrays(*terms), axis=-1)
 
 
-def _of(models: Models, counts: Counts, phase: str, cached: float) -> dict[str, FloatArray]:
+def _of(
+    models: Models, counts: Counts, phase: str, cached: FloatArray | float
+) -> dict[str, FloatArray]:
     if phase == PREFILL:
         passes, tokens = counts.prefills, counts.tokens_in
         inner = models.multiplied - models.head
         return {
-            "pass": passes,
-            "layer": models.layers * passes,
+            **_around(models, passes, tokens, cached),
             "weights": passes * np.maximum(0.0, models.multiplied - cached),
             "arithmetic": inner * tokens + models.head * counts.requests,
             "attention": models.spread * counts.pairs,
-            "row": models.layers * tokens,
         }
     passes, rows = counts.decodes, counts.rows
     some = np.where(passes > 0, passes, 1.0)
     read = models.kv * counts.context
     weights = models.multiplied
     return {
-        "pass": passes,
-        "layer": models.layers * passes,
+        **_around(models, passes, rows, cached),
         "weights": passes * np.maximum(0.0, weights + read / some - cached),
         "packing": passes
         * np.maximum(0.0, weights - cached)
         * np.clip(rows / some - 1.0, 0.0, 1.0),
         "arithmetic": weights * rows,
         "cache": read,
-        "row": models.layers * rows,
+    }
+
+
+def _around(
+    models: Models, passes: FloatArray, tokens: FloatArray, cached: FloatArray | float
+) -> dict[str, FloatArray]:
+    """The terms that passes of both phases have alike."""
+    return {
+        "pass": passes,
+        "layer": (models.layers + 1.0) * passes,
+        "row": models.layers * tokens,
+        "activations": np.maximum(0.0, models.spread * tokens - models.layers * passes * cached),
     }
 
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal
 
@@ -63,8 +63,7 @@ class Draws:
     """Weights of `count` resamples of n rows.
 
     "rows": rows drawn with replacement (multinomial counts), as most papers do. "runs": a Gamma
-    weight of mean 1 and this `variance` for every run, divided by their mean; to the `power` first,
-    see `of_variance`.
+    weight of mean 1 and this `variance` for every run, divided by their mean.
     """
 
     resampling: Resampling
@@ -73,14 +72,6 @@ class Draws:
     run: NDArray[np.intp]
     weight: FloatArray
     variance: float = 1.0
-    power: float = 1.0
-
-    def of_variance(self, variance: float) -> Draws:
-        """The same draws of runs spread by another variance: for a fit to the same runs that needs
-        one of its own, as costs do beside losses. What is high here is high there."""
-        if self.resampling == "rows":
-            return self
-        return replace(self, power=_power(1.0 / self.variance, variance))
 
     @property
     def units(self) -> int:
@@ -113,27 +104,7 @@ class Draws:
             counts = np.bincount(drawn.ravel(), minlength=CHUNK * units)
             return counts.reshape(CHUNK, units).astype(float)
         weights = rng.gamma(1.0 / self.variance, self.variance, size=(CHUNK, units))
-        if self.power != 1.0:
-            weights **= self.power
         return np.asarray(weights * (units / weights.sum(axis=1, keepdims=True)))
-
-
-def _power(shape: float, variance: float) -> float:
-    """To which power Gamma variables of this shape have this squared coefficient of variation:
-    Gamma(k + 2q) Gamma(k) / Gamma(k + q)^2 - 1 grows with q."""
-    low, high = 0.0, 8.0
-    for _ in range(60):
-        q = 0.5 * (low + high)
-        spread = math.lgamma(shape + 2 * q) + math.lgamma(shape) - 2 * math.lgamma(shape + q)
-        low, high = (q, high) if spread < math.log1p(variance) else (low, q)
-    return 0.5 * (low + high)
-
-
-def smooth_variance(runs: int, *, parameters: int, level: float) -> float:
-    """The variance v of the weights of runs for an estimator without kinks."""
-    spare = max(runs - parameters, LEAST_SPARE)
-    wide = student_ratio(spare, NormalDist().inv_cdf(0.5 + 0.5 * level)) ** 2
-    return wide / (spare / (spare + parameters))
 
 
 def weight_variance(
@@ -153,7 +124,9 @@ def weight_variance(
     n = float(weight[used].sum())
     runs = int(np.unique(run[used]).size)
     kink = min(1.0, 2.0 * float(weight @ (np.abs(residual) > estimator.threshold)) / n)
-    smooth = smooth_variance(runs, parameters=parameters, level=level)
+    spare = max(runs - parameters, LEAST_SPARE)
+    smooth = student_ratio(spare, NormalDist().inv_cdf(0.5 + 0.5 * level)) ** 2
+    smooth /= spare / (spare + parameters)
     return smooth * math.exp(-KINK * kink * parameters / math.sqrt(n * runs))
 
 
