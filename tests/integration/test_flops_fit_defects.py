@@ -379,7 +379,9 @@ def test_two_launched_ranks_give_the_runs_and_the_answer_of_one(tmp_path):
         f"from {source.stem} import ask\n"
         "import os\nfrom pathlib import Path\n"
         f"result = ask(Path(sys.argv[1]), **{small!r})\n"
-        "print(os.environ['RANK'], result.law.params['alpha'], result.optimum(1e10).params)\n"
+        "told = (os.environ['RANK'], result.law.params['alpha'], result.optimum(1e10).params)\n"
+        # in one write: the ranks share a pipe
+        "sys.stdout.write(' '.join(map(str, told)) + '\\n')\n"
     )
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone",

@@ -24,7 +24,9 @@ def main(record, seconds, stagger=0.0):
             "reasons": m.reasons}  # fmt: skip
     if not m.lost:
         told |= {"energy_j": m.energy_j, "duration_s": m.duration_s, "devices": len(m.devices)}
-    print(json.dumps(told), flush=True)
+    # In one write: ranks may share a pipe, and `print` may write a line's end by itself.
+    sys.stdout.write(f"{json.dumps(told)}\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":
