@@ -10,7 +10,7 @@ from llem.errors import typed
 
 EXAMPLE = """  llem image build --kind cuda --out llem-cuda.sif
   llem image build --wheelhouse wheels/ --base base.sif --out llem.sif # offline
-  llem image build --kind vllm --out llem-vllm.sif       # for GPUs; vllm-cpu: none
+  llem image build --kind vllm --out llem-vllm.sif   # vllm-cpu: without GPUs
   llem image verify llem-cpu.sif"""
 
 # Those of `llem.cluster.image`, which is imported only to build one.

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from llem._numerals import format_count, format_duration
+from llem._numerals import format_count, format_duration, percent
 
 if TYPE_CHECKING:
     from llem.campaign import Run
@@ -72,7 +72,7 @@ class Say:
             speed = (done - at_first) / (now - began)
             left = (whole - done) / speed if speed > 0 else math.inf
             to_go = f", about {format_duration(left)} to go" if math.isfinite(left) else ""
-            self(f"{done / whole:.0%} of the work is done{to_go}")
+            self(f"{percent(done / whole, places=0)} of the work is done{to_go}")
 
     def run(self, planned: Planned, run: Run, status: str) -> None:
         if self._stream is None:

@@ -21,7 +21,7 @@ def test_a_long_run_is_not_silent_and_says_how_long_the_rest_takes(monkeypatch, 
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) >= 2
     for line in lines:
-        assert line.startswith("llem: 5") and "% of the work is done, about " in line
+        assert line.startswith("llem: 5") and " % of the work is done, about " in line
         assert 7 < float(line.split("about ")[1].split(" s to go")[0]) < 13
 
 
