@@ -23,6 +23,7 @@ from llem.errors import InputError, LlemError, UnavailableError
 from llem.records import Phase, RequestStatus, read_rank
 from llem.serving import serve_run
 from llem.serving.requests import make_requests
+from llem.serving.servers import openai
 from llem.serving.servers.memory import ServerMemory
 from llem.serving.servers.server import Server, filled
 from llem.training.world import start_world
@@ -305,7 +306,9 @@ def test_the_warm_up_leaves_neither_tokens_nor_requests(world, tmp_path):
     assert len(record.requests) == 5 and len(record.tokens) == 30
 
 
-def test_a_request_that_is_refused_or_broken_off_fails_alone(world, tmp_path):
+def test_a_request_that_is_refused_or_broken_off_fails_alone(world, tmp_path, monkeypatch):
+    # This server lives on, and is watched for so long to be sure of it.
+    monkeypatch.setattr(openai, "DEATH_S", 1.0)
     numbers = [first_token(run_of(), n) for n in (1, 3)]
     assert len(set(numbers)) == 2
     run = run_of("--refuse", str(numbers[0]), "--break", str(numbers[1]), batch_size=5)
