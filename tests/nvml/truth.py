@@ -127,7 +127,7 @@ CASES: tuple[Case, ...] = (
     Case(name="all MIG instances", gpus=BURSTS, more={"mig": 7}, environ=_all_instances,
          held=(0, 1)),
     Case(name="one MIG instance", gpus=BURSTS, more={"mig": 7}, environ=_one_instance, held=(1,),
-         quality="none", says="MIG: the job holds 14% of it, the whole was measured"),
+         quality="none", says="MIG: the job holds 14 % of it, the whole was measured"),
     Case(name="counter every 100 ms, square", gpus=SQUARES[0.5], more={"energy_update_ms": 100},
          window_s=LONG_WINDOW_S),
     Case(name="counter every 100 ms, bursts", gpus=BURSTS, more={"energy_update_ms": 100},

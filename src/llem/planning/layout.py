@@ -99,7 +99,8 @@ def choose_layout(
             if needed <= TIME_MARGIN * site.limits.time:
                 layout = _with_micro_batch(model, recipe, way, sequences // world, device, fixed)
                 if layout is None:
-                    reason = f"needs more than {format_si(device.memory_bytes, 'B')} per device"
+                    most = format_si(device.memory_bytes, "B")
+                    reason = f"needs more than {most} per device (site.gpu.memory)"
                     continue
                 needed = duration_s(flops, steps, layout, device)
                 if needed <= TIME_MARGIN * site.limits.time:
