@@ -160,8 +160,8 @@ def test_what_was_cancelled_is_said_to_be(login, plan_of):
     assert sum(map(len, after.values())) == sum(map(len, before.values())) + 1
     planned = json.loads((login.home / "gone/plan.json").read_text())["runs"]
     assert entries[-1]["elements"] == f"0-{len(planned) - 1}"
-    login.llem("wait", "gone", "--timeout", "60s", check=False)
     assert status(login, "gone")["arrays"][0]["stopped"] == 0
+    login.llem("cancel", "gone")
 
 
 def test_jobs_that_everybody_has_forgotten_are_told_of_by_their_files_and_go_on(login, plan_of):
@@ -181,8 +181,9 @@ def test_jobs_that_everybody_has_forgotten_are_told_of_by_their_files_and_go_on(
     found = status(login, "forgot")
     assert found["scheduler"]["answered"] and not found["active"]
     assert found["next"] == "llem resubmit forgot"
-    # End records still tell; what left none is lost, not failed.
-    assert set(found["counts"]) == {"failed"} and found["causes"][0]["name"] == "program-missing"
+    # End records still tell, logs of other numbers do not; what left no record is lost, not failed.
+    (cause,) = found["causes"]
+    assert set(found["counts"]) == {"failed"} and "torch" in cause["text"], cause
     for end in folder.glob("runs/*/attempt-*/end.json"):
         end.unlink()
     assert set(status(login, "forgot")["counts"]) == {"lost"}
