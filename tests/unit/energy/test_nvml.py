@@ -135,6 +135,7 @@ LOADS = {
 }
 
 
+@pytest.mark.slow
 def test_energy_through_the_whole_chain_is_within_half_a_percent(
     nvml_library, fake_gpus, sampler, tmp_path
 ):

@@ -183,6 +183,7 @@ def test_slurms_warning_signals_do_not_end_it(sampler, tmp_path):
         assert link.end().ok
 
 
+@pytest.mark.slow
 def test_a_lost_rank_ends_its_record_after_the_grace(sampler, tmp_path):
     path = tmp_path / "node-a.h5"
     process = sampler()
@@ -284,6 +285,7 @@ def small_disk(tmp_path):
     return disk, prefix
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_measuring_with_one_line_and_nothing_else(
     small_disk, tmp_path, plain_environ
 ):

@@ -244,6 +244,7 @@ for i, _ in enumerate(sys.stdin):
 """
 
 
+@pytest.mark.slow
 def test_fifty_writers_killed_at_random_lose_no_row_that_was_flushed(tmp_path):
     kills = 50
     environ = {**os.environ, "PYTHONPATH": str(Path(llem.__file__).parents[1])}

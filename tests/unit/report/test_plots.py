@@ -46,6 +46,7 @@ def test_what_a_fit_does_not_hold_is_not_drawn(
     assert names(gather(rows, fit), fit) == ["loss", "optimum", "energy", "residuals"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("law", LAWS)
 def test_every_law_is_drawn(law: str) -> None:
     rng = np.random.default_rng(0)

@@ -338,6 +338,7 @@ def at(law: CostLaw, params: float, tokens: float) -> np.ndarray:
     return np.array([float(FEATURES[name].of(columns)) for name in law.names])
 
 
+@pytest.mark.slow
 def test_intervals_hold_what_a_further_run_costs_as_often_as_they_say() -> None:
     """Six sizes, six lengths; costs are off by 5 % alike for the runs of a size, by 3 % by run."""
     size = np.repeat(np.arange(6), 6)

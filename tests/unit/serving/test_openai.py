@@ -340,6 +340,7 @@ def test_whoever_has_to_leave_breaks_off_and_ends_the_server(world, tmp_path):
     _is_gone(int(child.read_text()))
 
 
+@pytest.mark.slow
 def test_whoever_has_to_leave_waits_for_no_server_that_says_nothing_more(world, tmp_path):
     """SLURM's warning reaches every process of a step: a vLLM that ends keeps its streams open for
     longer than a job that is preempted has."""
