@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from llem._numerals import format_amount
 
 _NUMBER = r"[+-]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+# The commas of 1,000 and 2,500,000, not that of 1,5.
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?:,\d{3})*(?!\d))")
 _PREFIXES = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18,
              "Z": 1e21, "Y": 1e24}  # fmt: skip
 
@@ -53,14 +55,15 @@ class Budget:
 
 
 def parse_budget(text: str | float | int) -> Budget:
-    """Read a budget: `1e20`, `3 EFLOP`, `500 GPUh`, `12 node-h`, `2 MWh`, `1000 EUR`.
+    """Read a budget: `1e20`, `3 EFLOP`, `500 GPUh`, `12 node-h`, `2 MWh`, `1,000 EUR`, `€200`.
 
-    A bare number is FLOP. Raises ValueError with what is expected.
+    A bare number is FLOP; commas may part thousands. Raises ValueError with what is expected.
     """
     if isinstance(text, bool) or not isinstance(text, (str, int, float)):
         raise ValueError(f"expected {BUDGET_HELP}")
     raw = str(text).strip()
-    match = re.fullmatch(rf"({_NUMBER})\s*([A-Za-z€$\-]*)", raw)
+    plain = _THOUSANDS.sub("", re.sub(r"^([€$])\s*(.*)$", r"\2 \1", raw))
+    match = re.fullmatch(rf"({_NUMBER})\s*((?:[A-Za-z]+ )?[A-Za-z€$\-]*)", plain)
     if match is None:
         raise ValueError(f"cannot read {raw!r}: expected {BUDGET_HELP}")
     value = float(match[1].replace("_", ""))
@@ -74,7 +77,7 @@ def parse_budget(text: str | float | int) -> Budget:
 def _budget_unit(unit: str) -> tuple[str, float]:
     if not unit:
         return "FLOP", 1.0
-    known = _BUDGET_UNITS.get(unit.lower())
+    known = _BUDGET_UNITS.get(unit.lower().replace(" ", "-"))
     if known:
         return known
     prefix, rest = unit[:1], unit[1:].lower()

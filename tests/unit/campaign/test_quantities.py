@@ -29,6 +29,10 @@ from llem.campaign import (
         ("3.6 MJ", 1, "kWh"),
         ("1_000 EUR", 1000, "EUR"),
         ("10 $", 10, "USD"),
+        ("€200", 200, "EUR"),
+        ("10 GPU hours", 10, "GPUh"),
+        ("5,000 EUR", 5000, "EUR"),
+        ("1,234,567.5 GPUh", 1234567.5, "GPUh"),
     ],
 )
 def test_a_budget_is_read_in_every_unit(text, value, unit):
@@ -37,7 +41,8 @@ def test_a_budget_is_read_in_every_unit(text, value, unit):
     assert budget.value == pytest.approx(value)
 
 
-@pytest.mark.parametrize("text", ["", "x", "3 parsec", "-1 GPUh", "0", "1e400", "nan", True, None])
+@pytest.mark.parametrize("text", ["", "x", "3 parsec", "-1 GPUh", "0", "1e400", "nan", True, None,
+                                  "1,5 EUR", "1,000,5 EUR", "1,0000 EUR", "3 E FLOP", "$5 EUR"])  # fmt: skip
 def test_what_is_no_budget_is_refused(text):
     with pytest.raises(ValueError, match=r"expected|positive"):
         parse_budget(text)
