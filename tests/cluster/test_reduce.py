@@ -179,7 +179,8 @@ def reducer_of(folder):
     return max(found)
 
 
-@pytest.mark.parametrize("how", ["preempted", "requeued"])
+# What takes a whole node drives others' jobs out of it as well.
+@pytest.mark.parametrize("how", [pytest.param("preempted", marks=pytest.mark.alone), "requeued"])
 def test_an_element_that_is_driven_out_goes_on_after_its_last_part(login, rehearsed, how):
     folder = rehearsed(how)
     expected = serial(login, folder)
