@@ -143,7 +143,7 @@ def fit_law(
 
     asked = _Asked(bootstrap, resampling, level, seed)
     resamples = _bootstrap(data, problem, judged_by, solution, asked, watch, warnings)
-    costs, cost_samples = _costs(data, resamples, level, warnings)
+    costs, cost_samples = _costs(data, resamples, warnings)
     ensemble = Ensemble(
         law=chosen,
         natural=natural,
@@ -281,7 +281,7 @@ def _samples(problem: Problem, resamples: Resamples | None) -> FloatArray:
 
 
 def _costs(
-    data: Observations, resamples: Resamples | None, level: float, warnings: list[str]
+    data: Observations, resamples: Resamples | None, warnings: list[str]
 ) -> tuple[dict[str, CostLaw], dict[str, FloatArray]]:
     """The cost laws, and their coefficients under every resample."""
     layouts = Layouts(data.ranks, data.nodes, data.steps)

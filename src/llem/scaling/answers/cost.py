@@ -34,6 +34,7 @@ from llem.scaling.answers.levels import Draws, Levels, variances
 from llem.scaling.fitting.basis import extended
 from llem.scaling.fitting.bootstrap import KEPT_ELEMENTS
 from llem.scaling.fitting.nonnegative import solve_normal
+from llem.scaling.laws.huber import LEAST_NOISE, weights
 
 FloatArray = NDArray[np.float64]
 NAN = float("nan")
@@ -51,9 +52,8 @@ ROUNDS = 30
 SETTLED = 1e-7
 # What is predicted is no less than this share of what was measured, or one run would count alone.
 LEAST_SHARE = 1e-3
-# An error of so many standard deviations counts in full; these are no less than LEAST_NOISE.
+# An error of so many standard deviations counts in full.
 HUBER = 3.0
-LEAST_NOISE = 0.01
 # Median of |x| of a normal x of standard deviation 1.
 NORMAL_MEDIAN = 0.6745
 # Fewer sizes than these say nothing of how far a size lies off a law.
@@ -446,8 +446,7 @@ def _counts(error: FloatArray, weight: FloatArray) -> FloatArray:
     order = np.argsort(far, kind="stable")
     below = np.cumsum(weight[order])
     median = float(far[order][np.searchsorted(below, 0.5 * below[-1])])
-    most = HUBER * max(LEAST_NOISE, median / NORMAL_MEDIAN)
-    return np.asarray(np.minimum(1.0, most / np.maximum(far, most)))
+    return weights(far, noise=max(LEAST_NOISE, median / NORMAL_MEDIAN), edge=HUBER)
 
 
 def _relative(scale: FloatArray, columns: Columns, names: Sequence[str]) -> FloatArray:

@@ -53,10 +53,11 @@ def noise_of(r: FloatArray) -> float:
     return max(LEAST_NOISE, OF_MEDIAN * float(np.sort(np.abs(r))[r.size // 2]))
 
 
-def weights(r: FloatArray, *, noise: float | None = None) -> FloatArray:
-    """Of residuals (n,): 1, and less for what lies far off by their own `noise`, or by this."""
-    edge = EDGE * (noise_of(r) if noise is None else noise)
-    return np.minimum(1.0, edge / np.maximum(np.abs(r), 1e-12))
+def weights(r: FloatArray, *, noise: float | None = None, edge: float = EDGE) -> FloatArray:
+    """Of residuals (n,): 1, and less from `edge` standard deviations on, of their own `noise` or of
+    this."""
+    far = edge * (noise_of(r) if noise is None else noise)
+    return np.minimum(1.0, far / np.maximum(np.abs(r), 1e-12))
 
 
 def mean_loss(r: FloatArray) -> float:
