@@ -172,6 +172,39 @@ def completed(study, run_id):
     return attempt
 
 
+def check_windows(study, rows):
+    """What a window cost is what its GPU truly drew."""
+    for row in rows:
+        attempt = completed(study, row["run_id"])
+        watts, _ = samples(attempt)
+        seconds, _, _ = window(attempt)
+        assert COUNTER_S / seconds < TOLERANCE
+        assert float(row["duration_s"]) == pytest.approx(seconds, rel=1e-9)
+        assert float(row["energy_j"]) == pytest.approx(watts * seconds, rel=TOLERANCE)
+
+
+def truth_of(study, run_id):
+    """Joules that the GPUs truly drew in all attempts of a run together."""
+    truth_j = 0.0
+    for attempt in attempts_of(study, run_id):
+        end = read_json(attempt / "end.json")
+        watts, _ = samples(attempt)
+        truth_j += watts * (end["t1_ns"] - end["t0_ns"]) / 1e9
+    return truth_j
+
+
+def statuses_at_the_end(study):
+    """Run id -> how its attempts ended: one of them completed it, the last."""
+    statuses = {
+        run["run_id"]: [(read_json(a / "end.json") or {}).get("status")
+                        for a in attempts_of(study, run["run_id"])]
+        for run in study["plan"]["runs"]
+    }  # fmt: skip
+    assert all(found.count("completed") == 1 for found in statuses.values()), statuses
+    assert all(found[-1] == "completed" for found in statuses.values()), statuses
+    return statuses
+
+
 def test_it_is_one_study_of_24_deployments_in_arrays(study):
     plan = study["plan"]
     runs, arrays = plan["runs"], plan["arrays"]
@@ -201,13 +234,7 @@ def test_every_row_is_complete(rows):
 
 
 def test_what_was_driven_out_went_on_by_itself_and_nothing_was_served_twice(study, rows):
-    statuses = {
-        run["run_id"]: [(read_json(a / "end.json") or {}).get("status")
-                        for a in attempts_of(study, run["run_id"])]
-        for run in study["plan"]["runs"]
-    }  # fmt: skip
-    assert all(found.count("completed") == 1 for found in statuses.values()), statuses
-    assert all(found[-1] == "completed" for found in statuses.values()), statuses
+    statuses = statuses_at_the_end(study)
     again = {run: found for run, found in statuses.items() if len(found) > 1}
     # one run of each job that was there, at most: a job that leaves between two runs leaves none
     assert 1 <= len(again) <= len(study["preempted"])
@@ -227,23 +254,13 @@ def test_the_final_job_aggregated_and_reported(study):
 
 
 def test_a_window_costs_what_the_gpu_truly_drew(study, rows):
-    for row in rows:
-        attempt = completed(study, row["run_id"])
-        watts, _ = samples(attempt)
-        seconds, _, _ = window(attempt)
-        assert COUNTER_S / seconds < TOLERANCE
-        assert float(row["duration_s"]) == pytest.approx(seconds, rel=1e-9)
-        assert float(row["energy_j"]) == pytest.approx(watts * seconds, rel=TOLERANCE)
+    check_windows(study, rows)
 
 
 def test_all_attempts_together_cost_what_the_gpus_truly_drew(study, rows):
     total_j = 0.0
     for row in rows:
-        truth_j = 0.0
-        for attempt in attempts_of(study, row["run_id"]):
-            end = read_json(attempt / "end.json")
-            watts, _ = samples(attempt)
-            truth_j += watts * (end["t1_ns"] - end["t0_ns"]) / 1e9
+        truth_j = truth_of(study, row["run_id"])
         assert float(row["energy_total_j"]) == pytest.approx(truth_j, rel=TOLERANCE)
         total_j += truth_j
     told_j = sum(float(row["energy_total_j"]) for row in rows)

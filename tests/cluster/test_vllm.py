@@ -18,19 +18,18 @@ from llem.records import read_rank
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "integration"))
 from farm_site import farm_site
-from faults import read_json, wait_for
+from faults import wait_for
 from test_study import (
-    COUNTER_S,
     REQUESTS,
     STEP_W,
     TOLERANCE,
-    attempts_of,
+    check_windows,
     completed,
     log,
     names_in,
     preempt,
-    samples,
-    window,
+    statuses_at_the_end,
+    truth_of,
 )
 from tiny_llama import write_tiny_llama
 
@@ -113,13 +112,7 @@ def test_every_row_is_complete(study, rows):
 
 
 def test_what_was_driven_out_went_on_by_itself(study, rows):
-    statuses = {
-        run["run_id"]: [(read_json(a / "end.json") or {}).get("status")
-                        for a in attempts_of(study, run["run_id"])]
-        for run in study["plan"]["runs"]
-    }  # fmt: skip
-    assert all(found.count("completed") == 1 for found in statuses.values()), statuses
-    assert all(found[-1] == "completed" for found in statuses.values()), statuses
+    statuses = statuses_at_the_end(study)
     again = [found for found in statuses.values() if len(found) > 1]
     assert 1 <= len(again) <= len(study["preempted"])
     assert all(found == ["interrupted", "completed"] for found in again), statuses
@@ -155,22 +148,12 @@ def idle_s(record):
 
 
 def test_a_window_costs_what_the_gpu_truly_drew(study, rows):
-    for row in rows:
-        attempt = completed(study, row["run_id"])
-        watts, _ = samples(attempt)
-        seconds, _, _ = window(attempt)
-        assert COUNTER_S / seconds < TOLERANCE
-        assert float(row["duration_s"]) == pytest.approx(seconds, rel=1e-9)
-        assert float(row["energy_j"]) == pytest.approx(watts * seconds, rel=TOLERANCE)
+    check_windows(study, rows)
 
 
 def test_all_attempts_together_cost_what_the_gpus_truly_drew(study, rows):
     for row in rows:
-        truth_j = 0.0
-        for attempt in attempts_of(study, row["run_id"]):
-            end = read_json(attempt / "end.json")
-            watts, _ = samples(attempt)
-            truth_j += watts * (end["t1_ns"] - end["t0_ns"]) / 1e9
+        truth_j = truth_of(study, row["run_id"])
         assert float(row["energy_total_j"]) == pytest.approx(truth_j, rel=TOLERANCE)
 
 
